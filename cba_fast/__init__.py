@@ -1,0 +1,24 @@
+"""Large-kernel CNNs, class activation maps, MaxBoxAcc and effective receptive fields, fast.
+
+The floors of the package, lowest first; a module imports only from floors above it in this list:
+``errors``, ``files``, ``reference``, ``kernels``, ``ops``, ``nn``, ``models``, ``data``, ``wsol``,
+``erf``, ``study``, ``cli``. Importing ``cba_fast`` itself imports none of them (and no torch).
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_LAZY = ("ops", "nn", "models", "data", "wsol", "erf", "study", "errors", "files")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "accelerate":
+        return importlib.import_module(f"{__name__}.nn").accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_LAZY, "accelerate"])

@@ -1,0 +1,69 @@
+"""The command line ``cba-fast``: one subcommand per file of this folder, imported when called."""
+
+import importlib
+import sys
+
+import click
+
+from cba_fast import __version__
+from cba_fast.errors import CbaError
+
+# name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
+COMMANDS = {
+    "demo": ("demo", "Run the whole chain on generated data: no download, no GPU."),
+    "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
+    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc and MaxBoxAccV2."),
+    "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
+    "erf-compute": ("erf_compute", "Measure the ERF size on sampled images."),
+    "analysis-erf-vs-wsol": ("analysis_erf_vs_wsol", "Correlate ERF size and MaxBoxAcc."),
+    "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
+    "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
+    "merge": ("merge", "Merge branches and fold norms of a checkpoint for inference."),
+    "info": ("info", "Show what was built and which backend each op uses, and why."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a subcommand's module only when that subcommand is called."""
+
+    def list_commands(self, ctx):
+        return list(COMMANDS)
+
+    def get_command(self, ctx, cmd_name):
+        cmd_name = cmd_name.replace("_", "-")
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}")
+        return module.command
+
+    def format_commands(self, ctx, formatter):
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda s: s.replace("-", "_"),
+        "show_default": True,
+    },
+)
+@click.version_option(__version__, prog_name="cba-fast")
+def cli():
+    """CAM, MaxBoxAcc and effective receptive fields of large-kernel CNNs, fast.
+
+    Options are written with underscores; hyphens are accepted too.
+    """
+
+
+def main() -> None:
+    """Run the command line; user errors are one line on stderr and exit status 1."""
+    try:
+        cli(prog_name="cba-fast")
+    except CbaError as e:
+        click.echo(f"Error: {e}", err=True)
+        sys.exit(1)
+    except OSError as e:
+        click.echo(f"Error: {e.strerror or e}: {e.filename or ''}".rstrip(": "), err=True)
+        sys.exit(1)

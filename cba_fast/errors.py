@@ -1,0 +1,25 @@
+"""The errors that bad input gets: each message names the offending file, key, shape or value."""
+
+
+class CbaError(Exception):
+    """Base of the errors that a user can cause and mend; the command line prints them in one line."""
+
+
+class InputError(CbaError, ValueError):
+    """A file, a value or a combination of options that cannot be used."""
+
+
+class ImageError(InputError):
+    """An image that cannot be read. A run reports it at its end and goes on, unless ``--strict``."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint of another family or layout, with wrong keys, or that needs unpickling."""
+
+
+class ScoreMapError(InputError):
+    """A score map with NaN, values outside [0, 1], a wrong shape or a wrong dtype."""
+
+
+class BoxError(InputError):
+    """A ground-truth box or its annotation that breaks the format."""

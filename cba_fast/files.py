@@ -1,0 +1,56 @@
+"""Write files so that a killed or failing run leaves either the old file or the new one."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a fresh temporary path beside `path`; rename it to `path` on success, else remove it.
+
+    The temporary name keeps the suffix (writers such as OpenCV choose the format by it) and starts
+    with ``.tmp-``, so that readers which list a folder can leave it out.
+
+    Raises:
+        OSError: the folder cannot be created or written; the message names `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.parent / f".tmp-{uuid.uuid4().hex}{path.suffix}"
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    except OSError as e:
+        if e.filename is None or str(e.filename) == str(tmp):
+            raise OSError(e.errno, e.strerror or str(e), str(path)) from e
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path` in one step."""
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+        f.write(data)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` to `path` as UTF-8 in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` to `path` as indented JSON in one step (NaN is refused)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write `array` to `path` in NumPy's format in one step; object arrays are refused."""
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+        np.save(f, array, allow_pickle=False)

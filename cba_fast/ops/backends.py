@@ -1,0 +1,80 @@
+"""The one table of backends that every op is dispatched through.
+
+An op has a :class:`BackendTable`: its backends in order of preference, each with a predicate
+``refuses(*args) -> str | None`` that gives the reason why it cannot run for these arguments (None:
+it can). ``backend=None`` takes the first that can; a named backend that cannot run raises a
+`ValueError` with the same reason. ``cba-fast info`` prints the tables.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+log = logging.getLogger("cba_fast")
+
+NAMES = ("reference", "torch", "cpp", "triton", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    Attributes:
+        name: one of `NAMES`.
+        refuses: called with the op's tensors; the reason why this backend cannot run, or None.
+        unavailable: called without arguments; the reason why it never runs here (not built, no
+            compiler, no GPU), or None.
+    """
+
+    name: str
+    refuses: Callable[..., str | None]
+    unavailable: Callable[[], str | None] = lambda: None
+
+    def reason(self, *args) -> str | None:
+        """Return why this backend cannot run for `args`, or None."""
+        return self.unavailable() or self.refuses(*args)
+
+
+class BackendTable:
+    """The backends of one op, best first."""
+
+    registry: dict[str, "BackendTable"] = {}  # noqa: RUF012
+
+    def __init__(self, op: str, backends: list[Backend]):
+        self.op = op
+        self.backends = {b.name: b for b in backends}
+        self._logged: set[tuple[str, str]] = set()
+        BackendTable.registry[op] = self
+
+    def resolve(self, requested: str | None, *args) -> str:
+        """Return the name of the backend to run.
+
+        Args:
+            requested: a backend's name, or None for the best one that can run.
+            *args: the op's tensors, handed to the predicates.
+
+        Raises:
+            ValueError: `requested` is unknown, the op does not have it, or it cannot run for `args`
+                (with the reason).
+        """
+        if requested is not None:
+            if requested not in NAMES:
+                raise ValueError(f"backend must be None or one of {NAMES}, got {requested!r}")
+            if requested not in self.backends:
+                raise ValueError(
+                    f"{self.op} has no backend {requested!r}; it has {', '.join(self.backends)}"
+                )
+            reason = self.backends[requested].reason(*args)
+            if reason is not None:
+                raise ValueError(f"{self.op}: backend {requested!r} cannot run: {reason}")
+            return requested
+        reasons = []
+        for name, backend in self.backends.items():
+            reason = backend.reason(*args)
+            if reason is None:
+                return name
+            reasons.append(f"{name}: {reason}")
+            if (name, reason) not in self._logged:
+                self._logged.add((name, reason))
+                log.info("%s: backend %r not used: %s", self.op, name, reason)
+        raise ValueError(f"{self.op}: no backend can run: " + "; ".join(reasons))
