@@ -151,6 +151,23 @@ def test_unsafe_members_are_refused(tmp_path, cub, name, fields, message):
     assert files_below(tmp_path / "deep") == []
 
 
+def test_older_pythons_have_our_own_checks_only(tmp_path, cub, archive, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    prepare_cub(archive, tmp_path / "out")
+    check_layout(tmp_path / "out", cub)
+    test_unsafe_members_are_refused(tmp_path, cub, "CUB_200_2011/../../evil", {}, "leads outside")
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python has no tar filters")
+def test_what_pythons_filter_refuses_is_refused(tmp_path, archive, monkeypatch):
+    def refuse(member, path):
+        raise tarfile.OutsideDestinationError(member, path)
+
+    monkeypatch.setattr(tarfile, "data_filter", refuse)
+    with pytest.raises(InputError, match=r"CUB_200_2011\.tgz: refused, .*outside the destination"):
+        prepare_cub(archive, tmp_path / "out")
+
+
 def test_inner_hard_links_become_files(tmp_path, cub):
     path = tmp_path / "repacked.tar"
     prepare_cub(cub, tmp_path / "first")
