@@ -38,20 +38,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
-        new = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=true_padding(conv),
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",  # nothing is allocated or drawn for parameters that are replaced below
-        )
-        new.weight, new.bias = conv.weight, conv.bias
-        return new.train(conv.training)
+        return with_parameters(cls, conv, conv.weight, conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x, (N, C, H, W) or (C, H, W)."""
@@ -65,6 +52,26 @@ class DepthwiseConv2d(nn.Conv2d):
         if x.dim() == 3:
             return depthwise_conv2d(x.unsqueeze(0), self.weight, self.bias).squeeze(0)
         return depthwise_conv2d(x, self.weight, self.bias)
+
+
+def with_parameters(
+    cls: type[nn.Conv2d], conv: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None
+) -> nn.Conv2d:
+    """Return a `cls` of `conv`'s geometry and mode that holds these parameters."""
+    new = cls(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=true_padding(conv),
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",  # nothing is allocated or drawn for parameters that are replaced below
+    )
+    new.weight, new.bias = weight, bias
+    return new.train(conv.training)
 
 
 def why_not_covered(conv: nn.Conv2d) -> str | None:
