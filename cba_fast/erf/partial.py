@@ -50,10 +50,7 @@ class Partial:
         return arrays
 
     def save(self, arrays: Callable[[], dict[str, np.ndarray]], *, force: bool = False) -> None:
-        """Store what `arrays` returns in place of the earlier ones, or nothing if that was just now.
-
-        `arrays` is called only if they are written.
-        """
+        """Store what `arrays` returns, unless the last write was less than `interval_s` ago."""
         if not force and time.monotonic() - self._last < self.interval_s:
             return
         with atomic_path(self.path) as tmp:

@@ -28,7 +28,7 @@ def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
     if n < 1 or num_samples < 1:
         raise ValueError(f"n and num_samples must be positive, got {n} and {num_samples}")
     indices = np.arange(n, dtype=np.int64)
-    np.random.RandomState(seed).shuffle(indices)  # noqa: NPY002 (the study's generator)
+    np.random.RandomState(seed).shuffle(indices)
     return indices[:num_samples]
 
 

@@ -1,4 +1,4 @@
-"""Walk through a data set's images in batches: unreadable ones set aside, a killed run continued."""
+"""Walk through a data set in batches: unreadable images set aside, killed runs continued."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
