@@ -112,7 +112,9 @@ def measure_erf_map(
         "total": torch.empty(0, 0, dtype=torch.float64, device=walk.device),
         "count": torch.tensor(0),
     }
-    state = walk.run(step, first, until=lambda state: int(state["count"]) >= num_images)
+    state = walk.run(
+        step, first, until=lambda s: int(s["count"]) >= num_images, expected=num_images
+    )
     skipped = [index for index, _ in walk.report.failed]
     return _mean(state["total"], int(state["count"]), skipped)
 

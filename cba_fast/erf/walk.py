@@ -1,7 +1,7 @@
 """Walk through a data set in batches: unreadable images set aside, killed runs continued."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,16 +24,18 @@ class Report:
         failed: (data set index, reason) of each image without a value, in the run's order.
         truncated: data set indices of images that were decoded as far as they go.
         strict: raise at the first failed image instead of noting it.
+        name: gives the image's name in the message of a strict run.
     """
 
     failed: list[tuple[int, str]] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     strict: bool = False
+    name: Callable[[int], str] = str
 
     def fail(self, index: int, reason: str) -> None:
         """Note that the image gave no value; raises `ImageError` in a strict run."""
         if self.strict:
-            raise ImageError(f"image {index}: {reason}")
+            raise ImageError(f"{self.name(index)}: {reason}")
         self.failed.append((index, reason))
 
     def finite(self, grad: Tensor, indices: Sequence[int]) -> list[int]:
@@ -62,18 +64,19 @@ class Walk:
     """How a run reads its images.
 
     Attributes:
-        dataset: items are dicts with ``image`` (3,H,W), ``truncated`` (bool) and ``error`` (None,
-            or the reason why there is no image).
+        dataset: items are dicts with ``image`` (3,H,W), ``truncated`` (bool) and ``error`` ("", or
+            the reason why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives.
         indices: which of them to visit, in order.
         batch_size: images per step. Batches are cut before unreadable images are set aside, so that
             a continued run sees the batches of an uninterrupted one.
         num_workers: processes that read images; 0 reads in this one.
         device: where the images go.
-        dtype: the images' dtype; None leaves it.
+        memory_format: of the image batches.
         partial: keeps the finished part and is read at the start. Its removal, after the result is
             written, is the caller's part. None keeps nothing.
-        on_step: called with the number of visited images, also once at the start.
+        progress: called with the iterable of steps and how many are expected, returns an iterable.
         report: gets the failed and truncated images.
+        resumed: how many images an earlier part of the run had visited, once :meth:`run` was called.
     """
 
     dataset: Dataset
@@ -81,10 +84,11 @@ class Walk:
     batch_size: int = 1
     num_workers: int = 0
     device: str | torch.device = "cpu"
-    dtype: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
     partial: Partial | None = None
-    on_step: Callable[[int], None] = lambda visited: None
+    progress: Callable[[Iterable, int], Iterable] = lambda steps, count: steps
     report: Report = field(default_factory=Report)
+    resumed: int = field(default=0, init=False)
 
     def run(
         self,
@@ -92,6 +96,7 @@ class Walk:
         state: State,
         *,
         until: Callable[[State], bool] = lambda state: False,
+        expected: int | None = None,
     ) -> State:
         """Return the state after the last image, or after the first step that satisfies `until`.
 
@@ -101,19 +106,23 @@ class Walk:
                 of a batch is readable.
             state: the first state.
             until: whether to stop early.
+            expected: how many images a run that stops early will visit, for `progress`.
 
         Raises:
             ImageError: a failed image in a strict run.
         """
         position, state = self._resume(state)
-        self.on_step(position)
+        self.resumed = position
         kept = self._snapshot(position, state)
+        if until(state):
+            return state
+        left = min(len(self.indices), expected or len(self.indices)) - position
+        steps = -(-max(left, 0) // self.batch_size)
         try:
-            for images, indices, visited in self._batches(position, state, until):
+            for images, indices, visited in self.progress(self._batches(position), steps):
                 if images is not None:
                     state = step(state, images, indices)
                 kept = self._snapshot(visited, state)
-                self.on_step(visited)
                 if self.partial:
                     self.partial.save(kept)
                 if until(state):
@@ -142,12 +151,8 @@ class Walk:
 
         return arrays
 
-    def _batches(
-        self, start: int, state: State, until: Callable[[State], bool]
-    ) -> Iterator[tuple[Tensor | None, list[int], int]]:
+    def _batches(self, start: int) -> Iterator[tuple[Tensor | None, list[int], int]]:
         todo = [int(i) for i in self.indices[start:]]
-        if not todo or until(state):
-            return
         loader = DataLoader(
             Subset(self.dataset, todo),
             batch_size=self.batch_size,
@@ -158,13 +163,15 @@ class Walk:
         for items in loader:
             images, indices = [], []
             for index, item in zip(todo[done : done + len(items)], items, strict=True):
-                if item["error"] is not None:
-                    self.report.fail(index, str(item["error"]))
+                if item["error"]:
+                    self.report.fail(index, item["error"])
                     continue
                 if item["truncated"]:
                     self.report.truncated.append(index)
                 images.append(item["image"])
                 indices.append(index)
             done += len(items)
-            batch = torch.stack(images).to(self.device, self.dtype) if images else None
+            batch = None
+            if images:
+                batch = torch.stack(images).to(self.device, memory_format=self.memory_format)
             yield batch, indices, start + done
