@@ -132,7 +132,7 @@ def measure_erf_sizes(
     first = {"sizes": torch.empty(0, *columns), "indices": torch.empty(0, dtype=torch.int64)}
     state = walk.run(step, first)
     sizes = state["sizes"].numpy()
-    num_zero = int((sizes.reshape(len(sizes), -1).sum(axis=1) == 0).sum())
+    num_zero = int((sizes == 0).all(axis=tuple(range(1, sizes.ndim))).sum())
     return SizeResult(sizes, state["indices"].numpy(), num_zero)
 
 

@@ -76,7 +76,7 @@ class Walk:
             written, is the caller's part. None keeps nothing.
         progress: called with the iterable of steps and how many are expected, returns an iterable.
         report: gets the failed and truncated images.
-        resumed: how many images an earlier part of the run had visited, once :meth:`run` was called.
+        resumed: how many images an earlier part of the run had visited (set by :meth:`run`).
     """
 
     dataset: Dataset
