@@ -57,7 +57,7 @@ def command(
         num_samples=num_samples,
         p=p,
         seed=seed,
-        progress=bar,
+        progress=bar("evaluating"),
     )
     warn([*found.notes, *found.problems.lines()])
     print_scores(found.result, box_config.iou_thr)
@@ -80,9 +80,12 @@ def command(
         "unreadable": found.problems.unreadable,
         "truncated": found.problems.truncated,
         "constant": found.problems.constant,
-        "settings": settings(
-            model_config, data_config, run_config, map_config, replace(box_config, contours="both")
-        ),
+        "settings": {
+            "model": settings(model_config),
+            "data": settings(data_config, map_config),
+            "run": settings(run_config),
+            "boxes": settings(replace(box_config, contours="both")),
+        },
         "versions": versions(),
     }
     if tuned is not None:

@@ -62,9 +62,9 @@ class CubIndex:
         """Return the image ids of `split` ("train", "test" or "all") in file order."""
         if split not in SPLITS:
             raise InputError(f"CUB_200_2011 has the splits {', '.join(SPLITS)}, not {split!r}")
-        return [
-            i for i in self.names if split == "all" or self.is_training[i] == (split == "train")
-        ]
+        if split == "all":
+            return list(self.names)
+        return [i for i in self.names if self.is_training[i] == (split == "train")]
 
 
 def read_index(root: Path) -> CubIndex:
@@ -76,9 +76,7 @@ def read_index(root: Path) -> CubIndex:
     """
     classes = _read_table(root / "classes.txt", "<class id> <class name>", str)
     if sorted(classes) != list(range(1, len(classes) + 1)):
-        raise InputError(
-            f"{root / 'classes.txt'}: class ids must be 1..{len(classes)} without gaps"
-        )
+        raise InputError(f"{root / 'classes.txt'}: class ids are not 1..{len(classes)}")
     names = _read_table(root / "images.txt", "<image id> <path below images/>", str)
     labels = _read_table(root / "image_class_labels.txt", "<image id> <class id>", int)
     is_training = _read_table(root / "train_test_split.txt", "<image id> <0 or 1>", _flag)

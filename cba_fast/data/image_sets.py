@@ -74,8 +74,8 @@ def open_image_set(
 def _image_folder(root: Path) -> ImageSet:
     """List `root` in the order of torchvision's ImageFolder, hidden files and folders left out.
 
-    torchvision takes hidden ones, which turns ``.ipynb_checkpoints`` into a class and the ``._x.jpg``
-    companions of macOS archives into unreadable images.
+    torchvision takes hidden ones, which turns ``.ipynb_checkpoints`` into a class and the
+    ``._x.jpg`` companions of macOS archives into unreadable images.
     """
     classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     if not classes:

@@ -1,8 +1,8 @@
 """Read the metadata format of wsolevaluation (Choe et al., CVPR 2020, clovaai/wsolevaluation).
 
-A folder per split with ``image_ids.txt`` (``<id>``), ``class_labels.txt`` (``<id>,<0-based label>``),
-``image_sizes.txt`` (``<id>,<w>,<h>``) and ``localization.txt`` (``<id>,<x0>,<y0>,<x1>,<y1>``, one line
-per box; for masks ``<id>,<mask path>,<ignore path>``).
+A folder per split with ``image_ids.txt`` (``<id>``), ``class_labels.txt`` (``<id>,<0-based
+label>``), ``image_sizes.txt`` (``<id>,<w>,<h>``) and ``localization.txt`` (``<id>,<x0>,<y0>,<x1>,
+<y1>``, one line per box; for masks ``<id>,<mask path>,<ignore path>``).
 """
 
 import os

@@ -1,6 +1,5 @@
 """Lay out CUB_200_2011 for the study: safe extraction of the archive, and the train/test split."""
 
-import contextlib
 import os
 import shutil
 import tarfile
@@ -46,7 +45,7 @@ def prepare_cub(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Make ``<output>/CUB_200_2011`` with ``images_splitted/{train,test}`` from an archive or folder.
+    """Make ``<output>/CUB_200_2011`` and its ``images_splitted/{train,test}``.
 
     A run that is killed can be started again: an archive is extracted to a temporary name and
     renamed when it is complete, and files that are in place already are kept. Nothing is deleted or
@@ -101,7 +100,7 @@ def _split(index: cub.CubIndex, root: Path, copy: bool, report: Progress) -> Pre
 
 
 def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> None:
-    """Place the lists and images of `root` below `target`; ``images.txt`` last marks it complete."""
+    """Place lists and images of `root` below `target`; ``images.txt`` last marks it complete."""
     index = cub.read_index(root)
     names = list(index.names.values())
     for done, name in enumerate(names):
@@ -194,25 +193,19 @@ def _safe_name(archive: Path, member: tarfile.TarInfo, work: Path) -> PurePosixP
         kind = "symbolic link" if member.issym() else "special file"
         raise InputError(f"{archive}: refused, the member {member.name!r} is a {kind}")
     if hasattr(tarfile, "data_filter"):  # Python >= 3.10.12, 3.11.4 and 3.12
-        with _filter_errors(archive):
+        try:
             tarfile.data_filter(member, str(work))
+        except tarfile.FilterError as e:
+            raise InputError(f"{archive}: refused, {e}") from e
     return PurePosixPath(member.name)
-
-
-@contextlib.contextmanager
-def _filter_errors(archive: Path):
-    try:
-        yield
-    except tarfile.FilterError as e:
-        raise InputError(f"{archive}: refused, {e}") from e
 
 
 def _extract_one(
     archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath, work: Path
 ) -> None:
-    """Write one checked member. Only files and folders are made here, never a link that a later
+    """Write one checked member; owners, modes and times of the archive are not taken over.
 
-    member could be written through; owners, modes and times of the archive are not taken over.
+    Only files and folders are made here, never a link that a later member could write through.
     """
     target = work / name
     if member.isdir():

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cba_fast.errors import InputError
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -68,12 +66,6 @@ class BoxConfig:
 
 
 def settings(*configs) -> dict:
-    """Return the fields of several configs as JSON values, for manifests and result files."""
-    out = {}
-    for config in configs:
-        for key, value in asdict(config).items():
-            value = str(value) if isinstance(value, Path) else value
-            if key in out and out[key] != value:
-                raise InputError(f"two values for {key}: {out[key]!r} and {value!r}")
-            out[key] = value
-    return out
+    """Return the fields of the configs in one dict of JSON values, for manifests and results."""
+    merged = {k: v for config in configs for k, v in asdict(config).items()}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in merged.items()}

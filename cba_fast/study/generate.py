@@ -109,12 +109,16 @@ def generate_heatmaps(
 
 
 def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:
-    """Write the image at its own size, mixed half and half with the map in OpenCV's JET colours."""
+    """Write the image at its own size with the map in OpenCV's JET colours over it.
+
+    The mix is the study's: 0.8 * colours + image, scaled so that the brightest value is 255.
+    """
     image, _ = read_image(record.path)
     bgr = np.asarray(image)[:, :, ::-1]
     resized = cv2.resize(score_map, (bgr.shape[1], bgr.shape[0]))
-    colours = cv2.applyColorMap((resized * 255).round().astype(np.uint8), cv2.COLORMAP_JET)
-    ok, png = cv2.imencode(".png", cv2.addWeighted(bgr, 0.5, colours, 0.5, 0))
+    colours = cv2.applyColorMap((resized * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    mixed = 0.8 * colours + bgr
+    ok, png = cv2.imencode(".png", (255 * mixed / max(mixed.max(), 1)).astype(np.uint8))
     if not ok:
         raise OSError(f"{path}: the overlay could not be encoded as PNG")
     files.write_bytes(path, png.tobytes())
