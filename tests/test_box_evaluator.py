@@ -39,9 +39,7 @@ def official_counts(maps, boxes, ids, thresholds, ious, multi):
         ]
         image = (m * 255).astype(np.uint8)
         for t, threshold in enumerate(thresholds):
-            _, binary = cv2.threshold(
-                image, int(threshold * np.max(image)), 255, cv2.THRESH_BINARY
-            )
+            _, binary = cv2.threshold(image, int(threshold * np.max(image)), 255, cv2.THRESH_BINARY)
             contours = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
             if len(contours) == 0:
                 found = [[0, 0, 0, 0]]

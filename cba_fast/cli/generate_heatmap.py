@@ -17,9 +17,7 @@ from .progress import bar, warn
 @click.option("--heatmap_output", type=click.Path(path_type=Path), default=Path("heatmap_output"))
 @click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
 @click.option("--no_overlay", is_flag=True, help="Write the score maps only.")
-def command(
-    model_config, data_config, map_config, run_config, heatmap_output, resume, no_overlay
-):
+def command(model_config, data_config, map_config, run_config, heatmap_output, resume, no_overlay):
     """Make CAM or PC1 heatmaps of an image folder.
 
     Writes overlays to HEATMAP_OUTPUT and score maps to np_HEATMAP_OUTPUT/<class>/<stem>.npy. What

@@ -41,13 +41,16 @@ def model_options(required: bool = False) -> Callable:
     default = {} if required else {"default": "convnext"}
     weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
     options = [
+        click.option("--model_family", type=click.Choice(FAMILIES), required=required, **default),
         click.option(
-            "--model_family", type=click.Choice(FAMILIES), required=required, **default
+            "--fine_tuned_weight_name",
+            type=click.Path(path_type=Path),
+            help="Checkpoint.",
+            **weights,
         ),
         click.option(
-            "--fine_tuned_weight_name", type=click.Path(path_type=Path), help="Checkpoint.", **weights
+            "--model", "model_name", help="Model name; the family's base model if absent."
         ),
-        click.option("--model", "model_name", help="Model name; the family's base model if absent."),
         click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
         click.option("--alpha", type=float, help="slak_flex: weight of the strips."),
         click.option("--beta", type=float, help="slak_flex: weight of the square kernel."),
@@ -81,7 +84,9 @@ def data_options(default: str) -> Callable:
         *_METADATA_OPTIONS,
         click.option("--input_size", type=POSITIVE, default=384),
     ]
-    fields = {k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")}
+    fields = {
+        k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")
+    }
     return _collect("data_config", DataConfig, fields, options)
 
 
@@ -149,7 +154,9 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
         ),
         click.option("--eval_size", type=POSITIVE, help="Demand maps of this side."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
-        click.option("--missing_as_miss", is_flag=True, help="Count images without a map as misses."),
+        click.option(
+            "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
+        ),
     ]
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
     names.append("missing_as_miss")

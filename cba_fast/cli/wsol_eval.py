@@ -17,8 +17,8 @@ from .scores import print_scores, print_transferred, read_tuned, write_scores
 def command(np_root, box_config, threshold_from, json_path):
     """Score stored heatmaps against boxes: MaxBoxAcc and MaxBoxAccV2.
 
-    The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT; the boxes come from --cub_root or
-    --metadata_root.
+    The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT; the boxes come from --cub_root
+    or --metadata_root.
     """
     from cba_fast.study.config import settings
     from cba_fast.study.score import score_folder, transferred_accuracies, versions

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cba_fast.data import ImageRecord, check_map_names
+from cba_fast.data import ImageRecord, check_map_names, map_name
 from cba_fast.data.boxes import Boxes
 from cba_fast.erf import sampled_erf_sizes
 from cba_fast.errors import InputError, ScoreMapError
@@ -115,7 +115,7 @@ def match_images(
     Raises:
         InputError: no image has boxes.
     """
-    ids = {ImageRecord.map_name_of(i): i for i in boxes.image_ids}
+    ids = {map_name(i): i for i in boxes.image_ids}
     records = list(records)
     known = [r for r in records if r.map_name in ids]
     paired = [r for r in known if r.path.is_file()]

@@ -205,5 +205,3 @@ def check_some_read(count: int, problems: Problems) -> None:
     if count == 0 and problems.unreadable:
         first = next(iter(problems.unreadable.values()))
         raise ImageError(f"none of the {len(problems.unreadable)} images could be read: {first}")
-
-

@@ -51,7 +51,9 @@ class OutputFolder:
             keys = {*old["settings"], *new}
             differs = [k for k in sorted(keys) if old["settings"].get(k) != new.get(k)]
             if differs:
-                was = ", ".join(f"{k}={old['settings'].get(k)!r} (now {new.get(k)!r})" for k in differs)
+                was = ", ".join(
+                    f"{k}={old['settings'].get(k)!r} (now {new.get(k)!r})" for k in differs
+                )
                 raise InputError(f"{self.root}: cannot resume a run with other settings: {was}")
             if old["files"] != self.names:
                 raise InputError(f"{self.root}: cannot resume: the list of images has changed")

@@ -56,9 +56,7 @@ def open_boxes(config: BoxConfig, image_ids: Iterable[str] | None = None) -> Box
     )
 
 
-def score_folder(
-    np_root: Path, config: BoxConfig, progress: Callable | None = None
-) -> ScoreResult:
+def score_folder(np_root: Path, config: BoxConfig, progress: Callable | None = None) -> ScoreResult:
     """Score the maps of a folder.
 
     Args:

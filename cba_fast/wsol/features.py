@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 
-def classify(model: nn.Module, x: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def classify(
+    model: nn.Module, x: Tensor, layer: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run `model` once and return what class activation maps are made of.
 
     Args:

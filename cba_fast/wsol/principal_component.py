@@ -74,8 +74,8 @@ def is_background(maps: Tensor) -> Tensor:
     """Apply the study's orientation rule: is the bright part of the map its border?
 
     A map is binarized at its mean; the ones are counted in all cells except those whose row and
-    column both lie in 1..h-3 (63 of 144 cells count at h = 12; the asymmetry is the study's own) and
-    divided by 4*(h-1). Above 0.5 the map shows the background.
+    column both lie in 1..h-3 (63 of 144 cells count at h = 12; the asymmetry is the study's own)
+    and divided by 4*(h-1). Above 0.5 the map shows the background.
 
     Args:
         maps: (N, h, h) floating.

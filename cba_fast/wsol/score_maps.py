@@ -1,11 +1,12 @@
 """Stored score maps: where an image's map lies, and what a valid one is."""
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from cba_fast.data.records import map_name
 from cba_fast.errors import ScoreMapError
 
 
@@ -28,9 +29,8 @@ class MapFolder:
 
     def find(self, image_id: str) -> Path | None:
         """Return the path of the map of `image_id`, or None if there is none."""
-        pure = PurePosixPath(image_id)
         official = self.root / f"{image_id}.npy"
-        study = self.root / pure.parent.name / f"{pure.name.split('.', 1)[0]}.npy"
+        study = self.root / map_name(image_id)
         if official.is_file():
             if study != official and study.is_file():
                 self.ambiguous.append(image_id)
