@@ -55,9 +55,14 @@ def test_points_are_coloured_by_family():
 
 
 def test_family_colours_do_not_depend_on_the_order_of_points():
-    names = ["slak_flex", "replknet", "slak"]
+    names = ["slak_flex", "replknet", "slak", "convnext", "resnet"]
     assert plots.family_colors(names) == plots.family_colors(names[::-1])
-    assert len(set(plots.family_colors(names).values())) == 3
+    assert len(set(plots.family_colors(names).values())) == 5
+
+
+def test_family_colours_differ_however_the_cycle_names_them():
+    with matplotlib.rc_context({"axes.prop_cycle": "cycler(color=['tab:orange', '#2CA02C', 'b'])"}):
+        assert plots.family_colors(["replknet", "slak"])["slak"] == "#0000ff"
 
 
 def test_erf_map_draws_the_squares_on_their_pixels():

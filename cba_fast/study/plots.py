@@ -120,8 +120,10 @@ def plot_erf_map(
 def family_colors(families: Sequence[str]) -> dict[str, str]:
     """Return a colour for each family, in the order of the study's families, then by name."""
     from matplotlib import rcParams
+    from matplotlib.colors import to_hex
 
-    cycle = rcParams["axes.prop_cycle"].by_key()["color"]
+    # A cycle may name its colours in any way ("tab:orange").
+    cycle = [to_hex(c) for c in rcParams["axes.prop_cycle"].by_key()["color"]]
     free = [c for c in cycle if c not in FAMILY_COLORS.values()]
     others = sorted(set(families) - FAMILY_COLORS.keys())
     known = {f: c for f, c in FAMILY_COLORS.items() if f in families}
