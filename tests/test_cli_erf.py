@@ -133,43 +133,68 @@ def test_map_with_area_ratios_and_picture(work):
 
 KILL = """
 import os, sys
-from cba_fast.erf import walk, partial
-save = partial.Partial.save
-partial.Partial.__init__.__kwdefaults__["interval_s"] = 0
-def die(self, arrays, **kwargs):
-    save(self, arrays, **kwargs)
-    if self.path.name.startswith(sys.argv[1]) and int(arrays()["position"]) == 4:
+from cba_fast.erf import Partial
+save = Partial.save
+def save_and_die(self, arrays, **kwargs):
+    save(self, arrays, force=True)
+    if int(arrays()["position"]) == 4:
         os._exit(9)
-partial.Partial.save = die
-sys.argv[1:] = sys.argv[2:]
+Partial.save = save_and_die
 from cba_fast.cli.main import main
 main()
 """
+RUN = {"map_images": 6, "map_input_size": 64, "batch_size": 2}
 
 
-@pytest.mark.parametrize("killed", ["sizes", "map"])
-def test_a_killed_command_continues_to_identical_files(work, killed):
-    options = {"map_images": 6, "map_input_size": 64, "batch_size": 2}
+@pytest.fixture
+def whole(work):
+    """The files of an uninterrupted run over a set with an unreadable image."""
     write_file(work / "datasets/birds/a/2.jpg", b"not an image")
-    run(*erf_args(**options, output="whole/sizes.npy", map="whole/map.npy"))
-    args = erf_args(**options, output="sizes.npy", map="map.npy")
-    done = subprocess.run([sys.executable, "-c", KILL, f".{killed}", *map(str, args)], check=False)
-    assert done.returncode == 9
-    assert Path(f".{killed}.npy.partial.npz").exists()
-    assert not Path(f"{killed}.npy").exists()
+    run(*erf_args(**RUN, output="whole/sizes.npy", map="whole/map.npy"))
+    return Path("whole")
+
+
+def check_continued(whole: Path, args: list) -> None:
     result = run(*args)
-    assert "continued after 4 images" in result.stderr
+    assert result.stderr.count("continued after 4 images") == 1
     assert result.stderr.count("a/2.jpg: cannot read") == 2
     for name in ("sizes.npy", "map.npy"):
-        assert Path(name).read_bytes() == Path("whole", name).read_bytes()
+        assert Path(name).read_bytes() == (whole / name).read_bytes()
     assert not list(Path().glob(".*"))
 
 
+def test_a_killed_command_continues_to_identical_files(whole):
+    args = erf_args(**RUN, output="sizes.npy", map="map.npy")
+    done = subprocess.run([sys.executable, "-c", KILL, *map(str, args)], check=False)
+    assert done.returncode == 9
+    assert Path(".sizes.npy.partial.npz").exists()
+    assert not Path("sizes.npy").exists()
+    check_continued(whole, args)
+
+
+def test_an_interrupted_map_continues_to_identical_files(whole, monkeypatch):
+    save = erf.Partial.save
+
+    def save_and_stop(self, arrays, force=False):
+        save(self, arrays, force=force)
+        if not force and self.path.name.startswith(".map") and int(arrays()["position"]) == 4:
+            raise KeyboardInterrupt
+
+    args = erf_args(**RUN, output="sizes.npy", map="map.npy")
+    with monkeypatch.context() as m:
+        m.setattr(erf.Partial, "save", save_and_stop)
+        result = run(*args, code=1)
+    assert "the same command goes on" in result.stderr
+    assert Path("sizes.npy").exists()
+    assert not Path("map.npy").exists()
+    check_continued(whole, args)
+
+
 def test_other_settings_or_images_start_afresh(work, monkeypatch):
-    kept = erf.Partial.save
+    save = erf.Partial.save
     monkeypatch.setattr(erf.Partial, "remove", lambda self: None)
     monkeypatch.setattr(
-        erf.Partial, "save", lambda self, arrays, force=False: kept(self, arrays, force=True)
+        erf.Partial, "save", lambda self, arrays, force=False: save(self, arrays, force=True)
     )
     args = erf_args(num_samples=4)
     run(*args)
@@ -178,7 +203,6 @@ def test_other_settings_or_images_start_afresh(work, monkeypatch):
     assert "continued" in run(*args, "--score", "logit", "--num_workers", 1).stderr
     image_folder(work / "datasets" / "birds", NAMES[::-1])  # other pixels under the same names
     assert "continued" not in run(*args, "--score", "logit").stderr
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
