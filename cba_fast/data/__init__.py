@@ -1,0 +1,36 @@
+"""Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata, generated data.
+
+Everything public is reachable from here and imported when first used; listing images and reading
+boxes imports no torch.
+"""
+
+import importlib
+
+_WHERE = {
+    "ImageRecord": "records",
+    "ImageSet": "records",
+    "check_map_names": "records",
+    "map_name": "records",
+    "open_image_set": "image_sets",
+    "resolve_test_dataset": "image_sets",
+    "read_image": "images",
+    "ImageDataset": "loading",
+    "study_transform": "loading",
+    "erf_map_transform": "loading",
+    "Boxes": "boxes",
+    "load_boxes": "boxes",
+    "prepare_cub": "prepare",
+    "generate": "synth",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,115 @@
+"""Find the images of a data set: class folders, a CUB_200_2011 folder or official metadata."""
+
+import os
+from pathlib import Path
+
+from cba_fast.data import cub, metadata
+from cba_fast.data.records import ImageRecord, ImageSet, make_record
+from cba_fast.data.textlines import some
+from cba_fast.errors import InputError
+
+# The extensions that torchvision's ImageFolder takes, compared in lower case as there.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def resolve_test_dataset(name: str | os.PathLike) -> Path:
+    """Return the folder that ``--test_dataset`` means.
+
+    Args:
+        name: a folder below ``datasets/`` of the working directory (as in the study), else any
+            folder.
+
+    Raises:
+        InputError: neither is a folder; the message names both places.
+    """
+    tried = list(dict.fromkeys([Path("datasets") / name, Path(name)]))
+    for path in tried:
+        if path.is_dir():
+            return path
+    raise InputError(f"no data set {str(name)!r}: neither of {some(tried)} is a folder")
+
+
+def open_image_set(
+    root: str | os.PathLike,
+    *,
+    split: str = "test",
+    metadata_root: str | os.PathLike | None = None,
+    dataset_name: str | None = None,
+) -> ImageSet:
+    """List the images of a data set without opening them.
+
+    With `metadata_root` the ids come from wsolevaluation's metadata and the images lie at
+    ``root/<id>``. Else, if `root` is a CUB_200_2011 folder (or the folder that holds one by this
+    name), its lists are read. Else `root` is read as class folders.
+
+    Args:
+        root: the folder of the images.
+        split: "train", "test" or "all" for CUB, a folder of the metadata; class folders have none.
+        metadata_root: the folder with the four text files, or the official root above
+            ``<dataset_name>/<split>``.
+        dataset_name: "CUB", "ILSVRC", ... below an official metadata root.
+
+    Raises:
+        InputError: a folder or file is missing, a class folder is empty, a line is malformed, ids
+            are duplicate or missing in one of the files, or not one image of the set exists.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"no folder {root}")
+    if metadata_root is not None:
+        image_set = metadata.image_set(root, metadata_root, dataset_name, split)
+    elif cub.is_cub(root) or cub.is_cub(root / cub.FOLDER):
+        image_set = cub.image_set(cub.find_root(root), split)
+    else:
+        return _image_folder(root)
+    if not any(r.path.exists() for r in image_set.records):
+        example = image_set.records[0]
+        raise InputError(
+            f"none of the {len(image_set)} images of the set is below {image_set.root} "
+            f"(for example, there is no {example.path})"
+        )
+    return image_set
+
+
+def _image_folder(root: Path) -> ImageSet:
+    """List `root` in the order of torchvision's ImageFolder, hidden files and folders left out.
+
+    torchvision takes hidden ones, which turns ``.ipynb_checkpoints`` into a class and the
+    ``._x.jpg`` companions of macOS archives into unreadable images.
+    """
+    classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    if not classes:
+        raise InputError(
+            f"{root} has no class folders: images are expected at {root}/<class>/<image>"
+        )
+    records: list[ImageRecord] = []
+    empty = []
+    for label, name in enumerate(classes):
+        paths = _images_below(root / name)
+        if not paths:
+            empty.append(name)
+        for path in paths:
+            image_id = path.relative_to(root).as_posix()
+            records.append(make_record(image_id, path, label, str(root)))
+    if empty:
+        raise InputError(
+            f"{root}: no images in the class folder(s) {some(empty, 10)} "
+            f"(extensions looked for: {' '.join(IMAGE_EXTENSIONS)}); remove the folder or fill it"
+        )
+    return ImageSet(root, "imagefolder", tuple(records), tuple(classes))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    def stop(error: OSError):
+        raise error  # os.walk would leave an unreadable folder out silently
+
+    found = []
+    # ImageFolder sorts the walked folders by their full path, then the files in each.
+    for parent, folders, names in sorted(os.walk(folder, onerror=stop, followlinks=True)):
+        del folders
+        if any(p.startswith(".") for p in Path(parent).relative_to(folder).parts):
+            continue
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
+                found.append(Path(parent, name))
+    return found

@@ -1,0 +1,83 @@
+"""The preprocessing of the study and a Dataset whose bad images do not end a run."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from cba_fast.data.images import read_image
+from cba_fast.data.records import ImageRecord
+from cba_fast.errors import ImageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def study_transform(input_size: int = 384) -> Compose:
+    """Return the study's preprocessing: PIL RGB image -> (3,S,S) float32 in [-1, 1].
+
+    Resize to (S, S) without keeping the aspect ratio (bilinear, antialiased), scale to [0, 1],
+    (x - 0.5) / 0.5.
+    """
+    return Compose(
+        [
+            Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True),
+            ToTensor(),
+            Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+
+
+def erf_map_transform(size: int = 1024) -> Compose:
+    """Return the preprocessing of RepLKNet's ERF script: PIL RGB image -> (3,size,size) float32.
+
+    Resize to (size, size) (bicubic, antialiased), scale to [0, 1], ImageNet mean and std.
+
+    Source: DingXiaoH/RepLKNet-pytorch, erf/visualize_erf.py.
+    """
+    return Compose(
+        [
+            Resize((size, size), InterpolationMode.BICUBIC, antialias=True),
+            ToTensor(),
+            Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+class ImageDataset(Dataset):
+    """The images of `records`, preprocessed; an unreadable one is reported, not raised.
+
+    An item is a dict that the default collate function batches:
+    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (the file ended
+    early and was decoded as far as it goes) and ``error`` ("" or why the image cannot be read;
+    ``image`` is zero then, and the caller leaves it out). Raising instead would end the DataLoader
+    worker and with it the run.
+
+    Args:
+        records: the images, in the order of the items.
+        input_size: S, the side of the tensors that `transform` makes.
+        transform: PIL RGB image -> (3,S,S) float32; default `study_transform(input_size)`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        input_size: int = 384,
+        transform: Callable | None = None,
+    ):
+        self.records = tuple(records)
+        self.input_size = input_size
+        self.transform = study_transform(input_size) if transform is None else transform
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            image, truncated = read_image(self.records[index].path)
+        except ImageError as e:
+            zeros = torch.zeros(3, self.input_size, self.input_size)
+            return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
+        tensor = self.transform(image)
+        return {"index": index, "image": tensor, "truncated": truncated, "error": ""}

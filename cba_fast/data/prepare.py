@@ -1,0 +1,222 @@
+"""Lay out CUB_200_2011 for the study: safe extraction of the archive, and the train/test split."""
+
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from cba_fast.data import cub
+from cba_fast.data.textlines import some
+from cba_fast.errors import InputError
+from cba_fast.files import atomic_path
+
+SPLIT_FOLDER = "images_splitted"
+_EXTRACTING = ".tmp-extracting"
+
+# progress(what, done, total); the units (bytes or files) differ per `what`.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where `prepare_cub` put things.
+
+    Attributes:
+        cub_root: the CUB_200_2011 folder below the output.
+        split_root: the folder with ``train/<class>/<image>`` and ``test/<class>/<image>``.
+        counts: number of images of each split.
+        classes: number of classes.
+    """
+
+    cub_root: Path
+    split_root: Path
+    counts: dict[str, int]
+    classes: int
+
+
+def prepare_cub(
+    source: str | os.PathLike,
+    output: str | os.PathLike = "datasets/cub-200-2011",
+    *,
+    copy: bool = False,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make ``<output>/CUB_200_2011`` and its ``images_splitted/{train,test}``.
+
+    A run that is killed can be started again: an archive is extracted to a temporary name and
+    renamed when it is complete, and files that are in place already are kept. Nothing is deleted or
+    overwritten but the temporary folder.
+
+    Args:
+        source: CUB_200_2011.tgz, or the extracted folder (or the folder that holds it).
+        output: the data set's folder.
+        copy: copy the images; else hard links, and relative symbolic links where the file system
+            has no hard links or the source lies on another one.
+        progress: called as ``progress(what, done, total)``.
+
+    Raises:
+        InputError: the source is neither, the archive is damaged or has unsafe members, the lists
+            are inconsistent, or a file in the way differs from the one to be placed.
+    """
+    source, output = Path(source), Path(output)
+    report = progress or (lambda what, done, total: None)
+    target = output / cub.FOLDER
+    if source.is_file():
+        if not target.exists():
+            _extract(source, output, report)
+    elif source.is_dir():
+        root = cub.find_root(source)
+        if not (target.exists() and root.samefile(target)):
+            _import_folder(root, target, copy, report)
+    else:
+        raise InputError(f"no file or folder {source}")
+    if not cub.is_cub(target):
+        raise InputError(f"{target} is in the way: it is not a CUB_200_2011 folder (no images.txt)")
+    index = cub.read_index(target)
+    absent = [n for n in index.names.values() if not (target / "images" / n).is_file()]
+    if absent:
+        raise InputError(
+            f"{target / 'images'} lacks {len(absent)} of {len(index.names)} images "
+            f"({some(absent)}); remove {target} and run again to start afresh"
+        )
+    return _split(index, target, copy, report)
+
+
+def _split(index: cub.CubIndex, root: Path, copy: bool, report: Progress) -> Prepared:
+    split_root = root / SPLIT_FOLDER
+    counts = {}
+    for split in ("train", "test"):
+        names = [index.names[i] for i in index.ids(split)]
+        for done, name in enumerate(names):
+            _place(root / "images" / name, split_root / split / name, copy)
+            report(f"{split} images", done + 1, len(names))
+        _refuse_strangers(split_root / split, set(names))
+        counts[split] = len(names)
+    return Prepared(root, split_root, counts, len(index.class_names))
+
+
+def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> None:
+    """Place lists and images of `root` below `target`; ``images.txt`` last marks it complete."""
+    index = cub.read_index(root)
+    names = list(index.names.values())
+    for done, name in enumerate(names):
+        if not (root / "images" / name).is_file():
+            raise InputError(f"{root} lacks the image images/{name} that images.txt lists")
+        _place(root / "images" / name, target / "images" / name, copy)
+        report("images", done + 1, len(names))
+    for name in sorted(cub.TEXT_FILES, key=lambda n: n == "images.txt"):
+        # Always copied: a list that is edited later must not change the source's.
+        _place(root / name, target / name, copy=True)
+
+
+def _place(source: Path, target: Path, copy: bool) -> None:
+    if os.path.lexists(target):
+        same = target.is_file() and (
+            target.samefile(source) or target.stat().st_size == source.stat().st_size
+        )
+        if not same:
+            raise InputError(f"{target} is in the way: it differs from {source}")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        with atomic_path(target) as tmp:
+            shutil.copyfile(source, tmp)
+        return
+    # The real file: Linux hard-links a symbolic link itself, and a relative one breaks elsewhere.
+    source = source.resolve()
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(os.path.relpath(source, target.parent.resolve()))
+
+
+def _refuse_strangers(folder: Path, names: set[str]) -> None:
+    """Make sure that `folder` holds the images `names` and no others: training reads all of it."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    strangers = sorted(n for n in found - names if not n.rsplit("/", 1)[-1].startswith(".tmp-"))
+    if strangers:
+        raise InputError(
+            f"{folder} holds {len(strangers)} file(s) that are not of this split: "
+            f"{some(strangers)}; move them away and run again"
+        )
+
+
+def _extract(archive: Path, output: Path, report: Progress) -> None:
+    """Extract the CUB_200_2011 folder of `archive` to ``<output>/CUB_200_2011`` in one step."""
+    work = output / _EXTRACTING
+    if work.exists():
+        shutil.rmtree(work)  # what a killed run has left
+    work.mkdir(parents=True)
+    try:
+        with open(archive, "rb") as raw:
+            _extract_members(archive, raw, work, report)
+        if not cub.is_cub(work / cub.FOLDER):
+            raise InputError(
+                f"{archive} does not hold {cub.FOLDER}/images.txt and {cub.FOLDER}/images/"
+            )
+        os.rename(work / cub.FOLDER, output / cub.FOLDER)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _extract_members(archive: Path, raw: BinaryIO, work: Path, report: Progress) -> None:
+    total = archive.stat().st_size
+    try:
+        # As a stream: one pass over the 1.1 GB of gzip, and the position in the file is progress.
+        with tarfile.open(fileobj=raw, mode="r|*") as tar:
+            for member in tar:
+                name = _safe_name(archive, member, work)
+                if name.parts[:1] == (cub.FOLDER,):
+                    _extract_one(archive, tar, member, name, work)
+                report("extract", raw.tell(), total)
+    except (tarfile.TarError, EOFError, zlib.error) as e:
+        raise InputError(f"{archive} is not a complete tar archive: {e}") from e
+
+
+def _safe_name(archive: Path, member: tarfile.TarInfo, work: Path) -> PurePosixPath:
+    """Return the member's path below the archive's root.
+
+    Raises:
+        InputError: it is absolute, climbs with "..", or is a symbolic link, a device or a pipe; a
+            hard link's goal is checked in the same way.
+    """
+    names = [member.name, member.linkname] if member.islnk() else [member.name]
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise InputError(f"{archive}: refused, the member {member.name!r} leads outside")
+    if not (member.isreg() or member.isdir() or member.islnk()):
+        kind = "symbolic link" if member.issym() else "special file"
+        raise InputError(f"{archive}: refused, the member {member.name!r} is a {kind}")
+    if hasattr(tarfile, "data_filter"):  # Python >= 3.10.12, 3.11.4 and 3.12
+        try:
+            tarfile.data_filter(member, str(work))
+        except tarfile.FilterError as e:
+            raise InputError(f"{archive}: refused, {e}") from e
+    return PurePosixPath(member.name)
+
+
+def _extract_one(
+    archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath, work: Path
+) -> None:
+    """Write one checked member; owners, modes and times of the archive are not taken over.
+
+    Only files and folders are made here, never a link that a later member could write through.
+    """
+    target = work / name
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.islnk():
+        goal = work / PurePosixPath(member.linkname)
+        if not goal.is_file():
+            raise InputError(f"{archive}: the link {member.name!r} has no file to point to")
+        shutil.copyfile(goal, target)
+        return
+    with tar.extractfile(member) as source, open(target, "wb") as f:
+        shutil.copyfileobj(source, f, 1 << 20)

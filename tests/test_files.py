@@ -1,0 +1,114 @@
+"""Atomic writes: a failing or killed write leaves the old file, whole, and no litter."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cba_fast import files
+
+
+@pytest.fixture
+def file_size_limit():
+    """Limit the size of written files to 4 KiB; a longer write gives EFBIG."""
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old_limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+    signal.signal(signal.SIGXFSZ, old_handler)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_writers_round_trip(tmp_path):
+    files.write_bytes(tmp_path / "new/deep/b.bin", b"\0\1")
+    files.write_text(tmp_path / "t.txt", "häh\n")
+    files.write_json(tmp_path / "j.json", {"a": [1, None]})
+    files.write_npy(tmp_path / "n.npy", np.arange(6.0).reshape(2, 3))
+    assert (tmp_path / "new/deep/b.bin").read_bytes() == b"\0\1"
+    assert (tmp_path / "t.txt").read_bytes() == "häh\n".encode()
+    assert json.loads((tmp_path / "j.json").read_text()) == {"a": [1, None]}
+    np.testing.assert_array_equal(np.load(tmp_path / "n.npy"), np.arange(6.0).reshape(2, 3))
+    assert names(tmp_path) == ["j.json", "n.npy", "new", "t.txt"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p: files.write_bytes(p, b"x" * 100_000),
+        lambda p: files.write_text(p, "x" * 100_000),
+        lambda p: files.write_json(p, list(range(50_000))),
+        lambda p: files.write_npy(p, np.zeros(100_000)),
+    ],
+)
+def test_write_error_keeps_the_old_file_and_names_it(tmp_path, file_size_limit, write):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match=r"result\.json"):
+        write(path)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["result.json"]
+
+
+def test_small_files_pass_under_the_limit(tmp_path, file_size_limit):
+    files.write_bytes(tmp_path / "x", b"x" * 4096)
+    assert (tmp_path / "x").stat().st_size == 4096
+
+
+def test_failing_body_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_text("old")
+
+    def fail():
+        with files.atomic_path(path) as tmp:
+            assert tmp.suffix == ".png"
+            assert tmp.parent == tmp_path
+            assert tmp.name.startswith(".tmp-")
+            tmp.write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["x.png"]
+
+
+def test_refused_values_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "j.json", float("nan"))
+    with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
+        files.write_npy(tmp_path / "n.npy", np.array([object()]))
+    assert names(tmp_path) == []
+
+
+def test_folder_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        files.write_text(tmp_path / "file" / "x", "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        files.write_text(tmp_path / "folder", "text")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_killed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    code = (
+        "import os, sys; from cba_fast.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as tmp:\n"
+        "    tmp.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [n for n in names(tmp_path) if not n.startswith(".tmp-")] == ["x.txt"]
