@@ -2,7 +2,7 @@
 
 
 class CbaError(Exception):
-    """Base of the errors that a user can cause and mend; the command line prints them in one line."""
+    """Base of the errors that a user can cause and mend; the commands print them in one line."""
 
 
 class InputError(CbaError, ValueError):
@@ -10,7 +10,7 @@ class InputError(CbaError, ValueError):
 
 
 class ImageError(InputError):
-    """An image that cannot be read. A run reports it at its end and goes on, unless ``--strict``."""
+    """An image that cannot be read; a run without ``--strict`` goes on and reports it at its end."""
 
 
 class CheckpointError(InputError):

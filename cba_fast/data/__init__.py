@@ -10,6 +10,7 @@ _WHERE = {
     "ImageRecord": "records",
     "ImageSet": "records",
     "check_map_names": "records",
+    "map_name": "records",
     "open_image_set": "image_sets",
     "resolve_test_dataset": "image_sets",
     "read_image": "images",

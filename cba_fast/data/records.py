@@ -28,7 +28,7 @@ class ImageRecord:
     @property
     def map_name(self) -> str:
         """The path of this image's score map below the map folder, ``<folder>/<stem>.npy``."""
-        return f"{self.folder}/{self.stem}.npy" if self.folder else f"{self.stem}.npy"
+        return map_name(self.image_id)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+
+def map_name(image_id: str) -> str:
+    """Return the score map's name of an image id: ``<parent>/<name up to its first dot>.npy``."""
+    folder, _, name = image_id.rpartition("/")
+    stem = name.split(".", 1)[0]
+    return f"{folder.rpartition('/')[2]}/{stem}.npy" if folder else f"{stem}.npy"
 
 
 def make_record(image_id: str, path: Path, label: int | None, where: str) -> ImageRecord:

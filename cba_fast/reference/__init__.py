@@ -1,0 +1,1 @@
+"""The specification of each op: short, plain PyTorch or NumPy, never optimized."""

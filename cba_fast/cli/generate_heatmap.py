@@ -1,0 +1,46 @@
+"""``cba-fast generate-heatmap``."""
+
+import time
+from pathlib import Path
+
+import click
+
+from .options import data_options, map_options, model_options, run_options
+from .progress import bar, warn
+
+
+@click.command()
+@model_options()
+@data_options(default="sample_data")
+@map_options()
+@run_options()
+@click.option("--heatmap_output", type=click.Path(path_type=Path), default=Path("heatmap_output"))
+@click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
+@click.option("--no_overlay", is_flag=True, help="Write the score maps only.")
+def command(model_config, data_config, map_config, run_config, heatmap_output, resume, no_overlay):
+    """Make CAM or PC1 heatmaps of an image folder.
+
+    Writes overlays to HEATMAP_OUTPUT and score maps to np_HEATMAP_OUTPUT/<class>/<stem>.npy. What
+    an earlier run wrote there is replaced, unless --resume continues it.
+    """
+    from cba_fast.study.generate import generate_heatmaps
+
+    start = time.perf_counter()
+    result = generate_heatmaps(
+        model_config,
+        data_config,
+        run_config,
+        map_config,
+        heatmap_output,
+        resume=resume,
+        overlay=not no_overlay,
+        progress=bar("heatmaps"),
+    )
+    seconds = time.perf_counter() - start
+    warn(result.problems.lines())
+    kept = f", {result.kept} were there" if resume else ""
+    rate = f"{seconds / result.made:.2f} s per image, " if result.made else ""
+    click.echo(f"Heatmaps     : {result.made} made{kept} ({rate}{seconds:.1f} s in all)")
+    click.echo(f"Score maps   : {result.map_folder}")
+    if result.overlay_folder is not None:
+        click.echo(f"Overlays     : {result.overlay_folder}")

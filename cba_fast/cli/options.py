@@ -1,0 +1,169 @@
+"""Options that several commands share, each group collected into one config object.
+
+A decorator such as ``@model_options(...)`` adds its options and hands the command one keyword
+(``model_config``) instead of many.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+
+FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
+STUDY_WEIGHTS = "weights/convnext_base_384_in22ft1k_CUB.pth"
+POSITIVE = click.IntRange(min=1)
+
+
+def _collect(keyword: str, config: type, fields: dict[str, str], options: list) -> Callable:
+    """Return a decorator: add `options`, hand over ``keyword=config(...)``.
+
+    `fields` maps the parameter names of the options to the config's field names.
+    """
+
+    def decorate(command):
+        @functools.wraps(command)
+        def wrapper(*args, **kwargs):
+            values = {field: kwargs.pop(name) for name, field in fields.items()}
+            return command(*args, **{keyword: config(**values)}, **kwargs)
+
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
+
+
+def model_options(required: bool = False) -> Callable:
+    """Which model: hands over `model_config`. Not `required`: the study's defaults."""
+    default = {} if required else {"default": "convnext"}
+    weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
+    options = [
+        click.option("--model_family", type=click.Choice(FAMILIES), required=required, **default),
+        click.option(
+            "--fine_tuned_weight_name",
+            type=click.Path(path_type=Path),
+            help="Checkpoint.",
+            **weights,
+        ),
+        click.option(
+            "--model", "model_name", help="Model name; the family's base model if absent."
+        ),
+        click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
+        click.option("--alpha", type=float, help="slak_flex: weight of the strips."),
+        click.option("--beta", type=float, help="slak_flex: weight of the square kernel."),
+    ]
+    fields = {
+        "model_family": "family",
+        "fine_tuned_weight_name": "weights",
+        "model_name": "name",
+        "num_classes": "num_classes",
+        "alpha": "alpha",
+        "beta": "beta",
+    }
+    return _collect("model_config", ModelConfig, fields, options)
+
+
+_METADATA_OPTIONS = [
+    click.option(
+        "--metadata_root",
+        type=click.Path(path_type=Path),
+        help="wsolevaluation metadata: the folder with the four files, or its root.",
+    ),
+    click.option("--dataset_name", help="Folder below the official metadata root, e.g. CUB."),
+    click.option("--split", default="test", help="Split below the root, or of CUB_200_2011."),
+]
+
+
+def data_options(default: str) -> Callable:
+    """Which images: hands over `data_config`."""
+    options = [
+        click.option("--test_dataset", default=default, help="Below datasets/, or a folder."),
+        *_METADATA_OPTIONS,
+        click.option("--input_size", type=POSITIVE, default=384),
+    ]
+    fields = {
+        k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")
+    }
+    return _collect("data_config", DataConfig, fields, options)
+
+
+def run_options(batch_size: int = 8) -> Callable:
+    """How to compute: hands over `run_config`."""
+    options = [
+        click.option("--batch_size", type=POSITIVE, default=batch_size),
+        click.option("--num_workers", type=click.IntRange(min=0), default=2),
+        click.option("--device", help="cpu, cuda, cuda:1, ...; CUDA where available if absent."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32"),
+        click.option("--channels_last/--no_channels_last", default=True),
+        click.option("--strict", is_flag=True, help="End at the first unreadable image."),
+    ]
+    names = ("batch_size", "num_workers", "device", "precision", "channels_last", "strict")
+    return _collect("run_config", RunConfig, {k: k for k in names}, options)
+
+
+class TargetType(click.ParamType):
+    """``predicted``, ``label`` or a class index."""
+
+    name = "predicted|label|INDEX"
+
+    def convert(self, value, param, ctx):
+        """Return `value` unchanged if it is one of the three forms."""
+        if value in ("predicted", "label") or value.isdecimal():
+            return value
+        self.fail(f"{value!r} is not 'predicted', 'label' or a class index", param, ctx)
+
+
+def map_options() -> Callable:
+    """Which map: hands over `map_config`."""
+    options = [
+        click.option("--localization_method", type=click.Choice(["cam", "pc1"]), default="cam"),
+        click.option("--target", type=TargetType(), default="predicted", help="Explained class."),
+        click.option("--map_size", type=POSITIVE, default=384),
+        click.option(
+            "--pc1_range",
+            type=click.Choice(["wrap", "clip", "minmax"]),
+            default="wrap",
+            help="PC1 values outside [0, 1]: wrap as the study's code does, clip, or rescale.",
+        ),
+    ]
+    fields = {
+        "localization_method": "method",
+        "target": "target",
+        "map_size": "map_size",
+        "pc1_range": "pc1_range",
+    }
+    return _collect("map_config", MapConfig, fields, options)
+
+
+def box_options(with_metadata: bool, contours: str | None) -> Callable:
+    """Which boxes and protocol: hands over `box_config`.
+
+    Args:
+        with_metadata: add the metadata options (commands that have `data_options` share those).
+        contours: default of ``--contours``; None for commands that always run both modes.
+    """
+    options = [
+        click.option("--cub_root", type=click.Path(path_type=Path), help="CUB_200_2011 folder."),
+        *(_METADATA_OPTIONS if with_metadata else []),
+        click.option("--iou_thr", type=click.FloatRange(0, 1, min_open=True), default=0.5),
+        click.option(
+            "--cam_curve_interval", type=click.FloatRange(0, 1, min_open=True), default=0.01
+        ),
+        click.option("--eval_size", type=POSITIVE, help="Demand maps of this side."),
+        click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
+        click.option(
+            "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
+        ),
+    ]
+    names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
+    names.append("missing_as_miss")
+    if with_metadata:
+        names += ["metadata_root", "dataset_name", "split"]
+    if contours is not None:
+        kind = click.Choice(["largest", "all", "both"])
+        options.append(click.option("--contours", type=kind, default=contours))
+        names.append("contours")
+    return _collect("box_config", BoxConfig, {k: k for k in names}, options)

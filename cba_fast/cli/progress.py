@@ -1,0 +1,31 @@
+"""Progress bars and closing lines of the commands."""
+
+from collections.abc import Iterable, Iterator
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+
+def bar(description: str):
+    """Return ``progress(iterable, total)`` with a bar on stderr (none where it is no terminal)."""
+    console = Console(stderr=True)
+
+    def progress(iterable: Iterable, total: int) -> Iterator:
+        return iter(
+            track(
+                iterable,
+                description=description,
+                total=total,
+                console=console,
+                disable=not console.is_terminal,
+            )
+        )
+
+    return progress
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Print what a run met and went on from, on stderr."""
+    for line in lines:
+        click.echo(f"Warning: {line}" if not line.startswith(" ") else line, err=True)

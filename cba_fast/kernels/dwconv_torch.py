@@ -1,0 +1,68 @@
+"""Depthwise convolution by PyTorch's own kernels, without their known faults on CPUs.
+
+Three things differ from calling `torch.nn.functional.conv2d` and its backward. All three concern
+CPUs only; figures are of torch 2.15 with oneDNN, two cores with AVX-512.
+
+- The float32 weight gradient is taken in channels_last. In NCHW oneDNN returns wrong values where
+  the kernel is tall (33 rows and more), at most 3 wide and not taller than the image: relative
+  errors of 7 to 24 % in 44 of 1393 random shapes, 14 % for 51x1 at 96x96. In channels_last all 1393
+  agreed with float64 to 4e-6, and it is no slower.
+- Half types are computed in float32 and rounded once. That is 5 to 100 times faster than the native
+  half loops (31x31 at 64x48x48: 338 ms against 66 in NCHW, 511 against 6 in channels_last) and
+  accumulates in float32 by construction.
+- A float32 forward pass in NCHW with a kernel wider than 9 goes through channels_last: oneDNN has
+  no fast NCHW kernel there (31x31 at 128x96x96: 587 ms against 60, both copies included).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+_WIDEST_FAST_NCHW = 9
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution of x (N, C, H, W) with weight (C, 1, kh, kw)."""
+    if _half_on_cpu(x):
+        wide_bias = None if bias is None else bias.float()
+        return forward(x.float(), weight.float(), wide_bias).to(x.dtype)
+    if _float32_on_cpu(x) and weight.shape[3] > _WIDEST_FAST_NCHW:
+        x = x.to(memory_format=torch.channels_last)
+    kh, kw = weight.shape[-2:]
+    return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=x.shape[1])
+
+
+def grad_x(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the input gradient (N, C, H, W)."""
+    if _half_on_cpu(grad):
+        return grad_x(grad.float(), weight.float()).to(grad.dtype)
+    # Of the input only shape and strides are read; the gradient has the same.
+    return _convolution_backward(grad, grad, weight, [True, False, False])[0]
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """Return the weight gradient (C, 1, kh, kw)."""
+    if _half_on_cpu(x):
+        return grad_weight(grad.float(), x.float(), kernel_size).to(x.dtype)
+    if _float32_on_cpu(x):
+        grad = grad.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    weight = x.new_empty((x.shape[1], 1, *kernel_size))  # its shape is what is read
+    return _convolution_backward(grad, x, weight, [False, True, False])[1]
+
+
+def _half_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in _HALF
+
+
+def _float32_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]):
+    kh, kw = weight.shape[-2:]
+    padding = [kh // 2, kw // 2]
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], x.shape[1], mask
+    )

@@ -1,0 +1,61 @@
+"""Loads the compiled core ``cba_fast._C`` and says what it holds, or why it is not there."""
+
+import importlib
+import types
+
+_module: types.ModuleType | None = None
+_error: ImportError | None = None
+
+
+def load() -> types.ModuleType:
+    """Return the compiled core.
+
+    Raises:
+        ImportError: it is not built or cannot be loaded; the first cause is attached.
+    """
+    global _module, _error
+    if _module is None and _error is None:
+        try:
+            _module = importlib.import_module("cba_fast._C")
+        except ImportError as e:
+            _error = e
+    if _module is None:
+        raise ImportError(f"the compiled core cannot be loaded: {_describe(_error)}") from _error
+    return _module
+
+
+def _describe(error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "cba_fast._C":
+        return "cba_fast._C was not built (CBA_NATIVE=0, or cba_fast is not installed)"
+    return str(error)
+
+
+def unavailable() -> str | None:
+    """Return why the compiled core cannot be used, or None."""
+    try:
+        load()
+    except ImportError as e:
+        return str(e)
+    return None
+
+
+def cuda_unavailable() -> str | None:
+    """Return why the compiled CUDA kernels cannot be used, or None."""
+    reason = unavailable()
+    if reason is None and not hasattr(load(), "quantize_cuda"):
+        reason = f"no CUDA kernels in this build: {build_info()['cuda_reason']}"
+    return reason
+
+
+def build_info() -> dict:
+    """Return what the compiled core holds.
+
+    Returns:
+        ``compiler``; ``isas_compiled`` and ``isas_supported`` (by this machine), best last; ``isa``
+        (in use; None if CBA_ISA names one that cannot run) and ``isa_reason``; ``cuda_compiler``
+        and ``cuda_archs``, or both None and ``cuda_reason``.
+
+    Raises:
+        ImportError: as `load`.
+    """
+    return load().build_info()

@@ -1,0 +1,31 @@
+"""Launches the C++ quantizer."""
+
+import torch
+from torch import Tensor
+
+from cba_fast.kernels import native
+from cba_fast.reference.quantize import refuse_value
+
+
+def quantize(scoremaps: Tensor, isa: str = "") -> Tensor:
+    """Quantize a CPU tensor; see `cba_fast.ops.quantize`.
+
+    Args:
+        scoremaps: floating, (N, H, W), on the CPU.
+        isa: the instruction set of this call; empty for that of the process.
+    """
+    values = scoremaps.contiguous()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    out = torch.empty(values.shape, dtype=torch.uint8)
+    first_bad = native.load().quantize(
+        values.data_ptr(),
+        str(values.dtype).removeprefix("torch."),
+        out.data_ptr(),
+        values.numel(),
+        isa,
+        torch.get_num_threads(),
+    )
+    if first_bad >= 0:
+        refuse_value(scoremaps, first_bad)
+    return out

@@ -1,0 +1,33 @@
+"""Launches the CUDA quantizer."""
+
+import torch
+from torch import Tensor
+
+from cba_fast.kernels import native
+from cba_fast.reference.quantize import refuse_value
+
+
+def quantize(scoremaps: Tensor) -> Tensor:
+    """Quantize a CUDA tensor on its device and the current stream; see `cba_fast.ops.quantize`.
+
+    Waits for the kernel, because a bad value must raise.
+    """
+    values = scoremaps.contiguous()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    count = values.numel()
+    out = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    first_bad = torch.full((1,), count, dtype=torch.int64, device=values.device)
+    native.load().quantize_cuda(
+        values.data_ptr(),
+        str(values.dtype).removeprefix("torch."),
+        out.data_ptr(),
+        count,
+        first_bad.data_ptr(),
+        values.device.index,
+        torch.cuda.current_stream(values.device).cuda_stream,
+    )
+    bad = int(first_bad)
+    if bad < count:
+        refuse_value(scoremaps, bad)
+    return out

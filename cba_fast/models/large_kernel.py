@@ -1,0 +1,143 @@
+"""The re-parameterized large depthwise convolution of RepLKNet and SLaK."""
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from cba_fast.nn import DepthwiseConv2d
+from cba_fast.nn.fuse import fuse_conv_bn, pad_kernel
+
+from .layers import Mergeable
+
+
+def depthwise(dim: int, kernel_size: int | tuple[int, int], bias: bool) -> DepthwiseConv2d:
+    """Return a depthwise convolution of stride 1 with zero "same" padding."""
+    kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    padding = (kh // 2, kw // 2)
+    return DepthwiseConv2d(dim, dim, (kh, kw), padding=padding, groups=dim, bias=bias)
+
+
+def _branch(dim: int, kernel_size: int | tuple[int, int], norm: bool) -> nn.Sequential:
+    layers = OrderedDict(conv=depthwise(dim, kernel_size, bias=False))
+    if norm:
+        layers["bn"] = nn.BatchNorm2d(dim)
+    return nn.Sequential(layers)
+
+
+class ReparamLargeKernelConv(Mergeable):
+    """Sum of parallel depthwise branches over one input, mergeable for inference.
+
+    Training form: ``lkb_origin`` (K x K), or with `strip_width` e the pair ``LoRA1`` (K x e) and
+    ``LoRA2`` (e x K), plus ``small_conv`` (s x s) if `small_kernel` is given; each branch a
+    convolution without bias and a batch norm (none with ``norm=False``). Stride 1, zero "same"
+    padding, so every branch can be centred in a larger kernel exactly.
+
+    Merged form: one K x K convolution ``lkb_reparam`` with bias; of strips, ``LoRA1`` with all of
+    the bias and the small kernel, and ``LoRA2`` without bias, both without norm: their sum in one
+    K x K kernel would be exact too, but costs K / (2 e) times the work.
+
+    Args:
+        dim: channels.
+        kernel_size: K, odd.
+        small_kernel: s, odd, or None.
+        strip_width: e, odd, or None for a square kernel.
+        norm: whether each branch has a batch norm.
+        merged: build the merged form.
+
+    Source: Ding et al., Scaling Up Your Kernels to 31x31 (CVPR 2022); Liu et al., More ConvNets in
+    the 2020s (ICLR 2023).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        small_kernel: int | None = None,
+        *,
+        strip_width: int | None = None,
+        norm: bool = True,
+        merged: bool = False,
+    ):
+        super().__init__()
+        strips = ((kernel_size, strip_width), (strip_width, kernel_size))
+        if merged and strip_width is None:
+            self.lkb_reparam = depthwise(dim, kernel_size, bias=True)
+            return
+        if merged:
+            self.LoRA1 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[0], bias=True)))
+            self.LoRA2 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[1], bias=False)))
+            return
+        if strip_width is None:
+            self.lkb_origin = _branch(dim, kernel_size, norm)
+        else:
+            self.LoRA1 = _branch(dim, strips[0], norm)
+            self.LoRA2 = _branch(dim, strips[1], norm)
+        if small_kernel is not None:
+            self.small_conv = _branch(dim, small_kernel, norm)
+
+    @property
+    def is_merged(self) -> bool:
+        if hasattr(self, "lkb_reparam"):
+            return True
+        return hasattr(self, "LoRA1") and self.LoRA1.conv.bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = iter(self.children())
+        y = next(branches)(x)
+        for branch in branches:
+            y = y + branch(x)
+        return y
+
+    @torch.no_grad()
+    def merge_branches(self) -> None:
+        """Go over to the merged form in place (running statistics, whatever mode the module is in).
+
+        Kernels and biases are summed in float64 and rounded once, so the outputs differ from the
+        training form's by the rounding of the convolutions alone.
+        """
+        fused = {name: _kernel_and_bias(branch) for name, branch in self.named_children()}
+        bias = sum(b for _, b in fused.values())
+        if "LoRA1" in fused:
+            first, _ = fused["LoRA1"]
+            if "small_conv" in fused:
+                first = first + pad_kernel(fused["small_conv"][0], first.shape[-2:])
+            like = self.LoRA1.conv
+            self.LoRA1 = nn.Sequential(OrderedDict(conv=conv_of(first, bias, like)))
+            self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(fused["LoRA2"][0], None, like)))
+        else:
+            kernel, _ = fused["lkb_origin"]
+            if "small_conv" in fused:
+                kernel = kernel + pad_kernel(fused["small_conv"][0], kernel.shape[-2:])
+            self.lkb_reparam = conv_of(kernel, bias, self.lkb_origin.conv)
+            del self.lkb_origin
+        if "small_conv" in fused:
+            del self.small_conv
+
+
+def _kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Return the float64 kernel (C,1,kh,kw) and bias (C,) of a branch with its norm folded."""
+    # In float64 before the norm is folded, so that the branches' sum is rounded only once.
+    conv = copy.deepcopy(branch.conv).double()
+    if hasattr(branch, "bn"):
+        conv = fuse_conv_bn(conv, branch.bn)
+    bias = torch.zeros_like(conv.weight[:, 0, 0, 0]) if conv.bias is None else conv.bias
+    return conv.weight, bias
+
+
+def conv_of(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> DepthwiseConv2d:
+    """Return a "same" depthwise convolution of these parameters in `like`'s dtype, on its device.
+
+    Args:
+        weight: (C,1,kh,kw), any floating dtype.
+        bias: (C,) or None.
+        like: gives dtype, mode and whether the parameters require gradients.
+    """
+    with torch.device("meta"):  # no random initialization that is thrown away
+        conv = depthwise(len(weight), tuple(weight.shape[-2:]), bias=bias is not None)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            value = value.detach().to(like.weight)
+            setattr(conv, name, nn.Parameter(value, requires_grad=like.weight.requires_grad))
+    return conv.train(like.training)

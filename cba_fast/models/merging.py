@@ -1,0 +1,87 @@
+"""Turn a model into its inference form: branches merged, batch norms and layer scales folded."""
+
+import copy
+
+import torch
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
+from torch import Tensor, nn
+
+from cba_fast.nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
+
+from .layers import Classifier, LayerScaleBlock, mergeable
+from .replknet import ConvFFN, RepLKBlock
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Return the inference form of a model of ours (or of timm's ConvNeXt), for evaluation only.
+
+    - parallel branches of the large kernels become one kernel (two strips stay two), and
+      slak_flex's mixture one K x K kernel where beta is not 0;
+    - a batch norm after a convolution goes into that convolution, one before a 1x1 convolution into
+      that one; RepLKNet's last one stays, because CAM needs the features before it;
+    - a layer scale goes into the linear layer before it.
+
+    Every step is exact; sums are made in float64 and rounded once, so outputs differ by rounding.
+
+    Args:
+        model: the model, in any mode; it is left as it is. Running statistics are used.
+
+    Returns:
+        A new module with the same interface, in evaluation mode, parameters not requiring
+        gradients (input gradients, as for the ERF, then cost no weight gradients). Merging it again
+        changes nothing.
+
+    Raises:
+        TypeError: another kind of model.
+    """
+    if not isinstance(model, Classifier | ConvNeXt):
+        raise TypeError(
+            f"merge knows the models of cba_fast and timm's ConvNeXt, got {type(model)}"
+        )
+    merged = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in mergeable(merged):
+        module.merge_branches()
+    for module in list(merged.modules()):
+        if isinstance(module, RepLKBlock):
+            _fold_norms(module.pw1, before=module.prelkb_bn)
+            module.prelkb_bn = nn.Identity()
+        elif isinstance(module, ConvFFN):
+            _fold_norms(module.pw1, before=module.preffn_bn)
+            module.preffn_bn = nn.Identity()
+        elif isinstance(module, LayerScaleBlock):
+            _fold_scale(module, module.pwconv2)
+        elif isinstance(module, ConvNeXtBlock):
+            _fold_scale(module, module.mlp.fc2)
+    for module in merged.modules():
+        if isinstance(module, nn.Sequential) and hasattr(module, "bn"):
+            _fold_norms(module)
+    return merged
+
+
+def _fold_norms(layers: nn.Sequential, before: nn.Module | None = None) -> None:
+    """Fold ``layers.bn``, and a batch norm before the 1x1 ``layers.conv``, in place."""
+    dtype = layers.conv.weight.dtype
+    conv = layers.conv.double()
+    if hasattr(layers, "bn"):
+        conv = fuse_conv_bn(conv, layers.bn)
+        del layers.bn
+    if isinstance(before, nn.modules.batchnorm._BatchNorm):
+        conv = fold_bn_before_conv1x1(before, conv)
+    layers.conv = conv.to(dtype)
+
+
+@torch.no_grad()
+def _fold_scale(block: nn.Module, last: nn.Module) -> None:
+    """Fold ``block.gamma`` into the linear layer or 1x1 convolution before it, in place."""
+    if block.gamma is None:
+        return
+    gamma = block.gamma.double()
+
+    def scaled(p: Tensor) -> nn.Parameter:
+        rows = gamma.view(-1, *[1] * (p.ndim - 1))
+        return nn.Parameter((p.double() * rows).to(p), requires_grad=False)
+
+    last.weight = scaled(last.weight)
+    if last.bias is not None:
+        last.bias = scaled(last.bias)
+    block.gamma = None

@@ -1,0 +1,161 @@
+"""SLaK: tiny to large, and a small one for tests and the demo."""
+
+from timm.layers import trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .convnext_like import ConvNeXtLikeBackbone, check_stages
+from .large_kernel import ReparamLargeKernelConv
+from .layers import Classifier, LayerScaleBlock, linear_or_identity
+from .timm_cfg import study_cfg
+
+__all__ = ["SLaK", "SLaKBlock"]
+
+
+class SLaKBlock(LayerScaleBlock):
+    """Layer-scale block around a :class:`ReparamLargeKernelConv`.
+
+    Args:
+        dim: channels.
+        kernel_size: long edge K.
+        small_kernel: short edge of the strips and edge of the small kernel, which is there only if
+            it is smaller than K.
+        Decom: strips instead of a square kernel.
+        bn: a batch norm in each branch.
+        merged: build the large kernel in its merged form.
+    """
+
+    def __init__(
+        self, dim, kernel_size, small_kernel, drop_path_rate, layer_scale, Decom, bn, merged
+    ):
+        super().__init__(dim, drop_path_rate, layer_scale)
+        self.large_kernel = ReparamLargeKernelConv(
+            dim,
+            kernel_size,
+            small_kernel if small_kernel is not None and small_kernel < kernel_size else None,
+            strip_width=small_kernel if Decom else None,
+            norm=bn,
+            merged=merged,
+        )
+
+    def depthwise(self, x: Tensor) -> Tensor:
+        return self.large_kernel(x)
+
+
+class SLaK(Classifier, ConvNeXtLikeBackbone):
+    """SLaK for classification, with the official state dict.
+
+    x (N,in_chans,H,W) -> features (N,C,H/32,W/32) -> average pooling, layer norm, linear -> logits
+    (N,num_classes). CAM weights the features by the linear layer, pooling and norm left out.
+
+    Args:
+        depths: blocks of each stage.
+        dims: width of each stage before `width_factor`.
+        kernel_size: the four stages' long edges, then the short edge.
+        width_factor: stage i has int(dims[i] * width_factor) channels.
+        Decom: 51x5 + 5x51 + 5x5 (True, as released) or 51x51 + 5x5.
+        bn: a batch norm in each branch.
+        num_classes: 0 leaves the classifier out.
+        in_chans, drop_path_rate, stem_stride: see :class:`ConvNeXtLikeBackbone`.
+        layer_scale_init_value: initial gamma; None leaves it out.
+        merged: build the large kernels in their merged form.
+
+    Source: Liu et al., More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity
+    (ICLR 2023). `kernel_size`, `width_factor`, `Decom` and `bn` are the official names.
+    """
+
+    family = "slak"
+
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (3, 3, 27, 3),
+        dims: tuple[int, ...] = (128, 256, 512, 1024),
+        kernel_size: tuple[int, ...] = (51, 49, 47, 13, 5),
+        width_factor: float = 1.3,
+        Decom: bool = True,
+        bn: bool = True,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        stem_stride: int = 4,
+        layer_scale_init_value: float | None = 1e-6,
+        merged: bool = False,
+    ):
+        *long_edges, short_edge = kernel_size
+        check_stages(long_edges, depths, dims)
+        if Decom and short_edge is None:
+            raise ValueError(f"strips need a short edge after the long ones, got {kernel_size}")
+        dims = tuple(int(d * width_factor) for d in dims)
+
+        def block(stage: int, rate: float) -> SLaKBlock:
+            k = long_edges[stage]
+            scale = layer_scale_init_value
+            return SLaKBlock(dims[stage], k, short_edge, rate, scale, Decom, bn, merged)
+
+        super().__init__(dims, depths, block, in_chans, drop_path_rate, stem_stride)
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.head = linear_or_identity(dims[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output (N,C,h,w), before pooling and norm."""
+        return ConvNeXtLikeBackbone.forward(self, x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
+        x = self.norm(x.mean((2, 3)))
+        return x if pre_logits else self.head(x)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: study_cfg(first_conv="downsample_layers.0.0", classifier="head")
+        for name in ("slak_tiny", "slak_small", "slak_base", "slak_large", "slak_nano")
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, arch: dict, kwargs: dict) -> SLaK:
+    return build_model_with_cfg(SLaK, variant, pretrained, **{**arch, **kwargs})
+
+
+@register_model
+def slak_tiny(pretrained: bool = False, **kwargs) -> SLaK:
+    """SLaK-T: depths (3, 3, 9, 3), dims (96, 192, 384, 768) * 1.3."""
+    arch = {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)}
+    return _create("slak_tiny", pretrained, arch, kwargs)
+
+
+@register_model
+def slak_small(pretrained: bool = False, **kwargs) -> SLaK:
+    """SLaK-S: depths (3, 3, 27, 3), dims (96, 192, 384, 768) * 1.3."""
+    return _create("slak_small", pretrained, {"dims": (96, 192, 384, 768)}, kwargs)
+
+
+@register_model
+def slak_base(pretrained: bool = False, **kwargs) -> SLaK:
+    """SLaK-B: depths (3, 3, 27, 3), dims (128, 256, 512, 1024) * 1.3."""
+    return _create("slak_base", pretrained, {}, kwargs)
+
+
+@register_model
+def slak_large(pretrained: bool = False, **kwargs) -> SLaK:
+    """SLaK-L: depths (3, 3, 27, 3), dims (192, 384, 768, 1536) * 1.3."""
+    return _create("slak_large", pretrained, {"dims": (192, 384, 768, 1536)}, kwargs)
+
+
+@register_model
+def slak_nano(pretrained: bool = False, **kwargs) -> SLaK:
+    """A SLaK of one block per stage, for tests and the demo; not a published model."""
+    arch = {
+        "depths": (1, 1, 1, 1),
+        "dims": (16, 32, 64, 128),
+        "kernel_size": (13, 11, 9, 7, 5),
+        "width_factor": 1.0,
+    }
+    return _create("slak_nano", pretrained, arch, kwargs)

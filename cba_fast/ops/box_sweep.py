@@ -1,0 +1,273 @@
+"""Boxes of score maps at many thresholds, and their IoU with ground truth: the core of MaxBoxAcc."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cba_fast.kernels import box_sweep_cpp, native
+from cba_fast.ops.backends import Backend, BackendTable
+from cba_fast.ops.quantize import as_scoremaps, as_tensor, quantize
+from cba_fast.reference import box_sweep as reference
+
+CONTOURS = ("largest", "all")
+
+
+def box_sweep(
+    scoremaps: Tensor | np.ndarray,
+    thresholds: Tensor | np.ndarray | Sequence[float],
+    *,
+    contours: str = "largest",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Find the boxes of score maps at every threshold.
+
+    With u = uint8(255 * m) the mask at t is u > int(t * max u). The box of one of its contours
+    (8-connected; borders of holes count) is x0, y0, min(x0 + w, W - 1), min(y0 + h, H - 1) for the
+    bounding rectangle x0, y0, w, h. A mask without contour has the box 0, 0, 0, 0.
+
+    Args:
+        scoremaps: m, (N, H, W), floating in [0, 1], or u itself as uint8; on CPU or CUDA, or an
+            array.
+        thresholds: t, (T,), each in [0, 1), in any order, duplicates allowed; taken as float64.
+        contours: ``"largest"`` for the contour of largest area (among equals the one that
+            `cv2.findContours` lists first), or ``"all"``.
+        backend: None for the best one, or ``"cpp"``, ``"reference"``.
+
+    Returns:
+        For ``"largest"`` boxes (N, T, 4) int32. For ``"all"`` (boxes (M, 4) int32, offsets
+        (N*T+1,) int64): the boxes of map i and threshold j are those from offsets[i*T+j] to before
+        offsets[i*T+j+1], sorted by x0, y0, x1, y1. On the device of `scoremaps`.
+
+    Raises:
+        TypeError: a wrong dtype or type.
+        ValueError: a wrong shape, a value of `scoremaps` or `thresholds` that is NaN or out of
+            range, an unknown `contours`, or a `backend` that cannot run.
+
+    Notes:
+        Both backends work on the CPU; CUDA maps are quantized on the GPU and their bytes moved.
+        All backends and numbers of threads give the same boxes.
+
+    Source:
+        Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of
+        clovaai/wsolevaluation (which orders the boxes of a map as OpenCV does).
+    """
+    _check_contours(contours)
+    u, name = _prepare(TABLE, scoremaps, backend)
+    thresholds = _as_thresholds(thresholds)
+    if contours == "largest":
+        return torch.ops.cba_fast.box_sweep(u, thresholds, name)
+    return torch.ops.cba_fast.box_sweep_all(u, thresholds, name)
+
+
+def best_box_iou(
+    scoremaps: Tensor | np.ndarray,
+    gt_boxes: Sequence[Tensor | np.ndarray] | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    thresholds: Tensor | np.ndarray | Sequence[float],
+    *,
+    contours: str = "largest",
+    backend: str | None = None,
+) -> Tensor:
+    """Find the best IoU between estimated and ground-truth boxes at every threshold.
+
+    IoU = I / (A + B - I) in float64, with inclusive corners: the area of a box is
+    (x1 - x0 + 1) * (y1 - y0 + 1). The estimated boxes are those of `box_sweep`.
+
+    Args:
+        scoremaps, thresholds, contours, backend: as for `box_sweep`.
+        gt_boxes: one integer array (G_i, 4) of x0, y0, x1, y1 for each map, G_i >= 1, in pixels of
+            the map (they may reach beyond it); or a pair (boxes (N, G, 4), counts (N,)), of which
+            the first counts[i] boxes of map i are taken.
+
+    Returns:
+        (N, T) float64: the maximum over the estimated and the ground-truth boxes of each map, on
+        the device of `scoremaps`.
+
+    Raises:
+        TypeError, ValueError: as `box_sweep`; also for boxes that are not integer, of a wrong
+            shape or number, negative or reversed.
+
+    Source:
+        Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
+    """
+    _check_contours(contours)
+    u, name = _prepare(IOU_TABLE, scoremaps, backend)
+    thresholds = _as_thresholds(thresholds)
+    boxes, counts = _pack_boxes(gt_boxes, len(u))
+    return torch.ops.cba_fast.best_box_iou(u, boxes, counts, thresholds, contours, name)
+
+
+def _check_contours(contours: str) -> None:
+    if contours not in CONTOURS:
+        raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
+
+
+def _prepare(table: BackendTable, scoremaps, backend: str | None) -> tuple[Tensor, str]:
+    scoremaps = as_scoremaps(scoremaps)
+    name = table.resolve(backend, scoremaps)
+    return quantize(scoremaps, backend="reference" if name == "reference" else None), name
+
+
+def _as_thresholds(thresholds) -> Tensor:
+    thresholds = torch.as_tensor(thresholds, dtype=torch.float64, device="cpu")
+    if thresholds.dim() != 1:
+        raise ValueError(f"thresholds must have the shape (T,), got {tuple(thresholds.shape)}")
+    return thresholds
+
+
+def _integers(value, name: str) -> Tensor:
+    value = as_tensor(value, name)
+    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be integer, got {value.dtype}")
+    return value.to("cpu", torch.int64)
+
+
+def _pack_boxes(gt_boxes, num_maps: int) -> tuple[Tensor, Tensor]:
+    """Return the boxes of all maps, (M, 4), and the number of boxes of each map, (N,), as int64."""
+    if isinstance(gt_boxes, tuple) and len(gt_boxes) == 2 and np.ndim(gt_boxes[0]) == 3:
+        boxes, counts = (_integers(v, "gt_boxes") for v in gt_boxes)
+        if boxes.shape[::2] != (num_maps, 4) or counts.shape != (num_maps,):
+            raise ValueError(
+                f"gt_boxes must be boxes (N, G, 4) and counts (N,) with N = {num_maps}, got "
+                f"{tuple(boxes.shape)} and {tuple(counts.shape)}"
+            )
+        if (counts > boxes.shape[1]).any():
+            raise ValueError(f"gt_boxes: a count of {int(counts.max())} for {boxes.shape[1]} boxes")
+        return boxes[torch.arange(boxes.shape[1]) < counts[:, None]], counts
+    if len(gt_boxes) != num_maps:
+        raise ValueError(f"gt_boxes has boxes of {len(gt_boxes)} maps, scoremaps has {num_maps}")
+    rows = []
+    for i, boxes in enumerate(gt_boxes):
+        boxes = boxes if isinstance(boxes, Tensor) else np.asarray(boxes)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
+            raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {tuple(boxes.shape)}")
+        rows.append(_integers(boxes, f"gt_boxes[{i}]"))
+    counts = torch.tensor([len(boxes) for boxes in rows], dtype=torch.int64)
+    return torch.cat([torch.empty((0, 4), dtype=torch.int64), *rows]), counts
+
+
+def _cpp_refuses(scoremaps: Tensor) -> str | None:
+    height, width = scoremaps.shape[1:]
+    if (height + 2) * (width + 2) < 2**30:
+        return None
+    return f"maps of {height} x {width} pixels are too large for it"
+
+
+_BACKENDS = [
+    Backend("cpp", _cpp_refuses, native.unavailable),
+    Backend("reference", lambda scoremaps: None),
+]
+TABLE = BackendTable("box_sweep", _BACKENDS)
+IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
+
+
+# --- The registered ops: what depends on values is checked here, where they are at hand. ------------
+
+
+def _check_thresholds(thresholds: Tensor) -> None:
+    inside = (thresholds >= 0) & (thresholds < 1)
+    if not inside.all():
+        raise ValueError(f"thresholds must lie in [0, 1), got {float(thresholds[~inside][0])}")
+
+
+def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
+    if (counts < 1).any():
+        raise ValueError(f"gt_boxes: map {int((counts < 1).nonzero()[0])} has no box")
+    reversed_ = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    outside = ((boxes < 0) | (boxes >= 2**31)).any(1)
+    if (reversed_ | outside).any():
+        row = int((reversed_ | outside).nonzero()[0])
+        owner = int(torch.searchsorted(counts.cumsum(0), row, right=True))
+        raise ValueError(
+            f"gt_boxes: map {owner} has the box {boxes[row].tolist()}; boxes are x0, y0, x1, y1 "
+            "with 0 <= x0 <= x1 and 0 <= y0 <= y1, below 2**31"
+        )
+
+
+def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
+    _check_thresholds(thresholds)
+    maps = scoremaps.cpu()
+    if backend == "cpp":
+        boxes = box_sweep_cpp.box_sweep(maps, thresholds)
+    else:
+        boxes = torch.from_numpy(reference.box_sweep(maps.numpy(), thresholds.numpy()))
+    return boxes.to(scoremaps.device)
+
+
+def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    _check_thresholds(thresholds)
+    maps = scoremaps.cpu()
+    if backend == "cpp":
+        boxes, offsets = box_sweep_cpp.box_sweep_all(maps, thresholds)
+    else:
+        found = reference.box_sweep_all(maps.numpy(), thresholds.numpy())
+        boxes, offsets = map(torch.from_numpy, found)
+    return boxes.to(scoremaps.device), offsets.to(scoremaps.device)
+
+
+def _best_box_iou(
+    scoremaps: Tensor,
+    gt_boxes: Tensor,
+    gt_counts: Tensor,
+    thresholds: Tensor,
+    contours: str,
+    backend: str,
+) -> Tensor:
+    _check_thresholds(thresholds)
+    _check_boxes(gt_boxes, gt_counts)
+    maps = scoremaps.cpu()
+    offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
+    if backend == "cpp":
+        iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
+    else:
+        arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
+        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))
+    return iou.to(scoremaps.device)
+
+
+def _box_sweep_fake(scoremaps, thresholds, backend):
+    shape = (scoremaps.shape[0], thresholds.shape[0], 4)
+    return scoremaps.new_empty(shape, dtype=torch.int32)
+
+
+def _box_sweep_all_fake(scoremaps, thresholds, backend):
+    num_boxes = torch.library.get_ctx().new_dynamic_size()
+    num_offsets = scoremaps.shape[0] * thresholds.shape[0] + 1
+    return (
+        scoremaps.new_empty((num_boxes, 4), dtype=torch.int32),
+        scoremaps.new_empty((num_offsets,), dtype=torch.int64),
+    )
+
+
+def _best_box_iou_fake(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
+    shape = (scoremaps.shape[0], thresholds.shape[0])
+    return scoremaps.new_empty(shape, dtype=torch.float64)
+
+
+_OPS = (
+    (
+        "box_sweep(Tensor scoremaps, Tensor thresholds, str backend) -> Tensor",
+        _box_sweep,
+        _box_sweep_fake,
+    ),
+    (
+        "box_sweep_all(Tensor scoremaps, Tensor thresholds, str backend) -> (Tensor, Tensor)",
+        _box_sweep_all,
+        _box_sweep_all_fake,
+    ),
+    (
+        "best_box_iou(Tensor scoremaps, Tensor gt_boxes, Tensor gt_counts, Tensor thresholds, "
+        "str contours, str backend) -> Tensor",
+        _best_box_iou,
+        _best_box_iou_fake,
+    ),
+)
+
+if not hasattr(torch.ops.cba_fast, "box_sweep"):  # defined once, also when this file is reloaded
+    _LIBRARY = torch.library.Library("cba_fast", "FRAGMENT")
+    for _schema, _kernel, _fake in _OPS:
+        _name = _LIBRARY.define(_schema)
+        _LIBRARY.impl(_name, _kernel, "CPU")
+        _LIBRARY.impl(_name, _kernel, "CUDA")
+        torch.library.register_fake(f"cba_fast::{_name}", _fake, lib=_LIBRARY)

@@ -1,0 +1,97 @@
+"""Registration of ops with PyTorch: schema, kernel, fake, autograd and autocast in one call."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "cba_fast"
+AUTO = "auto"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+# Inductor may otherwise hand an op a tensor of another stride order than the one its fake saw, and
+# then find the strides of the result wrong.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+def register(
+    schema: str,
+    kernel: Callable,
+    fake: Callable,
+    *,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    autocast: bool = False,
+) -> None:
+    """Define ``cba_fast::<schema>`` and all that PyTorch needs to know of it.
+
+    Does nothing if the op exists already, so that a module may be imported again.
+
+    Args:
+        schema: the op's name and signature.
+        kernel: the implementation for CPU and CUDA tensors.
+        fake: the shape, dtype and strides of what `kernel` returns, without computing it.
+        backward, setup_context: as `torch.library.register_autograd`; None: not differentiable.
+        autocast: cast floating arguments (float64 aside) to the autocast dtype of their device, as
+            PyTorch does for convolutions. If not, arguments keep their dtypes. Either way the
+            kernel itself runs outside of autocast.
+    """
+    name = schema[: schema.index("(")]
+    if hasattr(getattr(torch.ops, NAMESPACE), name):
+        return
+    qualified = f"{NAMESPACE}::{name}"
+    LIBRARY.define(schema, tags=_TAGS)
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    for device in ("cpu", "cuda"):
+        LIBRARY.impl(name, kernel, device.upper())
+        LIBRARY.impl(name, _outside_autocast(op, device, autocast), f"Autocast{device.upper()}")
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=LIBRARY
+        )
+
+
+def check_tensors(**arguments) -> None:
+    """Raise a `TypeError` that names the first of the arguments that is no tensor."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def backend_argument(backend: str | None) -> str:
+    """Return the value of a schema's ``str backend`` for the public `backend`.
+
+    Raises:
+        TypeError: it is neither None nor a string.
+    """
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend must be None or a string, got {type(backend).__name__}")
+    return AUTO if backend is None else backend
+
+
+def requested(backend: str) -> str | None:
+    """Undo `backend_argument`: the name for `BackendTable.resolve`."""
+    return None if backend == AUTO else backend
+
+
+def _outside_autocast(op, device: str, cast: bool) -> Callable:
+    # `torch.library.register_autocast` fixes one dtype for ever; this reads the one in force.
+    def run(*args):
+        if cast:
+            dtype = torch.get_autocast_dtype(device)
+            args = [_cast(a, device, dtype) for a in args]
+        with torch.autocast(device, enabled=False):
+            return op(*args)
+
+    return run
+
+
+def _cast(value, device: str, dtype: torch.dtype):
+    eligible = (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.dtype != torch.float64
+        and value.device.type == device
+    )
+    return value.to(dtype) if eligible else value

@@ -1,0 +1,113 @@
+"""Quantization of score maps to bytes, the first step of MaxBoxAcc."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cba_fast.kernels import native, quantize_cpp, quantize_cuda
+from cba_fast.ops.backends import Backend, BackendTable
+from cba_fast.reference import quantize as reference
+
+
+def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> Tensor:
+    """Quantize score maps to bytes: u = uint8(255 * m), truncated.
+
+    Args:
+        scoremaps: m, (N, H, W) with H, W >= 1, floating in [0, 1] (any strides), or uint8, which is
+            returned as it is; a CPU or CUDA tensor or a NumPy array.
+        backend: None for the best one, or ``"cuda"``, ``"cpp"``, ``"reference"``.
+
+    Returns:
+        u, (N, H, W) uint8, on the device of `scoremaps`.
+
+    Raises:
+        TypeError: `scoremaps` is no tensor or array, or neither floating nor uint8.
+        ValueError: `scoremaps` has another shape, `backend` cannot run, or (a `ScoreMapError`) a
+            value is NaN or outside [0, 1]; the message names the map, row, column and value.
+
+    Notes:
+        The product is in float64 for float64 and in float32 for all other types, rounded once.
+        Every backend gives the same bytes. CUDA tensors are waited for.
+
+    Source:
+        Bit-exact with ``(scoremap * 255).astype(numpy.uint8)`` of clovaai/wsolevaluation.
+    """
+    scoremaps = as_scoremaps(scoremaps)
+    name = TABLE.resolve(backend, scoremaps)
+    if scoremaps.dtype == torch.uint8:
+        return scoremaps
+    return torch.ops.cba_fast.quantize(scoremaps, name)
+
+
+def as_tensor(value, name: str) -> Tensor:
+    """Return a tensor as it is and an array as a tensor, without a copy where that is possible.
+
+    Raises:
+        TypeError: `value` is something else, or has a dtype that PyTorch does not know.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a tensor or an array, got {type(value).__name__}")
+    if not value.flags.writeable or any(s < 0 for s in value.strides):
+        value = value.copy()  # PyTorch has no read-only tensors and no negative strides
+    try:
+        return torch.from_numpy(value)
+    except TypeError as e:
+        raise TypeError(f"{name} has the dtype {value.dtype}, which cannot be used") from e
+
+
+def as_scoremaps(scoremaps) -> Tensor:
+    """Return `scoremaps` as a tensor of a right shape and dtype, without its autograd history.
+
+    Raises:
+        TypeError, ValueError: as `quantize`.
+    """
+    scoremaps = as_tensor(scoremaps, "scoremaps").detach()
+    if not scoremaps.dtype.is_floating_point and scoremaps.dtype != torch.uint8:
+        raise TypeError(f"scoremaps must be floating or uint8, got {scoremaps.dtype}")
+    if scoremaps.dim() != 3 or 0 in scoremaps.shape[1:]:
+        raise ValueError(
+            f"scoremaps must have the shape (N, H, W) with H, W >= 1, got {tuple(scoremaps.shape)}"
+        )
+    return scoremaps
+
+
+def _cpp_refuses(scoremaps: Tensor) -> str | None:
+    return None if scoremaps.device.type == "cpu" else f"the tensor is on {scoremaps.device}"
+
+
+def _cuda_refuses(scoremaps: Tensor) -> str | None:
+    return None if scoremaps.device.type == "cuda" else f"the tensor is on {scoremaps.device}"
+
+
+TABLE = BackendTable(
+    "quantize",
+    [
+        Backend("cuda", _cuda_refuses, native.cuda_unavailable),
+        Backend("cpp", _cpp_refuses, native.unavailable),
+        Backend("reference", lambda scoremaps: None),
+    ],
+)
+
+_KERNELS = {
+    "cuda": quantize_cuda.quantize,
+    "cpp": quantize_cpp.quantize,
+    "reference": reference.quantize,
+}
+
+
+def _quantize(scoremaps: Tensor, backend: str) -> Tensor:
+    return _KERNELS[backend](scoremaps)
+
+
+def _quantize_fake(scoremaps: Tensor, backend: str) -> Tensor:
+    return scoremaps.new_empty(scoremaps.shape, dtype=torch.uint8)
+
+
+if not hasattr(torch.ops.cba_fast, "quantize"):  # defined once, also when this file is reloaded
+    _LIBRARY = torch.library.Library("cba_fast", "FRAGMENT")
+    _LIBRARY.define("quantize(Tensor scoremaps, str backend) -> Tensor")
+    _LIBRARY.impl("quantize", _quantize, "CPU")
+    _LIBRARY.impl("quantize", _quantize, "CUDA")
+    torch.library.register_fake("cba_fast::quantize", _quantize_fake, lib=_LIBRARY)

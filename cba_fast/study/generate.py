@@ -1,0 +1,134 @@
+"""``generate-heatmap``: score maps and overlays of an image set."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cba_fast import files
+from cba_fast.data import ImageRecord, check_map_names, read_image
+
+from .config import DataConfig, MapConfig, ModelConfig, RunConfig, settings
+from .inference import (
+    Problems,
+    batches_of,
+    check_some_read,
+    iter_localizations,
+    load_model,
+    open_images,
+)
+from .outputs import OutputFolder
+
+
+@dataclass
+class GenerateResult:
+    """Where the results are, how many were made now and how many were there before."""
+
+    map_folder: Path
+    overlay_folder: Path | None
+    made: int
+    kept: int
+    problems: Problems
+
+
+def map_folder(heatmap_output: Path) -> Path:
+    """Return the folder of the score maps: ``np_`` before the last component of the output."""
+    return heatmap_output.parent / f"np_{heatmap_output.name}"
+
+
+def generate_heatmaps(
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    heatmap_output: Path,
+    *,
+    resume: bool = False,
+    overlay: bool = True,
+    progress: Callable | None = None,
+) -> GenerateResult:
+    """Make and store the maps of an image set.
+
+    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] and, with `overlay`,
+    ``<output>/heatmap_%07d.png`` numbered in dataset order.
+
+    Args:
+        model_config, data, run, maps: settings.
+        heatmap_output: the folder of the overlays.
+        resume: continue an earlier run of the same settings; else its files are replaced.
+        overlay: write the overlays too.
+        progress: called with an iterable of batches and their number, returns an iterable.
+
+    Raises:
+        InputError: bad settings or folders; see `open_images`, `OutputFolder.check`.
+        CheckpointError: the weights cannot be loaded.
+        ImageError: no image could be read, or one could not with `run.strict`.
+        OSError: a file cannot be written; what was written before stays.
+    """
+    images = open_images(data)
+    check_map_names(images.records)
+    model = load_model(model_config, run)  # before any folder is touched
+    kept_settings = settings(model_config, data, maps)
+    kept_settings |= {
+        "batch_size": run.batch_size,
+        "precision": run.precision,
+        "channels_last": run.channels_last,
+        "weights_sha256": _sha256(model_config.weights),
+    }
+    names = [r.map_name for r in images.records]
+    overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))] if overlay else []
+    folders = [OutputFolder(map_folder(heatmap_output), names, kept_settings)]
+    if overlay:
+        folders.append(OutputFolder(heatmap_output, overlays, kept_settings))
+    for folder in folders:
+        folder.check(resume)
+    present = set().union(*[folder.prepare(resume) for folder in folders])
+
+    def is_done(index: int) -> bool:
+        return names[index] in present and (not overlay or overlays[index] in present)
+
+    batches = batches_of(len(names), run.batch_size)
+    done = [n for n, batch in enumerate(batches) if all(is_done(i) for i in batch)]
+    problems = Problems()
+    found = iter_localizations(model, images.records, data, run, maps, problems, skip=done)
+    made = 0
+    for indices, result in progress(found, len(batches) - len(done)) if progress else found:
+        for index, score_map in zip(indices, result.maps):
+            files.write_npy(folders[0].root / names[index], score_map)
+            if overlay:
+                write_overlay(heatmap_output / overlays[index], images.records[index], score_map)
+        made += len(indices)
+    kept = sum(len(batches[n]) for n in done)
+    check_some_read(made + kept, problems)
+    return GenerateResult(
+        folders[0].root, heatmap_output if overlay else None, made, kept, problems
+    )
+
+
+def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:
+    """Write the image at its own size with the map in OpenCV's JET colours over it.
+
+    The mix is the study's: 0.8 * colours + image, scaled so that the brightest value is 255.
+    """
+    image, _ = read_image(record.path)
+    bgr = np.asarray(image)[:, :, ::-1]
+    resized = cv2.resize(score_map, (bgr.shape[1], bgr.shape[0]))
+    colours = cv2.applyColorMap((resized * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    mixed = 0.8 * colours + bgr
+    ok, png = cv2.imencode(".png", (255 * mixed / max(mixed.max(), 1)).astype(np.uint8))
+    if not ok:
+        raise OSError(f"{path}: the overlay could not be encoded as PNG")
+    files.write_bytes(path, png.tobytes())
+
+
+def _sha256(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

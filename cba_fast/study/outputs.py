@@ -1,0 +1,120 @@
+"""Output folders that a run owns: listed in a manifest, replaced or continued, never emptied."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from cba_fast import files
+from cba_fast.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+class OutputFolder:
+    """A folder of results with a manifest of the files that a run writes and of its settings.
+
+    The manifest is written before the first file, so that whatever a killed run left is listed. A
+    folder that holds a file which no manifest lists is refused.
+
+    Args:
+        root: the folder; it need not exist.
+        names: the files that this run will write, relative to `root`, with "/".
+        settings: JSON values that must be equal for a run to be continued.
+    """
+
+    def __init__(self, root: str | os.PathLike, names: Iterable[str], settings: dict):
+        self.root = Path(root)
+        self.names = list(names)
+        self.settings = settings
+
+    def check(self, resume: bool) -> None:
+        """Refuse the folder where it cannot be used; change nothing.
+
+        Raises:
+            InputError: files that no manifest lists, an unreadable manifest, or, with `resume`,
+                a manifest with other settings or files (the differing keys are named).
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root} exists and is not a folder")
+        present = self._present()
+        old = self._manifest()
+        known = set(old["files"]) if old else set()
+        foreign = sorted(n for n in present if n not in known and not _is_own(n))
+        if foreign:
+            raise InputError(
+                f"{self.root} holds {len(foreign)} files that no earlier run wrote "
+                f"(such as {foreign[0]}); choose another folder or move them away"
+            )
+        if resume and old is not None:
+            new = json.loads(json.dumps(self.settings))
+            keys = {*old["settings"], *new}
+            differs = [k for k in sorted(keys) if old["settings"].get(k) != new.get(k)]
+            if differs:
+                was = ", ".join(
+                    f"{k}={old['settings'].get(k)!r} (now {new.get(k)!r})" for k in differs
+                )
+                raise InputError(f"{self.root}: cannot resume a run with other settings: {was}")
+            if old["files"] != self.names:
+                raise InputError(f"{self.root}: cannot resume: the list of images has changed")
+
+    def prepare(self, resume: bool) -> set[str]:
+        """Check, then clear what an earlier run wrote (or keep it, with `resume`).
+
+        Returns:
+            The files of this run that are already there: empty without `resume`.
+
+        Raises:
+            InputError: as :meth:`check`.
+            OSError: the folder cannot be written.
+        """
+        self.check(resume)
+        old = self._manifest()
+        for name in self._present():
+            if _is_temporary(name) or (old and not resume and name in old["files"]):
+                (self.root / name).unlink()
+        if not resume or old is None:
+            self._remove_empty_folders()
+            files.write_json(
+                self.root / MANIFEST,
+                {"written_by": "cba_fast", "settings": self.settings, "files": self.names},
+            )
+        return self._present() & set(self.names)
+
+    def _present(self) -> set[str]:
+        return {
+            (Path(folder) / name).relative_to(self.root).as_posix()
+            for folder, _, names in os.walk(self.root)
+            for name in names
+        }
+
+    def _manifest(self) -> dict | None:
+        path = self.root / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            manifest = json.loads(path.read_text())
+            written_by, names, _ = manifest["written_by"], manifest["files"], manifest["settings"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{path}: not a manifest of cba_fast: {e!r}") from e
+        if written_by != "cba_fast" or any(not _is_inside(n) for n in names):
+            raise InputError(f"{path}: not a manifest of cba_fast")
+        return manifest
+
+    def _remove_empty_folders(self) -> None:
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            if Path(folder) != self.root and not os.listdir(folder):
+                os.rmdir(folder)
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_temporary(name: str) -> bool:
+    return PurePosixPath(name).name.startswith(".tmp-")
+
+
+def _is_own(name: str) -> bool:
+    return name == MANIFEST or _is_temporary(name)

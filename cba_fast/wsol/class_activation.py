@@ -1,0 +1,41 @@
+"""Class activation maps at the resolution of the features."""
+
+import torch
+from torch import Tensor
+
+
+def cam_from_features(features: Tensor, weights: Tensor) -> Tensor:
+    """Compute class activation maps, rectified and divided by their maximum.
+
+    ``map[n] = relu(mean_c(weights[n, c] * features[n, c]))``, then divided by its maximum over
+    the positions. A map without a positive value becomes zeros, never NaN.
+
+    Args:
+        features: (N, C, h, w) floating, the last feature maps before pooling.
+        weights: (N, C), the row of the classifier's weight that belongs to each image's target.
+
+    Returns:
+        (N, h, w) float32 in [0, 1] on the device of `features`.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Source:
+        Zhou et al. 2016, "Learning Deep Features for Discriminative Localization". The mean over
+        channels (not the sum) cancels in the division; it is kept for equal rounding with the study
+        of Yasuki and Taki 2024, "CAM Back Again".
+    """
+    maps = weighted_features(features, weights).mean(dim=1).relu_()
+    peak = maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(peak > 0, maps / peak, 0.0)
+
+
+def weighted_features(features: Tensor, weights: Tensor) -> Tensor:
+    """Return ``weights[n, c] * features[n, c]`` as (N, C, h, w) float32; check the shapes."""
+    if features.ndim != 4:
+        raise ValueError(f"features must be (N, C, h, w), got shape {tuple(features.shape)}")
+    if tuple(weights.shape) != tuple(features.shape[:2]):
+        raise ValueError(
+            f"weights must be (N, C) = {tuple(features.shape[:2])}, got {tuple(weights.shape)}"
+        )
+    return weights.float()[:, :, None, None] * features.float()

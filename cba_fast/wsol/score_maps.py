@@ -1,0 +1,103 @@
+"""Stored score maps: where an image's map lies, and what a valid one is."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cba_fast.data.records import map_name
+from cba_fast.errors import ScoreMapError
+
+
+class MapFolder:
+    """A folder of ``.npy`` score maps, named as the study or as wsolevaluation names them.
+
+    For the image id ``a/b/x.y.jpg`` the official name is ``a/b/x.y.jpg.npy``, the study's is
+    ``b/x.npy`` (the image's parent folder, the file name up to its first dot). Where both exist the
+    official one wins, and the id is remembered in `ambiguous`.
+
+    Raises:
+        ScoreMapError: `root` is not a folder.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ScoreMapError(f"{self.root}: no such folder of score maps")
+        self.ambiguous: list[str] = []
+
+    def find(self, image_id: str) -> Path | None:
+        """Return the path of the map of `image_id`, or None if there is none."""
+        official = self.root / f"{image_id}.npy"
+        study = self.root / map_name(image_id)
+        if official.is_file():
+            if study != official and study.is_file():
+                self.ambiguous.append(image_id)
+            return official
+        return study if study.is_file() else None
+
+
+def read_score_map(
+    path: str | os.PathLike, eval_size: int | None = None, resize: bool = False
+) -> np.ndarray:
+    """Read one score map and check it.
+
+    Args:
+        path: an ``.npy`` file; object arrays are refused, nothing is unpickled.
+        eval_size: the side that the map must have; None takes any size.
+        resize: resize maps of other sizes to `eval_size` with OpenCV's bilinear ``resize``.
+
+    Returns:
+        (H, W) float64, float32 or float16 in [0, 1], or uint8.
+
+    Raises:
+        ScoreMapError: not readable as ``.npy``, or refused by :func:`check_score_map`; the message
+            names the file.
+    """
+    try:
+        with open(path, "rb") as f:
+            scoremap = np.load(f, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise ScoreMapError(f"{path}: not a readable score map: {e}") from e
+    if not isinstance(scoremap, np.ndarray):
+        raise ScoreMapError(f"{path}: holds several arrays (.npz); a score map is one .npy array")
+    check_score_map(scoremap, str(path))
+    if eval_size is not None and scoremap.shape != (eval_size, eval_size):
+        if not resize:
+            raise ScoreMapError(
+                f"{path}: shape {scoremap.shape}, but ({eval_size}, {eval_size}) is asked for "
+                "(resize the maps to score them at this size)"
+            )
+        scoremap = resize_score_map(scoremap, eval_size)
+    return scoremap
+
+
+def check_score_map(scoremap: np.ndarray, name: str) -> None:
+    """Refuse what is not a score map; `name` (a file, an image id) stands in the message.
+
+    Raises:
+        ScoreMapError: not 2-D, empty, a dtype other than float16/32/64 and uint8, NaN, or values
+            outside [0, 1].
+    """
+    if scoremap.ndim != 2 or scoremap.size == 0:
+        raise ScoreMapError(f"{name}: shape {scoremap.shape} is not (H, W) with H, W >= 1")
+    if scoremap.dtype == np.uint8:
+        return
+    if scoremap.dtype not in (np.float16, np.float32, np.float64):
+        raise ScoreMapError(f"{name}: dtype {scoremap.dtype} is not float16/32/64 or uint8")
+    low, high = scoremap.min(), scoremap.max()  # NaN propagates through both
+    if np.isnan(low):
+        raise ScoreMapError(f"{name}: holds {int(np.isnan(scoremap).sum())} NaN values")
+    if low < 0 or high > 1:
+        raise ScoreMapError(f"{name}: values in [{low:.6g}, {high:.6g}] leave [0, 1]")
+
+
+def resize_score_map(scoremap: np.ndarray, size: int) -> np.ndarray:
+    """Resize an (H, W) score map to (size, size) bilinearly; the result stays in [0, 1]."""
+    if scoremap.dtype == np.float16:  # OpenCV does not resize half precision
+        scoremap = scoremap.astype(np.float32)
+    out = cv2.resize(scoremap, (size, size), interpolation=cv2.INTER_LINEAR)
+    if out.dtype != np.uint8:
+        np.clip(out, 0, 1, out=out)  # interpolation may exceed 1 by a rounding error
+    return out

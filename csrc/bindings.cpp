@@ -1,0 +1,169 @@
+// The only file that knows Python: integers become pointers, the GIL is released, a failed check
+// (std::invalid_argument) becomes a ValueError and a CUDA error code a RuntimeError.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "build_config.h"
+#include "common/checks.h"
+#include "common/dtype.h"
+#include "common/parallel_for.h"
+#include "cpu/box_sweep.h"
+#include "cpu/isa.h"
+#include "cpu/quantize.h"
+#if CBA_CUDA
+#include "cuda/quantize.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Int = std::int64_t;
+using cba::pointer;
+using cba::require;
+
+std::vector<std::string> names(const std::vector<cba::Isa>& isas) {
+  std::vector<std::string> result;
+  for (cba::Isa isa : isas) result.push_back(cba::isa_name(isa));
+  return result;
+}
+
+py::dict build_info() {
+  const cba::IsaChoice& choice = cba::isa_choice();
+  py::dict info;
+  info["compiler"] = CBA_CXX_COMPILER;
+  info["isas_compiled"] = names(cba::compiled_isas());
+  info["isas_supported"] = names(cba::supported_isas());
+  info["isa"] = choice.error.empty() ? py::object(py::str(cba::isa_name(choice.isa))) : py::none();
+  info["isa_reason"] = choice.error.empty() ? choice.reason : choice.error;
+  info["cuda_compiler"] = CBA_CUDA ? py::object(py::str(CBA_CUDA_COMPILER)) : py::none();
+  info["cuda_archs"] = CBA_CUDA ? py::object(py::str(CBA_CUDA_ARCHS)) : py::none();
+  info["cuda_reason"] = CBA_CUDA ? py::none() : py::object(py::str(CBA_CUDA_REASON));
+  return info;
+}
+
+Int quantize(Address source, const std::string& dtype, Address bytes, Int n, const std::string& isa,
+             int num_threads) {
+  const auto* from = pointer<const void>(source, n, "quantize: source");
+  auto* to = pointer<std::uint8_t>(bytes, n, "quantize: bytes");
+  const cba::DType type = cba::parse_dtype(dtype);
+  const cba::Isa set = cba::resolve_isa(isa);
+  const py::gil_scoped_release release;
+  return cba::quantize(from, type, to, n, set, num_threads);
+}
+
+#if CBA_CUDA
+void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int n,
+                   Address first_bad, int device, Address stream) {
+  const cba::CudaQuantizeParams params = {
+      pointer<const void>(source, n, "quantize_cuda: source"),
+      cba::parse_dtype(dtype),
+      pointer<std::uint8_t>(bytes, n, "quantize_cuda: bytes"),
+      n,
+      pointer<unsigned long long>(first_bad, 1, "quantize_cuda: first_bad"),
+      device,
+      reinterpret_cast<cudaStream_t>(stream)};  // null is the default stream
+  cudaError_t status;
+  {
+    const py::gil_scoped_release release;
+    status = cba::quantize_cuda(params);
+  }
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string("quantize_cuda: ") + cudaGetErrorString(status));
+  }
+}
+#endif
+
+cba::Maps maps_at(Address maps, Int num, Int height, Int width) {
+  return {pointer<const std::uint8_t>(maps, num * height * width, "maps"), num, height, width};
+}
+
+cba::Thresholds thresholds_at(Address thresholds, Int num) {
+  const auto* values = pointer<const double>(thresholds, num, "thresholds");
+  for (Int i = 0; i < num; ++i) {  // a level outside the tables would be read otherwise
+    require(values[i] >= 0.0 && values[i] < 1.0,
+            "thresholds must lie in [0, 1), got " + std::to_string(values[i]));
+  }
+  return {values, num};
+}
+
+void largest_boxes(Address maps, Int num, Int height, Int width, Address thresholds,
+                   Int num_thresholds, Address boxes, int num_threads) {
+  const cba::Maps m = maps_at(maps, num, height, width);
+  const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
+  auto* out = pointer<std::int32_t>(boxes, num * num_thresholds * 4, "boxes");
+  const py::gil_scoped_release release;
+  cba::largest_boxes(m, t, out, num_threads);
+}
+
+std::unique_ptr<cba::AllBoxes> all_boxes(Address maps, Int num, Int height, Int width,
+                                         Address thresholds, Int num_thresholds, int num_threads) {
+  const cba::Maps m = maps_at(maps, num, height, width);
+  const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
+  const py::gil_scoped_release release;
+  return std::make_unique<cba::AllBoxes>(m, t, num_threads);
+}
+
+void write_all_boxes(const cba::AllBoxes& self, Address boxes, Address offsets, int num_threads) {
+  auto* to = pointer<std::int32_t>(boxes, self.num_boxes() * 4, "boxes");
+  auto* starts = pointer<Int>(offsets, self.num_offsets(), "offsets");
+  const py::gil_scoped_release release;
+  self.write(to, starts, num_threads);
+}
+
+void best_iou(Address maps, Int num, Int height, Int width, Address thresholds, Int num_thresholds,
+              Address truth_boxes, Address truth_offsets, bool all_contours, Address iou,
+              int num_threads) {
+  const cba::Maps m = maps_at(maps, num, height, width);
+  const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
+  const auto* offsets = pointer<const Int>(truth_offsets, num + 1, "truth_offsets");
+  const cba::GroundTruth truth = {pointer<const Int>(truth_boxes, offsets[num] * 4, "truth_boxes"),
+                                  offsets};
+  auto* out = pointer<double>(iou, num * num_thresholds, "iou");
+  const py::gil_scoped_release release;
+  cba::best_iou(m, t, truth, all_contours, out, num_threads);
+}
+
+// For the tests of the pool: calls a Python function on its threads.
+void call_parallel_for(Int n, int num_threads, const py::function& f) {
+  const py::gil_scoped_release release;
+  cba::parallel_for(n, num_threads, [&](Int begin, Int end) {
+    const py::gil_scoped_acquire acquire;
+    f(begin, end);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled core of cba_fast; use cba_fast.ops.";
+  cba::isa_choice();  // decided here, so that no later fork can meet it half done
+
+  m.def("build_info", build_info);
+  m.def("parallel_for", call_parallel_for, py::arg("n"), py::arg("num_threads"), py::arg("f"));
+  m.def("quantize", quantize, py::arg("source"), py::arg("dtype"), py::arg("bytes"), py::arg("n"),
+        py::arg("isa"), py::arg("num_threads"));
+#if CBA_CUDA
+  m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
+        py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
+#endif
+  m.def("largest_boxes", largest_boxes, py::arg("maps"), py::arg("num"), py::arg("height"),
+        py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"), py::arg("boxes"),
+        py::arg("num_threads"));
+  m.def("best_iou", best_iou, py::arg("maps"), py::arg("num"), py::arg("height"), py::arg("width"),
+        py::arg("thresholds"), py::arg("num_thresholds"), py::arg("truth_boxes"),
+        py::arg("truth_offsets"), py::arg("all_contours"), py::arg("iou"), py::arg("num_threads"));
+  py::class_<cba::AllBoxes>(m, "AllBoxes")
+      .def(py::init(&all_boxes), py::arg("maps"), py::arg("num"), py::arg("height"),
+           py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"),
+           py::arg("num_threads"))
+      .def_property_readonly("num_boxes", &cba::AllBoxes::num_boxes)
+      .def("write", write_all_boxes, py::arg("boxes"), py::arg("offsets"), py::arg("num_threads"));
+}

@@ -1,0 +1,29 @@
+// parallel_for(n, num_threads, f): calls f(begin, end) on disjoint ranges that cover [0, n).
+//
+// The caller works too, so a call finishes even if no helper thread can be started, and calls from
+// several threads share the pool without waiting for each other. A call from inside f runs on the
+// calling thread alone. The first exception of f stops the rest and is thrown to the caller. No
+// thread is started before the first call that asks for two; a forked child starts with an empty
+// pool of its own. (OpenMP would hang in a process that forked after a parallel region.)
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace cba {
+
+using RangeFunction = void (*)(void* context, std::int64_t begin, std::int64_t end);
+
+void parallel_for(std::int64_t n, int num_threads, RangeFunction f, void* context);
+
+template <class F>
+void parallel_for(std::int64_t n, int num_threads, F&& f) {
+  parallel_for(
+      n, num_threads,
+      [](void* context, std::int64_t begin, std::int64_t end) {
+        (*static_cast<std::remove_reference_t<F>*>(context))(begin, end);
+      },
+      &f);
+}
+
+}  // namespace cba

@@ -1,0 +1,62 @@
+// Boxes of thresholded maps, and their IoU with ground truth, for all thresholds of a batch.
+//
+// Threshold t of map u is the mask u > int(t * max u), the product in double. The box of a contour
+// with inclusive corners x0, y0, x1, y1 is x0, y0, min(x1 + 1, width - 1), min(y1 + 1, height - 1);
+// a mask without contour has the box 0, 0, 0, 0.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/level_sets.h"
+
+namespace cba {
+
+// Maps of as many pixels as this, border included, are refused: twice an area must fit 31 bits.
+constexpr std::int64_t kMaxPixels = std::int64_t{1} << 30;
+
+struct Maps {
+  const std::uint8_t* bytes;  // [num, height, width]
+  std::int64_t num;
+  std::int64_t height, width;
+};
+
+struct Thresholds {
+  const double* values;  // [num], each in [0, 1)
+  std::int64_t num;
+};
+
+// Ground truth: the boxes of map i are boxes[offsets[i] .. offsets[i + 1]), as x0, y0, x1, y1.
+struct GroundTruth {
+  const std::int64_t* boxes;    // [offsets[num], 4]
+  const std::int64_t* offsets;  // [num + 1]
+};
+
+// Writes the box of the contour of largest area: boxes [num maps, num thresholds, 4].
+void largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
+                   int num_threads);
+
+// The boxes of all contours; those of one map and threshold are sorted by x0, y0, x1, y1.
+class AllBoxes {
+ public:
+  AllBoxes(const Maps& maps, const Thresholds& thresholds, int num_threads);
+
+  std::int64_t num_boxes() const { return offsets_.back(); }
+  std::int64_t num_offsets() const { return static_cast<std::int64_t>(offsets_.size()); }
+
+  // Writes boxes [num_boxes, 4] and offsets [num maps * num thresholds + 1]: the boxes of map i and
+  // threshold j are those from offsets[i * num thresholds + j] to before the next.
+  void write(std::int32_t* boxes, std::int64_t* offsets, int num_threads) const;
+
+ private:
+  using BoxesAtLevel = std::vector<std::vector<Box>>;
+  std::vector<BoxesAtLevel> boxes_;   // [num maps][level], filled where a threshold needs it
+  std::vector<std::int32_t> levels_;  // [num maps * num thresholds]
+  std::vector<std::int64_t> offsets_;
+};
+
+// Writes the best IoU between an estimated and a ground-truth box: iou [num maps, num thresholds].
+void best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
+              bool all_contours, double* iou, int num_threads);
+
+}  // namespace cba

@@ -1,0 +1,27 @@
+// u = uint8(255 * m) on a CUDA device; see cpu/quantize.h for the contract.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace cba {
+
+struct CudaQuantizeParams {
+  const void* source;  // [n], device memory
+  DType dtype;
+  std::uint8_t* bytes;  // [n], device memory
+  std::int64_t n;
+  // One element of device memory that holds n; lowered to the index of the first value that is NaN
+  // or outside [0, 1].
+  unsigned long long* first_bad;
+  int device;
+  cudaStream_t stream;
+};
+
+// Returns once the kernel is launched, with the error code of the launch.
+cudaError_t quantize_cuda(const CudaQuantizeParams& params);
+
+}  // namespace cba

@@ -1,0 +1,170 @@
+"""BoxEvaluator against the official evaluator's algorithm, written plainly with OpenCV."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cba_fast.data.boxes import Boxes
+from cba_fast.errors import InputError
+from cba_fast.wsol import BoxEvaluator
+
+
+def make_boxes(n, rng, size=(60, 40), per_image=1):
+    ids = tuple(f"c/{i}.jpg" for i in range(n))
+    boxes = {}
+    for i in ids:
+        x0 = rng.integers(0, size[0] // 2, per_image)
+        y0 = rng.integers(0, size[1] // 2, per_image)
+        w, h = rng.integers(2, size[0] // 2, per_image), rng.integers(2, size[1] // 2, per_image)
+        boxes[i] = np.stack([x0, y0, x0 + w, y0 + h], axis=1).astype(np.int64)
+    return Boxes(ids, boxes, dict.fromkeys(ids, size), None)
+
+
+def make_maps(n, rng, side=24, dtype=np.float64):
+    maps = rng.random((n, 5, 5)) ** 2
+    return np.stack([cv2.resize(m, (side, side)) for m in maps]).clip(0, 1).astype(dtype)
+
+
+def official_counts(maps, boxes, ids, thresholds, ious, multi):
+    """Count as the official BoxEvaluator does: one OpenCV call per image and threshold."""
+    counts = np.zeros((len(ious), len(thresholds)), int)
+    for m, image_id in zip(maps, ids):
+        height, width = m.shape
+        w, h = boxes.sizes[image_id]
+        gt = [
+            [int(x0 * width / w), int(y0 * height / h), int(x1 * width / w), int(y1 * height / h)]
+            for x0, y0, x1, y1 in boxes.boxes[image_id].astype(float)
+        ]
+        image = (m * 255).astype(np.uint8)
+        for t, threshold in enumerate(thresholds):
+            _, binary = cv2.threshold(image, int(threshold * np.max(image)), 255, cv2.THRESH_BINARY)
+            contours = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+            if len(contours) == 0:
+                found = [[0, 0, 0, 0]]
+            else:
+                if not multi:
+                    contours = [max(contours, key=cv2.contourArea)]
+                found = []
+                for c in contours:
+                    x, y, bw, bh = cv2.boundingRect(c)
+                    found.append([x, y, min(x + bw, width - 1), min(y + bh, height - 1)])
+            best = max(iou(a, b) for a in found for b in gt)
+            counts[:, t] += [best >= threshold_iou for threshold_iou in ious]
+    return counts.tolist()
+
+
+def iou(a, b):
+    w = max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1)
+    h = max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+    area = [(c[2] - c[0] + 1) * (c[3] - c[1] + 1) for c in (a, b)]
+    return w * h / (area[0] + area[1] - w * h)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("per_image", [1, 3])
+def test_counts_equal_the_official_ones(dtype, per_image):
+    rng = np.random.default_rng(per_image)
+    boxes = make_boxes(12, rng, per_image=per_image)
+    maps = make_maps(12, rng, dtype=dtype)
+    evaluator = BoxEvaluator(boxes, cam_curve_interval=0.02)
+    evaluator.update(maps[:5], boxes.image_ids[:5])
+    evaluator.update(maps[5:], boxes.image_ids[5:])
+    result = evaluator.compute()
+    for mode in ("largest", "all"):
+        want = official_counts(
+            maps, boxes, boxes.image_ids, np.arange(0, 1, 0.02), (0.3, 0.5, 0.7), mode == "all"
+        )
+        assert result.modes[mode].num_correct == want
+        best = [100 * max(row) / 12 for row in want]
+        assert result.modes[mode].max_box_acc == pytest.approx(best)
+    assert result.max_box_acc == pytest.approx(result.modes["largest"].max_box_acc[1])
+    assert result.max_box_acc_v2 == pytest.approx(np.mean(result.modes["all"].max_box_acc))
+
+
+def test_the_optimal_threshold_is_the_lowest_of_the_best():
+    rng = np.random.default_rng(3)
+    boxes = make_boxes(6, rng)
+    evaluator = BoxEvaluator(boxes, thresholds=[0.9, 0.5, 0.1, 0.5, 0.0])
+    evaluator.update(make_maps(6, rng), boxes.image_ids)
+    result = evaluator.compute().modes["largest"]
+    for counts, optimal in zip(result.num_correct, result.optimal_threshold):
+        best = [t for t, c in zip([0.9, 0.5, 0.1, 0.5, 0.0], counts) if c == max(counts)]
+        assert optimal == min(best)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+@settings(max_examples=10, deadline=None)
+def test_any_order_and_any_split_give_the_same(seed, cut):
+    rng = np.random.default_rng(seed)
+    boxes = make_boxes(7, rng)
+    maps, ids = make_maps(7, rng, side=12), boxes.image_ids
+    whole = BoxEvaluator(boxes, iou_thresholds=[0.4])
+    whole.update(maps, ids)
+    order = rng.permutation(7)
+    parts = [BoxEvaluator(boxes, iou_thresholds=[0.4]) for _ in range(2)]
+    for part, chosen in zip(parts, (order[:cut], order[cut - 1 :])):  # one image in both
+        part.update(maps[chosen], [ids[i] for i in chosen])
+    restored = BoxEvaluator(boxes, iou_thresholds=[0.4])
+    restored.load_state_dict(parts[0].state_dict())
+    restored.merge(parts[1])
+    assert restored.compute().to_json() == whole.compute().to_json()
+    assert whole.iou_thresholds == [0.3, 0.5, 0.7, 0.4]
+
+
+def test_missing_images_are_listed_and_count_only_if_asked():
+    rng = np.random.default_rng(5)
+    boxes = make_boxes(4, rng)
+    evaluator = BoxEvaluator(boxes, contours="largest")
+    with pytest.raises(InputError, match="no image was evaluated"):
+        evaluator.compute()
+    evaluator.update(np.ones((2, 8, 8)), boxes.image_ids[:2])
+    kept, counted = evaluator.compute(), evaluator.compute(missing_as_miss=True)
+    assert (kept.num_images, counted.num_images) == (2, 4)
+    assert kept.missing == counted.missing == list(boxes.image_ids[2:])
+    assert kept.modes["largest"].num_correct == counted.modes["largest"].num_correct
+    assert kept.max_box_acc_v2 is None
+
+
+def test_localized_names_the_images_behind_a_count():
+    rng = np.random.default_rng(6)
+    boxes = make_boxes(9, rng)
+    evaluator = BoxEvaluator(boxes)
+    evaluator.update(make_maps(9, rng), boxes.image_ids)
+    result = evaluator.compute()
+    for k, delta in enumerate(result.iou_thresholds):
+        for t in (0.0, float(evaluator.thresholds[37])):
+            at = result.thresholds.index(t)
+            found = evaluator.localized("all", delta, t)
+            assert sum(found.values()) == result.modes["all"].num_correct[k][at]
+            accuracy = result.accuracy_at("all", delta, t)
+            assert accuracy == pytest.approx(100 * sum(found.values()) / 9)
+
+
+def test_bad_use_is_refused():
+    rng = np.random.default_rng(7)
+    boxes = make_boxes(2, rng)
+    for bad in ([1.0], [-0.1], [float("nan")], []):
+        with pytest.raises(InputError, match="thresholds"):
+            BoxEvaluator(boxes, thresholds=bad)
+    with pytest.raises(InputError, match="contours"):
+        BoxEvaluator(boxes, contours="biggest")
+    with pytest.raises(InputError, match="IoU threshold 1.5"):
+        BoxEvaluator(boxes, iou_thresholds=[1.5])
+    with pytest.raises(InputError, match="cam_curve_interval"):
+        BoxEvaluator(boxes, cam_curve_interval=0)
+    evaluator = BoxEvaluator(boxes)
+    with pytest.raises(InputError, match="'nobody'"):
+        evaluator.update(np.zeros((1, 4, 4)), ["nobody"])
+    with pytest.raises(ValueError, match="2 score maps but 1"):
+        evaluator.update(np.zeros((2, 4, 4)), boxes.image_ids[:1])
+    with pytest.raises(ValueError, match="NaN"):
+        evaluator.update(np.full((1, 4, 4), np.nan), boxes.image_ids[:1])
+    evaluator.update(np.ones((1, 40, 60)), boxes.image_ids[:1])
+    with pytest.raises(InputError, match="another score map"):
+        evaluator.update(np.eye(40, 60)[None], boxes.image_ids[:1])
+    with pytest.raises(InputError, match="different thresholds"):
+        evaluator.merge(BoxEvaluator(boxes, cam_curve_interval=0.5))
+    with pytest.raises(InputError, match="was not evaluated|not one of those"):
+        evaluator.compute().accuracy_at("all", 0.5, 0.123)

@@ -1,0 +1,198 @@
+"""CAM and PC1 maps against the study's steps written plainly with NumPy, OpenCV, scikit-learn."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from torch import nn
+
+from cba_fast.errors import InputError
+from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
+from cba_fast.wsol.principal_component import first_principal_axis, is_background
+
+
+def features_and_weights(n=3, c=40, h=12, w=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, c, h, w, generator=g)
+    # smooth blobs, so that maps have structure
+    features = nn.functional.avg_pool2d(features, 5, 1, 2) * 3
+    return features, torch.randn(n, c, generator=g)
+
+
+def study_finish(heatmap, size, wrap=False):
+    """The study's resize, cast and normalization of one map."""
+    heatmap = cv2.resize(heatmap, (size, size))
+    if wrap:
+        heatmap = (255 * heatmap).astype(np.int32).astype(np.uint8)
+    else:
+        heatmap = np.uint8(255 * heatmap)
+    return (heatmap - np.min(heatmap)) / (np.max(heatmap) - np.min(heatmap))
+
+
+def test_cam_equals_the_study_step_by_step():
+    features, weights = features_and_weights()
+    got = finish_maps(cam_from_features(features, weights).numpy(), 384)
+    for n in range(3):
+        weighted = weights[n].numpy()[:, None, None] * features[n].numpy()
+        heatmap = np.maximum(weighted.mean(axis=0), 0)
+        heatmap = heatmap / heatmap.max()
+        want = study_finish(heatmap, 384)
+        # float32 means differ in the last bit, which can move a pixel by one of 255 levels
+        assert np.abs(got[n] - want).max() <= 1.01 / 255
+        assert (got[n] != want).mean() < 0.01
+    assert got.dtype == np.float64
+    assert got.min() == 0
+    assert got.max() == 1
+
+
+def study_pc1(features, weights):
+    """One PC1 map at feature resolution, with scikit-learn."""
+    maps = weights[:, None, None] * features
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    maps = (maps - low) / (high - low)
+    axis = PCA(n_components=1, svd_solver="full").fit(maps.reshape(len(maps), -1)).components_[0]
+    heat = axis.reshape(features.shape[1:])
+    heat = heat / heat.max()
+    h = heat.shape[0]
+    binary = heat > heat.mean()
+    count = sum(
+        binary[y, x]
+        for y in range(h)
+        for x in range(h)
+        if not (1 <= y <= h - 3 and 1 <= x <= h - 3)
+    )
+    return 1 - heat if count / (4 * (h - 1)) > 0.5 else heat
+
+
+@pytest.mark.parametrize(("c", "h"), [(40, 12), (200, 12), (64, 4), (1024, 7)])
+def test_pc1_equals_scikit_learn(c, h):
+    features, weights = features_and_weights(n=4, c=c, h=h, w=h, seed=c)
+    got = pc1_from_features(features, weights).numpy()
+    for n in range(4):
+        want = study_pc1(features[n].double().numpy(), weights[n].double().numpy())
+        np.testing.assert_allclose(got[n], want, atol=2e-5)
+
+
+def test_pc1_orientation_turns_a_bright_border_around():
+    h = 12
+    maps = torch.zeros(2, h, h)
+    maps[0, :, 0] = maps[0, 0] = maps[0, -2:] = maps[0, :, -2:] = 1  # a frame
+    maps[1, 3:8, 3:8] = 1  # an object
+    assert is_background(maps).tolist() == [True, False]
+
+
+def test_orientation_counts_63_of_144_cells():
+    one_cell = torch.eye(144).reshape(144, 12, 12)
+    # a cell counts if adding 22 counted cells (0.5 * 44) to it turns the map
+    base = torch.zeros(12, 12)
+    base[0] = 1
+    base[11, :10] = 1
+    free = [i for i in range(144) if base.flatten()[i] == 0]
+    turned = is_background(base[None] + one_cell[free])
+    assert int(turned.sum()) + 22 == 63
+
+
+def test_principal_axis_sign_and_constant_samples():
+    x = torch.randn(2, 50, 9, generator=torch.Generator().manual_seed(1))
+    x[1] = 3.0
+    axis = first_principal_axis(x)
+    assert axis[0, axis[0].abs().argmax()] > 0
+    torch.testing.assert_close(axis[0].norm(), torch.tensor(1.0, dtype=torch.float64))
+    assert not axis[1].any()
+    few = torch.randn(1, 5, 30, generator=torch.Generator().manual_seed(2))  # S < V
+    want = PCA(n_components=1, svd_solver="full").fit(few[0].double().numpy()).components_[0]
+    np.testing.assert_allclose(np.abs(first_principal_axis(few)[0]), np.abs(want), atol=1e-9)
+
+
+def test_wrap_keeps_the_low_byte_and_clip_and_minmax_do_not():
+    small = np.array([[[-0.2, 0.5], [1.2, 0.25]]], dtype=np.float32)
+    wrapped = finish_maps(small, 2, "wrap")[0] * (205 - 50) + 50
+    assert np.rint(wrapped).tolist() == [[205, 127], [50, 63]]  # -51 & 255, 306 & 255
+    clipped = finish_maps(small, 2, "clip")[0] * 255
+    assert np.rint(clipped).tolist() == [[0, 127], [255, 63]]
+    rescaled = finish_maps(small, 2, "minmax")[0] * 255
+    assert np.rint(rescaled).tolist() == [[0, 127], [255, 81]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(4, 9), st.integers(2, 40))
+@settings(max_examples=25, deadline=None)
+def test_wrap_equals_numpy_int32_cast(seed, h, size):
+    small = np.random.default_rng(seed).uniform(-1.5, 2, (1, h, h)).astype(np.float32)
+    np.testing.assert_array_equal(
+        finish_maps(small, size, "wrap")[0], study_finish(small[0], size, wrap=True)
+    )
+
+
+def test_constant_maps_become_zeros():
+    features, weights = features_and_weights()
+    features[1] = 0
+    assert not cam_from_features(features, weights)[1].any()
+    assert not pc1_from_features(features, weights)[1].any()
+    assert not finish_maps(np.full((1, 3, 3), 0.7, np.float32), 8).any()
+
+
+@given(st.floats(1e-3, 1e3))
+@settings(max_examples=20, deadline=None)
+def test_cam_is_scale_invariant(scale):
+    features, weights = features_and_weights()
+    want = cam_from_features(features, weights)
+    torch.testing.assert_close(
+        cam_from_features(features * scale, weights), want, rtol=1e-5, atol=1e-6
+    )
+
+
+class Tiny(nn.Module):
+    """A classifier without timm's interface."""
+
+    def __init__(self, classes=7):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.ReLU())
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def test_cam_of_any_model_with_a_named_layer():
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    x = torch.randn(2, 3, 64, 64)
+    got = cam(model, x, target=3, layer="body")
+    features = model.body(x).detach()
+    small = cam_from_features(features, model.fc.weight[3].detach().expand(2, -1))
+    np.testing.assert_array_equal(got.numpy(), finish_maps(small.numpy(), 64))
+    assert pc1(model, x, layer="body", map_size=32).shape == (2, 32, 32)
+    found = localize(model, x, layer="body")
+    assert found.targets.tolist() == model(x).argmax(1).tolist()
+    assert found.top5.shape == (2, 5)
+
+
+def test_a_timm_model_works_without_a_layer():
+    import timm
+
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    maps = cam(model, torch.randn(2, 3, 64, 64))
+    assert maps.shape == (2, 64, 64)
+    assert maps.dtype == torch.float64
+
+
+def test_what_cannot_be_localized_is_refused():
+    model = Tiny().eval()
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.raises(TypeError, match="name the layer"):
+        cam(model, x)
+    with pytest.raises(ValueError, match="no module named 'nope'"):
+        cam(model, x, layer="nope")
+    with pytest.raises(ValueError, match="outside the model's 7 classes"):
+        cam(model, x, target=7, layer="body")
+    with pytest.raises(ValueError, match="not square"):
+        cam(model, torch.randn(1, 3, 64, 32), layer="body")
+    with pytest.raises(ValueError, match="square feature maps"):
+        pc1(model, torch.randn(1, 3, 64, 32), layer="body", map_size=16)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        cam(model, x * float("nan"), layer="body")
+    with pytest.raises(ValueError, match=r"\(N, C\)"):
+        cam_from_features(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4))
