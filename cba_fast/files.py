@@ -1,6 +1,7 @@
 """Write files so that a killed or failing run leaves either the old file or the new one."""
 
 import contextlib
+import io
 import json
 import os
 import uuid
@@ -52,5 +53,8 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write `array` to `path` in NumPy's format in one step; object arrays are refused."""
-    with atomic_path(path) as tmp, open(tmp, "wb") as f:
-        np.save(f, array, allow_pickle=False)
+    # Through memory: given a real file, NumPy writes through C's stdio and does not see an error
+    # that comes when its last block is flushed (a full disk then leaves a file cut by up to 4 KiB).
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_bytes(path, data.getvalue())

@@ -159,7 +159,7 @@ def test_bad_use_is_refused():
         evaluator.update(np.zeros((1, 4, 4)), ["nobody"])
     with pytest.raises(ValueError, match="2 score maps but 1"):
         evaluator.update(np.zeros((2, 4, 4)), boxes.image_ids[:1])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="nan"):
         evaluator.update(np.full((1, 4, 4), np.nan), boxes.image_ids[:1])
     evaluator.update(np.ones((1, 40, 60)), boxes.image_ids[:1])
     with pytest.raises(InputError, match="another score map"):

@@ -128,7 +128,7 @@ def _run_model(
     weights = root / "weights" / f"{model.slug}.pth"
     torch.manual_seed(seed)
     built = build_model(model.family, model=model.name, num_classes=CLASSES)
-    save_state_dict_file(built, weights)
+    save_state_dict_file(built.state_dict(), weights)
     config = ModelConfig(model.family, weights, model.name, alpha=model.alpha, beta=model.beta)
     accuracy, accuracy_v2 = {}, {}
     for method in METHODS:
