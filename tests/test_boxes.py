@@ -164,10 +164,12 @@ def test_cub_boxes_are_truncated_after_the_sum(cub):
 
 def test_cub_reads_only_the_headers_it_is_asked_for(cub):
     (cub / "images/002.Grey_Jay/Jay_0010.jpg").unlink()
-    wanted = ["003.Wren/Wren_0001.jpg"]
-    assert list(load_boxes(cub_root=cub, image_ids=wanted).sizes) == wanted
+    found = load_boxes(cub_root=cub)
+    assert found.sizes["003.Wren/Wren_0001.jpg"] == (36, 28)
     with pytest.raises(ImageError, match=r"Jay_0010\.jpg: No such file"):
-        load_boxes(cub_root=cub)
+        found.scaled("002.Grey_Jay/Jay_0010.jpg", (10, 10))
+    wanted = ["003.Wren/Wren_0001.jpg"]
+    assert load_boxes(cub_root=cub, image_ids=wanted).image_ids == tuple(wanted)
     with pytest.raises(BoxError, match="no box in the split 'test'"):
         load_boxes(cub_root=cub, image_ids=["002.Grey_Jay/Jay_0007.jpg"])
 

@@ -16,6 +16,21 @@ from cba_fast.errors import BoxError, InputError
 log = logging.getLogger("cba_fast")
 
 
+class HeaderSizes(dict):
+    """Image sizes by id, each read from the image's header when first asked for.
+
+    A score needs the sizes of the images that have a map; the others need not even be there.
+    """
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, image_id: str) -> tuple[int, int]:
+        self[image_id] = size = read_size(self.root / image_id)
+        return size
+
+
 @dataclass
 class Boxes:
     """The ground truth of one split.
@@ -23,7 +38,7 @@ class Boxes:
     Attributes:
         image_ids: the ids in data set order.
         boxes: (G,4) int64 x0, y0, x1, y1 in pixels of the original image, G >= 1, per id.
-        sizes: (width, height) of the original image, per id.
+        sizes: (width, height) of the original image, per id; for CUB a `HeaderSizes`.
         labels: 0-based class per id, or None where the data set has none.
     """
 
@@ -46,6 +61,7 @@ class Boxes:
 
         Raises:
             KeyError: unknown `image_id`.
+            ImageError: the header of a CUB image cannot be read.
 
         Source: wsolevaluation (Choe et al., 2020), bit-exact with its `resize_bbox`.
         """
@@ -65,7 +81,7 @@ def load_boxes(
     """Read the ground-truth boxes of a split.
 
     Args:
-        cub_root: a CUB_200_2011 folder; image sizes come from the image headers.
+        cub_root: a CUB_200_2011 folder; image sizes come from the image headers, when needed.
         metadata_root: instead, the folder with the four text files of the official metadata, or
             the official root above ``<dataset_name>/<split>``.
         dataset_name: "CUB", "ILSVRC", ... below an official root.
@@ -76,9 +92,8 @@ def load_boxes(
         InputError: not exactly one root is given, a file is missing or malformed, ids are duplicate
             or missing in one of the files, the annotation is by masks, or an id of `image_ids` is
             not in the split.
-        ImageError: the header of a CUB image cannot be read.
-        BoxError: a box is negative or reversed. Boxes that reach beyond the image are kept as
-            they are, with one warning in the log.
+        BoxError: a box is negative or reversed. Boxes of metadata that reach beyond the image are
+            kept as they are, with one warning in the log.
     """
     if (cub_root is None) == (metadata_root is None):
         raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
@@ -87,7 +102,7 @@ def load_boxes(
     else:
         folder = metadata.find_folder(metadata_root, dataset_name, split)
         found = _from_metadata(folder, image_ids)
-    _warn_beyond(found)
+        _warn_beyond(found)
     return found
 
 
@@ -101,7 +116,7 @@ def _from_cub(root: Path, split: str, image_ids: Sequence[str] | None) -> Boxes:
     return Boxes(
         wanted,
         {n: np.array([all_boxes[by_name[n]]], dtype=np.int64) for n in wanted},
-        {n: read_size(root / "images" / n) for n in wanted},
+        HeaderSizes(root / "images"),
         {n: index.labels[by_name[n]] for n in wanted},
     )
 

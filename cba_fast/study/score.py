@@ -39,7 +39,7 @@ def make_evaluator(boxes: Boxes, config: BoxConfig) -> BoxEvaluator:
     )
 
 
-def open_boxes(config: BoxConfig, image_ids: Iterable[str] | None = None) -> Boxes:
+def open_boxes(config: BoxConfig) -> Boxes:
     """Load the ground truth of `config`.
 
     Raises:
@@ -52,7 +52,6 @@ def open_boxes(config: BoxConfig, image_ids: Iterable[str] | None = None) -> Box
         metadata_root=config.metadata_root,
         dataset_name=config.dataset_name,
         split=config.split,
-        image_ids=image_ids,
     )
 
 
