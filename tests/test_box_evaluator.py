@@ -161,9 +161,13 @@ def test_bad_use_is_refused():
         evaluator.update(np.zeros((2, 4, 4)), boxes.image_ids[:1])
     with pytest.raises(ValueError, match="nan"):
         evaluator.update(np.full((1, 4, 4), np.nan), boxes.image_ids[:1])
-    evaluator.update(np.ones((1, 40, 60)), boxes.image_ids[:1])
+    x0, y0, x1, y1 = boxes.boxes[boxes.image_ids[0]][0]
+    exact = np.zeros((1, 40, 60))
+    exact[:, y0 : y1 + 1, x0 : x1 + 1] = 1
+    evaluator.update(exact, boxes.image_ids[:1])
+    evaluator.update(exact, boxes.image_ids[:1])  # the same again is fine
     with pytest.raises(InputError, match="another score map"):
-        evaluator.update(np.eye(40, 60)[None], boxes.image_ids[:1])
+        evaluator.update(np.zeros((1, 40, 60)), boxes.image_ids[:1])
     with pytest.raises(InputError, match="different thresholds"):
         evaluator.merge(BoxEvaluator(boxes, cam_curve_interval=0.5))
     with pytest.raises(InputError, match="was not evaluated|not one of those"):
