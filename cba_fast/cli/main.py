@@ -57,13 +57,18 @@ def cli():
     """
 
 
-def main() -> None:
-    """Run the command line; user errors are one line on stderr and exit status 1."""
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; user errors are one line on stderr and exit status 1.
+
+    Args:
+        args: the arguments; None for those of the process.
+    """
     try:
-        cli(prog_name="cba-fast")
+        cli(args, prog_name="cba-fast")
     except CbaError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(1)
     except OSError as e:
-        click.echo(f"Error: {e.strerror or e}: {e.filename or ''}".rstrip(": "), err=True)
+        where = f"{e.filename}: " if e.filename else ""
+        click.echo(f"Error: {where}{e.strerror or e}", err=True)
         sys.exit(1)

@@ -1,0 +1,5 @@
+"""``python -m cba_fast.cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,81 @@
+"""The command line itself: what it imports, how it spells options, how it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cba_fast.cli import options
+from cba_fast.cli.main import COMMANDS
+from cli_runner import run_cli
+
+NO_TORCH = """
+import sys
+import cba_fast
+assert "numpy" not in sys.modules, "import cba_fast is not cheap"
+from cba_fast.cli.main import main
+try:
+    main([{args}])
+except SystemExit as e:
+    assert not e.code, e.code
+assert "torch" not in sys.modules, "torch was imported"
+assert "timm" not in sys.modules, "timm was imported"
+"""
+
+
+@pytest.mark.parametrize("args", ["'--help'", "'generate-heatmap', '--help'", "'--version'"])
+def test_help_imports_no_torch(args):
+    code = NO_TORCH.format(args=args)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command(capsys):
+    done = run_cli(capsys, "--help")
+    assert done.status == 0
+    for name in COMMANDS:
+        assert name in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys, name):
+    done = run_cli(capsys, name, "--help")
+    assert done.status == 0
+    assert "Usage: cba-fast" in done.out
+
+
+def test_families_are_those_of_the_models():
+    from cba_fast.models import FAMILIES
+
+    assert options.FAMILIES == FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate-heatmap", "--model_family", "vgg"], "vgg"),
+        (["generate-heatmap", "--localization_method", "gradcam"], "gradcam"),
+        (["generate-heatmap", "--target", "first"], "'first' is not"),
+        (["generate-heatmap", "--target", "-1"], "'-1' is not"),
+        (["generate-heatmap", "--pc1_range", "cut"], "cut"),
+        (["generate-heatmap", "--precision", "int8"], "int8"),
+        (["generate-heatmap", "--batch_size", "0"], "0"),
+        (["generate-heatmap", "--nonsense", "1"], "nonsense"),
+        (["wsol-eval", "--contours", "biggest"], "biggest"),
+        (["wsol-eval", "--iou_thr", "1.5"], "1.5"),
+        (["wsol-eval", "--cam_curve_interval", "0"], "0"),
+        (["erf-compute"], "model_family"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_bad_options_are_named(capsys, args, message):
+    done = run_cli(capsys, *args)
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_hyphens_and_underscores_are_the_same(capsys, tmp_path):
+    for spelling in ("--np_root", "--np-root"):
+        done = run_cli(capsys, "wsol_eval", spelling, tmp_path / "nowhere")
+        assert done.status == 1
+        assert "nowhere: no such folder" in done.err

@@ -1,0 +1,255 @@
+"""generate-heatmap end to end on small models: files, replacing, resuming, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from cba_fast import files
+from checkpoint_factory import SMALL_MODELS, make_checkpoint
+from cli_runner import run_cli
+from data_factory import image_folder, write_file
+
+NAMES = ["a/1.jpg", "a/2.x.png", "b/1.jpg", "b/3.jpg", "c/9.jpg"]
+SMALL = ["--input_size", 128, "--map_size", 64, "--num_workers", 0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        family: make_checkpoint(folder / f"{family}.pth", family, name, num_classes=3)
+        for family, name in SMALL_MODELS.items()
+    }
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "datasets" / "tiny", NAMES)
+    return tmp_path
+
+
+def arguments(weights, family="replknet", *more):
+    model = ["--model_family", family, "--model", SMALL_MODELS[family]]
+    checkpoint = ["--fine_tuned_weight_name", weights[family]]
+    return ["generate-heatmap", *model, *checkpoint, "--test_dataset", "tiny", *SMALL, *more]
+
+
+def snapshot(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.mark.parametrize("family", SMALL_MODELS)
+@pytest.mark.parametrize("method", ["cam", "pc1"])
+def test_maps_and_overlays_of_every_family(here, weights, capsys, family, method):
+    more = ["--localization_method", method, "--heatmap_output", "out/heat", "--batch_size", 2]
+    done = run_cli(capsys, *arguments(weights, family, *more))
+    assert done.status == 0, done.err
+    maps = snapshot(here / "out" / "np_heat")
+    assert set(maps) == {
+        "manifest.json", "a/1.npy", "a/2.npy", "b/1.npy", "b/3.npy", "c/9.npy"
+    }  # fmt: skip
+    score_map = np.load(here / "out" / "np_heat" / "a" / "2.npy")
+    assert score_map.shape == (64, 64)
+    assert score_map.dtype == np.float64
+    assert score_map.min() == 0
+    assert score_map.max() == 1
+    overlays = sorted(p.name for p in (here / "out" / "heat").glob("*.png"))
+    assert overlays == [f"heatmap_{i:07d}.png" for i in range(5)]
+    assert cv2.imread(str(here / "out" / "heat" / overlays[0])).shape == (24, 32, 3)
+    assert "np_heat" in done.out
+
+
+def test_the_target_changes_the_map(here, weights, capsys):
+    found = []
+    for target in ("predicted", "label", "0", "1", "2"):
+        more = ["--target", target, "--heatmap_output", target, "--no_overlay"]
+        assert run_cli(capsys, *arguments(weights, "replknet", *more)).status == 0
+        assert not (here / target).exists()
+        found.append(snapshot(here / f"np_{target}"))
+    label, by_index = found[1], found[2:]
+    assert label["a/1.npy"] == by_index[0]["a/1.npy"]
+    assert label["c/9.npy"] == by_index[2]["c/9.npy"]
+    assert len({maps["a/1.npy"] for maps in by_index}) > 1
+    done = run_cli(capsys, *arguments(weights, "replknet", "--target", "3"))
+    assert done.status == 1
+    assert "target 3 is outside the model's 3 classes" in done.err
+
+
+def test_workers_and_a_second_run_give_the_same_files(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    first = snapshot(here / "np_heatmap_output")
+    (here / "datasets" / "tiny" / "c" / "8.jpg").write_bytes(
+        (here / "datasets" / "tiny" / "c" / "9.jpg").read_bytes()
+    )
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    assert "c/8.npy" in snapshot(here / "np_heatmap_output")
+    (here / "datasets" / "tiny" / "c" / "8.jpg").unlink()
+    more = arguments(weights)
+    more[more.index("--num_workers") + 1] = 2
+    assert run_cli(capsys, *more).status == 0
+    assert snapshot(here / "np_heatmap_output") == first
+
+
+def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, monkeypatch):
+    more = ["--batch_size", 2, "--heatmap_output"]
+    assert run_cli(capsys, *arguments(weights, "slak", *more, "whole")).status == 0
+    real, written = files.write_npy, []
+
+    def fails_in_the_second_batch(path, array):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(path, array)
+
+    monkeypatch.setattr(files, "write_npy", fails_in_the_second_batch)
+    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
+    monkeypatch.setattr(files, "write_npy", real)
+    assert len(list((here / "np_cut").rglob("*.npy"))) == 3
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
+    assert done.status == 0, done.err
+    assert "3 made, 2 were there" in done.out
+    assert snapshot(here / "np_cut") == snapshot(here / "np_whole")
+    assert snapshot(here / "cut") == snapshot(here / "whole")
+    other = ["--resume", "--localization_method", "pc1"]
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", *other))
+    assert done.status == 1
+    assert "method='cam' (now 'pc1')" in done.err
+
+
+def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
+    image_folder(here / "datasets" / "tiny", [f"d/{i}.jpg" for i in range(40)])
+    args = [str(a) for a in arguments(weights, "replknet", "--batch_size", "1")]
+    command = [sys.executable, "-m", "cba_fast.cli", *args]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((here / "np_heatmap_output").rglob("[0-9]*.npy")):
+        assert process.poll() is None, "the command ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = len(list((here / "np_heatmap_output").rglob("[0-9]*.npy")))
+    assert 0 < there < 45
+    done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 1, "--resume"))
+    assert done.status == 0, done.err
+    resumed = snapshot(here / "np_heatmap_output")
+    assert run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 1)).status == 0
+    assert snapshot(here / "np_heatmap_output") == resumed
+
+
+def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, capsys):
+    root = here / "datasets" / "tiny"
+    write_file(root / "b" / "1.jpg", b"not an image")
+    whole = (root / "c" / "9.jpg").read_bytes()
+    write_file(root / "c" / "9.jpg", whole[: len(whole) * 3 // 4])
+    done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 2))
+    assert done.status == 0
+    assert "1 images could not be read" in done.err
+    assert "b/1.jpg" in done.err
+    assert "truncated images were decoded as far as they go: c/9.jpg" in done.err
+    maps = snapshot(here / "np_heatmap_output")
+    assert "c/9.npy" in maps
+    assert "b/1.npy" not in maps
+    done = run_cli(capsys, *arguments(weights, "replknet", "--strict"))
+    assert done.status == 1
+    assert "b/1.jpg" in done.err
+    for name in NAMES:
+        write_file(root / name, b"")
+    done = run_cli(capsys, *arguments(weights))
+    assert done.status == 1
+    assert "none of the 5 images could be read" in done.err
+
+
+def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path):
+    import torch
+
+    state = torch.load(weights["replknet"], weights_only=True)
+    state["head.weight"].zero_()
+    torch.save(state, tmp_path / "zero.pth")
+    args = arguments({"replknet": tmp_path / "zero.pth"})
+    done = run_cli(capsys, *args)
+    assert done.status == 0
+    assert "5 constant maps were stored as zeros: a/1.jpg" in done.err
+    assert not np.load(here / "np_heatmap_output" / "a" / "1.npy").any()
+
+
+def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
+    def refused(*args):
+        done = run_cli(capsys, *args)
+        assert done.status == 1
+        assert "Traceback" not in done.err
+        return done.err
+
+    root = here / "datasets" / "tiny"
+    (root / "empty").mkdir()
+    assert "empty" in refused(*arguments(weights))
+    (root / "empty").rmdir()
+    write_file(root / "a" / "1.y.jpg", (root / "a" / "1.jpg").read_bytes())
+    message = refused(*arguments(weights))
+    assert "a/1.jpg" in message
+    assert "a/1.y.jpg" in message
+    (root / "a" / "1.y.jpg").unlink()
+    assert "nowhere" in refused(*arguments(weights, "replknet", "--test_dataset", "nowhere"))
+    assert "looks like a slak" in refused(*arguments({"replknet": weights["slak"]}))
+    assert "no.pth" in refused(*arguments({"replknet": "no.pth"}))
+    pickled = here / "pickled.pth"
+    import torch
+
+    torch.save({"model": object}, pickled)
+    assert "pickled.pth" in refused(*arguments({"replknet": pickled}))
+    assert "num_classes" in refused(*arguments(weights, "replknet", "--num_classes", 7))
+    assert "slak_flex" in refused(*arguments(weights, "replknet", "--alpha", 0.5))
+    assert "cuda:99" in refused(*arguments(weights, "replknet", "--device", "cuda:99"))
+    assert "fp16" in refused(*arguments(weights, "replknet", "--precision", "fp16", "--device", "cpu"))
+    write_file(here / "np_thesis" / "a.txt", "years of work")
+    assert "a.txt" in refused(*arguments(weights, "replknet", "--heatmap_output", "thesis"))
+    assert not (here / "np_heatmap_output").exists()
+    assert (here / "np_thesis" / "a.txt").read_text() == "years of work"
+
+
+def test_a_full_disk_is_one_clear_error(here, weights):
+    args = [str(a) for a in arguments(weights, "replknet", "--no_overlay")]
+    code = (
+        "import resource, signal, sys\n"
+        "from cba_fast.cli.main import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"  # a map has 32 kB
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "a/1.npy: File too large" in done.stderr.replace(os.sep, "/")
+    assert "Traceback" not in done.stderr
+    left = sorted(p.name for p in (here / "np_heatmap_output").rglob("*") if p.is_file())
+    assert left == ["manifest.json"]
+
+
+def test_the_manifest_holds_settings_and_files(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    manifest = json.loads((here / "np_heatmap_output" / "manifest.json").read_text())
+    assert manifest["files"][0] == "a/1.npy"
+    assert manifest["settings"]["family"] == "replknet"
+    assert len(manifest["settings"]["weights_sha256"]) == 64
+
+
+def test_bf16_maps_stay_close(here, weights, capsys):
+    for precision in ("fp32", "bf16"):
+        more = ["--precision", precision, "--heatmap_output", precision, "--target", "0"]
+        done = run_cli(capsys, *arguments(weights, "replknet", *more, "--no_overlay"))
+        assert done.status == 0, done.err
+    for path in (here / "np_fp32").rglob("*.npy"):
+        other = np.load(here / "np_bf16" / path.relative_to(here / "np_fp32"))
+        # bfloat16 has 8 significant bits; a handful of layers keep the map within a few percent
+        assert np.abs(np.load(path) - other).mean() < 0.05
