@@ -12,6 +12,7 @@ from cba_fast.ops import (
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
 )
+from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.dwconv import FORWARD, GRAD_WEIGHT, GRAD_X
 
 BACKENDS = tuple(FORWARD.backends)
@@ -211,6 +212,9 @@ def test_gradient_strides(backend, x_format, w_format):
     depthwise_conv2d(x, weight, backend=backend).sum().backward()  # an expanded gradient
     assert weight.grad.stride() == weight.stride()
     assert x.grad.stride() == x.stride()
+    # Compiled code relies on the strides of the fake, size 1 or not.
+    gw = depthwise_conv2d_grad_weight(x.detach(), x.detach(), 5, backend=backend)
+    assert gw.stride() == (25, 25, 5, 1)
 
 
 # Derivatives.
@@ -348,6 +352,19 @@ def test_flops_are_counted():
     per_pass = flops(depthwise_conv2d, x, weight)
     assert flops(depthwise_conv2d_grad_x, x, weight) == per_pass
     assert flops(depthwise_conv2d_grad_weight, x, x, (5, 3)) == per_pass
+
+
+def test_modules_may_be_imported_again():
+    import importlib
+
+    from cba_fast.ops import dwconv
+
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
+    expected = depthwise_conv2d(x, weight)
+    tables = dict(BackendTable.registry)
+    again = importlib.reload(dwconv)
+    BackendTable.registry.update(tables)  # those that the registered kernels use
+    assert torch.equal(again.depthwise_conv2d(x, weight), expected)
 
 
 # Bad input.
