@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import cba_fast.models
 from cba_fast.models import DEFAULT_MODELS, ConvNeXtStudy
-from cba_fast.models.layers import Mergeable
 
 LAYOUTS = ("training", "merged", "timm")
 WRAPPERS = (None, "model", "state_dict", "module")

@@ -1,0 +1,32 @@
+"""Effective receptive fields: input gradients, ERF sizes and ERF maps of any classifier."""
+
+from cba_fast.erf.gradients import SCORES, center_gradient, input_gradient
+from cba_fast.erf.maps import AreaRatio, ErfMap, area_ratio, erf_map, measure_erf_map
+from cba_fast.erf.partial import Partial
+from cba_fast.erf.sizes import (
+    SizeResult,
+    erf_sizes,
+    measure_erf_sizes,
+    sample_indices,
+    sampled_erf_sizes,
+)
+from cba_fast.erf.walk import Report, Walk
+
+__all__ = [
+    "SCORES",
+    "AreaRatio",
+    "ErfMap",
+    "Partial",
+    "Report",
+    "SizeResult",
+    "Walk",
+    "area_ratio",
+    "center_gradient",
+    "erf_map",
+    "erf_sizes",
+    "input_gradient",
+    "measure_erf_map",
+    "measure_erf_sizes",
+    "sample_indices",
+    "sampled_erf_sizes",
+]

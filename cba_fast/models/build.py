@@ -129,12 +129,13 @@ def _layout_of(state, family: str, checkpoint) -> Layout:
     if layout is None:
         keys = ", ".join(list(state)[:3])
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of {family}, nor of another known family (keys: {keys}, "
-            f"... {len(state)} in all)"
+            f"{checkpoint}: not a checkpoint of {family}, nor of another known family "
+            f"(keys: {keys}, ... {len(state)} in all)"
         )
     if layout.family != family:
         raise CheckpointError(
-            f"{checkpoint}: looks like a {layout.family} checkpoint ({layout.name} layout), not {family}"
+            f"{checkpoint}: looks like a {layout.family} checkpoint ({layout.name} layout), "
+            f"not {family}"
         )
     return layout
 

@@ -141,7 +141,7 @@ def load_strict(
 
 
 def mismatches(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Return what keeps `state` from loading into `model`, one phrase per kind; empty if nothing."""
+    """Return what keeps `state` from loading into `model`, one phrase per kind of trouble."""
     own = model.state_dict()
     common = [k for k in own if k in state]
     missing = [k for k in own if k not in state]
@@ -203,9 +203,8 @@ def _why_unreadable(error: Exception) -> str:
             f"holds pickled objects besides tensors{what}, and loading those could run code; "
             "save the state dict alone and use that file"
         )
-    return (
-        f"damaged, or not a checkpoint ({text.splitlines()[0] if text else type(error).__name__})"
-    )
+    detail = text.splitlines()[0] if text else type(error).__name__
+    return f"damaged, or not a checkpoint ({detail})"
 
 
 def _unwrap(value: object, path: Path) -> dict[str, Tensor]:
@@ -220,9 +219,8 @@ def _unwrap(value: object, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: the state dict is empty")
     for key, tensor in value.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{path}: not a state dict: entry {key!r} is a {type(tensor).__name__}, not a tensor"
-            )
+            kind = type(tensor).__name__
+            raise CheckpointError(f"{path}: not a state dict: entry {key!r} is a {kind}, no tensor")
     return value
 
 

@@ -1,5 +1,6 @@
 """The stem and stages that SLaK and slak_flex share with ConvNeXt."""
 
+import itertools
 from collections.abc import Callable
 
 from timm.layers import LayerNorm2d
@@ -36,7 +37,7 @@ class ConvNeXtLikeBackbone(nn.Module):
         self.grad_checkpointing = False
         stem = nn.Conv2d(in_chans, dims[0], stem_stride, stride=stem_stride)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, LayerNorm2d(dims[0]))])
-        for a, b in zip(dims, dims[1:]):
+        for a, b in itertools.pairwise(dims):
             self.downsample_layers.append(
                 nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, stride=2))
             )

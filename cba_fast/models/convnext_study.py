@@ -18,7 +18,7 @@ class ConvNeXtStudy(BackboneWithHead):
         name: a model of timm's ``convnext`` module, with or without a pretrained tag.
         num_classes: 0 leaves the classifier out.
         pretrained: load timm's weights of that tag into stem and stages (downloads them).
-        **kwargs: passed to timm's ConvNeXt (``in_chans``, ``drop_path_rate``, ``output_stride``...).
+        **kwargs: passed to timm's ConvNeXt, such as ``in_chans`` and ``drop_path_rate``.
 
     Raises:
         RuntimeError: timm does not know the tag.

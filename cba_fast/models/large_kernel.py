@@ -104,13 +104,13 @@ class ReparamLargeKernelConv(Mergeable):
             if "small_conv" in fused:
                 first = first + pad_kernel(fused["small_conv"][0], first.shape[-2:])
             like = self.LoRA1.conv
-            self.LoRA1 = nn.Sequential(OrderedDict(conv=conv_of(like, first, bias)))
-            self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(like, fused["LoRA2"][0], None)))
+            self.LoRA1 = nn.Sequential(OrderedDict(conv=conv_of(first, bias, like)))
+            self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(fused["LoRA2"][0], None, like)))
         else:
             kernel, _ = fused["lkb_origin"]
             if "small_conv" in fused:
                 kernel = kernel + pad_kernel(fused["small_conv"][0], kernel.shape[-2:])
-            self.lkb_reparam = conv_of(self.lkb_origin.conv, kernel, bias)
+            self.lkb_reparam = conv_of(kernel, bias, self.lkb_origin.conv)
             del self.lkb_origin
         if "small_conv" in fused:
             del self.small_conv

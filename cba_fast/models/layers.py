@@ -191,5 +191,5 @@ class BackboneWithHead(Classifier):
         return self.backbone(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes) of a feature map; with `pre_logits` the pooled (N,C)."""
+        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
         return self.head(x, pre_logits=pre_logits)

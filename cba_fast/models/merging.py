@@ -72,7 +72,7 @@ def _fold_norms(layers: nn.Sequential, before: nn.Module | None = None) -> None:
 
 @torch.no_grad()
 def _fold_scale(block: nn.Module, last: nn.Module) -> None:
-    """Fold ``block.gamma`` into the linear layer (or 1x1 convolution) `last` before it, in place."""
+    """Fold ``block.gamma`` into the linear layer or 1x1 convolution before it, in place."""
     if block.gamma is None:
         return
     gamma = block.gamma.double()

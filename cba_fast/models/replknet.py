@@ -1,5 +1,7 @@
 """RepLKNet: 31B, 31L and XL, and a small one for tests and the demo."""
 
+import itertools
+
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -144,7 +146,7 @@ class RepLKNet(Classifier):
             nn.Sequential(
                 conv_bn(a, b, 1, relu=True), conv_bn(b, b, 3, stride=2, groups=b, relu=True)
             )
-            for a, b in zip(channels, channels[1:])
+            for a, b in itertools.pairwise(channels)
         )
         self.norm = nn.BatchNorm2d(channels[-1])
         self.head = linear_or_identity(channels[-1], num_classes)
@@ -162,7 +164,7 @@ class RepLKNet(Classifier):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes) of a feature map; with `pre_logits` the pooled (N,C)."""
+        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
         x = self.norm(x).mean((2, 3))
         return x if pre_logits else self.head(x)
 

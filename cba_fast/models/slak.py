@@ -107,7 +107,7 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         return ConvNeXtLikeBackbone.forward(self, x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes) of a feature map; with `pre_logits` the pooled (N,C)."""
+        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
         x = self.norm(x.mean((2, 3)))
         return x if pre_logits else self.head(x)
 

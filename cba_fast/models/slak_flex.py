@@ -23,8 +23,8 @@ class MixedLargeKernel(Mergeable):
     1 x K, conv_square of K x K, each with bias, stride 1, zero "same" padding. A part whose
     coefficient is 0 does not run (and gets no gradient).
 
-    Merged form, with the coefficients inside the weights: ``conv_merged`` (K x K, with bias) if beta
-    is not 0, else ``conv_merged_h`` (with all of the bias) and ``conv_merged_w``.
+    Merged form, with the coefficients inside the weights: ``conv_merged`` (K x K, with bias) if
+    beta is not 0, else ``conv_merged_h`` (with all of the bias) and ``conv_merged_w``.
 
     Args:
         dim: channels.

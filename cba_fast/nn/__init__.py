@@ -2,5 +2,6 @@
 
 from .depthwise import DepthwiseConv2d
 from .fuse import fold_bn_before_conv1x1, fuse_conv_bn, pad_kernel
+from .swap import accelerate
 
-__all__ = ["DepthwiseConv2d", "fold_bn_before_conv1x1", "fuse_conv_bn", "pad_kernel"]
+__all__ = ["DepthwiseConv2d", "accelerate", "fold_bn_before_conv1x1", "fuse_conv_bn", "pad_kernel"]

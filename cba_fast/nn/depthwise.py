@@ -1,7 +1,119 @@
 """Drop-in depthwise convolution."""
 
-from torch import nn
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.dwconv import DTYPES, MAX_KERNEL, depthwise_conv2d
+
+log = logging.getLogger("cba_fast")
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Be `torch.nn.Conv2d` for depthwise convolutions, through `cba_fast.ops.depthwise_conv2d`."""
+    """Be `torch.nn.Conv2d`, computed by `cba_fast.ops.depthwise_conv2d` where that covers it.
+
+    Constructor, attributes, state dict and results are those of `torch.nn.Conv2d`. Covered are
+    convolutions with groups = in_channels = out_channels, odd kernel sizes up to 63, stride 1,
+    dilation 1 and zero padding of half the kernel ("same"). Any other configuration runs as
+    `torch.nn.Conv2d`, with the reason logged once per configuration (logger ``cba_fast``, level
+    info).
+
+    Shape: x (N, C, H, W) or (C, H, W) -> the same shape.
+
+    Notes:
+        ``torch.autograd.grad(y, x)`` computes the weight gradient too if the weight requires grad:
+        freeze the weights for receptive fields and activation maps. See `depthwise_conv2d` for
+        dtypes and accumulation.
+    """
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> "DepthwiseConv2d":
+        """Return a module of `conv`'s geometry and mode that shares its parameters.
+
+        Hooks and parametrizations of `conv` are not taken over.
+
+        Raises:
+            TypeError: `conv` is no `torch.nn.Conv2d`.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        return with_parameters(cls, conv, conv.weight, conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x, (N, C, H, W) or (C, H, W)."""
+        reason = why_not_covered(self)
+        if reason is None and self.weight.dtype not in DTYPES:
+            reason = f"the weight is {self.weight.dtype}"
+        if reason is not None:
+            if not torch.compiler.is_compiling():
+                _log_once(reason)
+            return super().forward(x)
+        if x.dim() == 3:
+            return depthwise_conv2d(x.unsqueeze(0), self.weight, self.bias).squeeze(0)
+        return depthwise_conv2d(x, self.weight, self.bias)
+
+
+def with_parameters(
+    cls: type[nn.Conv2d], conv: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None
+) -> nn.Conv2d:
+    """Return a `cls` of `conv`'s geometry and mode that holds these parameters."""
+    new = cls(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=true_padding(conv),
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",  # nothing is allocated or drawn for parameters that are replaced below
+    )
+    new.weight, new.bias = weight, bias
+    return new.train(conv.training)
+
+
+def why_not_covered(conv: nn.Conv2d) -> str | None:
+    """Return why `depthwise_conv2d` cannot stand for `conv`, or None if it can."""
+    kernel = tuple(conv.kernel_size)
+    if not conv.groups == conv.in_channels == conv.out_channels:
+        return (
+            f"not depthwise: {conv.in_channels} to {conv.out_channels} channels in {conv.groups} "
+            "groups"
+        )
+    if any(k % 2 == 0 or k > MAX_KERNEL for k in kernel):
+        return f"kernel {kernel} is not odd and at most {MAX_KERNEL}"
+    if tuple(conv.stride) != (1, 1):
+        return f"stride {tuple(conv.stride)} is not 1"
+    if tuple(conv.dilation) != (1, 1):
+        return f"dilation {tuple(conv.dilation)} is not 1"
+    if conv.padding_mode != "zeros":
+        return f"padding mode {conv.padding_mode!r} is not 'zeros'"
+    padding = true_padding(conv)
+    if padding == "valid":
+        padding = (0, 0)
+    if padding != "same" and tuple(padding) != (kernel[0] // 2, kernel[1] // 2):
+        return f"padding {padding} is not half of kernel {kernel}"
+    return None
+
+
+# The implicit-GEMM extension of RepLKNet and SLaK pads inside its kernel; its modules are
+# `torch.nn.Conv2d` subclasses whose `.padding` stays 0.
+IMPLICIT_GEMM = "DepthWiseConv2dImplicitGEMM"
+
+
+def true_padding(conv: nn.Conv2d) -> str | tuple[int, ...]:
+    """Return the padding that `conv` applies, which its attribute may not tell."""
+    if type(conv).__name__ == IMPLICIT_GEMM:
+        return tuple(k // 2 for k in conv.kernel_size)
+    return conv.padding
+
+
+_logged: set[str] = set()
+
+
+def _log_once(reason: str) -> None:
+    if reason not in _logged:
+        _logged.add(reason)
+        log.info("DepthwiseConv2d runs as torch.nn.Conv2d: %s", reason)

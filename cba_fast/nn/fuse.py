@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .depthwise import DepthwiseConv2d
+from .depthwise import DepthwiseConv2d, true_padding, with_parameters
 
 
 def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
@@ -56,11 +56,12 @@ def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
         ValueError: `conv` is not 1x1 or pads, `bn` keeps no running statistics, or its width is not
             `conv.in_channels`.
     """
-    padded = conv.padding != "valid" and conv.padding != "same" and any(conv.padding)
+    padding = true_padding(conv)
+    padded = padding not in ("same", "valid") and any(padding)
     if tuple(conv.kernel_size) != (1, 1) or padded:
         raise ValueError(
             "a batch norm can be folded into the convolution after it only if that is 1x1 without "
-            f"padding, got kernel {tuple(conv.kernel_size)}, padding {conv.padding}"
+            f"padding, got kernel {tuple(conv.kernel_size)}, padding {padding}"
         )
     scale, shift = _affine_of(bn, conv.in_channels, "the convolution's input")
     per_group = conv.out_channels // conv.groups
@@ -119,19 +120,9 @@ def _affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tens
 def _like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """Return a convolution of `conv`'s geometry with these float64 parameters, rounded once."""
     cls = DepthwiseConv2d if isinstance(conv, DepthwiseConv2d) else nn.Conv2d
-    out = cls(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        padding_mode=conv.padding_mode,
-        device="meta",  # no random initialisation that is thrown away, no draw from the generator
-    )
     old = conv.weight
-    for name, value in (("weight", weight), ("bias", bias)):
-        value = value.to(device=old.device, dtype=old.dtype)
-        setattr(out, name, nn.Parameter(value, requires_grad=old.requires_grad))
-    return out.train(conv.training)
+    parameters = [
+        nn.Parameter(value.to(old.device, old.dtype), requires_grad=old.requires_grad)
+        for value in (weight, bias)
+    ]
+    return with_parameters(cls, conv, *parameters)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..kernels import dwconv_torch
 from ..reference import dwconv as reference
 from .backends import Backend, BackendTable
-from .library import AUTO, backend_argument, register, requested
+from .library import AUTO, backend_argument, check_tensors, register, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -60,7 +60,7 @@ def depthwise_conv2d(
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
     """
-    _check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     return torch.ops.cba_fast.depthwise_conv2d.default(
         x, weight, bias, backend_argument(backend), algorithm
     )
@@ -84,7 +84,7 @@ def depthwise_conv2d_grad_x(
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
     """
-    _check_tensors(grad=grad, weight=weight)
+    check_tensors(grad=grad, weight=weight)
     return torch.ops.cba_fast.depthwise_conv2d_grad_x.default(
         grad, weight, backend_argument(backend), algorithm
     )
@@ -114,7 +114,7 @@ def depthwise_conv2d_grad_weight(
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
     """
-    _check_tensors(grad=grad, x=x)
+    check_tensors(grad=grad, x=x)
     size = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
     return torch.ops.cba_fast.depthwise_conv2d_grad_weight.default(
         grad, x, size, backend_argument(backend), algorithm
@@ -147,12 +147,6 @@ _GRAD_WEIGHT = {
 
 
 # Checks, shared by the kernels and their fakes.
-
-
-def _check_tensors(**tensors) -> None:
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _check_image(name: str, x: Tensor) -> None:

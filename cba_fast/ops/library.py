@@ -52,6 +52,13 @@ def register(
         )
 
 
+def check_tensors(**arguments) -> None:
+    """Raise a `TypeError` that names the first of the arguments that is no tensor."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def backend_argument(backend: str | None) -> str:
     """Return the value of a schema's ``str backend`` for the public `backend`.
 

@@ -1,0 +1,38 @@
+"""``cba-fast plot-erf-vs-wsol``: scatter plot of the collected points, coloured by family."""
+
+import click
+
+
+@click.command("plot-erf-vs-wsol")
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(exists=True, dir_okay=False),
+    required=True,
+    help="CSV with the columns model_name,family,erf_path,wsol (wsol from 0 to 1; erf_path relative"
+    " to the working directory).",
+)
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False),
+    default="erf_vs_wsol_scatter.png",
+    help="Write the plot here.",
+)
+@click.option("--show", is_flag=True, help="Open the plot in a window, too.")
+def command(csv_path: str, save: str, show: bool) -> None:
+    """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
+    from cba_fast.errors import InputError
+    from cba_fast.study.analysis import score_points
+    from cba_fast.study.plots import check_picture, plot_points, save_figure, show_figures
+    from cba_fast.study.points import read_points
+
+    check_picture(save)
+    points = read_points(csv_path)
+    if not points:
+        raise InputError(f"{csv_path}: no points below the header")
+    models = score_points(points)
+    figure = plot_points(models, show=show)
+    save_figure(figure, save)
+    click.echo(f"{len(models)} points: {save}")
+    if show:
+        show_figures()

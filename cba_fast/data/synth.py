@@ -1,0 +1,172 @@
+"""The generated data set: a CUB_200_2011 folder of procedurally drawn animals, with tight boxes.
+
+It stands in for CUB where nothing may be downloaded: small, varied enough that a centred box or the
+full image scores badly, and drawn so that class activation maps light up a part of the object.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cba_fast.data import cub
+from cba_fast.data.synth_animals import species
+from cba_fast.data.synth_scene import Drawing, draw
+from cba_fast.errors import InputError
+from cba_fast.files import atomic_path, write_json, write_text
+
+MANIFEST = "synth.json"
+# Raised whenever the same seed gives other pixels: an old folder is not taken for a new one then.
+GENERATOR = 1
+_JPEG_QUALITY = 90
+
+
+def draw_image(seed: int, label: int, index: int, size: int = 256) -> Drawing:
+    """Draw image `index` of class `label`, independently of all others.
+
+    Args:
+        seed: the data set's seed.
+        label: 0-based class.
+        index: 0-based number within the class.
+        size: side in pixels, at least 32.
+
+    Returns:
+        The image as it is before JPEG compression, the object's mask and its tight box.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 2, label, index]))
+    return draw(species(seed, label), size, rng)
+
+
+def generate(
+    root: str | os.PathLike,
+    *,
+    classes: int = 10,
+    images_per_class: int = 60,
+    test_per_class: int = 20,
+    size: int = 256,
+    seed: int = 0,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the data set in the layout of CUB_200_2011.
+
+    Each image depends on (seed, class, number) only: a set with more images or classes contains the
+    smaller one, and the number of workers changes nothing. The same settings and library versions
+    give the same files. Pictures are JPEGs (about 20 kB at 256 pixels). A box (x, y, w, h) holds
+    the first visible column and row of the object, and the distance to the last ones, so that
+    int(x + w), int(y + h) is the last pixel of the object, as the inclusive IoU counts it.
+
+    Args:
+        root: the folder to make; an interrupted run in it is taken up, a finished one kept.
+        classes: number of classes, 1 to 999.
+        images_per_class: images of each class, training and test together.
+        test_per_class: how many of them are test images.
+        size: side of the images in pixels, at least 32.
+        seed: 0 or more.
+        num_workers: threads; default one per core, 8 at most.
+        progress: called as ``progress(done, total)`` after each image.
+
+    Returns:
+        `root`.
+
+    Raises:
+        InputError: an argument is out of range, or `root` holds anything else than this data set
+            with these settings.
+    """
+    root = Path(root)
+    settings = {
+        "generator": GENERATOR,
+        "classes": classes,
+        "images_per_class": images_per_class,
+        "test_per_class": test_per_class,
+        "size": size,
+        "seed": seed,
+    }
+    _check(settings)
+    total = classes * images_per_class
+    if _finished(root, settings):
+        if progress:
+            progress(total, total)
+        return root
+    write_json(root / MANIFEST, settings)
+    names = [species(seed, label).name for label in range(classes)]
+    folders = [f"{label + 1:03d}.{name}" for label, name in enumerate(names)]
+    jobs = [(label, i) for label in range(classes) for i in range(images_per_class)]
+    files = [f"{folders[label]}/{names[label]}_{i + 1:04d}.jpg" for label, i in jobs]
+
+    def write(job: tuple[int, int], name: str) -> tuple[int, int, int, int]:
+        drawing = draw_image(seed, *job, size)
+        with atomic_path(root / "images" / name) as tmp:
+            Image.fromarray(drawing.image).save(tmp, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return drawing.box
+
+    boxes = _run(write, jobs, files, num_workers or min(8, os.cpu_count() or 1), progress)
+    _write_lists(root, jobs, files, boxes, folders, images_per_class - test_per_class)
+    return root
+
+
+def _run(write, jobs, files, workers: int, progress) -> list[tuple[int, int, int, int]]:
+    """Write all images with `workers` threads and return their boxes in order."""
+    boxes = []
+    # Threads are enough: OpenCV, NumPy and the JPEG encoder work outside Python's lock.
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for box in pool.map(write, jobs, files):
+                boxes.append(box)
+                if progress:
+                    progress(len(boxes), len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return boxes
+
+
+def _write_lists(root: Path, jobs, files, boxes, names, first_test: int) -> None:
+    rows = range(1, len(jobs) + 1)
+    lists = {
+        "classes.txt": [f"{i} {name}" for i, name in enumerate(names, 1)],
+        "image_class_labels.txt": [f"{n} {label + 1}" for n, (label, _) in zip(rows, jobs)],
+        "train_test_split.txt": [f"{n} {int(i < first_test)}" for n, (_, i) in zip(rows, jobs)],
+        "bounding_boxes.txt": [
+            f"{n} {x0:.1f} {y0:.1f} {x1 - x0:.1f} {y1 - y0:.1f}"
+            for n, (x0, y0, x1, y1) in zip(rows, boxes)
+        ],
+        "images.txt": [f"{n} {name}" for n, name in zip(rows, files)],  # last: marks it finished
+    }
+    for name, lines in lists.items():
+        write_text(root / name, "\n".join(lines) + "\n")
+
+
+def _check(settings: dict) -> None:
+    limits = {
+        "classes": (1, 999),
+        "images_per_class": (1, 9999),
+        "test_per_class": (0, settings["images_per_class"]),
+        "size": (32, 2048),
+        "seed": (0, 2**63 - 1),
+    }
+    for key, (low, high) in limits.items():
+        if not low <= settings[key] <= high:
+            raise InputError(f"{key} must be {low} to {high}, got {settings[key]}")
+
+
+def _finished(root: Path, settings: dict) -> bool:
+    """Tell whether `root` holds the finished data set; refuse a folder that holds another thing."""
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    try:
+        found = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"{root} is not empty and was not made by this generator (no {MANIFEST})"
+        ) from None
+    if found != settings:
+        raise InputError(
+            f"{root} holds a generated set with other settings ({found}); "
+            f"remove it or choose another folder for {settings}"
+        )
+    return cub.is_cub(root)

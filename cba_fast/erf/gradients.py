@@ -1,0 +1,171 @@
+"""Gradients of a model's score with respect to its input, with frozen weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+SCORES = ("prob", "logit", "logprob")
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode with no parameter requiring a gradient; restore both at the end.
+
+    Weights must be frozen, or ``autograd.grad(score, x)`` still computes what the weight gradients
+    need. Eval mode keeps the images of a batch independent, so that the gradient of the batch's
+    summed score is each image's own gradient. Both are restored module by module, on errors too.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    training = [m for m in model.modules() if m.training]
+    try:
+        for p in trainable:
+            p.requires_grad_(False)
+        model.eval()
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        for m in training:
+            m.training = True
+
+
+def gradient_of(model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the gradient of the scalar ``total(x)``, a function of `model`, at `x`.
+
+    `x` itself is left alone. Works under ``torch.no_grad`` and ``torch.inference_mode`` of the
+    caller; the model's own tensors must not be inference tensors.
+
+    Args:
+        model: the module that `total` runs; frozen meanwhile (see :func:`frozen`).
+        x: (N,C,H,W), floating, on the model's device.
+        total: maps a tensor like `x` to a scalar.
+
+    Returns:
+        A tensor of the shape and dtype of `x`.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
+    with frozen(model), torch.inference_mode(False), torch.enable_grad():
+        x = x.clone() if x.is_inference() else x.detach()
+        x.requires_grad_(True)
+        (grad,) = torch.autograd.grad(total(x), x)
+    return grad
+
+
+def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = False) -> Tensor:
+    """Return each image's score at its top-1 class, in float32 (float64 logits: float64).
+
+    With z the logits and s the softmax over the classes, the score is max over the classes of
+    s(z) (``prob``), of s(s(z)) (``prob`` with `study_softmax`), of z (``logit``) or of log s(z)
+    (``logprob``). Among equal values the first class counts; for ``prob`` they are compared after
+    the last softmax, as the study does.
+
+    Args:
+        logits: (N,K).
+        score: one of `SCORES`.
+        study_softmax: apply the softmax twice (``prob`` only): the heads of the study's ConvNeXt
+            and slak_flex end in a softmax of their own.
+
+    Returns:
+        (N,) scores, differentiable.
+
+    Raises:
+        ValueError: `score` is unknown or `logits` is not (N,K) with K >= 1.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"the model must return (N,K) logits, got {_describe(logits)}")
+    # Half-precision softmax outputs would tie and flush small gradients to zero.
+    values = logits if logits.dtype == torch.float64 else logits.float()
+    if score == "prob":
+        values = values.softmax(1)
+        if study_softmax:
+            values = values.softmax(1)
+    elif score == "logprob":
+        values = values.log_softmax(1)
+    return values.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, *, score: str = "prob", study_softmax: bool | None = None
+) -> Tensor:
+    """Return, for each image of a batch, the gradient of its top-1 score at its pixels.
+
+    grad[n] = d top1_score(model(x))[n] / d x[n], computed for the whole batch in one backward pass
+    (as the gradient of the sum: images do not interact in eval mode). The model runs in eval mode
+    with frozen weights; its mode, its ``requires_grad`` flags and its ``.grad`` are left as found.
+
+    Args:
+        model: a classifier, images to logits (N,K), on the device of `x`.
+        x: images (N,3,H,W), floating, preprocessed.
+        score: ``prob`` (the study), ``logit`` or ``logprob``; see :func:`top1_score`.
+        study_softmax: apply the softmax of ``prob`` twice. None: as the model's attribute
+            ``study_softmax`` says (False where it has none).
+
+    Returns:
+        (N,3,H,W), dtype of `x`.
+
+    Raises:
+        ValueError: `x` is not a floating (N,C,H,W) tensor, the model's output is not (N,K), or
+            `score` is unknown.
+
+    Notes:
+        A softmax that saturates at 1 in float32 has a zero gradient; ``logit`` does not saturate.
+        Batches of different sizes agree within rounding only: convolutions may then be computed
+        by different algorithms.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
+    if study_softmax is None:
+        study_softmax = bool(getattr(model, "study_softmax", False))
+
+    def total(images: Tensor) -> Tensor:
+        return top1_score(model(images), score, study_softmax=study_softmax).sum()
+
+    return gradient_of(model, x, total)
+
+
+def center_gradient(
+    model: nn.Module, x: Tensor, *, features: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return, for each image, the gradient of the feature map's central position at its pixels.
+
+    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n] with F = features(x).
+
+    Args:
+        model: the module that `features` runs.
+        x: images (N,3,H,W), floating, preprocessed.
+        features: images to the unpooled, pre-norm feature map (N,C,h,w); None:
+            ``model.forward_features``.
+
+    Returns:
+        (N,3,H,W), dtype of `x`.
+
+    Raises:
+        ValueError: `x` or the feature map is not four-dimensional.
+
+    Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
+    """
+    features = features or model.forward_features
+
+    def total(images: Tensor) -> Tensor:
+        f = features(images)
+        if not isinstance(f, Tensor) or f.ndim != 4:
+            raise ValueError(f"the feature map must be (N,C,h,w), got {_describe(f)}")
+        return f[:, :, f.shape[2] // 2, f.shape[3] // 2].relu().sum()
+
+    return gradient_of(model, x, total)
+
+
+def finite_images(grad: Tensor) -> Tensor:
+    """Return (N,) bool: whether each image's gradient (N,C,H,W) is finite throughout."""
+    return grad.isfinite().flatten(1).all(1)
+
+
+def _describe(x: object) -> str:
+    if isinstance(x, Tensor):
+        return f"{tuple(x.shape)} {x.dtype}"
+    return type(x).__name__

@@ -1,0 +1,195 @@
+"""ERF maps: where the input gradient of the central feature position lies, over many images."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cba_fast import ops
+from cba_fast.erf.gradients import center_gradient, finite_images
+from cba_fast.erf.walk import State, Walk
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+
+
+@dataclass
+class ErfMap:
+    """An ERF map.
+
+    Attributes:
+        map: (H,W) float64, the mean over the images of relu(gradient) summed over the channels.
+        count: how many images it is the mean of.
+        skipped: positions of the images left out because their gradient is not finite; of
+            :func:`measure_erf_map`: data set indices, unreadable images included.
+    """
+
+    map: np.ndarray
+    count: int
+    skipped: list[int]
+
+
+def erf_map(
+    model: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    *,
+    features: Callable[[Tensor], Tensor] | None = None,
+    backend: str | None = None,
+) -> ErfMap:
+    """Return the mean, over images, of what each input pixel adds to the central feature position.
+
+    map = mean over n of sum over c of relu(grad[n, c]), with grad as
+    :func:`~cba_fast.erf.center_gradient` defines it. Images with a gradient that is not finite are
+    left out.
+
+    Args:
+        model: a network with ``forward_features``, on the device of `images`.
+        images: (N,3,H,W), floating, preprocessed, or an iterable of such batches of one H and W.
+        features: images to the unpooled, pre-norm feature map; None: ``model.forward_features``.
+        backend: of :func:`cba_fast.ops.erf_accumulate`.
+
+    Raises:
+        ValueError: a shape does not fit, or no image has a finite gradient.
+
+    Notes:
+        Gradients have the model's precision, sums are float64. Images of a tensor run as one batch.
+
+    Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code,
+    which keeps float32 sums and leaves out only NaN.
+    """
+    total, count, seen, skipped = None, 0, 0, []
+    for x in [images] if isinstance(images, Tensor) else images:
+        grad = center_gradient(model, x, features=features)
+        if total is None:
+            total = torch.zeros(x.shape[2:], dtype=torch.float64, device=grad.device)
+        finite = finite_images(grad)
+        skipped += [seen + i for i, ok in enumerate(finite.tolist()) if not ok]
+        seen += len(x)
+        if finite.any():
+            ops.erf_accumulate(grad[finite], total, backend=backend)
+            count += int(finite.sum())
+    return _mean(total, count, skipped)
+
+
+def measure_erf_map(
+    model: nn.Module,
+    walk: Walk,
+    num_images: int = 50,
+    *,
+    features: Callable[[Tensor], Tensor] | None = None,
+    backend: str | None = None,
+) -> ErfMap:
+    """Return the ERF map over the first `num_images` images of a walk that give a finite gradient.
+
+    An image that cannot be read, or gives no finite gradient, is reported and the next one takes
+    its place, as in the published script.
+
+    Args:
+        model: see :func:`erf_map`, also for `features` and `backend`.
+        walk: the images, all of one size; usually the data set in order.
+        num_images: how many to average over; a walk with fewer gives the mean over all of them.
+
+    Raises:
+        ImageError: a failed image in a strict walk.
+        ValueError: no image has a finite gradient.
+    """
+
+    def step(state: State, images: Tensor, indices: list[int]) -> State:
+        grad = center_gradient(model, images, features=features)
+        good = walk.report.finite(grad, indices)[: num_images - int(state["count"])]
+        if not good:
+            return state
+        if int(state["count"]) == 0:
+            total = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
+        else:
+            total = state["total"].clone()
+        ops.erf_accumulate(grad[good], total, backend=backend)
+        return {"total": total, "count": state["count"] + len(good)}
+
+    first = {
+        "total": torch.empty(0, 0, dtype=torch.float64, device=walk.device),
+        "count": torch.tensor(0),
+    }
+    state = walk.run(
+        step, first, until=lambda s: int(s["count"]) >= num_images, expected=num_images
+    )
+    skipped = [index for index, _ in walk.report.failed]
+    return _mean(state["total"], int(state["count"]), skipped)
+
+
+class AreaRatio(NamedTuple):
+    """The smallest central square that holds more than a share of an ERF map.
+
+    Attributes:
+        threshold: the share.
+        side: the square's side in pixels, odd; None if no square inside the map exceeds the share.
+        ratio: side**2 / (H*W); None likewise.
+    """
+
+    threshold: float
+    side: int | None
+    ratio: float | None
+
+
+def area_ratio(erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> list[AreaRatio]:
+    """Return the published high-contribution area ratios of an ERF map.
+
+    With x = log10(erf + 1) / max(log10(erf + 1)) in float64, for i = 1, 2, ... the square
+    x[H//2-i : H//2+1+i, W//2-i : W//2+1+i]: the first whose share of the sum of x exceeds t has
+    side 2i+1 and the ratio (2i+1)**2 / (H*W). As published, i ends at H//2 - 1 (here at
+    min(H,W)//2 - 1), so that a square never leaves the map; a share that none exceeds gives None.
+
+    Args:
+        erf: (H,W), real, finite, >= 0, not zero everywhere.
+        thresholds: shares t.
+
+    Returns:
+        One :class:`AreaRatio` per threshold, in their order.
+
+    Raises:
+        ValueError: `erf` breaks one of the conditions above.
+
+    Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), table 11 and the analysis
+    script of its code; differs from it in that everything is float64.
+    """
+    x = log_scaled(erf)
+    h, w = x.shape
+    total = x.sum()
+    found: dict[float, int] = {}
+    for i in range(1, min(h, w) // 2):
+        share = x[h // 2 - i : h // 2 + 1 + i, w // 2 - i : w // 2 + 1 + i].sum() / total
+        for t in thresholds:
+            if t not in found and share > t:
+                found[t] = 2 * i + 1
+        if len(found) == len(set(thresholds)):
+            break
+    sides = [found.get(t) for t in thresholds]
+    return [
+        AreaRatio(t, s, None if s is None else s * s / (h * w)) for t, s in zip(thresholds, sides)
+    ]
+
+
+def log_scaled(erf: np.ndarray) -> np.ndarray:
+    """Return log10(erf + 1) divided by its maximum, (H,W) float64 in [0,1].
+
+    Raises:
+        ValueError: `erf` is not a real, finite, non-negative (H,W) array with a value above 0.
+    """
+    erf = np.asarray(erf)
+    if erf.ndim != 2 or erf.size == 0 or erf.dtype.kind not in "fiu":
+        raise ValueError(f"an ERF map is a real (H,W) array, got {erf.shape} {erf.dtype}")
+    erf = erf.astype(np.float64)
+    if not np.isfinite(erf).all() or erf.min() < 0:
+        raise ValueError(f"an ERF map is finite and >= 0, got {erf.min()} to {erf.max()}")
+    if erf.max() == 0:
+        raise ValueError("the ERF map is zero everywhere")
+    x = np.log1p(erf)  # log10's factor cancels; log1p keeps the digits of maps far below 1
+    return x / x.max()
+
+
+def _mean(total: Tensor | None, count: int, skipped: list[int]) -> ErfMap:
+    if count == 0:
+        raise ValueError("no image has a finite gradient")
+    return ErfMap((total / count).cpu().numpy(), count, skipped)

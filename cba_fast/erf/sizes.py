@@ -1,0 +1,187 @@
+"""ERF sizes: in how few pixels a given share of the input gradient lies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cba_fast import ops
+from cba_fast.data import ImageDataset, ImageRecord
+from cba_fast.erf.gradients import finite_images, input_gradient
+from cba_fast.erf.walk import Report, State, Walk
+
+
+def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
+    """Return the data set indices that the study samples.
+
+    0..n-1, shuffled in place by ``numpy.random.RandomState(seed).shuffle``, the first
+    `num_samples` (all n where the set is smaller). NumPy keeps this generator's stream fixed, so
+    the sample is the same on every machine and version.
+
+    Returns:
+        (min(n, num_samples),) int64.
+
+    Raises:
+        ValueError: `n` or `num_samples` is not positive.
+    """
+    if n < 1 or num_samples < 1:
+        raise ValueError(f"n and num_samples must be positive, got {n} and {num_samples}")
+    indices = np.arange(n, dtype=np.int64)
+    np.random.RandomState(seed).shuffle(indices)
+    return indices[:num_samples]
+
+
+def erf_sizes(
+    model: nn.Module,
+    images: Tensor,
+    p: float | Sequence[float] = 0.2,
+    score: str = "prob",
+    *,
+    study_softmax: bool | None = None,
+    batch_size: int = 1,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Return each image's ERF size: the fewest pixels that hold a share p of the input gradient.
+
+    With g = |d score / d x| averaged over the channels, sorted descending, and S its cumulative
+    sum in float64, the size is 1 + searchsorted(S, p * S[-1], side left); 0 where S[-1] is 0.
+
+    Args:
+        model: a classifier, images to logits, on the device of `images`.
+        images: (N,3,H,W), floating, preprocessed.
+        p: share of the gradient, 0 < p <= 1, or several.
+        score: ``prob``, ``logit`` or ``logprob`` of the top-1 class.
+        study_softmax: see :func:`~cba_fast.erf.input_gradient`.
+        batch_size: images per backward pass. 1, as the study, by default: another size changes
+            the gradients' rounding, and with it some sizes by a few pixels.
+        backend: of :func:`cba_fast.ops.erf_size`.
+
+    Returns:
+        (N,) float32, or (N,P) for P values of `p`; whole numbers (exact up to 2**24 pixels).
+
+    Raises:
+        ValueError: a shape or option does not fit, or an image's gradient is not finite.
+
+    Source: the study's ``erf_compute.py``; differs from it in that the sums are float64.
+    """
+    parts = []
+    for x in images.split(batch_size):
+        grad = input_gradient(model, x, score=score, study_softmax=study_softmax)
+        finite = finite_images(grad)
+        if not finite.all():
+            bad = [sum(map(len, parts)) + i for i, ok in enumerate(finite.tolist()) if not ok]
+            raise ValueError(f"the input gradient of image(s) {bad} is not finite")
+        parts.append(_sizes(grad, p, backend))
+    if not parts:
+        raise ValueError("images must hold at least one image")
+    return np.concatenate(parts)
+
+
+@dataclass
+class SizeResult:
+    """What :func:`measure_erf_sizes` found.
+
+    Attributes:
+        sizes: (N,) or (N,P) float32, in the order of the sample.
+        indices: (N,) int64, the data set indices that they belong to.
+        num_zero: images without any gradient (their size is 0).
+    """
+
+    sizes: np.ndarray
+    indices: np.ndarray
+    num_zero: int
+
+
+def measure_erf_sizes(
+    model: nn.Module,
+    walk: Walk,
+    p: float | Sequence[float] = 0.2,
+    score: str = "prob",
+    *,
+    backend: str | None = None,
+) -> SizeResult:
+    """Measure the ERF sizes of a data set's images.
+
+    Unreadable images, and images whose gradient is not finite, have no size; ``walk.report`` lists
+    them.
+
+    Args:
+        model: a classifier on the walk's device; see :func:`erf_sizes` for the other arguments.
+        walk: the images; its indices are those of :func:`sample_indices`.
+
+    Raises:
+        ImageError: a failed image in a strict walk.
+    """
+
+    def step(state: State, images: Tensor, indices: list[int]) -> State:
+        grad = input_gradient(model, images, score=score)
+        good = walk.report.finite(grad, indices)
+        if not good:
+            return state
+        sizes = torch.from_numpy(_sizes(grad[good], p, backend))
+        kept = torch.tensor([indices[i] for i in good])
+        return {
+            "sizes": torch.cat([state["sizes"], sizes]),
+            "indices": torch.cat([state["indices"], kept]),
+        }
+
+    columns = () if isinstance(p, float | int) else (len(p),)
+    first = {"sizes": torch.empty(0, *columns), "indices": torch.empty(0, dtype=torch.int64)}
+    state = walk.run(step, first)
+    sizes = state["sizes"].numpy()
+    num_zero = int((sizes == 0).all(axis=tuple(range(1, sizes.ndim))).sum())
+    return SizeResult(sizes, state["indices"].numpy(), num_zero)
+
+
+class LoaderSettings(Protocol):
+    """How images are read: what :func:`sampled_erf_sizes` asks of a run's settings."""
+
+    batch_size: int
+    num_workers: int
+    channels_last: bool
+    strict: bool
+
+
+def sampled_erf_sizes(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    num_samples: int,
+    input_size: int,
+    run: LoaderSettings,
+    *,
+    p: float | Sequence[float] = 0.2,
+    seed: int = 0,
+    score: str = "prob",
+) -> np.ndarray:
+    """Return the ERF sizes of a sample of `records`, drawn and preprocessed as in the study.
+
+    Args:
+        model: a classifier; the images go to the device of its parameters.
+        records: the data set, in order.
+        num_samples: how many to draw, see :func:`sample_indices`.
+        input_size: side of the images.
+        run: batch size, workers, memory format, and whether a failed image ends the run (else it
+            has no size).
+        p, seed, score: see :func:`erf_sizes` and :func:`sample_indices`.
+
+    Returns:
+        (N,) or (N,P) float32; N is less than `num_samples` where images fail or are too few.
+    """
+    walk = Walk(
+        ImageDataset(records, input_size=input_size),
+        sample_indices(len(records), num_samples, seed),
+        batch_size=run.batch_size,
+        num_workers=run.num_workers,
+        device=next(model.parameters()).device,
+        memory_format=torch.channels_last if run.channels_last else torch.contiguous_format,
+        report=Report(strict=run.strict, name=lambda i: records[i].image_id),
+    )
+    return measure_erf_sizes(model, walk, p, score).sizes
+
+
+def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:
+    sizes = ops.erf_size(grad, p, backend=backend)
+    return sizes.cpu().numpy().astype(np.float32)

@@ -1,0 +1,63 @@
+"""Put the fast depthwise convolution into models that were written without it."""
+
+import logging
+
+from torch import nn
+
+from .depthwise import IMPLICIT_GEMM, DepthwiseConv2d, true_padding, why_not_covered
+
+log = logging.getLogger("cba_fast")
+
+
+def accelerate(model: nn.Module) -> list[str]:
+    """Turn every matching depthwise `torch.nn.Conv2d` of a model into a `DepthwiseConv2d`.
+
+    Matching are modules whose type is exactly `torch.nn.Conv2d`, or a drop-in named
+    ``DepthWiseConv2dImplicitGEMM``, in a configuration that `DepthwiseConv2d` covers. Each becomes
+    a `DepthwiseConv2d` by a change of its class: the object stays the same, and with it its
+    parameters, dtype, device, mode, hooks, and its place in every container and optimizer that
+    holds it. A drop-in that says padding 0 gets the padding it applies.
+
+    Args:
+        model: any module; changed in place. It may be a matching convolution itself.
+
+    Returns:
+        The names of the changed modules in the order of ``named_modules``, one name for a module
+        that is used in several places. Empty if called again.
+
+    Notes:
+        Depthwise convolutions that are left alone (another configuration, parametrized, an own
+        ``forward`` set on the instance) are logged with the reason (logger ``cba_fast``, level
+        info).
+    """
+    swapped = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) or isinstance(module, DepthwiseConv2d):
+            continue
+        reason = _why_left(module)
+        if reason is None:
+            _swap(module)
+            swapped.append(name)
+        elif module.groups > 1 and module.groups == module.in_channels:
+            log.info("accelerate leaves %r as it is: %s", name, reason)
+    return swapped
+
+
+def _why_left(module: nn.Conv2d) -> str | None:
+    cls = type(module)
+    if hasattr(module, "parametrizations"):
+        return "it has parametrizations"
+    if cls is not nn.Conv2d and cls.__name__ != IMPLICIT_GEMM:
+        return f"its type is {cls.__qualname__}, which may compute something else"
+    if "forward" in vars(module):
+        return "its forward is set on the instance"
+    return why_not_covered(module)
+
+
+def _swap(module: nn.Conv2d) -> None:
+    padding = true_padding(module)
+    module.__class__ = DepthwiseConv2d
+    if padding != module.padding:
+        # Both attributes that `torch.nn.Conv2d` keeps of its padding.
+        module.padding = padding
+        module._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in (0, 1)]

@@ -1,0 +1,260 @@
+"""``erf-compute``: ERF sizes and ERF maps of a data set, written to files, continued if killed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cba_fast import __version__
+from cba_fast.data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
+from cba_fast.erf import (
+    AreaRatio,
+    ErfMap,
+    Partial,
+    Report,
+    Walk,
+    area_ratio,
+    measure_erf_map,
+    measure_erf_sizes,
+    sample_indices,
+)
+from cba_fast.errors import ImageError, InputError
+from cba_fast.files import write_npy
+
+from .analysis import SizeStats, size_stats
+from .config import DataConfig, ModelConfig, RunConfig, settings
+from .inference import autocast, choose_device
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """What is measured on how many images. `shares` are the values of p."""
+
+    num_samples: int = 200
+    shares: tuple[float, ...] = (0.2,)
+    seed: int = 0
+    score: str = "prob"
+
+
+@dataclass(frozen=True)
+class ErfMapConfig:
+    """The ERF map's protocol; the defaults are those of RepLKNet's script."""
+
+    num_images: int = 50
+    input_size: int = 1024
+
+
+@dataclass
+class SizeRun:
+    """A finished measurement: statistics for each share p, and notes for the end."""
+
+    stats: dict[float, SizeStats]
+    notes: list[str]
+
+
+@dataclass
+class MapRun:
+    """A finished ERF map, its area ratios, and notes for the end."""
+
+    erf: ErfMap
+    ratios: list[AreaRatio]
+    notes: list[str]
+
+
+def check_precision(run: RunConfig) -> None:
+    """Refuse a precision whose input gradients mean nothing.
+
+    Raises:
+        InputError: fp16, in which gradients of probabilities (often below its smallest normal
+            number, 6e-5) are flushed to zero.
+    """
+    if run.precision == "fp16":
+        raise InputError("precision fp16: input gradients underflow; use fp32 or bf16")
+
+
+def compute_sizes(
+    model: nn.Module,
+    images: ImageSet,
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    config: SizeConfig,
+    output: str | os.PathLike,
+    *,
+    resume: bool = True,
+    progress: Callable = lambda steps, count: steps,
+) -> SizeRun:
+    """Measure ERF sizes on a sample of `images` and write them to `output`.
+
+    The file is float32, (N,) for one share and (N,P) for several, one row per sampled image that
+    could be measured, in the order of the sample. Until it is written, the finished part lies
+    beside it; a run of the same settings goes on from there.
+
+    Args:
+        model: in its inference form, on the run's device.
+        images: the data set.
+        model_config, data, run: how model and images were made; a change of them starts afresh.
+        config: sample, shares and score.
+        output: the ``.npy`` file.
+        resume: go on from the finished part of a killed run.
+        progress: called with the iterable of steps and their number, returns an iterable.
+
+    Raises:
+        ImageError: no image could be measured, or, with `run.strict`, one could not.
+        InputError: fp16 (see :func:`check_precision`).
+    """
+    check_precision(run)
+    records = images.records
+    indices = sample_indices(len(records), config.num_samples, config.seed)
+    walk = _walk(records, data.input_size, None, indices, run, progress)
+    described = {
+        **_described(model_config, data, run, [records[i] for i in indices]),
+        "sizes": asdict(config),
+    }
+    walk.partial = _partial(output, described, resume)
+    p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
+    with autocast(run):
+        found = measure_erf_sizes(model, walk, p, config.score)
+    _check_any(len(found.sizes), walk.report)
+    write_npy(output, found.sizes)
+    walk.partial.remove()
+    notes = []
+    if len(records) < config.num_samples:
+        notes.append(f"{config.num_samples} samples asked for, the set has {len(records)}")
+    if found.num_zero:
+        notes.append(
+            f"{found.num_zero} images have a zero gradient (size 0): their score is saturated;"
+            " --score logit does not saturate"
+        )
+    columns = found.sizes.reshape(len(found.sizes), -1).T
+    stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
+    return SizeRun(stats, notes + _report_lines(walk, records))
+
+
+def compute_map(
+    model: nn.Module,
+    images: ImageSet,
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    config: ErfMapConfig,
+    output: str | os.PathLike,
+    *,
+    resume: bool = True,
+    progress: Callable = lambda steps, count: steps,
+) -> MapRun:
+    """Measure the ERF map over the first images of `images` and write it to `output`.
+
+    The file is (S,S) float64, the mean of the images' contributions (not log-scaled). Arguments and
+    errors as :func:`compute_sizes`; a map without any gradient is an `InputError`.
+    """
+    check_precision(run)
+    size, records = config.input_size, images.records
+    walk = _walk(records, size, erf_map_transform(size), range(len(records)), run, progress)
+    described = {**_described(model_config, data, run, records), "map": asdict(config)}
+    walk.partial = _partial(output, described, resume)
+    try:
+        with autocast(run):
+            erf = measure_erf_map(model, walk, config.num_images)
+        ratios = area_ratio(erf.map)
+    except ValueError as e:
+        _check_any(0, walk.report)
+        raise InputError(f"no ERF map: {e}") from e
+    write_npy(output, erf.map)
+    walk.partial.remove()
+    notes = []
+    if erf.count < config.num_images:
+        notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
+    return MapRun(erf, ratios, notes + _report_lines(walk, records))
+
+
+def _walk(
+    records: Sequence[ImageRecord],
+    input_size: int,
+    transform: Callable | None,
+    indices: Sequence[int],
+    run: RunConfig,
+    progress: Callable,
+) -> Walk:
+    return Walk(
+        ImageDataset(records, input_size=input_size, transform=transform),
+        indices,
+        batch_size=run.batch_size,
+        num_workers=run.num_workers,
+        device=choose_device(run),
+        memory_format=torch.channels_last if run.channels_last else torch.contiguous_format,
+        progress=progress,
+        report=Report(strict=run.strict, name=lambda i: records[i].image_id),
+    )
+
+
+def _partial(output: str | os.PathLike, described: dict, resume: bool) -> Partial:
+    partial = Partial(output, described)
+    if not resume:
+        partial.remove()
+    return partial
+
+
+def _described(
+    model: ModelConfig, data: DataConfig, run: RunConfig, records: Sequence[ImageRecord]
+) -> dict:
+    """Return all that the numbers depend on; workers and strictness do not count."""
+    run = replace(run, device=str(choose_device(run)), num_workers=0, strict=False)
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr((record.image_id, _stamp(record.path))).encode())
+    return {
+        **settings(model, data, run),
+        "weights_stamp": _stamp(model.weights),
+        "images_sha256": digest.hexdigest(),
+        "versions": [__version__, torch.__version__],
+    }
+
+
+def _stamp(path: Path | None) -> list[int] | None:
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns] if found else None
+
+
+def _check_any(count: int, report: Report) -> None:
+    if count == 0 and report.failed:
+        reason = report.failed[0][1]
+        raise ImageError(f"none of {len(report.failed)} images could be measured: {reason}")
+
+
+def _report_lines(walk: Walk, records: Sequence[ImageRecord]) -> list[str]:
+    report = walk.report
+    lines = [f"continued after {walk.resumed} images"] if walk.resumed else []
+    if report.truncated:
+        lines.append(f"{len(report.truncated)} truncated images were decoded as far as they go:")
+        lines += [f"  {records[i].image_id}" for i in report.truncated]
+    if report.failed:
+        lines.append(f"{len(report.failed)} images could not be measured and have no value:")
+        lines += [f"  {records[i].image_id}: {reason}" for i, reason in report.failed]
+    return lines
+
+
+def as_rows(stats: dict[float, SizeStats]) -> list[str]:
+    """Return one printed line per share p."""
+    return [
+        f"ERF size (p = {p:g}): mean {s.mean:.2f}, std {s.std:.2f}, min {s.min:.0f},"
+        f" max {s.max:.0f} pixels ({s.count} images)"
+        for p, s in stats.items()
+    ]
+
+
+def ratio_rows(ratios: Sequence[AreaRatio]) -> list[str]:
+    """Return one printed line per threshold of an ERF map."""
+    return [
+        f"ERF map: {r.threshold:.0%} of the contribution in "
+        + ("no square inside the map" if r.side is None else f"{r.ratio:.2%} of the area")
+        + ("" if r.side is None else f" (side {r.side})")
+        for r in ratios
+    ]

@@ -1,0 +1,184 @@
+"""Pictures of the study: ERF size against MaxBoxAcc, and ERF maps."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cba_fast.errors import InputError
+from cba_fast.files import atomic_path
+from cba_fast.study.analysis import Fit, ModelScore
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cba_fast.erf import AreaRatio
+
+FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
+
+
+def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
+    """Draw mean ERF size (x, standard deviation as error bar) against MaxBoxAcc (y, percent).
+
+    The fitted line spans the points' range, with R2 in the legend.
+
+    Args:
+        models: at least one.
+        fit: their fit, None for none.
+        show: make the figure in a window's backend, for :func:`show_figures`.
+
+    Raises:
+        InputError: `show` without a display.
+    """
+    fig, ax = _figure(show)
+    x = np.array([m.erf.mean for m in models])
+    ax.errorbar(
+        x,
+        [m.maxboxacc for m in models],
+        xerr=[m.erf.std for m in models],
+        fmt="o",
+        ecolor="0.6",
+        capsize=4,
+        label="models (bar: std over images)",
+    )
+    for m in models:
+        ax.annotate(
+            m.name, (m.erf.mean, m.maxboxacc), xytext=(4, 5), textcoords="offset points", fontsize=9
+        )
+    if fit is not None:
+        ends = np.array([x.min(), x.max()])
+        ax.plot(
+            ends, fit.slope * ends + fit.intercept, "--", label=f"linear fit (R² = {fit.r2:.2f})"
+        )
+    _dress(ax, "Mean ERF size (pixels)", "MaxBoxAcc (%)", "ERF size and localization")
+    return fig
+
+
+def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure":
+    """Draw MaxBoxAcc (x, percent) against mean ERF size (y), one colour per family.
+
+    RepLKNet is orange and ConvNeXt green, as in the study; other families take the colours of
+    matplotlib's cycle that are left, in the order of their names.
+
+    Args:
+        models: at least one.
+        show: as in :func:`plot_analysis`.
+    """
+    fig, ax = _figure(show)
+    for family, color in family_colors([m.family for m in models]).items():
+        of_family = [m for m in models if m.family == family]
+        ax.scatter(
+            [m.maxboxacc for m in of_family],
+            [m.erf.mean for m in of_family],
+            s=40,
+            color=color,
+            label=family,
+        )
+    _dress(ax, "MaxBoxAcc (%)", "Mean ERF size (pixels)", "ERF size and localization, by family")
+    return fig
+
+
+def plot_erf_map(
+    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, show: bool = False
+) -> "Figure":
+    """Draw an ERF map, log-scaled to [0,1], and the squares of its area ratios.
+
+    Args:
+        erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
+        ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
+        show: as in :func:`plot_analysis`.
+
+    Raises:
+        ValueError: `erf` is not an ERF map.
+    """
+    from matplotlib.patches import Rectangle
+
+    from cba_fast.erf.maps import log_scaled
+
+    fig, ax = _figure(show, figsize=(6, 5))
+    image = ax.imshow(log_scaled(erf), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+    fig.colorbar(image, ax=ax, label="log10(map + 1), scaled to 1")
+    h, w = erf.shape
+    for i, r in enumerate(r for r in ratios if r.side is not None):
+        # Pixel k covers k - 0.5 to k + 0.5.
+        corner = (w // 2 - r.side // 2 - 0.5, h // 2 - r.side // 2 - 0.5)
+        label = f"{r.threshold:.0%} in {r.ratio:.1%} of the area"
+        style = ("-", "--", "-.", ":")[i % 4]
+        ax.add_patch(
+            Rectangle(corner, r.side, r.side, fill=False, ec="w", ls=style, lw=1.2, label=label)
+        )
+    if ax.patches:
+        ax.legend(fontsize=8, facecolor="0.25", labelcolor="w")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(f"Effective receptive field, {h} x {w} pixels")
+    return fig
+
+
+def family_colors(families: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each family, in the order of the study's families, then by name."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_hex
+
+    # A cycle may name its colours in any way ("tab:orange").
+    cycle = [to_hex(c) for c in rcParams["axes.prop_cycle"].by_key()["color"]]
+    free = [c for c in cycle if c not in FAMILY_COLORS.values()]
+    others = sorted(set(families) - FAMILY_COLORS.keys())
+    known = {f: c for f, c in FAMILY_COLORS.items() if f in families}
+    return known | {f: free[i % len(free)] for i, f in enumerate(others)}
+
+
+def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
+    """Write the figure, in the format that the file's ending names, in one step.
+
+    Raises:
+        InputError: matplotlib does not write such files.
+    """
+    check_picture(path)
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, dpi=200)
+
+
+def check_picture(path: str | os.PathLike) -> None:
+    """Refuse a file name whose ending is not a picture format that matplotlib writes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    suffix = os.path.splitext(os.fspath(path))[1][1:].lower()
+    if suffix not in known:
+        raise InputError(f"{path}: unknown picture format; use one of {', '.join(sorted(known))}")
+
+
+def show_figures() -> None:
+    """Open the figures that were made with ``show=True`` and wait until they are closed."""
+    import matplotlib.pyplot as plt
+
+    plt.show()
+
+
+def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure", "Axes"]:
+    if show:
+        import matplotlib.pyplot as plt
+
+        # What pyplot falls back to without a display, and the backends that only write files.
+        if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
+            raise InputError("--show needs a display; without it, save the figure to a file")
+        fig = plt.figure(figsize=figsize, layout="constrained")
+    else:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        fig = Figure(figsize=figsize, layout="constrained")
+        FigureCanvasAgg(fig)
+    return fig, fig.add_subplot()
+
+
+def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    ax.grid(True, linestyle="--", alpha=0.4)
+    ax.set_axisbelow(True)
+    ax.legend()

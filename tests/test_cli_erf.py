@@ -1,0 +1,298 @@
+"""erf-compute, analysis-erf-vs-wsol and plot-erf-vs-wsol as commands, on real small models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_factory import SMALL_MODELS, make_checkpoint
+from click.testing import CliRunner
+from data_factory import image_folder, write_file
+from PIL import Image
+
+from cba_fast import erf
+from cba_fast.cli.main import cli
+from cba_fast.data import ImageDataset, open_image_set
+from cba_fast.errors import CbaError, ImageError, InputError
+from cba_fast.models import build_model
+
+SIZE = 64
+NAMES = [f"{c}/{i}.jpg" for c in "ab" for i in range(4)]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A working directory with the data set ``birds`` of 8 images."""
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "datasets" / "birds", NAMES)
+    return tmp_path
+
+
+def run(*args, code: int = 0):
+    result = CliRunner().invoke(cli, [str(a) for a in args])
+    if code == 0 and result.exception:
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def erf_args(family: str = "replknet", **options):
+    weights = Path("w.pth")
+    if not weights.exists():
+        make_checkpoint(weights, family, SMALL_MODELS[family], num_classes=5)
+    options = {
+        "model_family": family,
+        "fine_tuned_weight_name": weights,
+        "model": SMALL_MODELS[family],
+        "test_dataset": "birds",
+        "input_size": SIZE,
+        "num_workers": 0,
+        **options,
+    }
+    return ["erf-compute", *(x for k, v in options.items() for x in (f"--{k}", v))]
+
+
+@pytest.mark.parametrize("family", sorted(SMALL_MODELS))
+def test_sizes_of_every_family_equal_the_study_script(work, family):
+    result = run(*erf_args(family, num_samples=3, seed=4))
+    found = np.load(f"erf_sizes_{family}.npy")
+    assert found.dtype == np.float32
+    assert found.shape == (3,)
+    assert f"mean {found.mean():.2f}, std {found.std():.2f}" in result.output
+    assert f"erf_sizes_{family}.npy" in result.output.splitlines()[-1]
+    model = build_model(family, model=SMALL_MODELS[family], checkpoint="w.pth")
+    data = ImageDataset(open_image_set("datasets/birds").records, input_size=SIZE)
+    indices = np.arange(8)
+    np.random.RandomState(4).shuffle(indices)
+    for size, i in zip(found, indices):
+        x = data[i]["image"][None].requires_grad_(True)
+        prob = model(x).softmax(1)
+        if family in ("convnext", "slak_flex"):
+            prob = prob.softmax(1)
+        prob.max().backward()
+        values = x.grad.abs().mean(1).flatten().double().sort(descending=True).values.cumsum(0)
+        expected = 1 + torch.searchsorted(values, 0.2 * values[-1]).item()
+        # The command's model has merged branches and another memory format: equal but for rounding.
+        assert abs(size - expected) <= max(1, 0.01 * expected)
+
+
+def test_several_p_and_a_named_output(work):
+    result = run(*erf_args(num_samples=2, p="0.2,0.5", output="out/e"), "--p", 1)
+    found = np.load("out/e.npy")
+    assert found.shape == (2, 3)
+    assert (np.diff(found, axis=1) > 0).all()
+    assert [line.split(":")[0] for line in result.output.splitlines()[:3]] == [
+        "ERF size (p = 0.2)",
+        "ERF size (p = 0.5)",
+        "ERF size (p = 1)",
+    ]
+    assert sorted(p.name for p in Path("out").iterdir()) == ["e.npy"]
+
+
+def test_more_samples_than_images_takes_all_with_a_warning(work):
+    result = run(*erf_args())
+    assert len(np.load("erf_sizes_replknet.npy")) == 8
+    assert "200 samples asked for, the set has 8" in result.stderr
+
+
+def test_unreadable_images_are_reported_or_end_a_strict_run(work):
+    write_file(work / "datasets/birds/a/2.jpg", b"not an image")
+    result = run(*erf_args())
+    assert len(np.load("erf_sizes_replknet.npy")) == 7
+    assert "1 images could not be measured" in result.stderr
+    assert "a/2.jpg" in result.stderr
+    Path("erf_sizes_replknet.npy").unlink()
+    with pytest.raises(ImageError, match=r"a/2\.jpg"):
+        run(*erf_args(), "--strict")
+    assert not Path("erf_sizes_replknet.npy").exists()
+
+
+def test_no_readable_image_is_an_error(work):
+    for name in NAMES:
+        write_file(work / "datasets/birds" / name, b"not an image")
+    with pytest.raises(ImageError, match="none of 8 images"):
+        run(*erf_args())
+    assert not Path("erf_sizes_replknet.npy").exists()
+
+
+def test_map_with_area_ratios_and_picture(work):
+    args = erf_args(num_samples=1, map="m.npy", map_images=3, map_input_size=96, map_fig="m.png")
+    result = run(*args)
+    found = np.load("m.npy")
+    assert found.shape == (96, 96)
+    assert found.dtype == np.float64
+    assert found.max() > 0
+    side = erf.area_ratio(found, (0.5,))[0].side
+    assert f"50% of the contribution in {side**2 / 96**2:.2%} of the area" in result.output
+    assert "m.npy (3 images)" in result.output
+    assert Image.open("m.png").size[0] > 500
+
+
+KILL = """
+import os, sys
+from cba_fast.erf import Partial
+save = Partial.save
+def save_and_die(self, arrays, **kwargs):
+    save(self, arrays, force=True)
+    if int(arrays()["position"]) == 4:
+        os._exit(9)
+Partial.save = save_and_die
+from cba_fast.cli.main import main
+main()
+"""
+RUN = {"map_images": 6, "map_input_size": 64, "batch_size": 2}
+
+
+@pytest.fixture
+def whole(work):
+    """The files of an uninterrupted run over a set with an unreadable image."""
+    write_file(work / "datasets/birds/a/2.jpg", b"not an image")
+    run(*erf_args(**RUN, output="whole/sizes.npy", map="whole/map.npy"))
+    return Path("whole")
+
+
+def check_continued(whole: Path, args: list) -> None:
+    result = run(*args)
+    assert result.stderr.count("continued after 4 images") == 1
+    assert result.stderr.count("a/2.jpg: cannot read") == 2
+    for name in ("sizes.npy", "map.npy"):
+        assert Path(name).read_bytes() == (whole / name).read_bytes()
+    assert not list(Path().glob(".*"))
+
+
+def test_a_killed_command_continues_to_identical_files(whole):
+    args = erf_args(**RUN, output="sizes.npy", map="map.npy")
+    done = subprocess.run([sys.executable, "-c", KILL, *map(str, args)], check=False)
+    assert done.returncode == 9
+    assert Path(".sizes.npy.partial.npz").exists()
+    assert not Path("sizes.npy").exists()
+    check_continued(whole, args)
+
+
+def test_an_interrupted_map_continues_to_identical_files(whole, monkeypatch):
+    save = erf.Partial.save
+
+    def save_and_stop(self, arrays, force=False):
+        save(self, arrays, force=force)
+        if not force and self.path.name.startswith(".map") and int(arrays()["position"]) == 4:
+            raise KeyboardInterrupt
+
+    args = erf_args(**RUN, output="sizes.npy", map="map.npy")
+    with monkeypatch.context() as m:
+        m.setattr(erf.Partial, "save", save_and_stop)
+        result = run(*args, code=1)
+    assert "the same command goes on" in result.stderr
+    assert Path("sizes.npy").exists()
+    assert not Path("map.npy").exists()
+    check_continued(whole, args)
+
+
+def test_other_settings_or_images_start_afresh(work, monkeypatch):
+    save = erf.Partial.save
+    monkeypatch.setattr(erf.Partial, "remove", lambda self: None)
+    monkeypatch.setattr(
+        erf.Partial, "save", lambda self, arrays, force=False: save(self, arrays, force=True)
+    )
+    args = erf_args(num_samples=4)
+    run(*args)
+    assert "continued after 4 images" in run(*args).stderr
+    assert "continued" not in run(*args, "--score", "logit").stderr
+    assert "continued" in run(*args, "--score", "logit", "--num_workers", 1).stderr
+    image_folder(work / "datasets" / "birds", NAMES[::-1])  # other pixels under the same names
+    assert "continued" not in run(*args, "--score", "logit").stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--p", "0"], "not in"),
+        (["--p", "0.2,x"], "'x' is not a number"),
+        (["--p", "0.2,0.2"], "given twice"),
+        (["--num_samples", "0"], "num_samples"),
+        (["--seed", "-1"], "seed"),
+        (["--score", "probs"], "probs"),
+    ],
+)
+def test_bad_options_are_usage_errors(work, extra, message):
+    assert message in run(*erf_args(), *extra, code=2).output
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--map", "erf_sizes_replknet.npy"], "same file"),
+        (["--map_fig", "a.png"], "needs --map"),
+        (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
+        (["--precision", "fp16"], "underflow"),
+        (["--test_dataset", "fish"], "fish"),
+    ],
+)
+def test_bad_combinations_are_input_errors(work, extra, message):
+    with pytest.raises(InputError, match=message):
+        run(*erf_args(), *extra)
+
+
+def test_family_and_weights_are_required(work):
+    assert "--model_family" in run("erf-compute", code=2).output
+
+
+@pytest.fixture
+def three_models(work):
+    """Size files of three models with means 100, 200, 300."""
+    for i in (1, 2, 3):
+        np.save(f"e{i}.npy", np.array([100 * i - 10, 100 * i + 10], dtype=np.float32))
+    return [
+        {"name": f"m{i}", "erf_path": f"e{i}.npy", "maxboxacc": s}
+        for i, s in [(1, 0.8), (2, 0.7), (3, 75)]
+    ]
+
+
+def test_analysis_prints_and_draws(three_models):
+    Path("models.json").write_text(json.dumps(three_models))
+    out = run("analysis-erf-vs-wsol", "--config", "models.json", "--save_fig", "a.png").output
+    assert "m1  ERF mean 100.00, std 10.00 (2 images)  MaxBoxAcc 80.00%" in out
+    assert "Pearson correlation (ERF mean, MaxBoxAcc): -0.5000" in out
+    assert "MaxBoxAcc = -0.025 * ERF mean + 80" in out
+    assert "R2: 0.2500" in out
+    assert out.splitlines()[-1].endswith("a.png")
+    assert Image.open("a.png").size == (1400, 1000)
+
+
+def test_analysis_of_one_model_draws_without_a_fit(three_models):
+    Path("models.json").write_text(json.dumps(three_models[:1]))
+    out = run("analysis-erf-vs-wsol", "--config", "models.json", "--save-fig", "a.png").output
+    assert "One model only" in out
+    assert Path("a.png").exists()
+
+
+def test_plot_reads_the_csv(three_models):
+    rows = "".join(f"m{i},{f},e{i}.npy,0.{i}\n" for i, f in [(1, "replknet"), (2, "slak")])
+    Path("p.csv").write_text("model_name,family,erf_path,wsol\n" + rows)
+    assert "2 points: erf_vs_wsol_scatter.png" in run("plot-erf-vs-wsol", "--csv", "p.csv").output
+    assert Image.open("erf_vs_wsol_scatter.png").size == (1400, 1000)
+
+
+def test_errors_of_the_plots_leave_nothing(three_models):
+    header = "model_name,family,erf_path,wsol\n"
+    for text, message in [
+        (header, "no points"),
+        (header + "a,f,none.npy,0.5\n", r"none\.npy: no such file"),
+        (header + "a,f,e1.npy\n", r"p\.csv, line 2"),
+    ]:
+        Path("p.csv").write_text(text)
+        with pytest.raises(CbaError, match=message):
+            run("plot-erf-vs-wsol", "--csv", "p.csv")
+    assert not Path("erf_vs_wsol_scatter.png").exists()
+
+
+def test_help_and_analysis_import_no_torch(three_models):
+    Path("models.json").write_text(json.dumps(three_models))
+    code = (
+        "import sys\nfrom cba_fast.cli.main import cli\n"
+        "cli(sys.argv[1:], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    for args in (["erf-compute", "--help"], ["analysis-erf-vs-wsol", "--config", "models.json"]):
+        subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,103 @@
+"""The pictures: what is drawn, and that it is written."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from cba_fast.erf import AreaRatio, area_ratio
+from cba_fast.errors import InputError
+from cba_fast.study import plots
+from cba_fast.study.analysis import ModelScore, SizeStats, fit_models
+
+
+def model(name: str, mean: float, score: float, family: str = "", std: float = 2.0) -> ModelScore:
+    return ModelScore(name, SizeStats(mean, std, 0, 2 * mean, 10), score, family)
+
+
+MODELS = [
+    model("r1", 10, 80, "replknet"),
+    model("c1", 20, 60, "convnext"),
+    model("s1", 30, 90, "slak"),
+    model("r2", 40, 70, "replknet"),
+]
+
+
+def test_analysis_draws_points_bars_and_fit():
+    fit = fit_models(MODELS)
+    ax = plots.plot_analysis(MODELS, fit).axes[0]
+    (bars,) = ax.containers
+    assert bars.lines[0].get_xydata().tolist() == [[10, 80], [20, 60], [30, 90], [40, 70]]
+    assert bars.lines[2][0].get_segments()[0][:, 0].tolist() == [8, 12]
+    line = ax.lines[-1].get_xydata()
+    np.testing.assert_allclose(line[:, 1], fit.slope * line[:, 0] + fit.intercept)
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert any(f"{fit.r2:.2f}" in t for t in texts)
+    assert {t.get_text() for t in ax.texts} == {"r1", "c1", "s1", "r2"}
+
+
+def test_analysis_without_a_fit_has_no_line():
+    ax = plots.plot_analysis(MODELS[:1], None).axes[0]
+    assert len(ax.get_legend().get_texts()) == 1
+
+
+def test_points_are_coloured_by_family():
+    ax = plots.plot_points(MODELS).axes[0]
+    drawn = {c.get_label(): c for c in ax.collections}
+    assert set(drawn) == {"replknet", "convnext", "slak"}
+    assert drawn["replknet"].get_offsets().tolist() == [[80, 10], [70, 40]]  # x is MaxBoxAcc
+    assert to_hex(drawn["replknet"].get_facecolor()[0]) == "#ff7f0e"
+    assert to_hex(drawn["convnext"].get_facecolor()[0]) == "#2ca02c"
+    assert to_hex(drawn["slak"].get_facecolor()[0]) not in ("#ff7f0e", "#2ca02c")
+
+
+def test_family_colours_do_not_depend_on_the_order_of_points():
+    names = ["slak_flex", "replknet", "slak", "convnext", "resnet"]
+    assert plots.family_colors(names) == plots.family_colors(names[::-1])
+    assert len(set(plots.family_colors(names).values())) == 5
+
+
+def test_family_colours_differ_however_the_cycle_names_them():
+    with matplotlib.rc_context({"axes.prop_cycle": "cycler(color=['tab:orange', '#2CA02C', 'b'])"}):
+        assert plots.family_colors(["replknet", "slak"])["slak"] == "#0000ff"
+
+
+def test_erf_map_draws_the_squares_on_their_pixels():
+    erf = np.zeros((9, 9))
+    erf[3:6, 3:6] = 1
+    fig = plots.plot_erf_map(erf, [*area_ratio(erf, (0.5,)), AreaRatio(0.99, None, None)])
+    (square,) = fig.axes[0].patches
+    assert square.get_bbox().extents.tolist() == [2.5, 2.5, 5.5, 5.5]
+    with pytest.raises(ValueError, match="zero everywhere"):
+        plots.plot_erf_map(np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "new/a.png", "a.pdf", "a.svg"])
+def test_figures_are_written(tmp_path, name):
+    plots.save_figure(plots.plot_points(MODELS), tmp_path / name)
+    assert [p.name for p in (tmp_path / name).parent.iterdir()] == [name.split("/")[-1]]
+    if name.endswith("g") and not name.endswith("svg"):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        assert pixels.shape == (1000, 1400, 3)  # 7 x 5 inches at 200 dpi
+        orange = np.abs(pixels.astype(int) - (255, 127, 14)).max(2) < 12
+        assert orange.sum() > 100
+
+
+def test_unknown_formats_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.xyz: unknown picture format"):
+        plots.save_figure(plots.plot_points(MODELS), tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_do_not_need_pyplot(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it raises
+    plots.plot_analysis(MODELS, None)
+
+
+def test_show_without_a_display_is_refused():
+    matplotlib.use("agg")  # what pyplot falls back to
+    with pytest.raises(InputError, match="needs a display"):
+        plots.plot_points(MODELS, show=True)
