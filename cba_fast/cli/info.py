@@ -139,7 +139,10 @@ def show(info: dict, console: Console) -> None:
     facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
     console.print(facts)
 
-    table = Table("op", "device", "backend", "others", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("op", no_wrap=True)
+    for heading in ("device", "backend", "others"):
+        table.add_column(heading)
     for op, entry in info["ops"].items():
         for device, reasons in entry["not_used"].items():
             others = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
