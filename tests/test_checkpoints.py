@@ -7,7 +7,13 @@ import pickle
 import pytest
 import timm
 import torch
-from checkpoint_factory import SMALL_MODELS, make_checkpoint, make_model, write_checkpoint
+from checkpoint_factory import (
+    SMALL_MODELS,
+    make_checkpoint,
+    make_images,
+    make_model,
+    write_checkpoint,
+)
 from safetensors.torch import save_file
 from torch import nn
 
@@ -47,7 +53,7 @@ def _ids(form):
 
 @pytest.fixture
 def x():
-    return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    return make_images(dtype=torch.float32)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=_ids)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from checkpoint_factory import SMALL_MODELS, make_model, randomize
+from checkpoint_factory import SMALL_MODELS, make_images, make_model, randomize
 from torch import nn
 
 from cba_fast.errors import InputError
@@ -168,12 +168,8 @@ def _double(model):
     return randomize(model, 5).double().eval()
 
 
-def _input(n=1, size=64, dtype=torch.float64):
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
 def test_replknet_computes_what_its_keys_say():
-    model, x = _double(timm.create_model("replknet_nano", num_classes=5)), _input()
+    model, x = _double(timm.create_model("replknet_nano", num_classes=5)), make_images()
     s = model.state_dict()
     features = replknet_by_keys(s, x)
     torch.testing.assert_close(model.forward_features(x), features)
@@ -190,7 +186,7 @@ def test_slak_computes_what_its_keys_say(decom, bn):
         return sum(_conv_bn(s, f"{block}.{LK}.{n}", x) for n in [*names, "small_conv"])
 
     model = _double(timm.create_model("slak_nano", num_classes=5, Decom=decom, bn=bn))
-    s, x = model.state_dict(), _input()
+    s, x = model.state_dict(), make_images()
     features = convnext_like_by_keys(s, x, depthwise)
     torch.testing.assert_close(model.forward_features(x), features)
     pooled = features.mean((2, 3), keepdim=True)
@@ -212,7 +208,7 @@ def test_slak_flex_computes_what_its_keys_say(mixing):
 
     model = _double(timm.create_model("slak_flex_nano", num_classes=5))
     model.set_mixing(alpha, beta)
-    s, x = model.state_dict(), _input()
+    s, x = model.state_dict(), make_images()
     features = convnext_like_by_keys(s, x, depthwise, "0.")
     torch.testing.assert_close(model.forward_features(x), features)
     logits = features.mean((2, 3)) @ s["1.fc.weight"].T + s["1.fc.bias"]
@@ -224,7 +220,7 @@ def test_convnext_study_is_timm_without_the_head_norm():
     model = ConvNeXtStudy("test_convnext", num_classes=5).eval()
     model.backbone[0].load_state_dict(base.stem.state_dict())
     model.backbone[1].load_state_dict(base.stages.state_dict())
-    x = _input(dtype=torch.float32)
+    x = make_images(dtype=torch.float32)
     features = base.eval().forward_features(x)
     torch.testing.assert_close(model.forward_features(x), features)
     fc = model.get_classifier()
@@ -240,7 +236,7 @@ def small(request):
 
 
 def test_interface(small):
-    x = _input(2, 96, torch.float32)
+    x = make_images(2, 96, torch.float32)
     features = small.forward_features(x)
     logits = small(x)
     fc = small.get_classifier()
@@ -253,6 +249,13 @@ def test_interface(small):
     torch.testing.assert_close(fc(pre), logits)
 
 
+def test_random_models_depend_on_theirmake_images(small):
+    # Else the comparisons of outputs here and in other files would compare biases.
+    logits = small(make_images(6, 64, torch.float32))
+    assert (logits.std(0) > 0.03 * logits.std()).all()
+    assert logits.abs().max() < 20
+
+
 def test_family_attributes():
     for family in FAMILIES:
         model = build_model(family, model=SMALL_MODELS[family], num_classes=3)
@@ -263,7 +266,7 @@ def test_family_attributes():
 
 
 def test_deepcopy_gives_equal_outputs_and_own_weights(small):
-    x = _input(dtype=torch.float32)
+    x = make_images(dtype=torch.float32)
     twin = copy.deepcopy(small)
     torch.testing.assert_close(twin(x), small(x), rtol=0, atol=0)
     before = small(x)
@@ -273,7 +276,7 @@ def test_deepcopy_gives_equal_outputs_and_own_weights(small):
 
 
 def test_channels_last_changes_rounding_alone(small):
-    x = _input()
+    x = make_images()
     small = small.double()
     expected = small(x)
     model = small.to(memory_format=torch.channels_last)
@@ -285,7 +288,7 @@ def test_channels_last_changes_rounding_alone(small):
 def test_every_used_weight_gets_a_gradient(family):
     options = {"alpha": 0.4, "beta": 0.6} if family == "slak_flex" else {}
     model = make_model(family, SMALL_MODELS[family], num_classes=5, **options).train()
-    F.cross_entropy(model(_input(2, dtype=torch.float32)), torch.tensor([1, 4])).backward()
+    F.cross_entropy(model(make_images(2, dtype=torch.float32)), torch.tensor([1, 4])).backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert without == ({"0.norm.weight", "0.norm.bias"} if family == "slak_flex" else set())
 
@@ -293,7 +296,7 @@ def test_every_used_weight_gets_a_gradient(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputing_activations_keeps_the_gradients(family):
     model = make_model(family, SMALL_MODELS[family], num_classes=5).double()
-    x = _input()
+    x = make_images()
 
     def gradients():
         model.zero_grad()
@@ -313,15 +316,15 @@ def test_reset_classifier(family):
     model = make_model(family, SMALL_MODELS[family], num_classes=5).double()
     model.reset_classifier(9)
     assert model.num_classes == 9
-    assert model(_input()).shape == (1, 9)
+    assert model(make_images()).shape == (1, 9)
     model.reset_classifier(0)
-    assert model(_input()).shape == (1, model.num_features)
+    assert model(make_images()).shape == (1, model.num_features)
 
 
 @pytest.mark.parametrize("family", ["replknet", "slak", "slak_flex"])
 def test_stem_stride_2_keeps_features_at_a_sixteenth(family):
     model = build_model(family, model=SMALL_MODELS[family], num_classes=3, stem_stride=2)
-    assert model.forward_features(_input(dtype=torch.float32)).shape[-2:] == (4, 4)
+    assert model.forward_features(make_images(dtype=torch.float32)).shape[-2:] == (4, 4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -331,7 +334,7 @@ def test_drop_path_acts_in_training_only_and_grows_with_depth(family):
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.5)
-    x = _input(4, dtype=torch.float32)
+    x = make_images(4, dtype=torch.float32)
     torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
     model.train()
     torch.manual_seed(0)
@@ -357,7 +360,7 @@ def test_mixing_shapes_the_impulse_response():
 
 def test_a_part_with_coefficient_0_gets_no_gradient():
     model = make_model("slak_flex", "slak_flex_nano", num_classes=3)
-    model(_input(dtype=torch.float32)).sum().backward()
+    model(make_images(dtype=torch.float32)).sum().backward()
     assert all(m.conv_square.weight.grad is None for m in model._mixtures())
     assert all(m.conv_h.weight.grad is not None for m in model._mixtures())
 
