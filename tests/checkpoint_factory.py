@@ -29,28 +29,47 @@ SMALL_MODELS = {
 
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Make a fresh model look trained, in place: nothing that tests must see stays at 0 or 1.
+    """Make a fresh model look trained, in place.
 
-    Batch norm statistics and affine parameters, layer norms, biases and layer scales are drawn at
-    random around values that keep the activations of a deep model finite.
+    Nothing that a test must see stays at 0 or 1, and the input's variance reaches the logits: with
+    PyTorch's own initialization each layer shrinks it to a third, until biases alone are left.
+    Weights have variance 1 / fan_in; the residual branches are damped to 0.05 to 0.4, so that two
+    dozen of them do not blow the activations up.
     """
     g = torch.Generator().manual_seed(seed)
 
     def uniform(t: Tensor, low: float, high: float) -> None:
         t.copy_(torch.empty(t.shape).uniform_(low, high, generator=g))
 
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            edge = (3 / module.weight[0].numel()) ** 0.5
+            uniform(module.weight, -edge, edge)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             uniform(module.running_mean, -0.3, 0.3)
             uniform(module.running_var, 0.5, 2.0)
             module.num_batches_tracked.fill_(7)
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
             uniform(module.weight, 0.6, 1.4)
+        if name.endswith(".pw2.bn"):
+            uniform(module.weight, 0.2, 0.4)
         if getattr(module, "bias", None) is not None:
             uniform(module.bias, -0.2, 0.2)
         if getattr(module, "gamma", None) is not None:
             uniform(module.gamma, 0.05, 0.3)
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and hasattr(module, "nonlinear"):
+            module.bn.weight.mul_(2**0.5)  # a ReLU halves the second moment
     return model
+
+
+def make_images(n: int = 1, size: int = 64, dtype=torch.float64, seed: int = 1) -> Tensor:
+    """Return random smooth images (n,3,size,size): blobs that survive pooling, unlike white noise.
+
+    The values are about standard normal.
+    """
+    blobs = torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return nn.functional.interpolate(blobs, (size, size), mode="bilinear")
 
 
 def make_model(

@@ -82,7 +82,7 @@ def build_model(
     try:
         load_strict(built, state, checkpoint, name)
     except CheckpointError as e:
-        fits = _fitting_names(family, name, layout, num_classes, state)
+        fits = _fitting_names(name, layout, num_classes, state, built)
         if fits:
             raise CheckpointError(f"{e}; it fits {' or '.join(fits)}") from None
         raise
@@ -167,14 +167,17 @@ def _is_unwidened(name: str, state) -> bool:
     return all(k in state and state[k].shape == plain[k].shape for k in keys)
 
 
-def _fitting_names(family, name, layout: Layout, num_classes: int, state) -> list[str]:
+def _fitting_names(name, layout: Layout, num_classes: int, state, built) -> list[str]:
     """Return the other models of the family that the file would load into."""
-    if family == "convnext":
-        return []  # timm has over a hundred
+    own = built.state_dict()
+    wrong = sum(k not in own or own[k].shape != v.shape for k, v in state.items())
+    # A file of another size differs in most keys; and timm has too many ConvNeXts to try them all.
+    if 4 * wrong < len(state) or layout.family == "convnext":
+        return []
     with torch.device("meta"):
         return [
             other
-            for other in timm.list_models(module=family)
+            for other in timm.list_models(module=layout.family)
             if other != name
             and not mismatches(
                 timm.create_model(other, num_classes=num_classes, **layout.options), state

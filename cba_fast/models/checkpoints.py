@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,28 +177,33 @@ def _read_safetensors(path: Path) -> object:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        # Cloned, because they are views of the mapped file, at any alignment.
+        return {k: v.clone() for k, v in load_file(path).items()}
     except SafetensorError as e:
         raise CheckpointError(f"{path}: damaged, or not a safetensors file ({e})") from e
 
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Says that a pickle of another protocol may fail; what fails is reported below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"{path}: {_why_unreadable(e)}") from e
+        raise CheckpointError(f"{path}: {_why_unreadable(path, e)}") from e
 
 
-def _why_unreadable(error: Exception) -> str:
+def _why_unreadable(path: Path, error: Exception) -> str:
     """Say in one line why ``torch.load(weights_only=True)`` failed."""
     text = str(error)
     if "TorchScript" in text:
         return "is a TorchScript archive; save the state dict of its model instead"
-    named = re.search(r"GLOBAL (\S+) was not an allowed global", text)
-    refused = named or re.search(r"Unsupported|Trying to|Can only (create|build)|Blocked", text)
-    if isinstance(error, pickle.UnpicklingError) and refused:
+    with open(path, "rb") as f:
+        is_pickle = f.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if isinstance(error, pickle.UnpicklingError) and is_pickle:
+        named = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", text)
         what = f" ({named[1]})" if named else ""
         return (
             f"holds pickled objects besides tensors{what}, and loading those could run code; "

@@ -2,6 +2,11 @@
 
 import importlib
 
+# Not lazy: these functions have the names of their files, and a file that is imported later would
+# take the name for itself.
+from .box_sweep import best_box_iou, box_sweep
+from .quantize import quantize
+
 _WHERE = {
     "depthwise_conv2d": "dwconv",
     "depthwise_conv2d_grad_x": "dwconv",
@@ -13,7 +18,16 @@ _WHERE = {
     "erf_accumulate": "erf",
 }
 
-__all__ = sorted(_WHERE)
+__all__ = [
+    "best_box_iou",
+    "box_sweep",
+    "depthwise_conv2d",
+    "depthwise_conv2d_grad_weight",
+    "depthwise_conv2d_grad_x",
+    "erf_accumulate",
+    "erf_size",
+    "quantize",
+]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""Boxes of score maps at many thresholds, and their IoU with ground truth: the core of MaxBoxAcc."""
+"""Boxes of score maps at many thresholds and their IoU with ground truth, for MaxBoxAcc."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cba_fast.kernels import box_sweep_cpp, native
 from cba_fast.ops.backends import Backend, BackendTable
-from cba_fast.ops.quantize import as_scoremaps, as_tensor, quantize
+from cba_fast.ops.library import backend_argument, register, requested
+from cba_fast.ops.quantize import as_tensor, quantize
 from cba_fast.reference import box_sweep as reference
 
 CONTOURS = ("largest", "all")
@@ -54,11 +55,9 @@ def box_sweep(
         clovaai/wsolevaluation (which orders the boxes of a map as OpenCV does).
     """
     _check_contours(contours)
-    u, name = _prepare(TABLE, scoremaps, backend)
-    thresholds = _as_thresholds(thresholds)
-    if contours == "largest":
-        return torch.ops.cba_fast.box_sweep(u, thresholds, name)
-    return torch.ops.cba_fast.box_sweep_all(u, thresholds, name)
+    ops = torch.ops.cba_fast
+    op = ops.box_sweep.default if contours == "largest" else ops.box_sweep_all.default
+    return op(_bytes(scoremaps, backend), _as_thresholds(thresholds), backend_argument(backend))
 
 
 def best_box_iou(
@@ -92,10 +91,11 @@ def best_box_iou(
         Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
     """
     _check_contours(contours)
-    u, name = _prepare(IOU_TABLE, scoremaps, backend)
-    thresholds = _as_thresholds(thresholds)
-    boxes, counts = _pack_boxes(gt_boxes, len(u))
-    return torch.ops.cba_fast.best_box_iou(u, boxes, counts, thresholds, contours, name)
+    u = _bytes(scoremaps, backend)
+    boxes, counts = _pack_boxes(gt_boxes, u.shape[0])
+    return torch.ops.cba_fast.best_box_iou.default(
+        u, boxes, counts, _as_thresholds(thresholds), contours, backend_argument(backend)
+    )
 
 
 def _check_contours(contours: str) -> None:
@@ -103,10 +103,9 @@ def _check_contours(contours: str) -> None:
         raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
 
 
-def _prepare(table: BackendTable, scoremaps, backend: str | None) -> tuple[Tensor, str]:
-    scoremaps = as_scoremaps(scoremaps)
-    name = table.resolve(backend, scoremaps)
-    return quantize(scoremaps, backend="reference" if name == "reference" else None), name
+def _bytes(scoremaps, backend: str | None) -> Tensor:
+    # The bytes are the same for every backend; only the reference stays clear of compiled code.
+    return quantize(scoremaps, backend="reference" if backend == "reference" else None)
 
 
 def _as_thresholds(thresholds) -> Tensor:
@@ -161,8 +160,7 @@ _BACKENDS = [
 TABLE = BackendTable("box_sweep", _BACKENDS)
 IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
 
-
-# --- The registered ops: what depends on values is checked here, where they are at hand. ------------
+# The registered ops. What depends on values is checked here, where they are at hand.
 
 
 def _check_thresholds(thresholds: Tensor) -> None:
@@ -174,10 +172,9 @@ def _check_thresholds(thresholds: Tensor) -> None:
 def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
     if (counts < 1).any():
         raise ValueError(f"gt_boxes: map {int((counts < 1).nonzero()[0])} has no box")
-    reversed_ = (boxes[:, 2:] < boxes[:, :2]).any(1)
-    outside = ((boxes < 0) | (boxes >= 2**31)).any(1)
-    if (reversed_ | outside).any():
-        row = int((reversed_ | outside).nonzero()[0])
+    bad = (boxes[:, 2:] < boxes[:, :2]).any(1) | ((boxes < 0) | (boxes >= 2**31)).any(1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
         owner = int(torch.searchsorted(counts.cumsum(0), row, right=True))
         raise ValueError(
             f"gt_boxes: map {owner} has the box {boxes[row].tolist()}; boxes are x0, y0, x1, y1 "
@@ -188,47 +185,27 @@ def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
 def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
     _check_thresholds(thresholds)
     maps = scoremaps.cpu()
-    if backend == "cpp":
+    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
         boxes = box_sweep_cpp.box_sweep(maps, thresholds)
     else:
         boxes = torch.from_numpy(reference.box_sweep(maps.numpy(), thresholds.numpy()))
     return boxes.to(scoremaps.device)
 
 
+def _box_sweep_fake(scoremaps, thresholds, backend):
+    shape = (scoremaps.shape[0], thresholds.shape[0], 4)
+    return scoremaps.new_empty(shape, dtype=torch.int32)
+
+
 def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     _check_thresholds(thresholds)
     maps = scoremaps.cpu()
-    if backend == "cpp":
+    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
         boxes, offsets = box_sweep_cpp.box_sweep_all(maps, thresholds)
     else:
         found = reference.box_sweep_all(maps.numpy(), thresholds.numpy())
         boxes, offsets = map(torch.from_numpy, found)
     return boxes.to(scoremaps.device), offsets.to(scoremaps.device)
-
-
-def _best_box_iou(
-    scoremaps: Tensor,
-    gt_boxes: Tensor,
-    gt_counts: Tensor,
-    thresholds: Tensor,
-    contours: str,
-    backend: str,
-) -> Tensor:
-    _check_thresholds(thresholds)
-    _check_boxes(gt_boxes, gt_counts)
-    maps = scoremaps.cpu()
-    offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
-    if backend == "cpp":
-        iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
-    else:
-        arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
-        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))
-    return iou.to(scoremaps.device)
-
-
-def _box_sweep_fake(scoremaps, thresholds, backend):
-    shape = (scoremaps.shape[0], thresholds.shape[0], 4)
-    return scoremaps.new_empty(shape, dtype=torch.int32)
 
 
 def _box_sweep_all_fake(scoremaps, thresholds, backend):
@@ -240,34 +217,37 @@ def _box_sweep_all_fake(scoremaps, thresholds, backend):
     )
 
 
+def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
+    _check_thresholds(thresholds)
+    _check_boxes(gt_boxes, gt_counts)
+    maps = scoremaps.cpu()
+    offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
+    if IOU_TABLE.resolve(requested(backend), scoremaps) == "cpp":
+        iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
+    else:
+        arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
+        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))
+    return iou.to(scoremaps.device)
+
+
 def _best_box_iou_fake(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
     shape = (scoremaps.shape[0], thresholds.shape[0])
     return scoremaps.new_empty(shape, dtype=torch.float64)
 
 
-_OPS = (
-    (
-        "box_sweep(Tensor scoremaps, Tensor thresholds, str backend) -> Tensor",
-        _box_sweep,
-        _box_sweep_fake,
-    ),
-    (
-        "box_sweep_all(Tensor scoremaps, Tensor thresholds, str backend) -> (Tensor, Tensor)",
-        _box_sweep_all,
-        _box_sweep_all_fake,
-    ),
-    (
-        "best_box_iou(Tensor scoremaps, Tensor gt_boxes, Tensor gt_counts, Tensor thresholds, "
-        "str contours, str backend) -> Tensor",
-        _best_box_iou,
-        _best_box_iou_fake,
-    ),
+register(
+    "box_sweep(Tensor scoremaps, Tensor thresholds, str backend) -> Tensor",
+    _box_sweep,
+    _box_sweep_fake,
 )
-
-if not hasattr(torch.ops.cba_fast, "box_sweep"):  # defined once, also when this file is reloaded
-    _LIBRARY = torch.library.Library("cba_fast", "FRAGMENT")
-    for _schema, _kernel, _fake in _OPS:
-        _name = _LIBRARY.define(_schema)
-        _LIBRARY.impl(_name, _kernel, "CPU")
-        _LIBRARY.impl(_name, _kernel, "CUDA")
-        torch.library.register_fake(f"cba_fast::{_name}", _fake, lib=_LIBRARY)
+register(
+    "box_sweep_all(Tensor scoremaps, Tensor thresholds, str backend) -> (Tensor, Tensor)",
+    _box_sweep_all,
+    _box_sweep_all_fake,
+)
+register(
+    "best_box_iou(Tensor scoremaps, Tensor gt_boxes, Tensor gt_counts, Tensor thresholds, "
+    "str contours, str backend) -> Tensor",
+    _best_box_iou,
+    _best_box_iou_fake,
+)

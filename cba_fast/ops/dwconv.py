@@ -7,7 +7,6 @@ public op, and derivatives of any order run through the same three kernels.
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..kernels import dwconv_torch
 from ..reference import dwconv as reference
@@ -367,6 +366,20 @@ def _grad_weight_backward(ctx, v):
     return grad_grad, grad_x, None, None, None
 
 
+def _flops(image_shape: tuple[int, ...], kernel_size: tuple[int, int]) -> int:
+    """Count a multiplication and an addition per tap and pixel, padding included, as `conv2d`."""
+    n, c, h, w = image_shape
+    return 2 * n * c * h * w * kernel_size[0] * kernel_size[1]
+
+
+def _image_flops(image_shape, weight_shape, *args, **kwargs) -> int:
+    return _flops(image_shape, weight_shape[2:])
+
+
+def _grad_weight_flops(grad_shape, x_shape, kernel_size, *args, **kwargs) -> int:
+    return _flops(grad_shape, kernel_size)
+
+
 register(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, str backend, str algorithm) -> Tensor",
     _forward,
@@ -374,6 +387,7 @@ register(
     backward=_forward_backward,
     setup_context=_forward_setup,
     autocast=True,
+    flops=_image_flops,
 )
 register(
     "depthwise_conv2d_grad_x(Tensor grad, Tensor weight, str backend, str algorithm) -> Tensor",
@@ -381,6 +395,7 @@ register(
     _grad_x_fake,
     backward=_grad_x_backward,
     setup_context=_grad_x_setup,
+    flops=_image_flops,
 )
 register(
     "depthwise_conv2d_grad_weight(Tensor grad, Tensor x, int[2] kernel_size, str backend, "
@@ -389,22 +404,5 @@ register(
     _grad_weight_fake,
     backward=_grad_weight_backward,
     setup_context=_grad_weight_setup,
+    flops=_grad_weight_flops,
 )
-
-
-def _flops(image_shape: tuple[int, ...], kernel_size: tuple[int, int]) -> int:
-    """Count a multiplication and an addition per tap and pixel, padding included, as `conv2d`."""
-    n, c, h, w = image_shape
-    return 2 * n * c * h * w * kernel_size[0] * kernel_size[1]
-
-
-@register_flop_formula(
-    [torch.ops.cba_fast.depthwise_conv2d, torch.ops.cba_fast.depthwise_conv2d_grad_x]
-)
-def _image_flops(image_shape, weight_shape, *args, **kwargs) -> int:
-    return _flops(image_shape, weight_shape[2:])
-
-
-@register_flop_formula(torch.ops.cba_fast.depthwise_conv2d_grad_weight)
-def _grad_weight_flops(grad_shape, x_shape, kernel_size, *args, **kwargs) -> int:
-    return _flops(grad_shape, kernel_size)

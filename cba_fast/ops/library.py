@@ -1,9 +1,10 @@
-"""Registration of ops with PyTorch: schema, kernel, fake, autograd and autocast in one call."""
+"""Registration of ops with PyTorch: schema, kernel, fake, autograd, autocast, FLOPs in one call."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "cba_fast"
 AUTO = "auto"
@@ -22,6 +23,7 @@ def register(
     backward: Callable | None = None,
     setup_context: Callable | None = None,
     autocast: bool = False,
+    flops: Callable[..., int] | None = None,
 ) -> None:
     """Define ``cba_fast::<schema>`` and all that PyTorch needs to know of it.
 
@@ -35,6 +37,7 @@ def register(
         autocast: cast floating arguments (float64 aside) to the autocast dtype of their device, as
             PyTorch does for convolutions. If not, arguments keep their dtypes. Either way the
             kernel itself runs outside of autocast.
+        flops: the count for `torch.utils.flop_counter`; gets the arguments, shapes for tensors.
     """
     name = schema[: schema.index("(")]
     if hasattr(getattr(torch.ops, NAMESPACE), name):
@@ -50,6 +53,8 @@ def register(
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=LIBRARY
         )
+    if flops is not None:
+        register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
 
 
 def check_tensors(**arguments) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cba_fast.kernels import native, quantize_cpp, quantize_cuda
 from cba_fast.ops.backends import Backend, BackendTable
+from cba_fast.ops.library import backend_argument, register, requested
 from cba_fast.reference import quantize as reference
 
 
@@ -33,10 +34,11 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
         Bit-exact with ``(scoremap * 255).astype(numpy.uint8)`` of clovaai/wsolevaluation.
     """
     scoremaps = as_scoremaps(scoremaps)
-    name = TABLE.resolve(backend, scoremaps)
     if scoremaps.dtype == torch.uint8:
+        if backend is not None:
+            TABLE.resolve(backend, scoremaps)  # a name that cannot run is refused here too
         return scoremaps
-    return torch.ops.cba_fast.quantize(scoremaps, name)
+    return torch.ops.cba_fast.quantize.default(scoremaps, backend_argument(backend))
 
 
 def as_tensor(value, name: str) -> Tensor:
@@ -98,16 +100,11 @@ _KERNELS = {
 
 
 def _quantize(scoremaps: Tensor, backend: str) -> Tensor:
-    return _KERNELS[backend](scoremaps)
+    return _KERNELS[TABLE.resolve(requested(backend), scoremaps)](scoremaps)
 
 
 def _quantize_fake(scoremaps: Tensor, backend: str) -> Tensor:
     return scoremaps.new_empty(scoremaps.shape, dtype=torch.uint8)
 
 
-if not hasattr(torch.ops.cba_fast, "quantize"):  # defined once, also when this file is reloaded
-    _LIBRARY = torch.library.Library("cba_fast", "FRAGMENT")
-    _LIBRARY.define("quantize(Tensor scoremaps, str backend) -> Tensor")
-    _LIBRARY.impl("quantize", _quantize, "CPU")
-    _LIBRARY.impl("quantize", _quantize, "CUDA")
-    torch.library.register_fake("cba_fast::quantize", _quantize_fake, lib=_LIBRARY)
+register("quantize(Tensor scoremaps, str backend) -> Tensor", _quantize, _quantize_fake)

@@ -11,8 +11,8 @@ import numpy as np
 def boxes_at(u: np.ndarray, threshold: float, contours: str) -> np.ndarray:
     """Return the boxes of one map at one threshold.
 
-    The mask is u > int(threshold * max u). The box of a contour with bounding rectangle x, y, w, h is
-    x, y, min(x + w, W - 1), min(y + h, H - 1); a mask without contour has the box 0, 0, 0, 0.
+    The mask is u > int(threshold * max u). The box of a contour with bounding rectangle x, y, w, h
+    is x, y, min(x + w, W - 1), min(y + h, H - 1); a mask without contour has the box 0, 0, 0, 0.
 
     Args:
         u: (H, W) uint8.

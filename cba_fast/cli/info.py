@@ -1,0 +1,167 @@
+"""``cba-fast info``: what was built, and which backend each op uses, and why."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import cba_fast
+from cba_fast import ops
+from cba_fast.kernels import native
+from cba_fast.ops.backends import BackendTable
+
+DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "timm": ("timm",),
+    "triton": ("triton",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
+    "numpy": ("numpy",),
+    "scikit-learn": ("scikit-learn",),
+}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def command(as_json: bool):
+    """Show versions, what was built, and which backend each op uses, and why."""
+    info = collect()
+    if as_json:
+        click.echo(json.dumps(info, indent=1))
+    else:
+        show(info, Console())
+
+
+def collect() -> dict:
+    """Return what ``cba-fast info --json`` prints."""
+    reason = native.unavailable()
+    return {
+        "versions": versions(),
+        "cpu": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "native": {"unavailable": reason} if reason else native.build_info(),
+        "cuda": cuda_devices(),
+        "ops": {op: backends(op, table) for op, table in op_tables().items()},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of this package, Python and what it builds on; None: not installed."""
+    found = {"cba_fast": cba_fast.__version__, "python": platform.python_version()}
+    for name, distributions in DISTRIBUTIONS.items():
+        found[name] = None
+        for distribution in distributions:
+            try:
+                found[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def cuda_devices() -> dict:
+    """Return PyTorch's CUDA version, the devices it sees, and why it sees none."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if names:
+        reason = None
+    elif torch.version.cuda is None:
+        reason = "this PyTorch is built without CUDA"
+    else:
+        reason = "PyTorch sees no CUDA device"
+    return {"torch_cuda": torch.version.cuda, "devices": names, "reason": reason}
+
+
+def op_tables() -> dict[str, BackendTable]:
+    """Import every op and return the backend tables by op."""
+    for name in ops.__all__:  # each lives in a file that fills the registry
+        getattr(ops, name)
+    return dict(sorted(BackendTable.registry.items()))
+
+
+def sample(op: str, device: str) -> tuple:
+    """Return small arguments of `op`, as its backends' predicates take them."""
+    image = torch.zeros(1, 8, 16, 16, device=device)
+    if op == "depthwise_conv2d_grad_weight":
+        return image, image, (7, 7), "auto"
+    if op.startswith("depthwise_conv2d"):
+        return image, torch.zeros(8, 1, 7, 7, device=device), "auto"
+    if op == "erf_size":
+        return (image,)
+    if op == "erf_accumulate":
+        return image, torch.zeros(16, 16, dtype=torch.float64, device=device)
+    return (image[0],)  # score maps
+
+
+def backends(op: str, table: BackendTable) -> dict:
+    """Return which backend `op` uses on each kind of device, and why not the others.
+
+    Returns:
+        ``backends``: for each, why it never runs here, or None; ``cpu`` and (with a GPU) ``cuda``:
+        the backend that small float32 arguments get; ``not_used``: for each of these the reasons
+        why better or other backends refuse them.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    result = {"backends": {b.name: b.unavailable() for b in table.backends.values()}}
+    result["not_used"] = {}
+    for device in devices:
+        arguments = sample(op, device)
+        result[device] = table.resolve(None, *arguments)
+        reasons = {b.name: b.reason(*arguments) for b in table.backends.values()}
+        result["not_used"][device] = {
+            name: reason or f"{result[device]} comes first"
+            for name, reason in reasons.items()
+            if name != result[device]
+        }
+    return result
+
+
+def show(info: dict, console: Console) -> None:
+    """Print `info` as tables."""
+    facts = Table(show_header=False, box=None)
+    for name, version in info["versions"].items():
+        facts.add_row(name, version or "not installed")
+    cpu = info["cpu"]
+    facts.add_row("CPU", f"{cpu['machine']}, {cpu['cores']} cores, {cpu['threads']} threads used")
+    for name, text in describe_native(info["native"]):
+        facts.add_row(name, text)
+    cuda = info["cuda"]
+    facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
+    console.print(facts)
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("op", no_wrap=True)
+    for heading in ("device", "backend", "others"):
+        table.add_column(heading)
+    for op, entry in info["ops"].items():
+        for device, reasons in entry["not_used"].items():
+            others = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
+            table.add_row(op, device, entry[device], others)
+    console.print(table)
+
+
+def describe_native(build: dict) -> list[tuple[str, str]]:
+    """Return name and text of each fact about the compiled core."""
+    if "unavailable" in build:
+        return [("Compiled core", f"none: {build['unavailable']}")]
+    compiled = ", ".join(build["isas_compiled"])
+    in_use = f"{build['isa']}: " if build["isa"] else "none: "
+    if build["cuda_archs"]:
+        cuda = f"{build['cuda_archs']} ({build['cuda_compiler']})"
+    else:
+        cuda = f"none: {build['cuda_reason']}"
+    return [
+        ("Compiled core", f"{build['compiler']}, for {compiled}"),
+        ("Instruction set", in_use + build["isa_reason"]),
+        ("CUDA kernels", cuda),
+    ]
