@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from cli_runner import run_cli
 
 from cba_fast.cli import options
 from cba_fast.cli.main import COMMANDS
-from cli_runner import run_cli
 
 NO_TORCH = """
 import sys
@@ -65,7 +65,7 @@ def test_families_are_those_of_the_models():
         (["wsol-eval", "--iou_thr", "1.5"], "1.5"),
         (["wsol-eval", "--cam_curve_interval", "0"], "0"),
         (["erf-compute"], "model_family"),
-        (["no-such-command"], "no-such-command"),
+        (["no-such-command"], "No such command"),
     ],
 )
 def test_bad_options_are_named(capsys, args, message):

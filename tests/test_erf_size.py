@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cba_fast import erf
+from cba_fast.data import Report
 from cba_fast.errors import ImageError
 
 
@@ -263,7 +264,7 @@ def test_measuring_sets_failed_images_aside(batch_size):
 
 
 def test_a_strict_walk_ends_at_the_failed_image():
-    walk = erf.Walk(Items(), range(9), report=erf.Report(strict=True, name=lambda i: f"x/{i}.jpg"))
+    walk = erf.Walk(Items(), range(9), report=Report(strict=True, name=lambda i: f"x/{i}.jpg"))
     with pytest.raises(ImageError, match=r"x/2\.jpg"):
         erf.measure_erf_sizes(Net(), walk)
 

@@ -10,11 +10,11 @@ import time
 import cv2
 import numpy as np
 import pytest
-
-from cba_fast import files
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
 from data_factory import image_folder, write_file
+
+from cba_fast import files
 
 NAMES = ["a/1.jpg", "a/2.x.png", "b/1.jpg", "b/3.jpg", "c/9.jpg"]
 SMALL = ["--input_size", 128, "--map_size", 64, "--num_workers", 0]
@@ -156,7 +156,7 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
     write_file(root / "c" / "9.jpg", whole[: len(whole) * 3 // 4])
     done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 2))
     assert done.status == 0
-    assert "1 images could not be read" in done.err
+    assert "1 images could not be used" in done.err
     assert "b/1.jpg" in done.err
     assert "truncated images were decoded as far as they go: c/9.jpg" in done.err
     maps = snapshot(here / "np_heatmap_output")
@@ -169,7 +169,7 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
         write_file(root / name, b"")
     done = run_cli(capsys, *arguments(weights))
     assert done.status == 1
-    assert "none of the 5 images could be read" in done.err
+    assert "none of the 5 images could be used" in done.err
 
 
 def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path):
@@ -212,7 +212,8 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert "num_classes" in refused(*arguments(weights, "replknet", "--num_classes", 7))
     assert "slak_flex" in refused(*arguments(weights, "replknet", "--alpha", 0.5))
     assert "cuda:99" in refused(*arguments(weights, "replknet", "--device", "cuda:99"))
-    assert "fp16" in refused(*arguments(weights, "replknet", "--precision", "fp16", "--device", "cpu"))
+    half = ["--precision", "fp16", "--device", "cpu"]
+    assert "fp16" in refused(*arguments(weights, "replknet", *half))
     write_file(here / "np_thesis" / "a.txt", "years of work")
     assert "a.txt" in refused(*arguments(weights, "replknet", "--heatmap_output", "thesis"))
     assert not (here / "np_heatmap_output").exists()

@@ -59,7 +59,7 @@ def command(
         seed=seed,
         progress=bar("evaluating"),
     )
-    warn([*found.notes, *found.problems.lines()])
+    warn(found.notes)
     print_scores(found.result, box_config.iou_thr)
     if found.classification is not None:
         c = found.classification
@@ -77,9 +77,8 @@ def command(
     extra = {
         "classification": found.classification,
         "erf": found.erf,
-        "unreadable": found.problems.unreadable,
-        "truncated": found.problems.truncated,
-        "constant": found.problems.constant,
+        "unreadable": found.unreadable,
+        "constant": found.constant,
         "settings": {
             "model": settings(model_config),
             "data": settings(data_config, map_config),

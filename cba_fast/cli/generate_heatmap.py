@@ -37,7 +37,7 @@ def command(model_config, data_config, map_config, run_config, heatmap_output, r
         progress=bar("heatmaps"),
     )
     seconds = time.perf_counter() - start
-    warn(result.problems.lines())
+    warn(result.notes)
     kept = f", {result.kept} were there" if resume else ""
     rate = f"{seconds / result.made:.2f} s per image, " if result.made else ""
     click.echo(f"Heatmaps     : {result.made} made{kept} ({rate}{seconds:.1f} s in all)")

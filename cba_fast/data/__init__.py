@@ -16,6 +16,8 @@ _WHERE = {
     "read_image": "images",
     "ImageDataset": "loading",
     "study_transform": "loading",
+    "Report": "reading",
+    "read_batches": "reading",
     "erf_map_transform": "loading",
     "Boxes": "boxes",
     "load_boxes": "boxes",

@@ -3,21 +3,14 @@
 from cba_fast.erf.gradients import SCORES, center_gradient, input_gradient
 from cba_fast.erf.maps import AreaRatio, ErfMap, area_ratio, erf_map, measure_erf_map
 from cba_fast.erf.partial import Partial
-from cba_fast.erf.sizes import (
-    SizeResult,
-    erf_sizes,
-    measure_erf_sizes,
-    sample_indices,
-    sampled_erf_sizes,
-)
-from cba_fast.erf.walk import Report, Walk
+from cba_fast.erf.sizes import SizeResult, erf_sizes, measure_erf_sizes, sample_indices
+from cba_fast.erf.walk import Walk
 
 __all__ = [
     "SCORES",
     "AreaRatio",
     "ErfMap",
     "Partial",
-    "Report",
     "SizeResult",
     "Walk",
     "area_ratio",
@@ -28,5 +21,4 @@ __all__ = [
     "measure_erf_map",
     "measure_erf_sizes",
     "sample_indices",
-    "sampled_erf_sizes",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cba_fast import ops
 from cba_fast.erf.gradients import center_gradient, finite_images
-from cba_fast.erf.walk import State, Walk
+from cba_fast.erf.walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
@@ -98,7 +98,7 @@ def measure_erf_map(
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
         grad = center_gradient(model, images, features=features)
-        good = walk.report.finite(grad, indices)[: num_images - int(state["count"])]
+        good = with_finite_gradient(walk.report, grad, indices)[: num_images - int(state["count"])]
         if not good:
             return state
         if int(state["count"]) == 0:

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cba_fast import ops
-from cba_fast.data import ImageDataset, ImageRecord
 from cba_fast.erf.gradients import finite_images, input_gradient
-from cba_fast.erf.walk import Report, State, Walk
+from cba_fast.erf.walk import State, Walk, with_finite_gradient
 
 
 def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
@@ -118,7 +116,7 @@ def measure_erf_sizes(
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
         grad = input_gradient(model, images, score=score)
-        good = walk.report.finite(grad, indices)
+        good = with_finite_gradient(walk.report, grad, indices)
         if not good:
             return state
         sizes = torch.from_numpy(_sizes(grad[good], p, backend))
@@ -134,52 +132,6 @@ def measure_erf_sizes(
     sizes = state["sizes"].numpy()
     num_zero = int((sizes == 0).all(axis=tuple(range(1, sizes.ndim))).sum())
     return SizeResult(sizes, state["indices"].numpy(), num_zero)
-
-
-class LoaderSettings(Protocol):
-    """How images are read: what :func:`sampled_erf_sizes` asks of a run's settings."""
-
-    batch_size: int
-    num_workers: int
-    channels_last: bool
-    strict: bool
-
-
-def sampled_erf_sizes(
-    model: nn.Module,
-    records: Sequence[ImageRecord],
-    num_samples: int,
-    input_size: int,
-    run: LoaderSettings,
-    *,
-    p: float | Sequence[float] = 0.2,
-    seed: int = 0,
-    score: str = "prob",
-) -> np.ndarray:
-    """Return the ERF sizes of a sample of `records`, drawn and preprocessed as in the study.
-
-    Args:
-        model: a classifier; the images go to the device of its parameters.
-        records: the data set, in order.
-        num_samples: how many to draw, see :func:`sample_indices`.
-        input_size: side of the images.
-        run: batch size, workers, memory format, and whether a failed image ends the run (else it
-            has no size).
-        p, seed, score: see :func:`erf_sizes` and :func:`sample_indices`.
-
-    Returns:
-        (N,) or (N,P) float32; N is less than `num_samples` where images fail or are too few.
-    """
-    walk = Walk(
-        ImageDataset(records, input_size=input_size),
-        sample_indices(len(records), num_samples, seed),
-        batch_size=run.batch_size,
-        num_workers=run.num_workers,
-        device=next(model.parameters()).device,
-        memory_format=torch.channels_last if run.channels_last else torch.contiguous_format,
-        report=Report(strict=run.strict, name=lambda i: records[i].image_id),
-    )
-    return measure_erf_sizes(model, walk, p, score).sizes
 
 
 def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:

@@ -1,62 +1,29 @@
 """Walk through a data set in batches: unreadable images set aside, killed runs continued."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
+from cba_fast.data.reading import ImageBatch, Report, cut, read_batches
 from cba_fast.erf.gradients import finite_images
 from cba_fast.erf.partial import Partial
-from cba_fast.errors import ImageError
 
 State = dict[str, Tensor]
 
 
-@dataclass
-class Report:
-    """The images of a run that gave no value, or were not whole.
-
-    Attributes:
-        failed: (data set index, reason) of each image without a value, in the run's order.
-        truncated: data set indices of images that were decoded as far as they go.
-        strict: raise at the first failed image instead of noting it.
-        name: gives the image's name in the message of a strict run.
-    """
-
-    failed: list[tuple[int, str]] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    strict: bool = False
-    name: Callable[[int], str] = str
-
-    def fail(self, index: int, reason: str) -> None:
-        """Note that the image gave no value; raises `ImageError` in a strict run."""
-        if self.strict:
-            raise ImageError(f"{self.name(index)}: {reason}")
-        self.failed.append((index, reason))
-
-    def finite(self, grad: Tensor, indices: Sequence[int]) -> list[int]:
-        """Return which images of a batch have a finite gradient (N,C,H,W); note the others."""
-        good = []
-        for i, (index, ok) in enumerate(zip(indices, finite_images(grad).tolist(), strict=True)):
-            if ok:
-                good.append(i)
-            else:
-                self.fail(index, "its input gradient is not finite")
-        return good
-
-    def dumps(self) -> str:
-        """Return the report as JSON, for :meth:`loads`."""
-        return json.dumps({"failed": self.failed, "truncated": self.truncated})
-
-    def loads(self, text: str) -> None:
-        """Take over the report that :meth:`dumps` made of an earlier part of the run."""
-        stored = json.loads(text)
-        self.failed = [(index, reason) for index, reason in stored["failed"]]
-        self.truncated = stored["truncated"]
+def with_finite_gradient(report: Report, grad: Tensor, indices: Sequence[int]) -> list[int]:
+    """Return which images of a batch have a finite gradient (N,C,H,W); report the others."""
+    good = []
+    for i, (index, ok) in enumerate(zip(indices, finite_images(grad).tolist(), strict=True)):
+        if ok:
+            good.append(i)
+        else:
+            report.fail(index, "its input gradient is not finite")
+    return good
 
 
 @dataclass
@@ -119,9 +86,9 @@ class Walk:
         left = min(len(self.indices), expected or len(self.indices)) - position
         steps = -(-max(left, 0) // self.batch_size)
         try:
-            for images, indices, visited in self.progress(self._batches(position), steps):
-                if images is not None:
-                    state = step(state, images, indices)
+            for batch, visited in self.progress(self._batches(position), steps):
+                if batch.images is not None:
+                    state = step(state, batch.images, batch.indices)
                 kept = self._snapshot(visited, state)
                 if self.partial:
                     self.partial.save(kept)
@@ -151,27 +118,17 @@ class Walk:
 
         return arrays
 
-    def _batches(self, start: int) -> Iterator[tuple[Tensor | None, list[int], int]]:
-        todo = [int(i) for i in self.indices[start:]]
-        loader = DataLoader(
-            Subset(self.dataset, todo),
-            batch_size=self.batch_size,
+    def _batches(self, start: int) -> Iterator[tuple[ImageBatch, int]]:
+        """Yield the batches from image `start` on, and how many images were visited then."""
+        batches = cut(self.indices[start:], self.batch_size)
+        read = read_batches(
+            self.dataset,
+            batches,
+            self.report,
             num_workers=self.num_workers,
-            collate_fn=list,
+            device=self.device,
+            memory_format=self.memory_format,
         )
-        done = 0
-        for items in loader:
-            images, indices = [], []
-            for index, item in zip(todo[done : done + len(items)], items, strict=True):
-                if item["error"]:
-                    self.report.fail(index, item["error"])
-                    continue
-                if item["truncated"]:
-                    self.report.truncated.append(index)
-                images.append(item["image"])
-                indices.append(index)
-            done += len(items)
-            batch = None
-            if images:
-                batch = torch.stack(images).to(self.device, memory_format=self.memory_format)
-            yield batch, indices, start + done
+        for batch in read:
+            start += len(batches[batch.number])
+            yield batch, start

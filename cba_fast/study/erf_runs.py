@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,19 +16,18 @@ from cba_fast.erf import (
     AreaRatio,
     ErfMap,
     Partial,
-    Report,
     Walk,
     area_ratio,
     measure_erf_map,
     measure_erf_sizes,
     sample_indices,
 )
-from cba_fast.errors import ImageError, InputError
+from cba_fast.errors import InputError
 from cba_fast.files import write_npy
 
 from .analysis import SizeStats, size_stats
 from .config import DataConfig, ModelConfig, RunConfig, settings
-from .inference import autocast, choose_device
+from .inference import autocast, choose_device, memory_format, report_on
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,52 @@ def compute_sizes(
         ImageError: no image could be measured, or, with `run.strict`, one could not.
         InputError: fp16 (see :func:`check_precision`).
     """
-    check_precision(run)
     records = images.records
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    walk = _walk(records, data.input_size, None, indices, run, progress)
     described = {
         **_described(model_config, data, run, [records[i] for i in indices]),
         "sizes": asdict(config),
     }
-    walk.partial = _partial(output, described, resume)
+    partial = _partial(output, described, resume)
+    found = measure_sizes(model, records, data, run, config, partial, progress)
+    write_npy(output, found.sizes)
+    partial.remove()
+    columns = found.sizes.reshape(len(found.sizes), -1).T
+    stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
+    return SizeRun(stats, found.notes)
+
+
+@dataclass
+class Measured:
+    """ERF sizes, float32 (N,) or (N,P), and notes for the end of the run."""
+
+    sizes: np.ndarray
+    notes: list[str]
+
+
+def measure_sizes(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    config: SizeConfig,
+    partial: Partial | None = None,
+    progress: Callable = lambda steps, count: steps,
+) -> Measured:
+    """Measure ERF sizes on a sample of `records`; arguments and errors as :func:`compute_sizes`.
+
+    Args:
+        partial: keeps the finished part, and gives that of a killed run; None for neither.
+    """
+    check_precision(run)
+    indices = sample_indices(len(records), config.num_samples, config.seed)
+    walk = _walk(records, data.input_size, None, indices, run, progress)
+    walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     with autocast(run):
         found = measure_erf_sizes(model, walk, p, config.score)
-    _check_any(len(found.sizes), walk.report)
-    write_npy(output, found.sizes)
-    walk.partial.remove()
-    notes = []
+    walk.report.check_any(len(found.sizes))
+    notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
     if len(records) < config.num_samples:
         notes.append(f"{config.num_samples} samples asked for, the set has {len(records)}")
     if found.num_zero:
@@ -130,9 +160,7 @@ def compute_sizes(
             f"{found.num_zero} images have a zero gradient (size 0): their score is saturated;"
             " --score logit does not saturate"
         )
-    columns = found.sizes.reshape(len(found.sizes), -1).T
-    stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
-    return SizeRun(stats, notes + _report_lines(walk, records))
+    return Measured(found.sizes, notes + walk.report.lines())
 
 
 def compute_map(
@@ -162,14 +190,14 @@ def compute_map(
             erf = measure_erf_map(model, walk, config.num_images)
         ratios = area_ratio(erf.map)
     except ValueError as e:
-        _check_any(0, walk.report)
+        walk.report.check_any(0)
         raise InputError(f"no ERF map: {e}") from e
     write_npy(output, erf.map)
     walk.partial.remove()
-    notes = []
+    notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
     if erf.count < config.num_images:
         notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
-    return MapRun(erf, ratios, notes + _report_lines(walk, records))
+    return MapRun(erf, ratios, notes + walk.report.lines())
 
 
 def _walk(
@@ -186,9 +214,9 @@ def _walk(
         batch_size=run.batch_size,
         num_workers=run.num_workers,
         device=choose_device(run),
-        memory_format=torch.channels_last if run.channels_last else torch.contiguous_format,
+        memory_format=memory_format(run),
         progress=progress,
-        report=Report(strict=run.strict, name=lambda i: records[i].image_id),
+        report=report_on(records, run),
     )
 
 
@@ -221,24 +249,6 @@ def _stamp(path: Path | None) -> list[int] | None:
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns] if found else None
-
-
-def _check_any(count: int, report: Report) -> None:
-    if count == 0 and report.failed:
-        reason = report.failed[0][1]
-        raise ImageError(f"none of {len(report.failed)} images could be measured: {reason}")
-
-
-def _report_lines(walk: Walk, records: Sequence[ImageRecord]) -> list[str]:
-    report = walk.report
-    lines = [f"continued after {walk.resumed} images"] if walk.resumed else []
-    if report.truncated:
-        lines.append(f"{len(report.truncated)} truncated images were decoded as far as they go:")
-        lines += [f"  {records[i].image_id}" for i in report.truncated]
-    if report.failed:
-        lines.append(f"{len(report.failed)} images could not be measured and have no value:")
-        lines += [f"  {records[i].image_id}: {reason}" for i, reason in report.failed]
-    return lines
 
 
 def as_rows(stats: dict[float, SizeStats]) -> list[str]:

@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import nn
 
 from cba_fast.data import ImageRecord, check_map_names, map_name
 from cba_fast.data.boxes import Boxes
-from cba_fast.erf import sampled_erf_sizes
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.wsol import BoxEvaluator, BoxResult
 from cba_fast.wsol.score_maps import resize_score_map
 
 from .config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
-from .inference import Problems, check_some_read, iter_localizations, load_model, open_images
+from .erf_runs import SizeConfig, measure_sizes
+from .generate import constant_lines
+from .inference import iter_localizations, load_model, open_images, report_on
 from .score import make_evaluator, open_boxes
 
 
@@ -28,15 +30,17 @@ class EvaluateResult:
             of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
         erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
             not asked for.
-        notes: what was left out and why.
-        problems: unreadable and truncated images, constant maps.
+        unreadable: why each image that could not be read has no map, by id.
+        constant: ids of the images whose map is constant and counts as zeros.
+        notes: what to tell at the end of the run.
     """
 
     result: BoxResult
     classification: dict | None
     erf: dict | None
+    unreadable: dict[str, str]
+    constant: list[str]
     notes: list[str]
-    problems: Problems
 
 
 def evaluate(
@@ -80,9 +84,10 @@ def evaluate(
         )
     model = load_model(model_config, run)
     evaluator = make_evaluator(boxes, box_config)
-    problems = Problems()
+    report = report_on(records, run)
+    constant: list[str] = []
     top5: dict[str, np.ndarray] = {}
-    found = iter_localizations(model, records, data, run, maps, problems)
+    found = iter_localizations(model, records, data, run, maps, report)
     batches = -(-len(records) // run.batch_size)
     for indices, batch in progress(found, batches) if progress else found:
         ids = [image_ids[i] for i in indices]
@@ -91,15 +96,17 @@ def evaluate(
             score_maps = np.stack([resize_score_map(m, box_config.eval_size) for m in score_maps])
         evaluator.update(score_maps, ids)
         top5.update(zip(ids, batch.top5))
-    check_some_read(len(evaluator), problems)
+        constant += [i for i, empty in zip(ids, batch.constant) if empty]
+    report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     labels = _labels(records, image_ids, boxes)
     return EvaluateResult(
         result,
         classification_scores(evaluator, result, top5, labels),
-        _erf_summary(model, records, data, run, num_samples, p, seed),
-        notes,
-        problems,
+        _erf_summary(model, records, data, run, SizeConfig(num_samples, (p,), seed)),
+        {records[i].image_id: reason for i, reason in report.failed},
+        constant,
+        notes + constant_lines(constant) + report.lines(),
     )
 
 
@@ -158,14 +165,22 @@ def classification_scores(
     return {key: 100.0 * count / result.num_images for key, count in counts.items()}
 
 
-def _erf_summary(model, records, data, run, num_samples, p, seed) -> dict | None:
-    if num_samples == 0:
+def _erf_summary(
+    model: nn.Module,
+    records: list[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    config: SizeConfig,
+) -> dict | None:
+    """Measure as ``erf-compute`` does by default: one image at a time, in float32."""
+    if config.num_samples == 0:
         return None
-    sizes = sampled_erf_sizes(model, records, num_samples, data.input_size, run, p=p, seed=seed)
+    run = replace(run, batch_size=1, precision="fp32")
+    sizes = measure_sizes(model, records, data, run, config).sizes
     return {
         "num_samples": len(sizes),
-        "p": p,
-        "seed": seed,
+        "p": config.shares[0],
+        "seed": config.seed,
         "mean": float(np.mean(sizes)),
         "std": float(np.std(sizes)),
     }

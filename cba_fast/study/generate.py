@@ -10,28 +10,26 @@ import numpy as np
 
 from cba_fast import files
 from cba_fast.data import ImageRecord, check_map_names, read_image
+from cba_fast.data.reading import cut
+from cba_fast.data.textlines import some
 
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig, settings
-from .inference import (
-    Problems,
-    batches_of,
-    check_some_read,
-    iter_localizations,
-    load_model,
-    open_images,
-)
+from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import OutputFolder
 
 
 @dataclass
 class GenerateResult:
-    """Where the results are, how many were made now and how many were there before."""
+    """Where the results are, and how many were made now and were there before.
+
+    `notes` tells of constant maps and of truncated and unreadable images.
+    """
 
     map_folder: Path
     overlay_folder: Path | None
     made: int
     kept: int
-    problems: Problems
+    notes: list[str]
 
 
 def map_folder(heatmap_output: Path) -> Path:
@@ -90,22 +88,30 @@ def generate_heatmaps(
     def is_done(index: int) -> bool:
         return names[index] in present and (not overlay or overlays[index] in present)
 
-    batches = batches_of(len(names), run.batch_size)
-    done = [n for n, batch in enumerate(batches) if all(is_done(i) for i in batch)]
-    problems = Problems()
-    found = iter_localizations(model, images.records, data, run, maps, problems, skip=done)
-    made = 0
-    for indices, result in progress(found, len(batches) - len(done)) if progress else found:
-        for index, score_map in zip(indices, result.maps):
+    batches = cut(range(len(names)), run.batch_size)
+    todo = [batch for batch in batches if not all(is_done(i) for i in batch)]
+    report = report_on(images.records, run)
+    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+    made, constant = 0, []
+    for indices, result in progress(found, len(todo)) if progress else found:
+        for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
             files.write_npy(folders[0].root / names[index], score_map)
             if overlay:
                 write_overlay(heatmap_output / overlays[index], images.records[index], score_map)
+            if empty:
+                constant.append(images.records[index].image_id)
         made += len(indices)
-    kept = sum(len(batches[n]) for n in done)
-    check_some_read(made + kept, problems)
-    return GenerateResult(
-        folders[0].root, heatmap_output if overlay else None, made, kept, problems
-    )
+    kept = len(names) - sum(map(len, todo))
+    report.check_any(made + kept)
+    notes = constant_lines(constant) + report.lines()
+    return GenerateResult(folders[0].root, heatmap_output if overlay else None, made, kept, notes)
+
+
+def constant_lines(image_ids: list[str]) -> list[str]:
+    """Return a note on images whose map is constant and was stored as zeros, if there are any."""
+    if not image_ids:
+        return []
+    return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids)}"]
 
 
 def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:

@@ -1,0 +1,130 @@
+"""Read a data set in given batches: bad images are set aside and reported, not raised."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cba_fast.data.textlines import some
+from cba_fast.errors import ImageError
+
+
+@dataclass
+class Report:
+    """The images of a run that gave no result, or were not whole.
+
+    Attributes:
+        failed: (data set index, reason) of each image without a result, in the run's order.
+        truncated: data set indices of images that were decoded as far as they go.
+        strict: raise at the first failed image instead of noting it.
+        name: gives an image's name from its data set index.
+    """
+
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    strict: bool = False
+    name: Callable[[int], str] = str
+
+    def fail(self, index: int, reason: str) -> None:
+        """Note that the image gave no result; raises `ImageError` in a strict run."""
+        if self.strict:
+            raise ImageError(f"{self.name(index)}: {reason}")
+        self.failed.append((index, reason))
+
+    def check_any(self, count: int) -> None:
+        """Raise an `ImageError` if images failed and `count`, the number of results, is 0."""
+        if count == 0 and self.failed:
+            index, reason = self.failed[0]
+            raise ImageError(
+                f"none of the {len(self.failed)} images could be used; {self.name(index)}: {reason}"
+            )
+
+    def lines(self) -> list[str]:
+        """Return what to tell at the end of a run: nothing if all images were whole."""
+        out = []
+        if self.truncated:
+            names = some([self.name(i) for i in self.truncated])
+            count = len(self.truncated)
+            out.append(f"{count} truncated images were decoded as far as they go: {names}")
+        if self.failed:
+            out.append(f"{len(self.failed)} images could not be used and have no result:")
+            out += [f"  {self.name(i)}: {reason}" for i, reason in self.failed]
+        return out
+
+    def dumps(self) -> str:
+        """Return the report as JSON, for :meth:`loads`."""
+        return json.dumps({"failed": self.failed, "truncated": self.truncated})
+
+    def loads(self, text: str) -> None:
+        """Take over the report that :meth:`dumps` made of an earlier part of the run."""
+        stored = json.loads(text)
+        self.failed = [(index, reason) for index, reason in stored["failed"]]
+        self.truncated = stored["truncated"]
+
+
+@dataclass
+class ImageBatch:
+    """The readable images of one batch.
+
+    Attributes:
+        number: the batch's position among the batches asked for.
+        indices: the data set indices of its readable images.
+        images: (N,3,S,S) float32, one per index; None where none is readable.
+    """
+
+    number: int
+    indices: list[int]
+    images: Tensor | None
+
+
+def read_batches(
+    dataset: Dataset,
+    batches: Sequence[Sequence[int]],
+    report: Report,
+    *,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Iterator[ImageBatch]:
+    """Yield the batches in order.
+
+    Args:
+        dataset: items are dicts with ``image`` (3,S,S), ``truncated`` (bool) and ``error`` ("", or
+            why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives them.
+        batches: data set indices of each batch. The caller cuts them, so that a continued run sees
+            the batches of an uninterrupted one: a result's last bits can depend on which images
+            share its batch.
+        report: gets the failed and truncated images.
+        num_workers: processes that read images; 0 reads in this one.
+        device: where the images go.
+        memory_format: of the image batches.
+
+    Raises:
+        ImageError: an unreadable image, if `report` is strict.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[[int(i) for i in batch] for batch in batches],
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    for number, (batch, items) in enumerate(zip(batches, loader, strict=True)):
+        indices, images = [], []
+        for index, item in zip(batch, items, strict=True):
+            if item["error"]:
+                report.fail(int(index), item["error"])
+                continue
+            if item["truncated"]:
+                report.truncated.append(int(index))
+            indices.append(int(index))
+            images.append(item["image"])
+        stacked = torch.stack(images).to(device, memory_format=memory_format) if images else None
+        yield ImageBatch(number, indices, stacked)
+
+
+def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """Cut `indices` into batches of `batch_size`; the last may be shorter."""
+    return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
