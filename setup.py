@@ -73,6 +73,9 @@ class CMakeBuild(build_ext):
 
 
 native = os.environ.get("CBA_NATIVE", "1") != "0"
+if not native:  # a core of an earlier editable installation would be imported all the same
+    for core in (ROOT / "cba_fast").glob("_C.*.so"):
+        core.unlink()
 setup(
     ext_modules=[Extension("cba_fast._C", sources=[])] if native else [],
     cmdclass={"build_ext": CMakeBuild},

@@ -207,8 +207,7 @@ def test_an_interrupt_reaches_the_main_thread():
     code = (
         "import os, signal, time; from cba_fast.kernels import native\n"
         "native.load().parallel_for(9, 3, lambda a, b: None)\n"
-        "print('ready', flush=True)\n"
-        "try: time.sleep(60)\n"
+        "try: print('ready', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('interrupted')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -109,7 +109,9 @@ def _bytes(scoremaps, backend: str | None) -> Tensor:
 
 
 def _as_thresholds(thresholds) -> Tensor:
-    thresholds = torch.as_tensor(thresholds, dtype=torch.float64, device="cpu")
+    if not isinstance(thresholds, Tensor):
+        thresholds = torch.from_numpy(np.array(thresholds, dtype=np.float64))
+    thresholds = thresholds.to("cpu", torch.float64)
     if thresholds.dim() != 1:
         raise ValueError(f"thresholds must have the shape (T,), got {tuple(thresholds.shape)}")
     return thresholds
