@@ -10,7 +10,7 @@ class InputError(CbaError, ValueError):
 
 
 class ImageError(InputError):
-    """An image that cannot be read; without ``--strict`` a run goes on and reports it at its end."""
+    """An image that cannot be read. A run notes it and goes on, unless it is ``--strict``."""
 
 
 class CheckpointError(InputError):

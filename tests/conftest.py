@@ -1,5 +1,10 @@
 """Shared fixtures; GPU tests skip with one line where there is no NVIDIA GPU."""
 
+import os
+
+# The tests' models are tiny: more OpenMP threads make them slower, on a busy machine many times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

@@ -130,7 +130,8 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
 
 def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
     image_folder(here / "datasets" / "tiny", [f"d/{i}.jpg" for i in range(40)])
-    args = [str(a) for a in arguments(weights, "replknet", "--batch_size", "1")]
+    small = ["--batch_size", 1, "--input_size", 64, "--no_overlay"]
+    args = [str(a) for a in arguments(weights, "replknet", *small)]
     command = [sys.executable, "-m", "cba_fast.cli", *args]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -142,10 +143,10 @@ def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
     process.wait()
     there = len(list((here / "np_heatmap_output").rglob("[0-9]*.npy")))
     assert 0 < there < 45
-    done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 1, "--resume"))
+    done = run_cli(capsys, *arguments(weights, "replknet", *small, "--resume"))
     assert done.status == 0, done.err
     resumed = snapshot(here / "np_heatmap_output")
-    assert run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 1)).status == 0
+    assert run_cli(capsys, *arguments(weights, "replknet", *small)).status == 0
     assert snapshot(here / "np_heatmap_output") == resumed
 
 
