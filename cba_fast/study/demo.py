@@ -26,6 +26,14 @@ IMAGE_SIZE = 192
 INPUT_SIZE = 160  # 5x5 feature maps at stride 32; PC1 needs 4x4
 METHODS = ("cam", "pc1")
 
+# A layer scale of 1e-6, the default of these families, would hide the blocks of a random model.
+LAYER_SCALE = {
+    "convnext": {"ls_init_value": 1.0},
+    "replknet": {},
+    "slak": {"layer_scale_init_value": 1.0},
+    "slak_flex": {"layer_scale_init_value": 1.0},
+}
+
 
 @dataclass(frozen=True)
 class DemoModel:
@@ -127,7 +135,8 @@ def _run_model(
 ) -> DemoRow:
     weights = root / "weights" / f"{model.slug}.pth"
     torch.manual_seed(seed)
-    built = build_model(model.family, model=model.name, num_classes=CLASSES)
+    options = LAYER_SCALE[model.family]
+    built = build_model(model.family, model=model.name, num_classes=CLASSES, **options)
     save_state_dict_file(built.state_dict(), weights)
     config = ModelConfig(model.family, weights, model.name, alpha=model.alpha, beta=model.beta)
     accuracy, accuracy_v2 = {}, {}
