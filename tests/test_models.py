@@ -20,6 +20,7 @@ from cba_fast.models import (
     SLaK,
     SLaKFlex,
     build_model,
+    save_state_dict_file,
 )
 from cba_fast.models.slak_flex import MixedLargeKernel
 
@@ -435,3 +436,18 @@ def test_import_is_silent_and_leaves_timm_s_models_alone():
         "assert set(timm.list_models(module='convnext')) == before"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_output_stride_16_doubles_the_feature_maps(family, tmp_path):
+    name = SMALL_MODELS[family]
+    x = torch.randn(1, 3, 96, 96)
+    for stride, side in ((32, 3), (16, 6)):
+        model = build_model(family, model=name, num_classes=3, output_stride=stride)
+        assert model.forward_features(x).shape[2:] == (side, side)
+        path = tmp_path / f"{stride}.pth"
+        save_state_dict_file(model.state_dict(), path)
+        loaded = build_model(family, model=name, checkpoint=path, output_stride=stride)
+        torch.testing.assert_close(loaded(x), model(x))
+    with pytest.raises(InputError, match="output_stride must be 16 or 32, got 8"):
+        build_model(family, model=name, output_stride=8)

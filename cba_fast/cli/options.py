@@ -54,6 +54,13 @@ def model_options(required: bool = False) -> Callable:
         click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
         click.option("--alpha", type=float, help="slak_flex: weight of the strips."),
         click.option("--beta", type=float, help="slak_flex: weight of the square kernel."),
+        click.option(
+            "--output_stride",
+            type=click.Choice(["32", "16"]),
+            default="32",
+            callback=lambda ctx, param, value: int(value),
+            help="16: feature maps at 1/16 of the input, for small inputs.",
+        ),
     ]
     fields = {
         "model_family": "family",
@@ -62,6 +69,7 @@ def model_options(required: bool = False) -> Callable:
         "num_classes": "num_classes",
         "alpha": "alpha",
         "beta": "beta",
+        "output_stride": "output_stride",
     }
     return _collect("model_config", ModelConfig, fields, options)
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `weights` None means random weights (the demo)."""
+    """Which model. `weights` None means random weights.
+
+    `output_stride` 16 keeps the last feature maps at 1/16 of the input, for small inputs.
+    """
 
     family: str
     weights: Path | None = None
@@ -14,6 +17,7 @@ class ModelConfig:
     num_classes: int | None = None
     alpha: float | None = None
     beta: float | None = None
+    output_stride: int = 32
 
 
 @dataclass(frozen=True)

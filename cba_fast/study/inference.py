@@ -50,6 +50,7 @@ def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
         num_classes=config.num_classes,
         alpha=config.alpha,
         beta=config.beta,
+        output_stride=config.output_stride,
     )
     model = merge(model).requires_grad_(False).to(device)
     return model.to(memory_format=memory_format(run))
