@@ -1,5 +1,6 @@
 """Atomic writes: a failing or killed write leaves the old file, whole, and no litter."""
 
+import contextlib
 import json
 import resource
 import signal
@@ -12,15 +13,20 @@ import pytest
 from cba_fast import files
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def file_size_limit():
-    """Limit the size of written files to 4 KiB; a longer write gives EFBIG."""
+    """Limit the size of written files to 4 KiB; a longer write gives EFBIG.
+
+    Not a fixture: the limit would still hold when pytest writes the result into its own log file.
+    """
     old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old_limit[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
-    signal.signal(signal.SIGXFSZ, old_handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
 
 
 def names(folder):
@@ -49,10 +55,10 @@ def test_writers_round_trip(tmp_path):
         lambda p: files.write_npy(p, np.zeros(504)),  # fits into one block of stdio
     ],
 )
-def test_write_error_keeps_the_old_file_and_names_it(tmp_path, file_size_limit, write):
+def test_write_error_keeps_the_old_file_and_names_it(tmp_path, write):
     path = tmp_path / "result.json"
     path.write_text("old")
-    with pytest.raises(OSError, match=r"File too large: .*result\.json"):
+    with pytest.raises(OSError, match=r"File too large: .*result\.json"), file_size_limit():
         write(path)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["result.json"]

@@ -48,7 +48,7 @@ def build_model(
         num_classes: None for the checkpoint's, or 1000 without one.
         alpha, beta: the mixture of slak_flex, finite; None for 1 and 0, SLaK's cross.
         output_stride: 32, or 16 for small inputs: the features are then at 1/16 of the input. In
-            ConvNeXt the last stage does not reduce the resolution (timm's ``output_stride``), in the
+            ConvNeXt the last stage keeps the resolution (timm's ``output_stride``), in the
             other families the stem has stride 2. Checkpoints do not record it.
         **model_kwargs: options of the model's constructor, such as ``drop_path_rate``.
 
