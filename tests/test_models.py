@@ -322,12 +322,6 @@ def test_reset_classifier(family):
     assert model(make_images()).shape == (1, model.num_features)
 
 
-@pytest.mark.parametrize("family", ["replknet", "slak", "slak_flex"])
-def test_stem_stride_2_keeps_features_at_a_sixteenth(family):
-    model = build_model(family, model=SMALL_MODELS[family], num_classes=3, stem_stride=2)
-    assert model.forward_features(make_images(dtype=torch.float32)).shape[-2:] == (4, 4)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drop_path_acts_in_training_only_and_grows_with_depth(family):
     options = {"num_classes": 3, "drop_path_rate": 0.5}
@@ -404,7 +398,7 @@ def test_build_model_refuses(args, message):
     ("cls", "options", "message"),
     [
         (RepLKNet, {"layers": (1, 1)}, "one entry per stage"),
-        (RepLKNet, {"stem_stride": 3}, "stem_stride must be 2 or 4"),
+        (RepLKNet, {"output_stride": 8}, "output_stride must be 16 or 32"),
         (SLaK, {"kernel_size": (51, 49, 47, 13)}, "one entry per stage"),
         (SLaK, {"kernel_size": (51, 49, 47, 13, None)}, "short edge"),
         (SLaKFlex, {"kernel_sizes": (51, 49)}, "one entry per stage"),

@@ -47,9 +47,8 @@ def build_model(
         checkpoint: a file, see `load_state_dict_file`; None for random weights.
         num_classes: None for the checkpoint's, or 1000 without one.
         alpha, beta: the mixture of slak_flex, finite; None for 1 and 0, SLaK's cross.
-        output_stride: 32, or 16 for small inputs: the features are then at 1/16 of the input. In
-            ConvNeXt the last stage keeps the resolution (timm's ``output_stride``), in the
-            other families the stem has stride 2. Checkpoints do not record it.
+        output_stride: 32, or 16 for small inputs: the last stage then keeps the resolution.
+            Checkpoints do not record it.
         **model_kwargs: options of the model's constructor, such as ``drop_path_rate``.
 
     Returns:
@@ -68,7 +67,9 @@ def build_model(
     mixing = {k: v for k, v in (("alpha", alpha), ("beta", beta)) if v is not None}
     if mixing and family != "slak_flex":
         raise InputError(f"{' and '.join(mixing)} belong to slak_flex, not to {family}")
-    options = {**_stride_option(family, output_stride), **mixing, **model_kwargs}
+    if output_stride not in (16, 32):
+        raise InputError(f"output_stride must be 16 or 32, got {output_stride}")
+    options = {"output_stride": output_stride, **mixing, **model_kwargs}
     if checkpoint is None:
         return _create(family, name, None, num_classes or 1000, options).eval()
     state = load_state_dict_file(checkpoint)
@@ -91,14 +92,6 @@ def build_model(
             raise CheckpointError(f"{e}; it fits {' or '.join(fits)}") from None
         raise
     return built.eval()
-
-
-def _stride_option(family: str, output_stride: int) -> dict[str, int]:
-    if output_stride not in (16, 32):
-        raise InputError(f"output_stride must be 16 or 32, got {output_stride}")
-    if output_stride == 32:
-        return {}
-    return {"output_stride": 16} if family == "convnext" else {"stem_stride": 2}
 
 
 def _checked_name(family: str, model: str | None) -> str:

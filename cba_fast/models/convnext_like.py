@@ -1,12 +1,11 @@
 """The stem and stages that SLaK and slak_flex share with ConvNeXt."""
 
-import itertools
 from collections.abc import Callable
 
-from timm.layers import LayerNorm2d
+from timm.layers import Conv2dSame, LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import LayerScaleBlock, drop_path_rates, run_blocks
+from .layers import LayerScaleBlock, drop_path_rates, run_blocks, transition_strides
 
 
 class ConvNeXtLikeBackbone(nn.Module):
@@ -21,7 +20,7 @@ class ConvNeXtLikeBackbone(nn.Module):
         block: called with (stage index, drop path rate); returns one block.
         in_chans: input channels.
         drop_path_rate: stochastic depth of the last block.
-        stem_stride: edge and stride of the stem's patches; 4, or 2 for small inputs.
+        output_stride: 32, or 16: the last stage then keeps the resolution, for small inputs.
     """
 
     def __init__(
@@ -31,16 +30,17 @@ class ConvNeXtLikeBackbone(nn.Module):
         block: Callable[[int, float], LayerScaleBlock],
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        stem_stride: int = 4,
+        output_stride: int = 32,
     ):
         super().__init__()
         self.grad_checkpointing = False
-        stem = nn.Conv2d(in_chans, dims[0], stem_stride, stride=stem_stride)
+        stem = nn.Conv2d(in_chans, dims[0], 4, stride=4)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, LayerNorm2d(dims[0]))])
-        for a, b in itertools.pairwise(dims):
-            self.downsample_layers.append(
-                nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, stride=2))
-            )
+        strides = transition_strides(len(dims), output_stride)
+        for a, b, stride in zip(dims[:-1], dims[1:], strides, strict=True):
+            # At stride 1 a kernel of edge 2 must pad one side to keep the size.
+            conv = (Conv2dSame if stride == 1 else nn.Conv2d)(a, b, 2, stride=stride)
+            self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), conv))
         self.stages = nn.ModuleList(
             nn.Sequential(*(block(i, rate) for rate in rates))
             for i, rates in enumerate(drop_path_rates(drop_path_rate, depths))

@@ -35,6 +35,22 @@ def drop_path(rate: float) -> nn.Module:
     return DropPath(rate) if rate > 0 else nn.Identity()
 
 
+def transition_strides(num_stages: int, output_stride: int) -> list[int]:
+    """Return the strides between the stages of a network whose stem has stride 4.
+
+    All 2 for an output stride of 32; for 16 the last is 1, as in timm's ``output_stride``.
+
+    Raises:
+        ValueError: another output stride.
+    """
+    if output_stride not in (16, 32):
+        raise ValueError(f"output_stride must be 16 or 32, got {output_stride}")
+    strides = [2] * (num_stages - 1)
+    if output_stride == 16:
+        strides[-1] = 1
+    return strides
+
+
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """Return per stage the blocks' drop path rates, rising linearly from 0 to `rate` over depth."""
     last = max(sum(depths) - 1, 1)

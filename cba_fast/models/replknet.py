@@ -1,12 +1,18 @@
 """RepLKNet: 31B, 31L and XL, and a small one for tests and the demo."""
 
-import itertools
-
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from .large_kernel import ReparamLargeKernelConv
-from .layers import Classifier, conv_bn, drop_path, drop_path_rates, linear_or_identity, run_blocks
+from .layers import (
+    Classifier,
+    conv_bn,
+    drop_path,
+    drop_path_rates,
+    linear_or_identity,
+    run_blocks,
+    transition_strides,
+)
 from .timm_cfg import study_cfg
 
 __all__ = ["ConvFFN", "RepLKBlock", "RepLKNet"]
@@ -96,7 +102,7 @@ class RepLKNet(Classifier):
         num_classes: 0 leaves the classifier out.
         in_chans: input channels.
         drop_path_rate: stochastic depth of the last block (the study trains with 0.3).
-        stem_stride: 4, or 2 for small inputs: then the features are at 1/16 of the input.
+        output_stride: 32, or 16: the last stage then keeps the resolution, for small inputs.
         merged: build the large kernels in their merged form (the official ``lkb_reparam``).
 
     Source: Ding et al., Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs
@@ -117,7 +123,7 @@ class RepLKNet(Classifier):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        stem_stride: int = 4,
+        output_stride: int = 32,
         merged: bool = False,
     ):
         super().__init__()
@@ -126,8 +132,6 @@ class RepLKNet(Classifier):
                 "kernel_sizes, layers and channels must have one entry per stage, got "
                 f"{kernel_sizes}, {layers}, {channels}"
             )
-        if stem_stride not in (2, 4):
-            raise ValueError(f"stem_stride must be 2 or 4, got {stem_stride}")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = channels[-1]
         first = channels[0]
@@ -135,18 +139,19 @@ class RepLKNet(Classifier):
             conv_bn(in_chans, first, 3, stride=2, relu=True),
             conv_bn(first, first, 3, groups=first, relu=True),
             conv_bn(first, first, 1, relu=True),
-            conv_bn(first, first, 3, stride=stem_stride // 2, groups=first, relu=True),
+            conv_bn(first, first, 3, stride=2, groups=first, relu=True),
         )
         rates = drop_path_rates(drop_path_rate, layers)
         self.stages = nn.ModuleList(
             RepLKNetStage(dim, r, k, small_kernel, dw_ratio, ffn_ratio, merged)
             for dim, r, k in zip(channels, rates, kernel_sizes)
         )
+        strides = transition_strides(len(channels), output_stride)
         self.transitions = nn.ModuleList(
             nn.Sequential(
-                conv_bn(a, b, 1, relu=True), conv_bn(b, b, 3, stride=2, groups=b, relu=True)
+                conv_bn(a, b, 1, relu=True), conv_bn(b, b, 3, stride=s, groups=b, relu=True)
             )
-            for a, b in itertools.pairwise(channels)
+            for a, b, s in zip(channels[:-1], channels[1:], strides, strict=True)
         )
         self.norm = nn.BatchNorm2d(channels[-1])
         self.head = linear_or_identity(channels[-1], num_classes)

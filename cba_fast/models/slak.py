@@ -56,7 +56,7 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         Decom: 51x5 + 5x51 + 5x5 (True, as released) or 51x51 + 5x5.
         bn: a batch norm in each branch.
         num_classes: 0 leaves the classifier out.
-        in_chans, drop_path_rate, stem_stride: see :class:`ConvNeXtLikeBackbone`.
+        in_chans, drop_path_rate, output_stride: see :class:`ConvNeXtLikeBackbone`.
         layer_scale_init_value: initial gamma; None leaves it out.
         merged: build the large kernels in their merged form.
 
@@ -77,7 +77,7 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        stem_stride: int = 4,
+        output_stride: int = 32,
         layer_scale_init_value: float | None = 1e-6,
         merged: bool = False,
     ):
@@ -92,7 +92,7 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
             scale = layer_scale_init_value
             return SLaKBlock(dims[stage], k, short_edge, rate, scale, Decom, bn, merged)
 
-        super().__init__(dims, depths, block, in_chans, drop_path_rate, stem_stride)
+        super().__init__(dims, depths, block, in_chans, drop_path_rate, output_stride)
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.head = linear_or_identity(dims[-1], num_classes)

@@ -110,7 +110,7 @@ class SLaKFlex(BackboneWithHead):
             round kernel of RepLKNet. `set_mixing` changes them later.
         depths, dims, kernel_sizes: per stage.
         num_classes: 0 leaves the classifier out.
-        in_chans, drop_path_rate, stem_stride: see :class:`ConvNeXtLikeBackbone`.
+        in_chans, drop_path_rate, output_stride: see :class:`ConvNeXtLikeBackbone`.
         layer_scale_init_value: initial gamma; None leaves it out.
         merged: build the merged form, "square" or "cross"; it holds one mixture in its weights.
 
@@ -130,7 +130,7 @@ class SLaKFlex(BackboneWithHead):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
-        stem_stride: int = 4,
+        output_stride: int = 32,
         layer_scale_init_value: float | None = 1e-6,
         merged: str | None = None,
     ):
@@ -140,7 +140,9 @@ class SLaKFlex(BackboneWithHead):
             k = kernel_sizes[stage]
             return SLaKFlexBlock(dims[stage], k, rate, layer_scale_init_value, merged)
 
-        backbone = ConvNeXtLikeBackbone(dims, depths, block, in_chans, drop_path_rate, stem_stride)
+        backbone = ConvNeXtLikeBackbone(
+            dims, depths, block, in_chans, drop_path_rate, output_stride
+        )
         super().__init__(backbone, dims[-1], num_classes)
         if merged is None:
             self.set_mixing(alpha, beta)
