@@ -19,7 +19,6 @@ COMMANDS = {
     "analysis-erf-vs-wsol": ("analysis_erf_vs_wsol", "Correlate ERF size and MaxBoxAcc."),
     "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
     "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
-    "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
     "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),

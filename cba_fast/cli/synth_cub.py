@@ -55,5 +55,6 @@ def command(root, classes, images_per_class, test_per_class, size, seed, num_wor
     name = "test" if num_test else "all"
     found = fixed_box_baselines(load_boxes(cub_root=root, split=name))
     click.echo(f"Baselines    : IoU 0.5, {name} images")
-    click.echo(f"  centred box: {found.centred_box:.2f}% (best: {found.centred_share:.0%} of a side)")
+    share = f"{found.centred_share:.0%} of width and height"
+    click.echo(f"  centred box: {found.centred_box:.2f}% (the best one: {share})")
     click.echo(f"  full image : {found.full_image:.2f}%")
