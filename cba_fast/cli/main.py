@@ -20,6 +20,7 @@ COMMANDS = {
     "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
     "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
     "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
+    "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),
 }

@@ -1,0 +1,72 @@
+"""``cba-fast train-wsol``."""
+
+from pathlib import Path
+
+import click
+
+from cba_fast.study.config import ModelConfig
+from cba_fast.study.train_config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
+
+from .options import FAMILIES, POSITIVE, run_options
+from .progress import bar, warn
+
+PATH = click.Path(path_type=Path)
+STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
+
+
+@click.command()
+@click.option("--model_family", type=click.Choice(FAMILIES), required=True)
+@click.option("--model", "model_name", help="Model name; the family's base model if absent.")
+@click.option("--alpha", type=float, help="slak_flex: weight of the strips.")
+@click.option("--beta", type=float, help="slak_flex: weight of the square kernel.")
+@click.option(
+    "--output_stride",
+    type=click.Choice(["32", "16"]),
+    default="32",
+    help="16: feature maps at 1/16 of the input, for small inputs.",
+)
+@click.option(
+    "--data_root", type=PATH, default=STUDY_DATA, help="Holds {train,test}/<class>/<image>."
+)
+@click.option("--epochs", type=POSITIVE, default=100)
+@click.option("--lr", type=float, default=1e-4, help="Peak of the schedule.")
+@click.option("--weight_decay", type=float, default=1e-4)
+@run_options(batch_size=32)
+@click.option("--input_size", type=POSITIVE, default=384)
+@click.option("--aug_mode", type=click.Choice(AUG_MODES), default="light")
+@click.option("--save_dir", type=PATH, default="weights")
+@click.option(
+    "--exp_name", help="Default: <family>_r<size>_e<epochs>_lr<lr>_aug<mode>.", show_default=False
+)
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="constant")
+@click.option("--ls_init", type=float, help="Initial layer scale; 1 to train small sets anew.")
+@click.option("--drop_path", type=float, help="Stochastic depth; 0.3 for replknet, else 0.")
+@click.option(
+    "--study_softmax", is_flag=True, help="Softmax before the cross-entropy, as in the study."
+)
+@click.option("--pretrained", is_flag=True, help="convnext: start from timm's weights.")
+@click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
+@click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
+def command(run_config, model_family, model_name, alpha, beta, output_stride, resume, **fields):
+    """Train a classifier for localization, as the study does.
+
+    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state that --resume
+    continues) and _tb/ (TensorBoard). An earlier run of that name is replaced, unless --resume
+    continues it.
+    """
+    from cba_fast.study.train import train
+
+    model = ModelConfig(
+        model_family, name=model_name, alpha=alpha, beta=beta, output_stride=int(output_stride)
+    )
+    config = TrainConfig(batch_size=run_config.batch_size, **fields)
+    result = train(
+        model, config, run_config, resume=resume, progress=bar("training"), log=click.echo
+    )
+    warn(result.notes)
+    click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
+    click.echo(f"Best weights : {result.best_path}")
+    click.echo(f"Last state   : {result.last_path} ({result.epochs} epochs)")
+    click.echo(f"Log          : {log_folder(model, config)}")

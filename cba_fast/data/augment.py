@@ -1,0 +1,67 @@
+"""The study's two augmentations, cut so that what is fixed can be cached and what varies repeats.
+
+Both modes are `resize` (the same for an image in every epoch), then for "strong" `CropAndJitter`
+per image, then `to_floats` for a whole batch, which also flips. The study flips before its colour
+jitter; jitter works on pixels and on the image's mean, so flipping last gives the same pixels.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import (
+    ColorJitter,
+    Compose,
+    InterpolationMode,
+    RandomResizedCrop,
+    Resize,
+)
+
+
+def resize(input_size: int, aug_mode: str | None = None) -> Resize:
+    """Return the resize that comes first (bilinear, antialiased), PIL image -> PIL image.
+
+    To (S, S) for tests (`aug_mode` None) and "light", to int(1.1 * S) for "strong", where a crop
+    follows.
+    """
+    side = int(1.1 * input_size) if aug_mode == "strong" else input_size
+    return Resize((side, side), InterpolationMode.BILINEAR, antialias=True)
+
+
+class CropAndJitter:
+    """The varying part of "strong": RandomResizedCrop of 0.6 to 1 of the area, then ColorJitter.
+
+    Brightness, contrast and saturation vary by 0.2, hue by 0.1.
+
+    Args:
+        input_size: S, the side of the crop after its resize.
+    """
+
+    def __init__(self, input_size: int):
+        self._transform = Compose(
+            [RandomResizedCrop(input_size, scale=(0.6, 1.0)), ColorJitter(0.2, 0.2, 0.2, 0.1)]
+        )
+
+    def __call__(self, image: Image.Image, seed: int) -> Image.Image:
+        """Return the varied image; equal seeds give equal images, in any process.
+
+        PyTorch's global generator, from which torchvision draws, is left as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._transform(image)
+
+
+def to_floats(pixels: Tensor, flips: Tensor | None = None) -> Tensor:
+    """Flip some images, then scale: (v / 255 - 0.5) / 0.5, on CPUs bit-equal to `study_transform`.
+
+    Args:
+        pixels: (N,S,S,3) uint8.
+        flips: (N,) bool, the images to mirror left-right; None for none.
+
+    Returns:
+        (N,3,S,S) float32 in [-1, 1], in channels_last on the device of `pixels`.
+    """
+    x = pixels.permute(0, 3, 1, 2)
+    if flips is not None:
+        x = torch.where(flips[:, None, None, None], x.flip(3), x)
+    return x.float().div_(255).sub_(0.5).div_(0.5)
