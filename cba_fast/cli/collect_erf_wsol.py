@@ -46,8 +46,8 @@ def command(config_path: Path, dry_run: bool, redo: bool) -> None:
             outcomes.append(outcome)
     except KeyboardInterrupt:
         click.echo(
-            f"Interrupted with {len(outcomes)} of {len(steps)} experiments behind: the same command "
-            "goes on from there.",
+            f"Interrupted after {len(outcomes)} of {len(steps)} experiments: the same command goes "
+            "on from there.",
             err=True,
         )
         raise
