@@ -96,7 +96,8 @@ def train(
         log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
     num_classes = len(splits.train.class_names)
-    model = initial_model(model_config, config, num_classes, log, start=state is None)
+    continued = None if state is None else files.last
+    model = initial_model(model_config, config, num_classes, log, continued=continued)
     trainer = Trainer(model, splits, config, run)
     if state is None:
         files.begin(trainer.state())

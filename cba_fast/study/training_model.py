@@ -1,6 +1,7 @@
 """The model that a training run starts from."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def initial_model(
     num_classes: int,
     log: Callable[[str], None] = print,
     *,
-    start: bool = True,
+    continued: Path | None = None,
 ) -> nn.Module:
     """Build the model of a run in its training form, on the CPU.
 
@@ -35,7 +36,8 @@ def initial_model(
         model_config, config: settings.
         num_classes: rows of the classifier.
         log: gets a line on what ``init_weights`` gave and which keys it did not.
-        start: load ``pretrained`` or ``init_weights``; False where a later state follows.
+        continued: the last state of the run, if it is continued; its weights and variant are taken
+            then, and the first weights need not be there any more.
 
     Raises:
         InputError: settings that the model does not have, pretrained weights that cannot be got.
@@ -45,9 +47,11 @@ def initial_model(
     options = {"drop_path_rate": drop_path_rate(model_config, config)}
     if config.ls_init is not None:
         options[_LAYER_SCALE[model_config.family]] = config.ls_init
-    if config.init_weights is not None:
+    if continued is not None:
+        model = _build(model_config, checkpoint=continued, **options)
+    elif config.init_weights is not None:
         model = _from_checkpoint(model_config, config, num_classes, options, log)
-    elif config.pretrained and start:
+    elif config.pretrained:
         model = _pretrained(model_config, num_classes, options)
     else:
         model = _build(model_config, num_classes=num_classes, **options)
