@@ -363,7 +363,7 @@ def test_dry_run_tells_what_would_happen_and_changes_nothing(here, calls, capsys
     done = collect(capsys, content, "--dry_run")
     assert done.status == 0, done.err
     assert re.search(
-        r"replknet_cam .* train replknet_r64_e2_lr0.0001_auglight_\S+, score", done.out
+        r"replknet_cam .* train replknet_r64_e2_lr0.0001_auglight_\S+ \(2 epochs\), score", done.out
     )
     assert re.search(r"replknet_pc1 .* weights that replknet_cam trains", done.out)
     assert re.search(r"given .* score given.pth", done.out)
@@ -379,7 +379,7 @@ def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
     best = train_config.best_path(settings.model_of(None), settings.training())
     last = train_config.last_path(settings.model_of(None), settings.training())
     best.parent.mkdir()
-    for epoch, text in ((1, "go on training"), (2, "score weights")):
+    for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
         torch.save({"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}, last)
         best.write_text("w")
         assert text in collect(capsys, three(), "--dry_run").out

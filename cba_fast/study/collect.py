@@ -18,7 +18,7 @@ from .collect_plan import (
     point_of,
     result_path,
     stamp,
-    training_state,
+    weights_are_given,
     weights_of,
 )
 from .erf_runs import compute_sizes
@@ -156,7 +156,7 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
     config = settings.training()
     name = config.exp_name
     if name not in run.trained:
-        if training_state(settings) == "given":
+        if weights_are_given(settings):
             run.log(f"{weights_of(settings)}: used as it is (no training state beside it)")
             return None
         run.log(f"training {name}")

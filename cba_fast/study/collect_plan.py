@@ -1,5 +1,6 @@
 """What of a file of experiments is done, and what is left to do: read from the files alone."""
 
+import functools
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from cba_fast.data import resolve_test_dataset
 from cba_fast.errors import InputError
 
+from .config import DataConfig
 from .experiment_settings import Settings, json_default
 from .experiments import Experiment, Plan
 from .inference import choose_device, open_images
@@ -60,21 +62,13 @@ def weights_of(settings: Settings) -> Path:
     return best_path(settings.model_of(None), settings.training())
 
 
-def training_state(settings: Settings) -> str:
-    """Tell how far the training of the experiment's weights is.
-
-    Returns:
-        ``"new"``; ``"begun"``; ``"ended"``; ``"given"`` for weights without the state that a
-        training keeps beside them, which are used as they are.
-
-    Raises:
-        InputError: the state cannot be read.
-    """
-    config = settings.training()
-    last = last_path(settings.model_of(None), config)
-    if not last.exists():
-        return "given" if weights_of(settings).exists() else "new"
-    return "begun" if load_state(last)["progress"]["epoch"] < config.epochs else "ended"
+def weights_are_given(settings: Settings) -> bool:
+    """Tell whether the weights are used as they are: named by the user, or of a training's name
+    without the state that a training keeps beside them."""
+    if settings.weight_path is not None:
+        return True
+    last = last_path(settings.model_of(None), settings.training())
+    return weights_of(settings).exists() and not last.exists()
 
 
 def find_steps(plan: Plan) -> list[Step]:
@@ -109,17 +103,19 @@ def describe(steps: Sequence[Step], redo: bool) -> Iterator[str]:
             yield "add its row to the CSV"
         elif step.change and not redo:
             yield f"refuse: {step.change}"
-        elif settings.weight_path is not None:
-            yield f"score {settings.weight_path}"
+        elif weights_are_given(settings) or (left := _epochs_left(settings)) == 0:
+            yield f"score {weights_of(settings)}"
         elif (training := settings.training().exp_name) in trained:
             yield f"score the weights that {trained[training]} trains"
         else:
-            state = training_state(settings)
-            if state in ("new", "begun"):
-                trained[training] = name
-                yield f"{'train' if state == 'new' else 'go on training'} {training}, score"
-            else:
-                yield f"score {weights_of(settings)}"
+            trained[training] = name
+            yield f"train {training} ({left} epochs), score"
+
+
+def _epochs_left(settings: Settings) -> int:
+    config = settings.training()
+    last = last_path(settings.model_of(None), config)
+    return config.epochs - (load_state(last)["progress"]["epoch"] if last.exists() else 0)
 
 
 def refuse_changes(steps: Sequence[Step]) -> None:
@@ -143,18 +139,23 @@ def check_inputs(steps: Sequence[Step]) -> None:
     Raises:
         InputError: one line per missing file, folder or device, with the experiment's name.
     """
-    problems = {}
+    problems: dict[str, str] = {}
+    images = functools.cache(_image_problem)  # experiments mostly share them
     for step in steps:
         if step.need == RUN:
-            for problem in _input_problems(step.experiment.settings):
-                problems.setdefault(problem, step.experiment.name)
+            settings = step.experiment.settings
+            own_boxes = settings.cub_root is None and settings.metadata_root is None
+            found = [*_input_problems(settings), images(settings.data(), own_boxes)]
+            for problem in found:
+                if problem:
+                    problems.setdefault(problem, step.experiment.name)
     if problems:
         raise InputError("\n".join(f"{name}: {text}" for text, name in problems.items()))
 
 
 def _input_problems(s: Settings) -> Iterator[str]:
     files = {"weight_path": s.weight_path}
-    if s.weight_path is None and training_state(s) != "given":
+    if not weights_are_given(s):
         files["init_weights"] = s.init_weights
         for split in ("train", "test"):
             if not (s.data_root / split).is_dir():
@@ -167,15 +168,19 @@ def _input_problems(s: Settings) -> Iterator[str]:
         if folder is not None and not folder.is_dir():
             yield f"{key}: no folder {folder}"
     try:
-        resolve_test_dataset(s.test_dataset)
-        if s.cub_root is None and s.metadata_root is None and open_images(s.data()).kind != "cub":
-            yield f"test_dataset: {s.test_dataset} has no boxes; give cub_root or metadata_root"
-    except InputError as e:
-        yield f"test_dataset: {e}"
-    try:
         choose_device(s.run())
     except InputError as e:
         yield f"device: {e}"
+
+
+def _image_problem(data: DataConfig, own_boxes: bool) -> str | None:
+    try:
+        if own_boxes and open_images(data).kind != "cub":
+            return f"test_dataset: {data.test_dataset} has no boxes; give cub_root or metadata_root"
+        resolve_test_dataset(data.test_dataset)
+    except InputError as e:
+        return f"test_dataset: {e}"
+    return None
 
 
 def _step(plan: Plan, experiment: Experiment, row: Point | None) -> Step:

@@ -65,7 +65,7 @@ def load_experiments(path: Path) -> Plan:
             per problem, with file, experiment and key.
     """
     problems: list[str] = []
-    document = _validated(_Document, _read_yaml(path), path.name, problems, {})
+    document = _validated(_Document, _read_yaml(path), "", problems, {})
     found: list[tuple[str, Experiment]] = []
     if document is not None:
         # A family stands in: that the defaults leave it out is no problem of theirs.
@@ -129,7 +129,8 @@ def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[s
         for error in e.errors(include_url=False):
             key = str(error["loc"][0]) if error["loc"] else ""
             if key not in skip:
-                problems.append(f"{where}: {key}: {_reason(kind, key, error)}")
+                parts = [where, key, _reason(kind, key, error)]
+                problems.append(": ".join(p for p in parts if p))
     return None
 
 
@@ -180,12 +181,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of ours: PyYAML or the validation refuses it
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
