@@ -63,8 +63,11 @@ def weights_of(settings: Settings) -> Path:
 
 
 def weights_are_given(settings: Settings) -> bool:
-    """Tell whether the weights are used as they are: named by the user, or of a training's name
-    without the state that a training keeps beside them."""
+    """Tell whether the weights are used as they are, not trained.
+
+    They are if `weight_path` names them, or if they have a training's name and no state beside them
+    that a training would continue from.
+    """
     if settings.weight_path is not None:
         return True
     last = last_path(settings.model_of(None), settings.training())
