@@ -5,8 +5,6 @@ from pathlib import Path
 
 import click
 
-from .progress import bar
-
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("cba_fast_demo"))
@@ -26,7 +24,6 @@ def command(output, seed, quick):
         seed=seed,
         scale=QUICK if quick else FULL,
         step=lambda text: click.echo(f"-- {text}"),
-        progress=bar,
     )
     _print_table(result)
     for line in result.analysis:
