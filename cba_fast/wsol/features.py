@@ -142,7 +142,7 @@ def _refuse_hidden_layers(model: nn.Module, calls: list[_Call], at: int, where: 
     for call in calls[:at]:
         # parametrizations run inside the classifier; other heads read what the classifier reads
         inside = call.name.startswith(f"{head.name}.")
-        beside = call.given is head.given
+        beside = call.given is not None and call.given is head.given
         if _mixes(call.module) and not inside and not beside:
             raise TypeError(
                 f"{_name(model)} has no linear head after {where}: {call.name} "
@@ -187,7 +187,8 @@ def _channels_first(features: Tensor, channels: int, head: str, where: str) -> T
     if features.shape[3] == channels:  # e.g. Swin: (N, h, w, C)
         return features.permute(0, 3, 1, 2)
     raise TypeError(
-        f"{where} gives {tuple(features.shape)}, but the classifier {head} takes {channels} channels"
+        f"{where} gives {tuple(features.shape)}, but the classifier {head} takes {channels} "
+        "channels"
     )
 
 
