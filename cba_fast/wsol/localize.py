@@ -84,10 +84,7 @@ def localize(
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
     features, logits, weight = classify(model, x, layer)
-    finite = features.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        n = int((~finite).nonzero()[0, 0])
-        raise InputError(f"the feature maps of image {n} of the batch hold NaN or infinite values")
+    _check_finite(features)
     top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
     targets = top5[:, 0] if target is None else target.to(top5.device).expand(len(x))
     _check_targets(targets, logits.shape[1])
@@ -113,6 +110,13 @@ def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
             f"{tuple(targets.shape)}"
         )
     return targets.to(torch.int64)
+
+
+def _check_finite(features: Tensor) -> None:
+    finite = features.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        n = int((~finite).nonzero()[0, 0])
+        raise InputError(f"the feature maps of image {n} of the batch hold NaN or infinite values")
 
 
 def _check_targets(targets: Tensor, num_classes: int) -> None:
