@@ -10,7 +10,7 @@ from cba_fast.errors import CbaError
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
-    "demo": ("demo", "Run the whole chain on generated data: no download, no GPU."),
+    "demo": ("demo", "Run the whole study on generated data: no download, no GPU."),
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
     "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc and MaxBoxAccV2."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),

@@ -74,7 +74,7 @@ def species(seed: int, index: int) -> Species:
     coat_pattern = ("plain", "patches", "speckle", "stripes")[int(rng.integers(4))]
     # Steps of the golden ratio keep the hues of any number of classes apart.
     hue = (first.random() + index * 0.6180339887) % 1
-    base, shade = (colorsys.hsv_to_rgb(hue, 0.42, value) for value in rng.permutation((0.72, 0.48)))
+    base, shade = (colorsys.hsv_to_rgb(hue, 0.62, value) for value in rng.permutation((0.72, 0.48)))
     coat = Coat(base, shade, coat_pattern, float(rng.uniform(3, 7)))
     # The mark's second colour: dark on a light mark, light on a dark one.
     ground = MARKS[color]

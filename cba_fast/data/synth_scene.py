@@ -72,7 +72,7 @@ def _place(tubes: list[Tube], from_above: bool, size: int, rng) -> View:
         angle, squeeze = rng.normal(0, 0.16), rng.uniform(0.72, 1)
     mirror = rng.random() < 0.5
     x0, y0, x1, y1 = extent(tubes, View(1.0, angle, mirror, squeeze))
-    target = size * np.exp(rng.uniform(np.log(0.30), np.log(0.85)))
+    target = size * np.exp(rng.uniform(np.log(0.36), np.log(0.88)))
     scale = target / max(x1 - x0, y1 - y0)
     width, height = scale * (x1 - x0), scale * (y1 - y0)
     out = rng.uniform(0.1, 1 - np.sqrt(MIN_VISIBLE)) if rng.random() < 0.25 else -0.01
@@ -115,7 +115,7 @@ def _background(size: int, light, rng) -> np.ndarray:
     image = _litter(image, size, rng, count=int(rng.integers(15, 45)), dim=0.75)
     if rng.random() < 0.6:
         image = cv2.GaussianBlur(image, (0, 0), size / 256 * rng.uniform(0.6, 2.5))
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         _distractor(image, size, light, rng)
     return _litter(image, size, rng, count=int(rng.integers(10, 40)), dim=1.0)
 
