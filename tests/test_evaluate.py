@@ -225,10 +225,13 @@ def test_bad_ground_truth_is_named(here, capsys):
         assert "localization.txt" in done.err
         assert message in done.err
         (here / "meta" / "localization.txt").write_text(whole)
-    edit_lines(here / "meta" / "image_ids.txt", lambda lines: [*lines, lines[0]])
-    done = run_cli(capsys, *args)
-    assert done.status == 1
-    assert "image_ids.txt" in done.err
+    ids = (here / "meta" / "image_ids.txt").read_text()
+    for line, message in ((IDS[4], "duplicate"), ("../secret.jpg", "not a plain relative path")):
+        (here / "meta" / "image_ids.txt").write_text(f"{ids}{line}\n")
+        done = run_cli(capsys, *args)
+        assert done.status == 1
+        assert "image_ids.txt, line 10" in done.err
+        assert message in done.err
 
 
 def test_eval_size_of_evaluate(here, weights, capsys):

@@ -221,16 +221,29 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert (here / "np_thesis" / "a.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_is_one_clear_error(here, weights):
-    args = [str(a) for a in arguments(weights, "replknet", "--no_overlay")]
+def run_with_file_limit(limit, args):
     code = (
         "import resource, signal, sys\n"
         "from cba_fast.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"  # a map has 32 kB
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "main(sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_workers_need_no_shared_memory_files(here, weights):
+    args = arguments(weights, "replknet", "--no_overlay", "--num_workers", 2)
+    done = run_with_file_limit(40000, args)  # a map has 32 kB, a tensor of an image 196 kB
+    assert done.returncode == 0, done.stderr
+    assert len(list((here / "np_heatmap_output").rglob("*.npy"))) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_one_clear_error(here, weights, workers):
+    args = arguments(weights, "replknet", "--no_overlay", "--num_workers", workers)
+    done = run_with_file_limit(20000, args)
     assert done.returncode == 1
     assert "a/1.npy: File too large" in done.stderr.replace(os.sep, "/")
     assert "Traceback" not in done.stderr
