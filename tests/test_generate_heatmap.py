@@ -114,7 +114,9 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
         real(path, array)
 
     monkeypatch.setattr(files, "write_npy", fails_in_the_second_batch)
-    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
+    assert done.status == 1
+    assert "--resume goes on" in done.err
     monkeypatch.setattr(files, "write_npy", real)
     assert len(list((here / "np_cut").rglob("*.npy"))) == 3
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
@@ -173,6 +175,49 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
     assert "none of the 5 images could be used" in done.err
 
 
+def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    before = snapshot(here / "np_heatmap_output"), snapshot(here / "heatmap_output")
+    root = here / "datasets" / "tiny"
+
+    def fails(message, *more):
+        done = run_cli(capsys, *arguments(weights, "replknet", *more))
+        assert done.status == 1
+        assert message in done.err
+        assert before == (snapshot(here / "np_heatmap_output"), snapshot(here / "heatmap_output"))
+
+    fails("target 500 is outside the model's 3 classes", "--target", 500)
+    fails("side >= 4", "--localization_method", "pc1", "--input_size", 64)
+    image = (root / "c" / "9.jpg").read_bytes()
+    write_file(root / "d" / "1.jpg", image)
+    fails("d/1.jpg has label 3, which is outside the model's 3 classes", "--target", "label")
+    (root / "d" / "1.jpg").unlink()
+    (root / "d").rmdir()
+    write_file(here / "meta" / "image_ids.txt", "\n".join(NAMES))
+    fails("a/1.jpg has no label", "--target", "label", "--metadata_root", "meta")
+    write_file(root / "a" / "1.jpg", b"")
+    fails("a/1.jpg", "--strict")
+    for name in NAMES:
+        write_file(root / name, b"")
+    fails("none of the 5 images could be used")
+
+
+def test_without_overlays_the_earlier_ones_go_too(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    other = ["--target", "1"]
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--no_overlay"))
+    assert done.status == 0
+    assert not (here / "heatmap_output").exists()
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume"))
+    assert done.status == 0, done.err
+    resumed = snapshot(here / "heatmap_output")
+    assert run_cli(capsys, *arguments(weights, "replknet", *other)).status == 0
+    assert snapshot(here / "heatmap_output") == resumed
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume", "--no_overlay"))
+    assert "0 made, 5 were there" in done.out
+    assert snapshot(here / "heatmap_output") == resumed
+
+
 def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path):
     import torch
 
@@ -213,6 +258,7 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert "num_classes" in refused(*arguments(weights, "replknet", "--num_classes", 7))
     assert "slak_flex" in refused(*arguments(weights, "replknet", "--alpha", 0.5))
     assert "cuda:99" in refused(*arguments(weights, "replknet", "--device", "cuda:99"))
+    assert "meta" in refused(*arguments(weights, "replknet", "--device", "meta"))
     half = ["--precision", "fp16", "--device", "cpu"]
     assert "fp16" in refused(*arguments(weights, "replknet", *half))
     write_file(here / "np_thesis" / "a.txt", "years of work")

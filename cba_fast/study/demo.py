@@ -189,7 +189,7 @@ def _train(
         seed=seed,
         cache_images=True,
     )
-    log = (root / "weights" / f"{model.slug}.log")
+    log = root / "weights" / f"{model.slug}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as f:
         result = train(
