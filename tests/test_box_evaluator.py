@@ -3,12 +3,15 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cba_fast.data.boxes import Boxes
-from cba_fast.errors import InputError
+from cba_fast.errors import InputError, ScoreMapError
+from cba_fast.ops import best_box_iou
 from cba_fast.wsol import BoxEvaluator
+from cba_fast.wsol import evaluator as evaluator_module
 
 
 def make_boxes(n, rng, size=(60, 40), per_image=1):
@@ -172,3 +175,147 @@ def test_bad_use_is_refused():
         evaluator.merge(BoxEvaluator(boxes, cam_curve_interval=0.5))
     with pytest.raises(InputError, match="was not evaluated|not one of those"):
         evaluator.compute().accuracy_at("all", 0.5, 0.123)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+def test_the_maps_are_quantized_once_and_the_counts_are_those_of_the_op(dtype, monkeypatch):
+    rng = np.random.default_rng(8)
+    boxes = make_boxes(6, rng, per_image=2)
+    maps = make_maps(6, rng)
+    maps = (maps * 255).astype(np.uint8) if dtype == np.uint8 else maps.astype(dtype)
+    calls = []
+    quantize = evaluator_module.quantize
+    monkeypatch.setattr(evaluator_module, "quantize", lambda m: calls.append(m) or quantize(m))
+    both = BoxEvaluator(boxes)
+    both.update(maps, boxes.image_ids)
+    assert len(calls) == 1
+    result = both.compute()
+    gt = [boxes.scaled(i, (24, 24)) for i in boxes.image_ids]
+    for mode in ("largest", "all"):
+        iou = best_box_iou(maps, gt, both.thresholds, contours=mode).numpy()
+        want = [(iou >= level).sum(axis=0).tolist() for level in result.iou_thresholds]
+        assert result.modes[mode].num_correct == want
+        alone = BoxEvaluator(boxes, contours=mode)
+        alone.update(maps, boxes.image_ids)
+        assert alone.compute().modes[mode].num_correct == want
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.25, 1.5])
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor, list])
+def test_a_bad_value_names_the_image_and_adds_nothing(value, convert):
+    rng = np.random.default_rng(9)
+    boxes = make_boxes(4, rng)
+    maps = make_maps(4, rng)
+    maps[2, 3, 5] = value
+    evaluator = BoxEvaluator(boxes)
+    message = rf"image 'c/2\.jpg': score map 2 has the value {value} at \(row 3, column 5\)"
+    with pytest.raises(ScoreMapError, match=message):
+        evaluator.update(convert(maps), boxes.image_ids)
+    assert len(evaluator) == 0
+
+
+def test_the_shape_of_the_maps_is_checked_and_named():
+    rng = np.random.default_rng(10)
+    boxes = make_boxes(2, rng)
+    ids = boxes.image_ids
+    evaluator = BoxEvaluator(boxes)
+    for channel in (torch.zeros(2, 1, 4, 4), np.zeros((2, 1, 4, 4))):
+        with pytest.raises(ValueError, match=r"got \(2, 1, 4, 4\).*squeeze\(1\)"):
+            evaluator.update(channel, ids)
+    for shape in ((2, 4), (2,), (), (2, 0, 4), (2, 3, 4, 4)):
+        with pytest.raises(ValueError, match=r"\(N, H, W\).*got") as e:
+            evaluator.update(np.zeros(shape), ids)
+        assert f"got {shape}" in str(e.value)
+        assert "squeeze" not in str(e.value)
+    with pytest.raises(ValueError, match=r"one shape and dtype, got \(4, 4\) .* and \(4, 5\)"):
+        evaluator.update([np.zeros((4, 4)), np.zeros((4, 5))], ids)
+    with pytest.raises(ValueError, match="one shape and dtype, .*float32 and .*float64"):
+        evaluator.update([np.zeros((4, 4)), np.zeros((4, 4), np.float32)], ids)
+    with pytest.raises(TypeError, match="got str"):
+        evaluator.update("maps", ids)
+    with pytest.raises(TypeError, match="int64"):
+        evaluator.update(np.zeros((2, 4, 4), np.int64), ids)
+    evaluator.update([], [])
+    evaluator.update(np.zeros((0, 4, 4)), [])
+    assert len(evaluator) == 0
+
+
+@pytest.mark.parametrize("convert", [list, tuple, torch.tensor, lambda m: list(torch.tensor(m))])
+def test_lists_of_maps_score_as_arrays_do(convert):
+    rng = np.random.default_rng(11)
+    boxes = make_boxes(3, rng)
+    maps = make_maps(3, rng)
+    found, want = BoxEvaluator(boxes), BoxEvaluator(boxes)
+    found.update(convert(maps), boxes.image_ids)
+    want.update(maps, boxes.image_ids)
+    assert found.compute() == want.compute()
+
+
+def test_a_refused_batch_adds_nothing():
+    rng = np.random.default_rng(12)
+    boxes = make_boxes(3, rng)
+    ids = boxes.image_ids
+    x0, y0, x1, y1 = boxes.boxes[ids[0]][0]
+    maps = np.zeros((2, 40, 60))
+    maps[0, y0 : y1 + 1, x0 : x1 + 1] = 1
+    evaluator = BoxEvaluator(boxes)
+    with pytest.raises(InputError, match="another score map"):
+        evaluator.update(maps, [ids[0], ids[0]])  # one image, two maps
+    assert len(evaluator) == 0
+    evaluator.update(maps[:1], ids[:1])
+    with pytest.raises(InputError, match="another score map"):
+        evaluator.update(maps[[1, 1]], [ids[1], ids[0]])
+    assert list(evaluator.localized("all", 0.5, 0.0)) == [ids[0]]
+
+
+def test_the_state_survives_a_file_read_without_unpickling(tmp_path):
+    rng = np.random.default_rng(13)
+    boxes = make_boxes(4, rng)
+    evaluator = BoxEvaluator(boxes, iou_thresholds=np.array([0.4]), thresholds=[0.1, 0.2])
+    torch.save(evaluator.state_dict(), tmp_path / "empty.pt")
+    evaluator.update(make_maps(3, rng), np.array(boxes.image_ids[:3]))
+    torch.save(evaluator.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(r.dtype == torch.uint8 and r.shape == (3, 2) for r in state["rows"].values())
+    restored = BoxEvaluator(boxes, iou_thresholds=[0.4], thresholds=[0.1, 0.2])
+    restored.load_state_dict(state)
+    assert restored.compute() == evaluator.compute()
+    restored.load_state_dict(torch.load(tmp_path / "empty.pt", weights_only=True))
+    assert len(restored) == 0
+    with pytest.raises(InputError, match="'nobody' is not in the ground truth"):
+        restored.load_state_dict({**state, "image_ids": ["nobody", *state["image_ids"][1:]]})
+    with pytest.raises(InputError, match=r"must be \(2, 2\) uint8, got \(3, 2\)"):
+        restored.load_state_dict({**state, "image_ids": state["image_ids"][:2]})
+    with pytest.raises(InputError, match="different iou_thresholds"):
+        BoxEvaluator(boxes, thresholds=[0.1, 0.2]).load_state_dict(state)
+
+
+def test_evaluators_with_another_ground_truth_are_not_merged():
+    rng = np.random.default_rng(14)
+    boxes = make_boxes(3, rng)
+    ids = boxes.image_ids
+    maps = make_maps(3, rng)
+
+    def scored(ground_truth, which):
+        evaluator = BoxEvaluator(ground_truth)
+        evaluator.update(maps[which], [ids[i] for i in which])
+        return evaluator
+
+    moved = Boxes(ids, {**boxes.boxes, ids[1]: boxes.boxes[ids[1]] + 1}, boxes.sizes, None)
+    more = {**boxes.boxes, ids[1]: np.tile(boxes.boxes[ids[1]], (2, 1))}
+    larger = Boxes(ids, boxes.boxes, {**boxes.sizes, ids[1]: (61, 40)}, None)
+    for other, what in (
+        (moved, "boxes"),
+        (Boxes(ids, more, boxes.sizes, None), "boxes"),
+        (larger, "sizes"),
+    ):
+        whole = scored(boxes, [0])
+        with pytest.raises(InputError, match=rf"different {what} of 'c/1\.jpg'"):
+            whole.merge(scored(other, [1, 2]))
+        assert len(whole) == 1
+    part = Boxes(ids[:2], {i: boxes.boxes[i] for i in ids[:2]}, boxes.sizes, None)
+    with pytest.raises(InputError, match=r"'c/2\.jpg' is not in the ground truth"):
+        scored(part, [0]).merge(scored(boxes, [1, 2]))
+    whole = scored(boxes, [2])
+    whole.merge(scored(part, [0, 1]))
+    assert whole.compute() == scored(boxes, [0, 1, 2]).compute()

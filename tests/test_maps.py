@@ -180,11 +180,60 @@ def test_a_timm_model_works_without_a_layer():
     assert maps.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    "target", [2, np.int64(2), torch.tensor(2), [2, 2], np.array([2, 2]), torch.tensor([2, 2])]
+)
+def test_targets_in_every_form(target):
+    model, x = Tiny(), torch.randn(2, 3, 64, 64)
+    found = localize(model, x, target=target, layer="body")
+    assert found.targets.tolist() == [2, 2]
+    assert found.targets.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (
+            torch.zeros(3, dtype=torch.int64),
+            ValueError,
+            r"\(N,\) = \(2,\) indices, got shape \(3,\)",
+        ),
+        (torch.zeros(1, dtype=torch.int64), ValueError, r"got shape \(1,\)"),
+        (torch.zeros(2, 1, dtype=torch.int64), ValueError, r"got shape \(2, 1\)"),
+        (1.7, TypeError, r"got 1\.7"),
+        (True, TypeError, "got True"),
+        ("cat", TypeError, "got 'cat'"),
+        (torch.zeros(2), TypeError, r"got torch\.float32"),
+        (torch.zeros(2, dtype=torch.bool), TypeError, r"got torch\.bool"),
+        ([0, -1], ValueError, "target -1 is outside the model's 7 classes"),
+    ],
+)
+def test_bad_targets_are_refused(target, error, message):
+    model, x = Tiny(), torch.randn(2, 3, 64, 64)
+    for make in (cam, pc1):
+        with pytest.raises(error, match=message):
+            make(model, x, target=target, layer="body")
+
+
+@pytest.mark.parametrize("target", [None, 3, torch.zeros(0, dtype=torch.int64)])
+def test_an_empty_batch_has_empty_maps(target):
+    model, x = Tiny(), torch.randn(2, 3, 64, 64)[:0]
+    assert cam(model, x, target=target, layer="body").shape == (0, 64, 64)
+    assert pc1(model, x, target=target, layer="body", map_size=9).shape == (0, 9, 9)
+    found = localize(model, x, target=target, layer="body")
+    assert (found.constant.shape, found.targets.shape) == ((0,), (0,))
+    assert found.top5.shape == (0, 5)
+
+
 def test_what_cannot_be_localized_is_refused():
     model = Tiny().eval()
     x = torch.randn(1, 3, 64, 64)
     with pytest.raises(TypeError, match="name the layer"):
         cam(model, x)
+    with pytest.raises(TypeError, match="x must be a tensor .* got ndarray"):
+        cam(model, x.numpy(), layer="body")
+    with pytest.raises(ValueError, match=r"x must be .* got shape \(3, 64, 64\)"):
+        cam(model, x[0], layer="body")
     with pytest.raises(ValueError, match="no module named 'nope'"):
         cam(model, x, layer="nope")
     with pytest.raises(ValueError, match="outside the model's 7 classes"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cba_fast.errors import ScoreMapError
+from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.wsol import MapFolder, check_score_map, read_score_map
 
 
@@ -29,6 +29,16 @@ def test_a_flat_id_has_no_folder(tmp_path):
     save(tmp_path / "ILSVRC2012_val_00000001.npy", np.zeros((2, 2)))
     found = MapFolder(tmp_path).find("ILSVRC2012_val_00000001.JPEG")
     assert found == tmp_path / "ILSVRC2012_val_00000001.npy"
+
+
+@pytest.mark.parametrize("shape", ["{}/secret", "../secret", "a/../../secret", "a/./b", "", "a\\b"])
+def test_ids_that_leave_the_folder_are_refused(tmp_path, shape):
+    save(tmp_path / "secret.npy", np.zeros((2, 2)))
+    (tmp_path / "maps" / "a").mkdir(parents=True)
+    image_id = shape.format(tmp_path)
+    with pytest.raises(InputError, match="not a plain relative path") as e:
+        MapFolder(tmp_path / "maps").find(image_id)
+    assert repr(image_id) in str(e.value)
 
 
 def test_no_folder_is_an_error(tmp_path):

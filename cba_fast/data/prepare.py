@@ -76,17 +76,31 @@ def prepare_cub(
         raise InputError(f"no file or folder {source}")
     if not cub.is_cub(target):
         raise InputError(f"{target} is in the way: it is not a CUB_200_2011 folder (no images.txt)")
-    index = cub.read_index(target)
-    absent = [n for n in index.names.values() if not (target / "images" / n).is_file()]
+    return split_images(target, copy=copy, progress=progress)
+
+
+def split_images(
+    root: str | os.PathLike, *, copy: bool = False, progress: Progress | None = None
+) -> Prepared:
+    """Make ``images_splitted/{train,test}/<class>/<image>`` in a CUB_200_2011 folder of any name.
+
+    Args:
+        root: the folder with ``images.txt`` and ``images``.
+        copy, progress: as in :func:`prepare_cub`.
+
+    Raises:
+        InputError: an image is missing, the lists are inconsistent, or a file in the way differs
+            from the one to be placed.
+    """
+    root = Path(root)
+    report = progress or (lambda what, done, total: None)
+    index = cub.read_index(root)
+    absent = [n for n in index.names.values() if not (root / "images" / n).is_file()]
     if absent:
         raise InputError(
-            f"{target / 'images'} lacks {len(absent)} of {len(index.names)} images "
-            f"({some(absent)}); remove {target} and run again to start afresh"
+            f"{root / 'images'} lacks {len(absent)} of {len(index.names)} images "
+            f"({some(absent)}); remove {root} and run again to start afresh"
         )
-    return _split(index, target, copy, report)
-
-
-def _split(index: cub.CubIndex, root: Path, copy: bool, report: Progress) -> Prepared:
     split_root = root / SPLIT_FOLDER
     counts = {}
     for split in ("train", "test"):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from cba_fast.nn import eval_mode
+
 SCORES = ("prob", "logit", "logprob")
 
 
@@ -18,17 +20,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
     summed score is each image's own gradient. Both are restored module by module, on errors too.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    training = [m for m in model.modules() if m.training]
     try:
         for p in trainable:
             p.requires_grad_(False)
-        model.eval()
-        yield
+        with eval_mode(model):
+            yield
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        for m in training:
-            m.training = True
 
 
 def gradient_of(model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:

@@ -72,17 +72,24 @@ def build_model(
     options = {"output_stride": output_stride, **mixing, **model_kwargs}
     if checkpoint is None:
         return _create(family, name, None, num_classes or 1000, options).eval()
+    return _load(family, name, checkpoint, num_classes, options, mixed=bool(mixing)).eval()
+
+
+def _load(
+    family: str, name: str, checkpoint, num_classes: int | None, options: dict, mixed: bool
+) -> nn.Module:
+    """Return the module that the checkpoint's keys ask for, with its weights."""
     state = load_state_dict_file(checkpoint)
     if family == "slak":
         state = _renamed_strips(state)
     layout = _layout_of(state, family, checkpoint)
-    if mixing and layout.name == "merged":
+    if mixed and layout.name == "merged":
         raise InputError(
             f"{checkpoint}: the mixture is merged into the weights; leave alpha and beta out"
         )
     num_classes = _agreed_classes(state, layout, num_classes, checkpoint)
     if family == "slak" and "width_factor" not in options and _is_unwidened(name, state):
-        options["width_factor"] = 1.0
+        options = {**options, "width_factor": 1.0}
     built = _create(family, name, layout, num_classes, {**layout.options, **options})
     try:
         load_strict(built, state, checkpoint, name)
@@ -91,7 +98,7 @@ def build_model(
         if fits:
             raise CheckpointError(f"{e}; it fits {' or '.join(fits)}") from None
         raise
-    return built.eval()
+    return built
 
 
 def _checked_name(family: str, model: str | None) -> str:

@@ -1,14 +1,23 @@
 """``demo``: the whole study on generated images, in one folder, without download or GPU."""
 
+import contextlib
+import multiprocessing
 import os
+import queue
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from cba_fast import data as cba_data
 from cba_fast import files
 from cba_fast.data import load_boxes, open_image_set
+from cba_fast.errors import InputError
+from cba_fast.models import build_model, save_state_dict_file
 from cba_fast.wsol.baselines import Baselines, fixed_box_baselines
 
 from .analysis import fit_models, report_lines, score_points
@@ -22,8 +31,14 @@ from .points import Point, append_points, read_points
 from .score import versions
 from .train import TrainConfig, train
 
+IMAGE_SIZE = 128
 INPUT_SIZE = 96  # 6x6 feature maps at output stride 16
 METHODS = ("cam", "pc1")
+LAYER_SCALE = {
+    "convnext": "ls_init_value",
+    "slak": "layer_scale_init_value",
+    "slak_flex": "layer_scale_init_value",
+}
 
 
 @dataclass(frozen=True)
@@ -103,26 +118,38 @@ class DemoResult:
     analysis: list[str]
 
 
+@dataclass(frozen=True)
+class DemoTask:
+    """What the models of a demo share: folders, seed and scale."""
+
+    root: Path
+    cub: Path
+    gallery: Path
+    seed: int
+    scale: DemoScale
+
+
 def run_demo(
     root: Path,
     *,
     seed: int = 0,
     scale: DemoScale = FULL,
     step: Callable[[str], None] = lambda text: None,
-    progress: Callable[[str], Callable | None] = lambda title: None,
 ) -> DemoResult:
     """Draw images, train small models, then heatmaps, MaxBoxAcc, ERF and the scatter.
+
+    Each model runs in a process of its own with one thread: small layers gain nothing from more.
 
     Args:
         root: the folder that everything is written to; an earlier demo there is replaced.
         seed: of the images and of the training.
         scale: how many images and epochs.
-        step: called with a line before each step.
-        progress: called with a title, gives the progress bar of a training or None.
+        step: called with a line for each step.
 
     Raises:
-        InputError: `root` holds files that no demo wrote where the results go.
+        InputError: `root` is neither empty nor the folder of an earlier demo.
     """
+    _claim(root)
     per_class = scale.train_per_class + scale.test_per_class
     step(f"drawing {scale.classes * per_class} images")
     cub = cba_data.generate(
@@ -130,19 +157,18 @@ def run_demo(
         classes=scale.classes,
         images_per_class=per_class,
         test_per_class=scale.test_per_class,
-        size=128,
+        size=IMAGE_SIZE,
         seed=seed,
     )
     cba_data.prepare_cub(cub, cub.parent)
     gallery = _gallery(cub, root / "gallery", scale.gallery_per_class)
+    rows = _run_models(DemoTask(root, cub, gallery, seed, scale), step)
     csv = root / "erf_wsol_points.csv"
     csv.unlink(missing_ok=True)
-    rows = []
-    for model in MODELS:
-        step(f"{model.title}: training")
-        weights, seconds = _train(model, cub, root, seed, scale, progress(model.title))
-        step(f"{model.title}: heatmaps, scores, ERF")
-        rows.append(_measure(model, weights, seconds, cub, gallery, root, seed, scale, csv))
+    for model, row in zip(MODELS, rows, strict=True):
+        erf_path = os.fspath(root / f"erf_sizes_{model.slug}.npy")
+        accuracy = row.max_box_acc["cam"] / 100
+        append_points(csv, [Point(model.title, model.family, erf_path, accuracy)])
     baselines = fixed_box_baselines(load_boxes(cub_root=cub))
     models = score_points(read_points(csv))
     save_figure(plot_points(models), root / "erf_vs_wsol.png")
@@ -151,6 +177,16 @@ def run_demo(
     settings = {"seed": seed, "scale": asdict(scale), "versions": versions()}
     files.write_json(root / "results.json", results | settings)
     return DemoResult(rows, baselines, analysis)
+
+
+def _claim(root: Path) -> None:
+    """Mark `root` as the demo's; refuse a folder of somebody else's files."""
+    marker = root / "cba_fast_demo.json"
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} exists and is not a folder")
+    if root.is_dir() and any(root.iterdir()) and not marker.is_file():
+        raise InputError(f"{root} is not empty and holds no earlier demo; choose another --output")
+    files.write_json(marker, {"written_by": "cba_fast demo"})
 
 
 def _gallery(cub: Path, folder: Path, per_class: int) -> Path:
@@ -166,67 +202,103 @@ def _gallery(cub: Path, folder: Path, per_class: int) -> Path:
     return folder
 
 
-def _train(
-    model: DemoModel,
-    cub: Path,
-    root: Path,
-    seed: int,
-    scale: DemoScale,
-    progress: Callable | None,
-) -> tuple[Path, float]:
+def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
+    """Train and measure all models, as many at a time as there are cores; tell what they say."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
+    workers = min(len(MODELS), os.cpu_count() or 1)
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        said = manager.Queue()
+        futures = [pool.submit(_run_model, model, task, said) for model in MODELS]
+        while not all(f.done() for f in futures) or not said.empty():
+            if any(f.done() and f.exception() is not None for f in futures):
+                pool.shutdown(cancel_futures=True)
+                break
+            with contextlib.suppress(queue.Empty):
+                step(said.get(timeout=0.2))
+        return [f.result() for f in futures]
+
+
+def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
+    """Train and measure one model; runs in a process of its own."""
+    torch.set_num_threads(1)
+    weights, seconds = _train(model, task, said)
+    row = _measure(model, weights, seconds, task)
+    said.put(f"{model.title}: CAM {row.max_box_acc['cam']:.1f} %, ERF {row.erf_mean:.0f} pixels")
+    return row
+
+
+def _train(model: DemoModel, task: DemoTask, said) -> tuple[Path, float]:
     config = TrainConfig(
-        cub / "images_splitted",
-        epochs=max(2, round(model.epochs * scale.epochs)),
+        task.cub / "images_splitted",
+        epochs=max(2, round(model.epochs * task.scale.epochs)),
         lr=model.lr,
         weight_decay=0.05,
         batch_size=8,
         input_size=INPUT_SIZE,
-        save_dir=root / "weights",
+        save_dir=task.root / "weights",
         exp_name=model.slug,
         schedule="onecycle",
         ls_init=None if model.family == "replknet" else 1.0,
         drop_path=0.0,
-        seed=seed,
+        init_weights=_initial_weights(model, task),
+        seed=task.seed,
         cache_images=True,
     )
-    log = root / "weights" / f"{model.slug}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as f:
-        result = train(
-            model.config(),
-            config,
-            RunConfig(num_workers=0, device="cpu"),
-            progress=progress,
-            log=lambda line: print(line, file=f),
-        )
+
+    def log(line: str) -> None:
+        # one line in ten epochs; all of them are in the TensorBoard log
+        if any(line.startswith(f"epoch {e}/") for e in range(0, config.epochs, 10)):
+            said.put(f"{model.title}: {line}")
+
+    run = RunConfig(num_workers=0, device="cpu")
+    result = train(model.config(), config, run, log=log)
+    said.put(
+        f"{model.title}: trained in {result.seconds:.0f} s, test top-1 {result.best_top1:.1f} %"
+    )
     return result.best_path, result.seconds
 
 
-def _measure(
-    model: DemoModel,
-    weights: Path,
-    seconds: float,
-    cub: Path,
-    gallery: Path,
-    root: Path,
-    seed: int,
-    scale: DemoScale,
-    csv: Path,
-) -> DemoRow:
+def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
+    """Write random weights of variance 1 / fan-in: narrow models start too small otherwise."""
+    torch.manual_seed(task.seed)
+    config = model.config()
+    built = build_model(
+        config.family,
+        model=config.name,
+        num_classes=task.scale.classes,
+        alpha=config.alpha,
+        beta=config.beta,
+        output_stride=config.output_stride,
+        **({} if model.family == "replknet" else {LAYER_SCALE[model.family]: 1.0}),
+    )
+    for module in built.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    path = task.root / "weights" / f"{model.slug}_init.pth"
+    save_state_dict_file(built.state_dict(), path)
+    return path
+
+
+def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) -> DemoRow:
+    root, scale = task.root, task.scale
     config = model.config(weights)
     run = RunConfig(num_workers=0, device="cpu", batch_size=20)
-    data = DataConfig(str(cub), input_size=INPUT_SIZE)
-    shown = DataConfig(str(gallery), input_size=INPUT_SIZE)
+    data = DataConfig(str(task.cub), input_size=INPUT_SIZE)
+    shown = DataConfig(str(task.gallery), input_size=INPUT_SIZE)
     scores: dict[str, EvaluateResult] = {}
     for method in METHODS:
         maps = MapConfig(method=method, map_size=INPUT_SIZE)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
         generate_heatmaps(config, shown, run, maps, root / f"heatmap_{model.slug}_{method}")
-    built, images = load_model(config, run), open_images(data)
-    common = (built, images, config, data, RunConfig(num_workers=0, device="cpu", batch_size=10))
-    sizes = SizeConfig(num_samples=scale.erf_samples, seed=seed)
-    erf_path = root / f"erf_sizes_{model.slug}.npy"
-    (stats,) = compute_sizes(*common, sizes, erf_path, resume=False).stats.values()
+    common = (load_model(config, run), open_images(data), config, data, run)
+    sizes = SizeConfig(num_samples=scale.erf_samples, seed=task.seed)
+    output = root / f"erf_sizes_{model.slug}.npy"
+    (stats,) = compute_sizes(*common, sizes, output, resume=False).stats.values()
     erf_map = compute_map(
         *common,
         ErfMapConfig(scale.erf_map_images, 2 * INPUT_SIZE),
@@ -234,13 +306,10 @@ def _measure(
         resume=False,
     )
     save_figure(plot_erf_map(erf_map.erf.map, erf_map.ratios), root / f"erf_map_{model.slug}.png")
-    accuracy = {m: scores[m].result.max_box_acc for m in METHODS}
-    point = Point(model.title, model.family, os.fspath(erf_path), accuracy["cam"] / 100)
-    append_points(csv, [point])
     return DemoRow(
         model.title,
         scores["cam"].classification["top1"],
-        accuracy,
+        {m: scores[m].result.max_box_acc for m in METHODS},
         {m: scores[m].result.max_box_acc_v2 for m in METHODS},
         stats.mean,
         stats.std,

@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -74,6 +74,50 @@ def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
         for point in points:
             row = dict(zip(COLUMNS, astuple(point), strict=True))
             writer.writerow([row[name] for name in header])
+        write_text(path, out.getvalue())
+
+
+def put_points(
+    path: str | os.PathLike,
+    points: Sequence[Point],
+    order: Sequence[str],
+    remove: Container[str] = (),
+) -> None:
+    """Set the rows of `points`, one per model name, in a CSV that may hold others.
+
+    A row whose name is in `order` is the caller's: there is one of each name afterwards, those of
+    `points` with new values, and among themselves they are sorted as in `order`. All other rows
+    stay as they are, at their place. Locking and writing are those of :func:`append_points`.
+
+    Args:
+        path: the CSV; made if it does not exist.
+        points: the points to add or replace.
+        order: the caller's model names, those of `points` among them.
+        remove: names of `order` whose rows go.
+
+    Raises:
+        InputError: a point is not valid, or the present file is not (see :func:`read_points`).
+    """
+    for point in points:
+        _check(point, f"point {point.model_name!r}")
+    with _locked(path):
+        text = _read(path) if Path(path).exists() else ""
+        _parse(path, text)
+        rows = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if any(r)]
+        header = [cell.strip() for cell in rows[0]] if rows else list(COLUMNS)
+        names = [row[header.index("model_name")].strip() for row in rows[1:]]
+        own = {name: row for name, row in zip(names, rows[1:]) if name in order}
+        for point in points:
+            values = dict(zip(COLUMNS, astuple(point), strict=True))
+            own[point.model_name] = [values[name] for name in header]
+        ordered = iter([own[name] for name in order if name in own and name not in remove])
+        # The caller's rows fill the places that they had, then follow at the end; a place too many
+        # (the same name twice) goes.
+        placed = [next(ordered, None) if name in own else row for name, row in zip(names, rows[1:])]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([row for row in [*placed, *ordered] if row is not None])
         write_text(path, out.getvalue())
 
 

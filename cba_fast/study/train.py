@@ -105,7 +105,7 @@ def train(
         trainer.load(state)
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
-    with contextlib.closing(_writer(files.log, trainer.progress.epoch)) as writer:
+    with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
         while trainer.progress.epoch < config.epochs:
             _run_epoch(trainer, files, writer, progress, log)
     return _result(files, trainer.progress, started, trainer.notes())
@@ -121,15 +121,15 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
     if top1 > done.best_top1:
         done.best_top1, done.best_epoch = top1, epoch
         save_state_dict_file(trainer.model.state_dict(), files.best)
-    for name, value in (
-        ("train/loss", figures.loss),
-        ("train/top1", figures.top1),
-        ("train/lr", figures.lr),
-        ("train/images_per_s", figures.images_per_s),
-        ("test/top1", top1),
-    ):
-        writer.add_scalar(name, value, epoch)
-    writer.flush()
+    scalars = {
+        "train/loss": figures.loss,
+        "train/top1": figures.top1,
+        "train/lr": figures.lr,
+        "train/images_per_s": figures.images_per_s,
+        "test/top1": top1,
+    }
+    done.history.append({"epoch": epoch, "time": time.time(), "scalars": scalars})
+    _write_log(writer, done.history[-1:])
     files.save(trainer.state())  # last: it says that the epoch's other files are complete
     epochs = trainer.config.epochs
     log(
@@ -155,9 +155,25 @@ def _result(files: RunFiles, done: Progress, started: float, notes: list[str]) -
     )
 
 
-def _writer(folder: Path, epochs_done: int):
+def _open_log(folder: Path, history: list[dict]):
+    """Return a TensorBoard writer whose log holds the epochs of `history` and no others.
+
+    A continued log is written anew: what a killed run logged of an epoch that will be repeated is
+    gone, and TensorBoard reads the files of one folder in the order of their names, which hold
+    whole seconds, the host and the process.
+    """
     # Imported here: it takes a second, which a command that does not train need not wait.
     from torch.utils.tensorboard import SummaryWriter
 
-    # What a killed run logged of an epoch that it did not finish is purged.
-    return SummaryWriter(str(folder), purge_step=epochs_done + 1 if epochs_done else None)
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    writer = SummaryWriter(str(folder))
+    _write_log(writer, history)
+    return writer
+
+
+def _write_log(writer, history: list[dict]) -> None:
+    for entry in history:
+        for name, value in entry["scalars"].items():
+            writer.add_scalar(name, value, entry["epoch"], walltime=entry["time"])
+    writer.flush()

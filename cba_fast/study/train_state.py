@@ -1,7 +1,7 @@
 """The files of a training run, and how a run is continued or replaced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,11 +17,18 @@ WRITTEN_BY = "cba_fast train-wsol 1"  # the number changes with the entries of t
 
 @dataclass
 class Progress:
-    """How far a run has come. `best_top1` is in percent, -1 before the first epoch."""
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs done.
+        best_top1, best_epoch: in percent, -1 before the first epoch, and when it was.
+        history: what was logged of each epoch: ``epoch``, ``time`` and ``scalars`` by name.
+    """
 
     epoch: int = 0
     best_top1: float = -1.0
     best_epoch: int = 0
+    history: list[dict] = field(default_factory=list)
 
 
 class RunFiles:
@@ -68,8 +75,6 @@ class RunFiles:
         """Replace what an earlier run left by the state before the first epoch."""
         self.save(state)
         self.best.unlink(missing_ok=True)
-        for path in self.log.glob("events.out.tfevents.*"):
-            path.unlink()
 
     def save(self, state: dict) -> None:
         """Write the last state in one step, with the run's settings."""

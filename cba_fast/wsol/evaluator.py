@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cba_fast.data.boxes import Boxes
-from cba_fast.errors import InputError
-from cba_fast.ops import best_box_iou
+from cba_fast.errors import InputError, ScoreMapError
+from cba_fast.ops import best_box_iou, quantize
 
 V2_IOUS = (0.3, 0.5, 0.7)
 MODES = ("largest", "all")
@@ -144,37 +144,54 @@ class BoxEvaluator:
         # mode -> image id -> (T,) uint8: how many of the sorted IoU thresholds are reached
         self._rows: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in self.modes}
 
-    def update(self, scoremaps: Tensor | np.ndarray, image_ids: Sequence[str]) -> None:
-        """Add a batch.
+    def update(
+        self,
+        scoremaps: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+        image_ids: Sequence[str],
+    ) -> None:
+        """Add a batch: all of it, or nothing if it is refused.
 
         Args:
-            scoremaps: (N, H, W) floating in [0, 1] or uint8; the boxes are scaled to (W, H).
+            scoremaps: (N, H, W) floating in [0, 1] or uint8, or N such maps (H, W) of one shape and
+                dtype; the boxes are scaled to (W, H).
             image_ids: N ids of the ground truth.
 
         Raises:
-            InputError: an unknown id, or other scores for an image that was added before.
-            ValueError: wrong shapes, NaN or values outside [0, 1].
+            InputError: an unknown id, or other scores for an image that was added before; a
+                `ScoreMapError` that names the image for NaN or values outside [0, 1].
+            ValueError: wrong shapes.
+            TypeError: a dtype that is neither floating nor uint8.
         """
+        scoremaps = _as_batch(scoremaps)
         if len(scoremaps) != len(image_ids):
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
-        unknown = [i for i in image_ids if i not in self.boxes.boxes]
-        if unknown:
-            raise InputError(f"image id {unknown[0]!r} is not in the ground truth")
+        self._check_known(image_ids)
         height, width = scoremaps.shape[1:]
         gt = [self.boxes.scaled(i, (width, height)) for i in image_ids]
-        thresholds = torch.from_numpy(self.thresholds)
         levels = np.sort(self.iou_thresholds)
+        u = _quantized(scoremaps, image_ids)  # the bytes serve both modes
+        rows = {}
         for mode in self.modes:
-            iou = best_box_iou(scoremaps, gt, thresholds, contours=mode).cpu().numpy()
-            rows = np.searchsorted(levels, iou, side="right").astype(np.uint8)
-            for image_id, row in zip(image_ids, rows):
-                self._add(mode, image_id, row)
+            iou = best_box_iou(u, gt, self.thresholds, contours=mode).numpy()
+            rows[mode] = np.searchsorted(levels, iou, side="right").astype(np.uint8)
+        self._add(image_ids, rows)
 
-    def _add(self, mode: str, image_id: str, row: np.ndarray) -> None:
-        old = self._rows[mode].get(image_id)
-        if old is not None and not np.array_equal(old, row):
-            raise InputError(f"image {image_id!r} was already added with another score map")
-        self._rows[mode][image_id] = row
+    def _add(self, image_ids: Sequence[str], rows: dict[str, Sequence[np.ndarray]]) -> None:
+        """Add the rows of all modes, or none if one differs from what is there."""
+        added: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in self.modes}
+        for mode, new in added.items():
+            for image_id, row in zip(image_ids, rows[mode], strict=True):
+                old = new.get(image_id, self._rows[mode].get(image_id))
+                if old is not None and not np.array_equal(old, row):
+                    raise InputError(f"image {image_id!r} was already added with another score map")
+                new[image_id] = row
+        for mode, new in added.items():
+            self._rows[mode].update(new)
+
+    def _check_known(self, image_ids: Iterable[str]) -> None:
+        unknown = next((i for i in image_ids if i not in self.boxes.boxes), None)
+        if unknown is not None:
+            raise InputError(f"image id {unknown!r} is not in the ground truth")
 
     def __len__(self) -> int:
         return len(self._rows[self.modes[0]])
@@ -185,12 +202,32 @@ class BoxEvaluator:
         Images that both hold count once.
 
         Raises:
-            InputError: other settings, or an image with different scores in the two.
+            InputError: other settings, other boxes or sizes of an image that both ground truths
+                hold, or an image with different scores in the two.
         """
         self._check_settings(other._settings())
-        for mode in self.modes:
-            for image_id, row in other._rows[mode].items():
-                self._add(mode, image_id, row)
+        self._check_boxes(other.boxes)
+        ids = list(other._rows[self.modes[0]])
+        self._check_known(ids)
+        self._add(ids, {m: [other._rows[m][i] for i in ids] for m in self.modes})
+
+    def _check_boxes(self, other: Boxes) -> None:
+        if other is self.boxes:
+            return
+        for image_id, boxes in self.boxes.boxes.items():
+            if image_id not in other.boxes:
+                continue
+            # `get` reads no image header: CUB's sizes are known where an image was scored
+            sizes = (self.boxes.sizes.get(image_id), other.sizes.get(image_id))
+            if not np.array_equal(boxes, other.boxes[image_id]):
+                raise InputError(
+                    f"evaluators with different boxes of {image_id!r} cannot be merged"
+                )
+            if None not in sizes and tuple(sizes[0]) != tuple(sizes[1]):
+                raise InputError(
+                    f"evaluators with different sizes of {image_id!r} cannot be merged: "
+                    f"{sizes[0]} and {sizes[1]}"
+                )
 
     def _settings(self) -> dict:
         return {
@@ -205,25 +242,40 @@ class BoxEvaluator:
                 raise InputError(f"evaluators with different {key} cannot be merged")
 
     def state_dict(self) -> dict:
-        """Return settings and rows as plain lists and arrays (without the ground truth)."""
+        """Return the settings and rows, without the ground truth.
+
+        Lists, strings, numbers and (images, T) uint8 tensors: ``torch.load(weights_only=True)``
+        reads what ``torch.save`` wrote of it.
+        """
         ids = sorted(self._rows[self.modes[0]])
         shape = (len(ids), len(self.thresholds))
         rows = {m: np.array([self._rows[m][i] for i in ids], np.uint8) for m in self.modes}
         return {
             "settings": self._settings(),
-            "image_ids": ids,
-            "rows": {mode: r.reshape(shape) for mode, r in rows.items()},
+            "image_ids": [str(i) for i in ids],
+            "rows": {mode: torch.from_numpy(r.reshape(shape)) for mode, r in rows.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Replace the rows by those of `state`; its settings must be this evaluator's.
 
         Raises:
-            InputError: other settings.
+            InputError: other settings, an image that is not in the ground truth, or rows that do
+                not fit.
         """
         self._check_settings(state["settings"])
-        for mode in self.modes:
-            self._rows[mode] = dict(zip(state["image_ids"], state["rows"][mode]))
+        ids = state["image_ids"]
+        self._check_known(ids)
+        shape = (len(ids), len(self.thresholds))
+        rows = {
+            mode: torch.as_tensor(state["rows"][mode]).cpu().numpy().copy() for mode in self.modes
+        }
+        for mode, row in rows.items():
+            if row.shape != shape or row.dtype != np.uint8:
+                raise InputError(
+                    f"the rows of {mode!r} must be {shape} uint8, got {row.shape} {row.dtype}"
+                )
+        self._rows = {mode: dict(zip(ids, row)) for mode, row in rows.items()}
 
     def localized(self, mode: str, iou: float, threshold: float) -> dict[str, bool]:
         """Return for each image whether it is localized at one of the evaluated settings."""
@@ -260,3 +312,33 @@ class BoxEvaluator:
                 counts.tolist(), (100.0 * best / num_images).tolist(), optimal
             )
         return result
+
+
+def _as_batch(scoremaps) -> Tensor | np.ndarray:
+    """Return the score maps as one tensor or array (N, H, W)."""
+    if isinstance(scoremaps, list | tuple):
+        if not scoremaps:
+            return np.zeros((0, 1, 1))
+        kinds = {(tuple(np.shape(m)), str(getattr(m, "dtype", type(m)))) for m in scoremaps}
+        # one dtype, because the rounding of the quantization depends on it
+        if len(kinds) > 1:
+            found = " and ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds)[:2])
+            raise ValueError(f"score maps in a list must have one shape and dtype, got {found}")
+        scoremaps = (torch if torch.is_tensor(scoremaps[0]) else np).stack(scoremaps)
+    if not isinstance(scoremaps, Tensor | np.ndarray):
+        raise TypeError(f"score maps must be a tensor or an array, got {type(scoremaps).__name__}")
+    shape = tuple(scoremaps.shape)
+    if len(shape) != 3 or 0 in shape[1:]:
+        squeeze = "; take the channel out with squeeze(1)" if shape[1:2] == (1,) else ""
+        raise ValueError(f"score maps must be (N, H, W) with H, W >= 1, got {shape}{squeeze}")
+    return scoremaps
+
+
+def _quantized(scoremaps: Tensor | np.ndarray, image_ids: Sequence[str]) -> Tensor:
+    """Return the maps as bytes on the CPU; name the image of the first map that is not valid."""
+    try:
+        return quantize(scoremaps).cpu()
+    except ScoreMapError as e:
+        inside = ((scoremaps >= 0) & (scoremaps <= 1)).reshape(len(scoremaps), -1)  # NaN is not
+        index = next(i for i, row in enumerate(inside) if not row.all())
+        raise ScoreMapError(f"image {image_ids[index]!r}: {e}") from e

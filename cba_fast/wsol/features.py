@@ -1,19 +1,30 @@
 """Feature maps, logits and classifier weights of a model in one forward pass."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from cba_fast.nn import eval_mode
 
 
 def classify(
     model: nn.Module, x: Tensor, layer: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `model` once and return what class activation maps are made of.
+    """Run `model` once, in eval mode, and return what class activation maps are made of.
+
+    The classifier is what ``get_classifier`` returns, or else the last linear layer whose output
+    is the logits. Between the features and the classifier only pooling, norms, activations and the
+    like may run: a map weighted by the classifier's rows explains nothing behind a hidden layer.
 
     Args:
-        model: a classifier whose last steps are pooling and one linear layer. Models with
-            timm's interface (``forward_features``, ``forward_head``, ``get_classifier``) work
-            without `layer`, all of `cba_fast.models` among them; any other needs it.
-        x: (N, 3, H, W).
+        model: a classifier whose last steps are pooling and one linear layer (`nn.Linear` or a 1x1
+            convolution). Models with timm's ``forward_features`` and ``forward_head`` work without
+            `layer`, all of `cba_fast.models` among them; any other needs it. It may be in any mode:
+            the mode of every module is restored, and running statistics stay as they are.
+        x: (N, 3, H, W), N >= 1.
         layer: dotted name of the module whose output is taken as the features.
 
     Returns:
@@ -21,61 +32,169 @@ def classify(
         as (N, h, w, C) are permuted.
 
     Raises:
-        TypeError: no linear classifier, or no features without `layer`.
-        ValueError: `layer` does not exist, or its channels differ from the classifier's inputs.
+        TypeError: no linear classifier, one that does not take the features' channels, a layer with
+            weights of its own before it, or no features without `layer`.
+        ValueError: `layer` does not exist, or its output is not a feature map.
     """
-    head = _linear_head(model)
-    if layer is None:
-        if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-            raise TypeError(
-                f"{type(model).__name__} has no forward_features/forward_head; name the layer that "
-                "gives the last feature maps"
-            )
-        features = model.forward_features(x)
-        logits = model.forward_head(features)
-    else:
-        features, logits = _run_with_hook(model, x, layer)
-    return _channels_first(features, head.in_features, layer), logits, head.weight.detach()
+    where = "forward_features" if layer is None else f"module {layer!r}"
+    with eval_mode(model):
+        features, logits, calls = _run_head(model, x) if layer is None else _run(model, x, layer)
+    if not torch.is_tensor(features) or features.ndim != 4:
+        raise ValueError(f"{where} must give (N, C, h, w) feature maps, got {_describe(features)}")
+    if not torch.is_tensor(logits) or logits.ndim != 2:
+        raise TypeError(f"{_name(model)} must return (N, K) logits, got {_describe(logits)}")
+    at = _classifier_call(model, calls, logits, where)
+    _refuse_hidden_layers(model, calls, at, where)
+    weight = calls[at].module.weight.detach().flatten(1)
+    return _channels_first(features, weight.shape[1], calls[at].name, where), logits, weight
 
 
-def _linear_head(model: nn.Module) -> nn.Linear:
-    if hasattr(model, "get_classifier"):
-        head = model.get_classifier()
-    else:
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        head = linears[-1] if linears else None
-    if not isinstance(head, nn.Linear):
+@dataclass
+class _Call:
+    """One run of a module: its name in the model, its first argument and its result."""
+
+    name: str
+    module: nn.Module
+    given: object
+    result: object
+
+
+def _run_head(model: nn.Module, x: Tensor) -> tuple[object, object, list[_Call]]:
+    """Return the features, the logits and the calls that ``forward_head`` makes."""
+    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
         raise TypeError(
-            f"the classifier of {type(model).__name__} must be one nn.Linear after pooling, "
-            f"got {type(head).__name__}"
+            f"{_name(model)} has no forward_features/forward_head; name the layer that gives the "
+            "last feature maps"
         )
-    return head
+    features = model.forward_features(x)
+    calls: list[_Call] = []
+    with _hooks(dict(model.named_modules()), calls.append):
+        logits = model.forward_head(features)
+    return features, logits, calls
 
 
-def _run_with_hook(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+def _run(model: nn.Module, x: Tensor, layer: str) -> tuple[object, object, list[_Call]]:
+    """Return the output of `layer`, the logits and the calls that end after that of `layer`."""
     modules = dict(model.named_modules())
     if layer not in modules:
-        raise ValueError(f"{type(model).__name__} has no module named {layer!r}")
-    seen = []
-    handle = modules[layer].register_forward_hook(lambda _m, _i, out: seen.append(out))
-    try:
+        raise ValueError(f"{_name(model)} has no module named {layer!r}")
+    seen: list[object] = []
+    calls: list[_Call] = []
+
+    def record(call: _Call) -> None:
+        if call.module is modules[layer]:
+            # a copy: an activation that works in place would change the features
+            out = call.result
+            seen.append(out.clone() if torch.is_tensor(out) else out)
+        elif seen and call.name and not layer.startswith(f"{call.name}."):
+            calls.append(call)
+
+    with _hooks(modules, record):
         logits = model(x)
-    finally:
-        handle.remove()
     if len(seen) != 1:
         raise ValueError(f"module {layer!r} ran {len(seen)} times in one forward pass, not once")
-    return seen[0], logits
+    return seen[0], logits, calls
 
 
-def _channels_first(features: Tensor, channels: int, layer: str | None) -> Tensor:
-    where = "forward_features" if layer is None else f"module {layer!r}"
-    if not torch.is_tensor(features) or features.ndim != 4:
-        got = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
-        raise ValueError(f"{where} must give (N, C, h, w) feature maps, got {got}")
+@contextlib.contextmanager
+def _hooks(modules: dict[str, nn.Module], record: Callable[[_Call], None]) -> Iterator[None]:
+    """Call `record` after each run of one of `modules`."""
+
+    def hook_of(name: str):
+        def hook(module, args, result):
+            record(_Call(name, module, args[0] if args else None, result))
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_of(name)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _classifier_call(model: nn.Module, calls: list[_Call], logits: Tensor, where: str) -> int:
+    """Return the index of the classifier's call."""
+    if hasattr(model, "get_classifier"):
+        head = model.get_classifier()
+        if not _is_linear(head):
+            raise TypeError(
+                f"the classifier of {_name(model)} must be one nn.Linear or 1x1 convolution after "
+                f"pooling, got {_name(head)}"
+            )
+        found = [i for i, call in enumerate(calls) if call.module is head]
+    else:
+        linear = [i for i, call in enumerate(calls) if _is_linear(call.module)]
+        found = [i for i in linear if _is_same(calls[i].result, logits)]
+    if not found:
+        ran = ", ".join(f"{c.name} ({_name(c.module)})" for c in calls if _mixes(c.module))
+        raise TypeError(
+            f"no linear layer of {_name(model)} gives its logits {tuple(logits.shape)}; after "
+            f"{where} ran: {ran or 'no layer with weights'}"
+        )
+    return found[-1]
+
+
+def _refuse_hidden_layers(model: nn.Module, calls: list[_Call], at: int, where: str) -> None:
+    """Raise TypeError if a layer that mixes channels or positions runs before the classifier."""
+    head = calls[at]
+    for call in calls[:at]:
+        # parametrizations run inside the classifier; other heads read what the classifier reads
+        inside = call.name.startswith(f"{head.name}.")
+        beside = call.given is not None and call.given is head.given
+        if _mixes(call.module) and not inside and not beside:
+            raise TypeError(
+                f"{_name(model)} has no linear head after {where}: {call.name} "
+                f"({_name(call.module)}) runs before the classifier {head.name}"
+            )
+
+
+def _is_linear(module: object) -> bool:
+    """Whether the module maps channels linearly: nn.Linear or a plain 1x1 convolution."""
+    if isinstance(module, nn.Conv2d):
+        return module.weight.shape[2:] == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether the module's own weights can combine channels or positions.
+
+    Norms, scales and learned activations have one number per channel; all else has parameters with
+    two dimensions or more.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return False
+    if _is_linear(module):
+        return True
+    return any(p.squeeze().ndim > 1 for p in module.parameters(recurse=False))
+
+
+def _is_same(result: object, logits: Tensor) -> bool:
+    """Whether a result is the logits, possibly reshaped (K, 1, 1) -> (K,) or cast."""
+    if not torch.is_tensor(result) or result.ndim < 2:
+        return False
+    result = result.flatten(1)
+    if result.shape != logits.shape:
+        return False
+    same = result.to(logits.dtype) == logits
+    return bool((same | (result.isnan() & logits.isnan())).all())
+
+
+def _channels_first(features: Tensor, channels: int, head: str, where: str) -> Tensor:
     if features.shape[1] == channels:
         return features
     if features.shape[3] == channels:  # e.g. Swin: (N, h, w, C)
         return features.permute(0, 3, 1, 2)
-    raise ValueError(
-        f"{where} gives {tuple(features.shape)}, but the classifier takes {channels} channels"
+    raise TypeError(
+        f"{where} gives {tuple(features.shape)}, but the classifier {head} takes {channels} "
+        "channels"
     )
+
+
+def _name(module: object) -> str:
+    return type(module).__name__
+
+
+def _describe(value: object) -> str:
+    return str(tuple(value.shape)) if torch.is_tensor(value) else type(value).__name__

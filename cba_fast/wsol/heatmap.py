@@ -57,4 +57,4 @@ def _quantize(m: np.ndarray, value_range: str) -> np.ndarray:
 
 def is_constant(maps: np.ndarray) -> np.ndarray:
     """Return (N,) bool: which finished maps (N, S, S) hold no localization (all zeros)."""
-    return ~maps.reshape(len(maps), -1).any(axis=1)
+    return ~maps.any(axis=(1, 2))

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cba_fast.data.records import map_name
+from cba_fast.data.records import make_record
 from cba_fast.errors import ScoreMapError
 
 
@@ -28,9 +28,15 @@ class MapFolder:
         self.ambiguous: list[str] = []
 
     def find(self, image_id: str) -> Path | None:
-        """Return the path of the map of `image_id`, or None if there is none."""
+        """Return the path of the map of `image_id`, or None if there is none.
+
+        Raises:
+            InputError: the id (they come from text files) is no plain relative path, so its map
+                would lie outside of the folder.
+        """
+        record = make_record(image_id, self.root / image_id, None, str(self.root))
         official = self.root / f"{image_id}.npy"
-        study = self.root / map_name(image_id)
+        study = self.root / record.map_name
         if official.is_file():
             if study != official and study.is_file():
                 self.ambiguous.append(image_id)

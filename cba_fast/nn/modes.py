@@ -1,0 +1,21 @@
+"""Train and eval mode of modules."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode; restore the mode of each of its modules at the end, also on errors.
+
+    In train mode batch norms mix the images of a batch and change their running statistics.
+    """
+    training = [m for m in model.modules() if m.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for m in training:
+            m.training = True

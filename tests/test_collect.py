@@ -1,0 +1,454 @@
+"""collect-erf-wsol: what is shared, skipped, redone; kills, failures; the rows of the CSV."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from cli_runner import run_cli
+from data_factory import CUB_IMAGES, cub_folder
+
+from cba_fast import files
+from cba_fast.data import generate
+from cba_fast.data.prepare import split_images
+from cba_fast.errors import InputError
+from cba_fast.study import collect as study
+from cba_fast.study import train_config, train_state
+from cba_fast.study.collect_plan import differences, find_steps
+from cba_fast.study.experiments import load_experiments
+from cba_fast.study.points import Point, append_points, put_points, read_points
+
+DEFAULTS = {
+    "test_dataset": "cub",
+    "data_root": "split",
+    "epochs": 2,
+    "input_size": 64,
+    "output_stride": 16,
+    "num_workers": 0,
+    "device": "cpu",
+}
+NANO = {"model_family": "replknet", "model": "replknet_nano"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(content):
+    Path("e.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return Path("e.yaml")
+
+
+def load(content):
+    return load_experiments(write(content))
+
+
+# The rows
+
+
+def test_put_points_keeps_the_order_and_the_rows_of_others(here):
+    rows = [
+        "model_name,family,erf_path,wsol",
+        "b,f,b.npy,0.5",
+        '"x, y",f,x.npy,61.50',
+        "a,f,a.npy,1",
+    ]
+    Path("p.csv").write_text("\n".join(rows))
+    put_points("p.csv", [Point("c", "f", "c.npy", 0.25)], ["a", "b", "c"])
+    assert Path("p.csv").read_text().splitlines() == [
+        *(rows[0], rows[3], rows[2], rows[1], "c,f,c.npy,0.25"),
+    ]
+    put_points("p.csv", [Point("a", "f", "new.npy", 0.125)], ["a", "b", "c"], remove={"b"})
+    assert Path("p.csv").read_text().splitlines() == [
+        *(rows[0], "a,f,new.npy,0.125", rows[2], "c,f,c.npy,0.25"),
+    ]
+
+
+def test_put_points_ends_with_one_row_of_each_name(here):
+    append_points("p.csv", [Point("a", "f", "a.npy", 0.5), Point("a", "f", "a.npy", 0.75)])
+    put_points("p.csv", [Point("b", "f", "b.npy", 1.0)], ["b", "a"])
+    assert [(p.model_name, p.wsol) for p in read_points("p.csv")] == [("b", 1.0), ("a", 0.75)]
+
+
+# Runs, with fast stand-ins for training and scores
+
+
+@pytest.fixture
+def calls(here, monkeypatch):
+    """Images and folders, and the names of what the stand-ins were asked for."""
+    calls = []
+    cub_folder(here / "cub", CUB_IMAGES)
+    for split in ("train", "test"):
+        (here / "split" / split).mkdir(parents=True)
+
+    def train(model, config, run, *, resume, progress, log):
+        assert resume
+        assert model.weights is None
+        name = config.exp_name
+        calls.append(("train", name))
+        last = train_config.last_path(model, config)
+        # As the trainer: a state first, the weights, then the state that says they are complete.
+        for epoch in (0, config.epochs):
+            state = {"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}
+            with files.atomic_path(last) as tmp:
+                torch.save(state, tmp)
+            if epoch == 0:
+                files.write_text(train_config.best_path(model, config), f"weights of {name}")
+        fields = {"best_top1": 50.0, "best_epoch": 1, "epochs": config.epochs, "seconds": 0.5}
+        return SimpleNamespace(**fields, notes=[])
+
+    def evaluate(model, data, run, maps, boxes, *, num_samples, progress):
+        calls.append(("evaluate", maps.method))
+        box = {"largest": SimpleNamespace(optimal_threshold=[0.1, 0.2, 0.3])}
+        size = Path(model.weights).stat().st_size  # a score that depends on the weights
+        score = 25.0 + size % 7 + (maps.method == "pc1")
+        result = SimpleNamespace(
+            max_box_acc=score,
+            max_box_acc_v2=1.0,
+            iou_thresholds=[0.3, 0.5, 0.7],
+            modes=box,
+            num_images=3,
+        )
+        return SimpleNamespace(result=result, classification={"top1": 75.0}, notes=["a note"])
+
+    def compute_sizes(model, images, config, data, run, sizes, output, *, progress):
+        assert (run.batch_size, run.precision) == (1, "fp32")
+        calls.append(("erf", Path(output).name))
+        values = np.arange(1, sizes.num_samples + 1, dtype=np.float32)
+        files.write_npy(output, values)
+        stats = SimpleNamespace(count=len(values), mean=float(values.mean()), std=1.0)
+        return SimpleNamespace(stats={0.2: stats}, notes=[])
+
+    stand_ins = {"train": train, "evaluate": evaluate, "compute_sizes": compute_sizes}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(study, name, stand_in)
+    monkeypatch.setattr(study, "load_model", lambda config, run: None)
+    return calls
+
+
+def three(**changes):
+    """Two experiments that share a training, and one of given weights."""
+    Path("given.pth").write_text("given weights")
+    grid = {**NANO, "localization_method": ["cam", "pc1"]}
+    given = {"name": "given", "model_family": "replknet", "weight_path": "given.pth"}
+    return {"defaults": DEFAULTS | changes, "experiments": [given], "grid": grid}
+
+
+THREE = ["given", "replknet_cam", "replknet_pc1"]
+
+
+def collect(capsys, content, *args):
+    return run_cli(capsys, "collect-erf-wsol", "--config", write(content), *args)
+
+
+def trainings(calls):
+    return [name for what, name in calls if what == "train"]
+
+
+def test_experiments_share_a_training_and_end_in_the_csv(here, calls, capsys):
+    done = collect(capsys, three())
+    assert done.status == 0, done.err
+    assert len(trainings(calls)) == 1
+    rows = read_points("erf_wsol_points.csv")
+    assert [r.model_name for r in rows] == THREE
+    for row in rows:
+        result = json.loads(Path(f"erf_wsol/{row.model_name}.json").read_text())
+        assert row.wsol == result["max_box_acc"] / 100
+        assert row.erf_path == f"erf_wsol/erf_{row.model_name}.npy"
+        assert np.load(row.erf_path).mean() == result["erf"]["mean"] == 100.5
+        assert result["optimal_threshold"] == 0.2
+        assert row.model_name in done.out
+    assert result["training"]["best_top1"] == 50
+    assert "Warning: a note" in done.out
+
+
+def test_a_second_run_does_nothing(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    before = snapshot()
+    calls.clear()
+    done = collect(capsys, three(num_workers=1))  # how, not what
+    assert (done.status, calls) == (0, [])
+    assert done.out.count("kept") == 3
+    assert snapshot() == before
+
+
+def snapshot():
+    """The files of a run without times."""
+    found = {}
+    for path in sorted(p for p in Path().rglob("*") if p.is_file() and p.suffix != ".yaml"):
+        if path.parent.name == "erf_wsol" and path.suffix == ".json":
+            result = json.loads(path.read_text())
+            del result["seconds"], result["weights"]["mtime_ns"]
+            found[path] = result
+        elif path.suffix != ".pth" or "best" in path.name:
+            found[path] = path.read_bytes()
+    return found
+
+
+class Killed(BaseException):
+    """What ends a process without its consent."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_write_and_run_again(here, calls, capsys, monkeypatch, after):
+    replace = files.os.replace
+    plan = load(three())
+
+    def run(kill_at):
+        left = [kill_at]
+
+        def killing(source, target):
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                raise Killed
+            replace(source, target)
+            if left[0] == 0:
+                raise Killed
+
+        monkeypatch.setattr(files.os, "replace", killing)
+        try:
+            for _ in study.collect(plan, find_steps(plan), log=lambda text: None):
+                pass
+        finally:
+            monkeypatch.setattr(files.os, "replace", replace)
+        return kill_at - left[0]
+
+    writes = run(10**6)
+    assert writes == 3 * 3 + 3  # sizes, JSON and row of each; state, weights and state of one
+    expected = snapshot()
+    for kill_at in range(1, writes + 1):
+        for path in [*Path("erf_wsol").iterdir(), *Path("weights").iterdir()]:
+            path.unlink()
+        Path("erf_wsol_points.csv").unlink()
+        with pytest.raises(Killed):
+            run(kill_at)
+        run(10**6)
+        assert snapshot() == expected
+
+
+def test_a_row_lost_between_json_and_csv_is_repaired(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    before = Path("erf_wsol_points.csv").read_text()
+    lines = before.splitlines(keepends=True)
+    calls.clear()
+    Path("erf_wsol_points.csv").write_text("".join([lines[0], *lines[2:]]))
+    assert "add its row" in collect(capsys, three(), "--dry_run").out
+    done = collect(capsys, three())
+    assert (done.status, calls) == (0, [])
+    assert Path("erf_wsol_points.csv").read_text() == before
+
+
+def test_lost_sizes_are_measured_again(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    before = snapshot()
+    Path("erf_wsol/erf_given.npy").unlink()
+    assert collect(capsys, three()).status == 0
+    assert snapshot() == before
+
+
+def test_changed_settings_are_refused_or_redone(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    calls.clear()
+    before = snapshot()
+    changed = three(num_samples=5)
+    done = collect(capsys, changed)
+    assert (done.status, calls) == (1, [])
+    assert "given: num_samples was 200, is 5" in done.err
+    assert "--redo" in done.err
+    assert snapshot() == before
+    done = collect(capsys, changed, "--redo")
+    assert done.status == 0, done.err
+    assert [r.model_name for r in read_points("erf_wsol_points.csv")] == THREE
+    assert len(np.load("erf_wsol/erf_given.npy")) == 5
+    assert collect(capsys, changed, "--redo").out.count("kept") == 3
+
+
+def test_a_redo_that_is_killed_leaves_no_old_result_for_new_sizes(here, calls, capsys, monkeypatch):
+    assert collect(capsys, three()).status == 0
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    plan = load(three(num_samples=5))
+    write_json = files.write_json
+    monkeypatch.setattr(files, "write_json", killed)
+    with pytest.raises(Killed):
+        list(study.collect(plan, find_steps(plan), log=lambda text: None))
+    monkeypatch.setattr(files, "write_json", write_json)
+    assert collect(capsys, three()).status == 0  # the old settings again
+    assert len(np.load("erf_wsol/erf_given.npy")) == 200
+
+
+def test_other_weights_under_the_same_path_are_refused(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    content = three()  # writes the same content anew: other time, same weights
+    assert collect(capsys, content).status == 0
+    Path("given.pth").write_text("other weights")
+    done = collect(capsys, content)
+    assert done.status == 1
+    assert "given: the weights given.pth are others than those that were scored" in done.err
+
+
+def test_a_row_of_the_users_is_not_replaced(here, calls, capsys):
+    append_points("erf_wsol_points.csv", [Point("given", "mine", "x.npy", 0.5)])
+    done = collect(capsys, three())
+    assert (done.status, calls) == (1, [])
+    assert "given: erf_wsol_points.csv has a row of this name" in done.err
+
+
+def test_a_failure_is_recorded_and_does_not_end_the_rest(here, calls, capsys, monkeypatch):
+    good = study.compute_sizes
+
+    def failing(*args, **kwargs):
+        if "given" in str(args[6]):
+            raise RuntimeError("out of memory")
+        return good(*args, **kwargs)
+
+    monkeypatch.setattr(study, "compute_sizes", failing)
+    done = collect(capsys, three())
+    assert done.status == 1
+    assert "1 of 3 failed" in done.err
+    assert "given: RuntimeError: out of memory" in done.out
+    record = Path("erf_wsol/given.error.txt").read_text()
+    assert record.startswith("RuntimeError: out of memory\n")
+    assert "Traceback" in record
+    assert [r.model_name for r in read_points("erf_wsol_points.csv")] == THREE[1:]
+    monkeypatch.setattr(study, "compute_sizes", good)
+    calls.clear()
+    done = collect(capsys, three())
+    assert done.status == 0
+    assert [what for what, _ in calls] == ["evaluate", "erf"]
+    assert not Path("erf_wsol/given.error.txt").exists()
+    assert [r.model_name for r in read_points("erf_wsol_points.csv")] == THREE
+
+
+def test_a_failed_training_fails_once_for_all_that_share_it(here, calls, capsys, monkeypatch):
+    def failing(model, config, run, **kwargs):
+        calls.append(("train", config.exp_name))
+        raise InputError("the loss is nan")
+
+    monkeypatch.setattr(study, "train", failing)
+    done = collect(capsys, three())
+    assert done.status == 1
+    assert len(trainings(calls)) == 1
+    assert "the loss is nan" in Path("erf_wsol/replknet_cam.error.txt").read_text()
+    assert "failed before: InputError: the loss is nan" in done.out
+    assert [r.model_name for r in read_points("erf_wsol_points.csv")] == ["given"]
+
+
+def test_an_interrupt_tells_how_to_go_on(here, calls, capsys, monkeypatch):
+    good = study.train
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "train", interrupted)
+    done = collect(capsys, three())
+    assert done.status == 1
+    assert "Interrupted after 1 of 3 experiments: the same command goes on" in done.err
+    monkeypatch.setattr(study, "train", good)
+    assert collect(capsys, three()).status == 0
+    assert not list(Path("erf_wsol").glob("*.error.txt"))
+
+
+def test_dry_run_tells_what_would_happen_and_changes_nothing(here, calls, capsys):
+    content = three()
+    before = sorted(Path().rglob("*"))
+    done = collect(capsys, content, "--dry_run")
+    assert done.status == 0, done.err
+    assert re.search(
+        r"replknet_cam .* train replknet_r64_e2_lr0.0001_auglight_\S+ \(2 epochs\), score", done.out
+    )
+    assert re.search(r"replknet_pc1 .* weights that replknet_cam trains", done.out)
+    assert re.search(r"given .* score given.pth", done.out)
+    assert sorted({*Path().rglob("*")} - {Path("e.yaml")}) == before
+    assert calls == []
+    assert collect(capsys, content).status == 0
+    assert collect(capsys, content, "--dry_run").out.count("nothing: done") == 3
+
+
+def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
+    plan = load(three())
+    settings = plan.experiments[1].settings
+    best = train_config.best_path(settings.model_of(None), settings.training())
+    last = train_config.last_path(settings.model_of(None), settings.training())
+    best.parent.mkdir()
+    for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
+        torch.save({"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}, last)
+        best.write_text("w")
+        assert text in collect(capsys, three(), "--dry_run").out
+    last.unlink()
+    done = collect(capsys, three())
+    assert done.status == 0
+    assert trainings(calls) == []
+    assert "used as it is" in done.out
+    assert best.read_text() == "w"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_root": "none"}, "replknet_cam: data_root: no folder none/train"),
+        ({"init_weights": "none.pth"}, "replknet_cam: init_weights: no file none.pth"),
+        ({"test_dataset": "none"}, "given: test_dataset: no data set 'none'"),
+        ({"test_dataset": "folders"}, "has no boxes; give cub_root or metadata_root"),
+        ({"cub_root": "none"}, "given: cub_root: no folder none"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+    ],
+)
+def test_missing_files_are_told_before_anything_runs(here, calls, capsys, change, message):
+    (here / "folders" / "a").mkdir(parents=True)
+    (here / "folders" / "a" / "1.jpg").write_bytes(b"")
+    done = collect(capsys, three(**change))
+    assert (done.status, calls) == (1, [])
+    assert message in done.err
+    content = three()
+    Path("given.pth").unlink()
+    assert "given: weight_path: no file given.pth" in collect(capsys, content).err
+
+
+def test_a_file_that_is_no_result_is_named(here, calls, capsys):
+    files.write_text("erf_wsol/given.json", "{}")
+    done = collect(capsys, three())
+    assert done.status == 1
+    assert "erf_wsol/given.json: not a result of collect-erf-wsol" in done.err
+
+
+def test_a_key_that_an_older_result_lacks_has_its_default():
+    old = {"model_family": "slak", "lr": 1e-4}
+    assert differences(old, old | {"epochs": 100, "split": "test"}) == []
+    assert differences(old, old | {"epochs": 9}) == ["epochs was 100, is 9"]
+
+
+def test_two_tiny_experiments_for_real(here, capsys):
+    generate("cub", classes=2, images_per_class=4, test_per_class=2, size=64)
+    split_images("cub")
+    grid = {"model_family": "replknet", "model": "replknet_nano", "lr": [1e-3, 4e-3]}
+    how = {"batch_size": 4, "num_samples": 2, "map_size": 32, "epochs": 1, "channels_last": False}
+    content = {"defaults": DEFAULTS | {"data_root": "cub/images_splitted"} | how, "grid": grid}
+    done = collect(capsys, content)
+    assert done.status == 0, done.err
+    rows = read_points("erf_wsol_points.csv")
+    assert [r.model_name for r in rows] == ["replknet_lr0.001", "replknet_lr0.004"]
+    for row in rows:
+        result = json.loads(Path(f"erf_wsol/{row.model_name}.json").read_text())
+        assert result["num_images"] == 4
+        assert result["classification"]["top1"] == result["training"]["best_top1"]
+        assert np.load(row.erf_path).shape == (2,)
+    done = run_cli(capsys, "plot-erf-vs-wsol", "--csv", "erf_wsol_points.csv", "--save", "p.png")
+    assert done.status == 0, done.err
+    # The same numbers as by the single command.
+    args = ["--model_family", "replknet", "--model", "replknet_nano", "--test_dataset", "cub"]
+    args += ["--fine_tuned_weight_name", result["weights"]["path"], "--output_stride", 16]
+    args += ["--input_size", 64, "--map_size", 32, "--num_samples", 2, "--num_workers", 0]
+    done = run_cli(capsys, "evaluate", *args, "--no_channels_last", "--json", "one.json")
+    assert done.status == 0, done.err
+    one = json.loads(Path("one.json").read_text())
+    assert one["max_box_acc"] == result["max_box_acc"]
+    assert one["erf"]["mean"] == pytest.approx(result["erf"]["mean"])
