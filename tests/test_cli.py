@@ -64,6 +64,17 @@ def test_families_are_those_of_the_models():
         (["wsol-eval", "--contours", "biggest"], "biggest"),
         (["wsol-eval", "--iou_thr", "1.5"], "1.5"),
         (["wsol-eval", "--cam_curve_interval", "0"], "0"),
+        (["wsol-eval", "--cam_curve_interval", "1e-11"], "1e-11"),
+        (["wsol-eval", "--cam_curve_interval", "nan"], "'nan' is not a number"),
+        (["wsol-eval", "--iou_thr", "nan"], "'nan' is not a number"),
+        (["wsol-eval", "--resize_maps"], "--resize_maps needs --eval_size"),
+        (["evaluate", "--resize_maps"], "--resize_maps needs --eval_size"),
+        (["evaluate", "--p", "nan"], "'nan' is not a number"),
+        (["evaluate", "--p", "x"], "'x' is not a number"),
+        (["evaluate", "--seed", "-1"], "-1"),
+        (["evaluate", "--seed", str(2**32)], str(2**32)),
+        (["generate-heatmap", "--map_size", "40000"], "40000"),
+        (["erf-compute", "--p", "nan"], "'nan' is not a number"),
         (["erf-compute"], "model_family"),
         (["no-such-command"], "No such command"),
     ],
@@ -72,6 +83,25 @@ def test_bad_options_are_named(capsys, args, message):
     done = run_cli(capsys, *args)
     assert done.status == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "Error: out of memory\n"),
+        (MemoryError("Unable to allocate 9 TiB"), "Error: out of memory: Unable to allocate 9 TiB"),
+        (OSError(28, "No space left on device", "x.npy"), "Error: x.npy: No space left on device"),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(capsys, monkeypatch, tmp_path, error, message):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("cba_fast.study.score.score_folder", fails)
+    done = run_cli(capsys, "wsol-eval", "--np_root", tmp_path)
+    assert done.status == 1
+    assert done.err.startswith(message)
+    assert len(done.err.splitlines()) == 1
 
 
 def test_hyphens_and_underscores_are_the_same(capsys, tmp_path):

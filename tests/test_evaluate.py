@@ -1,12 +1,23 @@
 """evaluate and wsol-eval: equal counts by both ways, protocol options, bad input."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
-from data_factory import edit_lines, metadata_folder, write_file, write_image
+from data_factory import cub_folder, edit_lines, metadata_folder, write_file, write_image
+
+from cba_fast.data import load_boxes, open_image_set
+from cba_fast.errors import InputError
+from cba_fast.study import score
+from cba_fast.study.evaluate import match_images
+from cba_fast.wsol import BoxEvaluator
 
 IDS = [f"{c}/{c}_{i}.v1.jpg" for c in ("auk", "jay", "owl") for i in range(3)]
 SIZES = {i: (40 + n, 60 - 2 * n) for n, i in enumerate(IDS)}
@@ -196,7 +207,7 @@ def test_a_threshold_tuned_elsewhere(here, capsys):
     assert row["box_acc"] == pytest.approx(100 * result["largest"]["num_correct"][1][at] / 9)
     assert row["max_box_acc"] == result["max_box_acc"]
     assert "val.json" in done.out
-    for text, message in (("{", "JSON"), ("[]", "object"), ("{}", "not a result")):
+    for text, message in (("{", "JSON"), ("[]", "not a result"), ("{}", "not a result")):
         write_file(here / "bad.json", text)
         done = run_cli(capsys, *args, "--threshold_from", "bad.json")
         assert done.status == 1
@@ -225,10 +236,16 @@ def test_bad_ground_truth_is_named(here, capsys):
         assert "localization.txt" in done.err
         assert message in done.err
         (here / "meta" / "localization.txt").write_text(whole)
-    edit_lines(here / "meta" / "image_ids.txt", lambda lines: [*lines, lines[0]])
-    done = run_cli(capsys, *args)
-    assert done.status == 1
-    assert "image_ids.txt" in done.err
+    ids = (here / "meta" / "image_ids.txt").read_text()
+    for line, message in (
+        (IDS[4], "line 10: duplicate"),
+        ("../x.jpg", "'../x.jpg' is not a plain"),
+    ):
+        (here / "meta" / "image_ids.txt").write_text(f"{ids}{line}\n")
+        done = run_cli(capsys, *args)
+        assert done.status == 1
+        assert "image_ids.txt" in done.err
+        assert message in done.err
 
 
 def test_eval_size_of_evaluate(here, weights, capsys):
@@ -237,6 +254,188 @@ def test_eval_size_of_evaluate(here, weights, capsys):
     assert done.status == 1
     assert "48x48" in done.err
     assert run_cli(capsys, "evaluate", *args, "--eval_size", 24, "--resize_maps").status == 0
+
+
+def test_options_that_cannot_fit_are_refused_before_the_work(here, weights, capsys, monkeypatch):
+    save_maps(here / "np_heatmap_output", IDS)
+    boxes = ["--metadata_root", "meta"]
+    assert run_cli(capsys, "wsol-eval", *boxes, "--json", "val.json").status == 0
+    tuned = read(here / "val.json")
+    tuned["largest"]["optimal_threshold"] = [0.0, 0.25, 0.5]
+    write_file(here / "val.json", json.dumps(tuned))
+
+    def works(*args, **kwargs):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("cba_fast.study.evaluate.load_model", works)
+    monkeypatch.setattr("cba_fast.study.score.read_score_map", works)
+    boxes += ["--threshold_from", "val.json", "--cam_curve_interval", 0.3]
+    for command in (["wsol-eval"], ["evaluate", *model_arguments(weights)]):
+        done = run_cli(capsys, *command, *boxes)
+        assert done.status == 1
+        assert "val.json: threshold 0.25 is not one of those evaluated" in done.err
+    tuned["iou_thresholds"] = [0.1, 0.2, 0.4]
+    write_file(here / "val.json", json.dumps(tuned))
+    assert "shares no contour mode" in run_cli(capsys, "wsol-eval", *boxes).err
+
+
+def test_thresholds_tuned_elsewhere_and_notes_of_evaluate(here, weights, capsys):
+    args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
+    done = run_cli(capsys, "evaluate", *args, "--num_samples", 9)
+    assert done.status == 0, done.err
+    assert "ERF: 9 samples asked for, the set has 7" in done.err
+    args[-1] = "s.json"
+    more = ["--num_samples", 0, "--threshold_from", "r.json"]
+    assert run_cli(capsys, "evaluate", *args, *more).status == 0
+    rows = read(here / "s.json")["threshold_from"]["accuracies"]
+    assert [(r["contours"], r["iou"]) for r in rows] == [
+        (mode, iou) for mode in ("largest", "all") for iou in (0.3, 0.5, 0.7)
+    ]
+    assert all(r["box_acc"] == r["max_box_acc"] for r in rows)
+
+
+def test_without_an_erf_the_scores_stand(here, weights, capsys, monkeypatch):
+    args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
+    assert run_cli(capsys, "evaluate", *args, "--num_samples", 0).status == 0
+    alone = read(here / "r.json")
+    (here / "r.json").unlink()
+    monkeypatch.setattr(
+        "cba_fast.erf.sizes.input_gradient", lambda model, x, score: torch.full_like(x, torch.nan)
+    )
+    done = run_cli(capsys, "evaluate", *args)
+    assert done.status == 0, done.err
+    assert "the ERF size could not be measured: none of the 7 images" in done.err
+    assert "MaxBoxAcc" in done.out
+    assert "ERF" not in done.out
+    found = read(here / "r.json")
+    assert found["erf"] is None
+    assert found["largest"] == alone["largest"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_evaluation_says_what_there_is(here, weights, capsys, monkeypatch, begun):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    step = "measure_sizes" if begun else "iter_localizations"
+    monkeypatch.setattr(f"cba_fast.study.evaluate.{step}", interrupted)
+    args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
+    done = run_cli(capsys, "evaluate", *args)
+    assert done.status == 1
+    if begun:
+        assert "r.json holds the box scores without ERF" in done.err
+        assert read(here / "r.json")["max_box_acc"] is not None
+    else:
+        assert "nothing was written" in done.err
+        assert not (here / "r.json").exists()
+
+
+def test_the_target_label_is_that_of_the_ground_truth(here, weights, capsys):
+    other = {i: 2 - label for i, label in LABELS.items()}  # class folders are numbered by name
+    cub = here / "cub"
+    rows = list(enumerate(IDS[:7], 1))
+    lines = {
+        "images.txt": [f"{n} {i}" for n, i in rows],
+        "image_class_labels.txt": [f"{n} {other[i] + 1}" for n, i in rows],
+        "train_test_split.txt": [f"{n} 0" for n, _ in rows],
+        "bounding_boxes.txt": [f"{n} 3 5 20 25" for n, _ in rows],
+        "classes.txt": ["1 owl", "2 jay", "3 auk"],
+    }
+    for name, text in lines.items():
+        write_file(cub / name, "\n".join(text))
+    (cub / "images").symlink_to(here / "images")
+    folders = [*model_arguments(weights), "--cub_root", "cub", "--num_samples", 0]
+    lists = [a if a != "images" else "cub" for a in folders]
+    for name, args in (("folders", folders), ("lists", lists)):
+        done = run_cli(capsys, "evaluate", *args, "--target", "label", "--json", f"{name}.json")
+        assert done.status == 0, done.err
+    one, two = read(here / "folders.json"), read(here / "lists.json")
+    assert one["largest"] == two["largest"]
+    assert one["classification"] == two["classification"]
+
+
+TWINS = ("x/auk/auk_0.v1.jpg", "y/auk/auk_0.v1.jpg")
+
+
+def test_a_map_that_two_images_could_have_is_refused(here, capsys):
+    boxes = {**{i: BOXES[i] for i in IDS[1:]}, **dict.fromkeys(TWINS, BOXES[IDS[0]])}
+    sizes = {i: SIZES.get(i, SIZES[IDS[0]]) for i in boxes}
+    metadata_folder(here / "meta", boxes, sizes, {i: LABELS.get(i, 0) for i in boxes})
+    save_maps(here / "maps", IDS)
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta"]
+    done = run_cli(capsys, *args)
+    assert done.status == 1
+    assert all(twin in done.err for twin in TWINS)
+    (here / "maps" / "auk" / "auk_0.npy").unlink()
+    assert run_cli(capsys, *args).status == 0
+
+
+def test_an_image_that_could_be_two_of_the_ground_truth_is_refused(here):
+    records = open_image_set(here / "images").records
+    boxes = load_boxes(metadata_root=here / "meta")
+    ids = (*boxes.image_ids, "x/other/a.jpg", "y/other/a.jpg", *TWINS)
+    assert len(match_images(records[1:], replace(boxes, image_ids=ids))[0]) == 6
+    with pytest.raises(InputError, match=rf"auk/auk_0\.v1\.jpg could be .* {TWINS[0]}"):
+        match_images(records, replace(boxes, image_ids=ids))
+
+
+def test_results_record_the_ground_truth_that_was_read(here, weights, capsys):
+    save_maps(here / "maps", IDS)
+    args = ["wsol-eval", "--np_root", "maps", "--json", "r.json"]
+    direct = ["--metadata_root", "meta", "--dataset_name", "CUB", "--split", "val"]
+    assert run_cli(capsys, *args, *direct).status == 0
+    found = read(here / "r.json")["settings"]
+    assert found["metadata_folder"] == "meta"
+    assert (found["dataset_name"], found["split"]) == (None, None)
+    metadata_folder(here / "official" / "CUB" / "val", BOXES, SIZES, LABELS)
+    direct[1] = "official"
+    assert run_cli(capsys, *args, *direct).status == 0
+    found = read(here / "r.json")["settings"]
+    assert found["metadata_folder"] == "official/CUB/val"
+    assert (found["dataset_name"], found["split"]) == ("CUB", "val")
+    cub_folder(here / "birds")
+    args = [a if a != "images" else "birds" for a in model_arguments(weights)]
+    done = run_cli(capsys, "evaluate", *args, "--num_samples", 0, "--json", "r.json")
+    assert done.status == 0, done.err
+    found = read(here / "r.json")["settings"]["boxes"]
+    assert found["cub_root"] == "birds"
+    assert found["contours"] == "both"
+    assert found["metadata_folder"] is None
+
+
+@pytest.mark.parametrize("limit", [1, 3 * 30 * 30 * 8, 1 << 30])
+def test_chunks_keep_below_their_bytes_and_do_not_matter(here, capsys, monkeypatch, limit):
+    save_maps(here / "maps", IDS)
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--json", "r.json"]
+    assert run_cli(capsys, *args).status == 0
+    whole = read(here / "r.json")["largest"]
+    sizes, real = [], BoxEvaluator.update
+
+    def update(self, maps, ids):
+        sizes.append(maps.nbytes)
+        real(self, maps, ids)
+
+    monkeypatch.setattr(score, "CHUNK_BYTES", limit)
+    monkeypatch.setattr(BoxEvaluator, "update", update)
+    assert run_cli(capsys, *args).status == 0
+    one = 30 * 30 * 8
+    assert sum(sizes) == 9 * one
+    assert max(sizes) == min(max(limit // one, 1), 9) * one
+    assert read(here / "r.json")["largest"] == whole
+
+
+def test_an_unusable_instruction_set_is_one_line(here):
+    save_maps(here / "maps", IDS)
+    command = [sys.executable, "-m", "cba_fast.cli", "wsol-eval", "--np_root", "maps"]
+    done = subprocess.run(
+        [*command, "--metadata_root", "meta"],
+        env=os.environ | {"CBA_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: CBA_ISA=sse9: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_bf16_runs(here, weights, capsys):

@@ -114,7 +114,9 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
         real(path, array)
 
     monkeypatch.setattr(files, "write_npy", fails_in_the_second_batch)
-    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
+    assert done.status == 1
+    assert "--resume goes on" in done.err
     monkeypatch.setattr(files, "write_npy", real)
     assert len(list((here / "np_cut").rglob("*.npy"))) == 3
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
@@ -173,6 +175,49 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
     assert "none of the 5 images could be used" in done.err
 
 
+def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    before = snapshot(here / "np_heatmap_output"), snapshot(here / "heatmap_output")
+    root = here / "datasets" / "tiny"
+
+    def fails(message, *more):
+        done = run_cli(capsys, *arguments(weights, "replknet", *more))
+        assert done.status == 1
+        assert message in done.err
+        assert before == (snapshot(here / "np_heatmap_output"), snapshot(here / "heatmap_output"))
+
+    fails("target 500 is outside the model's 3 classes", "--target", 500)
+    fails("side >= 4", "--localization_method", "pc1", "--input_size", 64)
+    image = (root / "c" / "9.jpg").read_bytes()
+    write_file(root / "d" / "1.jpg", image)
+    fails("d/1.jpg has label 3, which is outside the model's 3 classes", "--target", "label")
+    (root / "d" / "1.jpg").unlink()
+    (root / "d").rmdir()
+    write_file(here / "meta" / "image_ids.txt", "\n".join(NAMES))
+    fails("a/1.jpg has no label", "--target", "label", "--metadata_root", "meta")
+    write_file(root / "a" / "1.jpg", b"")
+    fails("a/1.jpg", "--strict")
+    for name in NAMES:
+        write_file(root / name, b"")
+    fails("none of the 5 images could be used")
+
+
+def test_without_overlays_the_earlier_ones_go_too(here, weights, capsys):
+    assert run_cli(capsys, *arguments(weights)).status == 0
+    other = ["--target", "1"]
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--no_overlay"))
+    assert done.status == 0
+    assert not (here / "heatmap_output").exists()
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume"))
+    assert done.status == 0, done.err
+    resumed = snapshot(here / "heatmap_output")
+    assert run_cli(capsys, *arguments(weights, "replknet", *other)).status == 0
+    assert snapshot(here / "heatmap_output") == resumed
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume", "--no_overlay"))
+    assert "0 made, 5 were there" in done.out
+    assert snapshot(here / "heatmap_output") == resumed
+
+
 def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path):
     import torch
 
@@ -182,7 +227,7 @@ def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path)
     args = arguments({"replknet": tmp_path / "zero.pth"})
     done = run_cli(capsys, *args)
     assert done.status == 0
-    assert "5 constant maps were stored as zeros: a/1.jpg" in done.err
+    assert f"5 constant maps were stored as zeros: {', '.join(NAMES)}\n" in done.err
     assert not np.load(here / "np_heatmap_output" / "a" / "1.npy").any()
 
 
@@ -213,6 +258,7 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert "num_classes" in refused(*arguments(weights, "replknet", "--num_classes", 7))
     assert "slak_flex" in refused(*arguments(weights, "replknet", "--alpha", 0.5))
     assert "cuda:99" in refused(*arguments(weights, "replknet", "--device", "cuda:99"))
+    assert "meta" in refused(*arguments(weights, "replknet", "--device", "meta"))
     half = ["--precision", "fp16", "--device", "cpu"]
     assert "fp16" in refused(*arguments(weights, "replknet", *half))
     write_file(here / "np_thesis" / "a.txt", "years of work")
@@ -221,16 +267,29 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert (here / "np_thesis" / "a.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_is_one_clear_error(here, weights):
-    args = [str(a) for a in arguments(weights, "replknet", "--no_overlay")]
+def run_with_file_limit(limit, args):
     code = (
         "import resource, signal, sys\n"
         "from cba_fast.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"  # a map has 32 kB
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "main(sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_workers_need_no_shared_memory_files(here, weights):
+    args = arguments(weights, "replknet", "--no_overlay", "--num_workers", 2)
+    done = run_with_file_limit(40000, args)  # a map has 32 kB, a tensor of an image 196 kB
+    assert done.returncode == 0, done.stderr
+    assert len(list((here / "np_heatmap_output").rglob("*.npy"))) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_one_clear_error(here, weights, workers):
+    args = arguments(weights, "replknet", "--no_overlay", "--num_workers", workers)
+    done = run_with_file_limit(20000, args)
     assert done.returncode == 1
     assert "a/1.npy: File too large" in done.stderr.replace(os.sep, "/")
     assert "Traceback" not in done.stderr

@@ -75,11 +75,48 @@ def test_a_manifest_cannot_reach_outside(tmp_path, name):
     assert (tmp_path / "outside.txt").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": []}', '{"written_by": "other"}'])
+OURS = '{"written_by": "cba_fast", '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"files": []}', '{"written_by": "other"}', "\udcff"),
+        *(OURS + '"settings": {}, "files": [1]}', OURS + '"settings": {}, "files": {"a": 1}}'),
+        *(OURS + '"settings": 3, "files": []}', OURS + '"settings": {}, "files": null}'),
+    ],
+)
 def test_another_programs_manifest_is_refused(tmp_path, text):
-    write(tmp_path, MANIFEST, text)
-    with pytest.raises(InputError, match="not a manifest"):
-        OutputFolder(tmp_path, ["a.npy"], {}).prepare(resume=False)
+    (tmp_path / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    folder = OutputFolder(tmp_path, ["a.npy"], {})
+    for resume in (False, True):
+        with pytest.raises(InputError, match="not a manifest"):
+            folder.prepare(resume=resume)
+    folder.discard()
+    assert (tmp_path / MANIFEST).exists()
+
+
+def test_check_changes_nothing_and_says_what_is_there(tmp_path):
+    folder = OutputFolder(tmp_path, ["a.npy", "b.npy"], {})
+    folder.prepare(resume=False)
+    write(tmp_path, "a.npy")
+    assert folder.check(resume=True) == {"a.npy"}
+    assert folder.check(resume=False) == set()
+    assert (tmp_path / "a.npy").exists()
+
+
+def test_discard_removes_an_earlier_run_and_nothing_else(tmp_path):
+    folder = OutputFolder(tmp_path / "out", ["a/1.npy", "a/2.npy"], {})
+    folder.discard()  # nothing there
+    folder.prepare(resume=False)
+    write(tmp_path, "out/a/1.npy")
+    folder.discard()
+    assert list(tmp_path.iterdir()) == []
+    folder.prepare(resume=False)
+    write(tmp_path, "out/a/1.npy")
+    write(tmp_path, "out/a/mine.txt")
+    folder.discard()
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["mine.txt"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):

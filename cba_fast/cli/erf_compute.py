@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .options import POSITIVE, data_options, model_options, run_options
+from .options import POSITIVE, SEED, SHARE, data_options, model_options, run_options
 from .progress import bar, warn
 
 
@@ -13,12 +13,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     """Read ``--p 0.2 --p 0.5`` and ``--p 0.2,0.5`` alike."""
     shares = []
     for text in ",".join(values).split(","):
-        try:
-            share = float(text)
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not a number", ctx, param) from None
-        if not 0 < share <= 1:
-            raise click.BadParameter(f"{text} is not in (0, 1]", ctx, param)
+        share = SHARE.convert(text, param, ctx)
         if share in shares:
             raise click.BadParameter(f"{text} is given twice", ctx, param)
         shares.append(share)
@@ -38,7 +33,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     callback=_shares,
     help="Share of the gradient inside the ERF; repeat it, or give a comma list, for several.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the sample.")
+@click.option("--seed", type=SEED, default=0, help="Of the sample.")
 @click.option(
     "--score",
     type=click.Choice(["prob", "logit", "logprob"]),

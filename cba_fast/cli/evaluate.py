@@ -5,9 +5,19 @@ from pathlib import Path
 
 import click
 
-from .options import box_options, data_options, map_options, model_options, run_options
+from cba_fast.study.config import BoxConfig, DataConfig, settings
+
+from .options import (
+    SEED,
+    SHARE,
+    box_options,
+    data_options,
+    map_options,
+    model_options,
+    run_options,
+)
 from .progress import bar, warn
-from .scores import print_scores, print_transferred, read_tuned, write_scores
+from .scores import print_scores, print_transferred, transferred_json, write_scores
 
 
 @click.command()
@@ -17,8 +27,8 @@ from .scores import print_scores, print_transferred, read_tuned, write_scores
 @run_options()
 @box_options(with_metadata=False, contours=None)
 @click.option("--num_samples", type=click.IntRange(min=0), default=200, help="Images of the ERF.")
-@click.option("--p", type=click.FloatRange(0, 1, min_open=True), default=0.2, help="ERF share.")
-@click.option("--seed", type=int, default=0, help="Seed of the ERF sample.")
+@click.option("--p", type=SHARE, default=0.2, help="ERF share.")
+@click.option("--seed", type=SEED, default=0, help="Seed of the ERF sample.")
 @click.option("--threshold_from", type=click.Path(path_type=Path), help="JSON of another run.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
 def command(
@@ -37,30 +47,76 @@ def command(
 
     The counts equal those of generate-heatmap followed by wsol-eval.
     """
-    from cba_fast.study.config import settings
     from cba_fast.study.evaluate import evaluate
-    from cba_fast.study.score import transferred_accuracies, versions
+    from cba_fast.study.score import read_tuned
 
-    tuned = read_tuned(threshold_from) if threshold_from else None
-    box_config = replace(
-        box_config,
-        metadata_root=data_config.metadata_root if box_config.cub_root is None else None,
-        dataset_name=data_config.dataset_name,
-        split=data_config.split,
-    )
-    found = evaluate(
-        model_config,
-        data_config,
-        run_config,
-        map_config,
-        box_config,
-        num_samples=num_samples,
-        p=p,
-        seed=seed,
-        progress=bar("evaluating"),
-    )
+    used = {
+        "model": settings(model_config),
+        "data": settings(data_config, map_config),
+        "run": settings(run_config),
+    }
+    saved = []
+
+    def save(found) -> None:
+        if json_path:
+            write_scores(json_path, found.result, _json(found, used, threshold_from))
+            saved.append(json_path)
+
+    try:
+        found = evaluate(
+            model_config,
+            data_config,
+            run_config,
+            map_config,
+            _with_metadata(box_config, data_config),
+            num_samples=num_samples,
+            p=p,
+            seed=seed,
+            tuned=read_tuned(threshold_from) if threshold_from else None,
+            scored=save,
+            progress=bar("evaluating"),
+            erf_progress=bar("ERF sizes"),
+        )
+        save(found)
+    except KeyboardInterrupt:
+        left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
+        click.echo(f"Interrupted: {left}.", err=True)
+        raise
     warn(found.notes)
-    print_scores(found.result, box_config.iou_thr)
+    _print(found, threshold_from)
+    if json_path:
+        click.echo(f"Results      : {json_path}")
+
+
+def _json(found, used: dict, threshold_from: Path | None) -> dict:
+    """Return what the JSON file holds beside the box scores."""
+    from cba_fast.study.score import box_settings, versions
+
+    extra = {
+        "classification": found.classification,
+        "erf": found.erf,
+        "unreadable": found.unreadable,
+        "constant": found.constant,
+        "settings": used | {"boxes": box_settings(found.box_config)},
+        "versions": versions(),
+    }
+    if found.transferred is not None:
+        extra["threshold_from"] = transferred_json(found.transferred, threshold_from)
+    return extra
+
+
+def _with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
+    """Return `boxes` with the metadata options, which the command shares with the images."""
+    return replace(
+        boxes,
+        metadata_root=data.metadata_root if boxes.cub_root is None else None,
+        dataset_name=data.dataset_name,
+        split=data.split,
+    )
+
+
+def _print(found, threshold_from: Path | None) -> None:
+    print_scores(found.result, found.box_config.iou_thr)
     if found.classification is not None:
         c = found.classification
         click.echo(f"Top-1        : {c['top1']:.2f}% (top-5 {c['top5']:.2f}%)")
@@ -71,25 +127,8 @@ def command(
     if found.erf is not None:
         e = found.erf
         click.echo(
-            f"ERF size     : {e['mean']:.1f} +- {e['std']:.1f} pixels (p = {p:g}, "
+            f"ERF size     : {e['mean']:.1f} +- {e['std']:.1f} pixels (p = {e['p']:g}, "
             f"{e['num_samples']} images)"
         )
-    extra = {
-        "classification": found.classification,
-        "erf": found.erf,
-        "unreadable": found.unreadable,
-        "constant": found.constant,
-        "settings": {
-            "model": settings(model_config),
-            "data": settings(data_config, map_config),
-            "run": settings(run_config),
-            "boxes": settings(replace(box_config, contours="both")),
-        },
-        "versions": versions(),
-    }
-    if tuned is not None:
-        rows = transferred_accuracies(found.result, tuned, str(threshold_from))
-        print_transferred(rows, threshold_from)
-        extra["threshold_from"] = {"file": str(threshold_from), "accuracies": rows}
-    if json_path:
-        write_scores(json_path, found.result, extra)
+    if found.transferred is not None:
+        print_transferred(found.transferred, threshold_from)

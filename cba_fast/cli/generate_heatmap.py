@@ -26,16 +26,20 @@ def command(model_config, data_config, map_config, run_config, heatmap_output, r
     from cba_fast.study.generate import generate_heatmaps
 
     start = time.perf_counter()
-    result = generate_heatmaps(
-        model_config,
-        data_config,
-        run_config,
-        map_config,
-        heatmap_output,
-        resume=resume,
-        overlay=not no_overlay,
-        progress=bar("heatmaps"),
-    )
+    try:
+        result = generate_heatmaps(
+            model_config,
+            data_config,
+            run_config,
+            map_config,
+            heatmap_output,
+            resume=resume,
+            overlay=not no_overlay,
+            progress=bar("heatmaps"),
+        )
+    except KeyboardInterrupt:
+        click.echo("Interrupted: --resume goes on from the finished part.", err=True)
+        raise
     seconds = time.perf_counter() - start
     warn(result.notes)
     kept = f", {result.kept} were there" if resume else ""

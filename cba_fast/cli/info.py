@@ -23,7 +23,6 @@ DISTRIBUTIONS = {
     "triton": ("triton",),
     "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
     "numpy": ("numpy",),
-    "scikit-learn": ("scikit-learn",),
 }
 
 

@@ -71,6 +71,9 @@ def main(args: list[str] | None = None) -> None:
     except CbaError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(1)
+    except MemoryError as e:
+        click.echo(f"Error: out of memory{f': {e}' if str(e) else ''}", err=True)
+        sys.exit(1)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         click.echo(f"Error: {where}{e.strerror or e}", err=True)

@@ -5,6 +5,7 @@ A decorator such as ``@model_options(...)`` adds its options and hands the comma
 """
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,19 +16,48 @@ from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig,
 FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
 STUDY_WEIGHTS = "weights/convnext_base_384_in22ft1k_CUB.pth"
 POSITIVE = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
+SIDE = click.IntRange(1, 8192)  # of a map in pixels: 512 MB of float64
 
 
-def _collect(keyword: str, config: type, fields: dict[str, str], options: list) -> Callable:
+class FiniteRange(click.FloatRange):
+    """A number in a range; click's own range lets NaN pass, of which no comparison is true."""
+
+    def convert(self, value, param, ctx):
+        """Return the number; text, NaN and numbers outside the range are refused."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return super().convert(number, param, ctx)
+
+
+SHARE = FiniteRange(0, 1, min_open=True)
+INTERVAL = FiniteRange(1e-5, 1)  # 100,000 thresholds
+
+
+def _collect(
+    keyword: str,
+    config: type,
+    fields: dict[str, str],
+    options: list,
+    check: Callable = lambda config: None,
+) -> Callable:
     """Return a decorator: add `options`, hand over ``keyword=config(...)``.
 
-    `fields` maps the parameter names of the options to the config's field names.
+    `fields` maps the parameter names of the options to the config's field names; `check` is called
+    with the config and refuses options that do not go together.
     """
 
     def decorate(command):
         @functools.wraps(command)
         def wrapper(*args, **kwargs):
             values = {field: kwargs.pop(name) for name, field in fields.items()}
-            return command(*args, **{keyword: config(**values)}, **kwargs)
+            made = config(**values)
+            check(made)
+            return command(*args, **{keyword: made}, **kwargs)
 
         for option in reversed(options):
             wrapper = option(wrapper)
@@ -129,7 +159,7 @@ def map_options() -> Callable:
     options = [
         click.option("--localization_method", type=click.Choice(["cam", "pc1"]), default="cam"),
         click.option("--target", type=TargetType(), default="predicted", help="Explained class."),
-        click.option("--map_size", type=POSITIVE, default=384),
+        click.option("--map_size", type=SIDE, default=384),
         click.option(
             "--pc1_range",
             type=click.Choice(["wrap", "clip", "minmax"]),
@@ -156,11 +186,9 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
     options = [
         click.option("--cub_root", type=click.Path(path_type=Path), help="CUB_200_2011 folder."),
         *(_METADATA_OPTIONS if with_metadata else []),
-        click.option("--iou_thr", type=click.FloatRange(0, 1, min_open=True), default=0.5),
-        click.option(
-            "--cam_curve_interval", type=click.FloatRange(0, 1, min_open=True), default=0.01
-        ),
-        click.option("--eval_size", type=POSITIVE, help="Demand maps of this side."),
+        click.option("--iou_thr", type=SHARE, default=0.5),
+        click.option("--cam_curve_interval", type=INTERVAL, default=0.01),
+        click.option("--eval_size", type=SIDE, help="Demand maps of this side."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
         click.option(
             "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
@@ -174,4 +202,9 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
         kind = click.Choice(["largest", "all", "both"])
         options.append(click.option("--contours", type=kind, default=contours))
         names.append("contours")
-    return _collect("box_config", BoxConfig, {k: k for k in names}, options)
+    return _collect("box_config", BoxConfig, {k: k for k in names}, options, _check_boxes)
+
+
+def _check_boxes(config: BoxConfig) -> None:
+    if config.resize_maps and config.eval_size is None:
+        raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")

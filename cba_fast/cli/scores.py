@@ -1,12 +1,10 @@
 """How box scores are printed and written, for the commands that compute them."""
 
-import json
 from pathlib import Path
 
 import click
 
 from cba_fast import files
-from cba_fast.errors import InputError
 
 
 def print_scores(result, iou_thr: float) -> None:
@@ -23,21 +21,6 @@ def print_scores(result, iou_thr: float) -> None:
     click.echo(f"Images       : {result.num_images} counted{missing}")
 
 
-def read_tuned(path: Path) -> dict:
-    """Read the JSON file of another run.
-
-    Raises:
-        InputError: not readable as a JSON object.
-    """
-    try:
-        tuned = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: cannot be read as JSON: {e}") from e
-    if not isinstance(tuned, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return tuned
-
-
 def print_transferred(rows: list[dict], source: Path) -> None:
     """Print accuracies at thresholds tuned elsewhere beside the best ones."""
     click.echo(f"At the thresholds of {source}:")
@@ -48,7 +31,11 @@ def print_transferred(rows: list[dict], source: Path) -> None:
         )
 
 
+def transferred_json(rows: list[dict], source: Path) -> dict:
+    """Return the JSON object of accuracies at thresholds tuned elsewhere."""
+    return {"file": str(source), "accuracies": rows}
+
+
 def write_scores(path: Path, result, extra: dict) -> None:
-    """Write the JSON object of a run and say where it is."""
+    """Write the JSON object of a run."""
     files.write_json(path, result.to_json() | extra)
-    click.echo(f"Results      : {path}")

@@ -6,7 +6,7 @@ import click
 
 from .options import box_options
 from .progress import bar, warn
-from .scores import print_scores, print_transferred, read_tuned, write_scores
+from .scores import print_scores, print_transferred, transferred_json, write_scores
 
 
 @click.command()
@@ -20,19 +20,24 @@ def command(np_root, box_config, threshold_from, json_path):
     The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT; the boxes come from --cub_root
     or --metadata_root.
     """
-    from cba_fast.study.config import settings
-    from cba_fast.study.score import score_folder, transferred_accuracies, versions
+    from cba_fast.study.score import box_settings, read_tuned, score_folder, versions
 
     tuned = read_tuned(threshold_from) if threshold_from else None
-    scored = score_folder(np_root, box_config, progress=bar("scoring"))
-    warn(scored.notes)
-    print_scores(scored.result, box_config.iou_thr)
-    extra = {"settings": settings(box_config) | {"np_root": str(np_root)}, "versions": versions()}
-    if tuned is not None:
-        rows = transferred_accuracies(scored.result, tuned, str(threshold_from))
-        print_transferred(rows, threshold_from)
-        extra["threshold_from"] = {"file": str(threshold_from), "accuracies": rows}
-    if scored.result.missing and not json_path:
-        click.echo(f"  missing    : {', '.join(scored.result.missing[:3])} ... (all with --json)")
+    scored = score_folder(np_root, box_config, tuned, progress=bar("scoring"))
+    result = scored.result
     if json_path:
-        write_scores(json_path, scored.result, extra)
+        extra = {
+            "settings": box_settings(box_config) | {"np_root": str(np_root)},
+            "versions": versions(),
+        }
+        if tuned:
+            extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
+        write_scores(json_path, result, extra)
+    warn(scored.notes)
+    print_scores(result, box_config.iou_thr)
+    if tuned:
+        print_transferred(scored.transferred, threshold_from)
+    if json_path:
+        click.echo(f"Results      : {json_path}")
+    elif result.missing:
+        click.echo(f"  missing    : {', '.join(result.missing[:3])} ... (all with --json)")

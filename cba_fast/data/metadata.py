@@ -49,6 +49,7 @@ def read_ids(folder: Path) -> tuple[str, ...]:
     path = folder / "image_ids.txt"
     ids: dict[str, int] = {}
     for number, text in read_lines(path):
+        make_record(text, path, None, str(path))  # refuses other than plain paths
         if text in ids:
             raise duplicate(path, number, repr(text))
         ids[text] = number

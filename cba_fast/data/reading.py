@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -109,20 +110,32 @@ def read_batches(
         dataset,
         batch_sampler=[[int(i) for i in batch] for batch in batches],
         num_workers=num_workers,
-        collate_fn=list,
+        collate_fn=_collate,
     )
-    for number, (batch, items) in enumerate(zip(batches, loader, strict=True)):
-        indices, images = [], []
-        for index, item in zip(batch, items, strict=True):
-            if item["error"]:
-                report.fail(int(index), item["error"])
+    for number, (batch, (states, pixels)) in enumerate(zip(batches, loader, strict=True)):
+        indices, images = [], None
+        for index, (error, truncated) in zip(batch, states, strict=True):
+            if error:
+                report.fail(int(index), error)
                 continue
-            if item["truncated"]:
+            if truncated:
                 report.truncated.append(int(index))
             indices.append(int(index))
-            images.append(item["image"])
-        stacked = torch.stack(images).to(device, memory_format=memory_format) if images else None
-        yield ImageBatch(number, indices, stacked)
+        if pixels is not None:
+            images = torch.from_numpy(pixels).to(device, memory_format=memory_format)
+        yield ImageBatch(number, indices, images)
+
+
+def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | None]:
+    """Return (error, truncated) of each item, and the readable images stacked where they were read.
+
+    An array, because arrays travel from a worker through a pipe. A tensor would travel in a shared
+    memory file, and where that cannot be made (a file size limit, a full /dev/shm) the error stays
+    in the worker's sending thread and the run waits forever.
+    """
+    states = [(item["error"], bool(item["truncated"])) for item in items]
+    images = [item["image"].numpy() for item in items if not item["error"]]
+    return states, np.stack(images) if images else None
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:

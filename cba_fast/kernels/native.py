@@ -3,6 +3,8 @@
 import importlib
 import types
 
+from cba_fast.errors import InputError
+
 _module: types.ModuleType | None = None
 _error: ImportError | None = None
 
@@ -22,6 +24,20 @@ def load() -> types.ModuleType:
     if _module is None:
         raise ImportError(f"the compiled core cannot be loaded: {_describe(_error)}") from _error
     return _module
+
+
+def load_for_isa() -> types.ModuleType:
+    """Return the compiled core for a kernel that the instruction set of the process runs.
+
+    Raises:
+        ImportError: as `load`.
+        InputError: CBA_ISA names a set that is not there or that this machine cannot run.
+    """
+    module = load()
+    info = module.build_info()
+    if info["isa"] is None:
+        raise InputError(info["isa_reason"])
+    return module
 
 
 def _describe(error: ImportError) -> str:

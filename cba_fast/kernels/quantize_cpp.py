@@ -18,7 +18,8 @@ def quantize(scoremaps: Tensor, isa: str = "") -> Tensor:
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
     out = torch.empty(values.shape, dtype=torch.uint8)
-    first_bad = native.load().quantize(
+    core = native.load() if isa else native.load_for_isa()
+    first_bad = core.quantize(
         values.data_ptr(),
         str(values.dtype).removeprefix("torch."),
         out.data_ptr(),

@@ -1,22 +1,22 @@
 """``evaluate``: images in, metrics out, without intermediate files."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
 
-from cba_fast.data import ImageRecord, check_map_names, map_name
+from cba_fast.data import ImageRecord, ImageSet, check_map_names, map_name
 from cba_fast.data.boxes import Boxes
-from cba_fast.errors import InputError, ScoreMapError
-from cba_fast.wsol import BoxEvaluator, BoxResult
+from cba_fast.errors import CbaError, InputError, ScoreMapError
+from cba_fast.wsol import BoxEvaluator, BoxResult, Localization
 from cba_fast.wsol.score_maps import resize_score_map
 
 from .config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from .erf_runs import SizeConfig, measure_sizes
 from .generate import constant_lines
 from .inference import iter_localizations, load_model, open_images, report_on
-from .score import make_evaluator, open_boxes
+from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
 
 
 @dataclass
@@ -29,9 +29,11 @@ class EvaluateResult:
             and ``top5_localization`` (the class is right and the box is, at the optimal threshold
             of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
         erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
-            not asked for.
+            not asked for, or if it could not be measured (a note says why).
         unreadable: why each image that could not be read has no map, by id.
         constant: ids of the images whose map is constant and counts as zeros.
+        box_config: the ground truth and protocol that were used.
+        transferred: see `ScoreResult`.
         notes: what to tell at the end of the run.
     """
 
@@ -40,6 +42,8 @@ class EvaluateResult:
     erf: dict | None
     unreadable: dict[str, str]
     constant: list[str]
+    box_config: BoxConfig
+    transferred: list[dict] | None
     notes: list[str]
 
 
@@ -53,7 +57,10 @@ def evaluate(
     num_samples: int = 200,
     p: float = 0.2,
     seed: int = 0,
+    tuned: Tuned | None = None,
+    scored: Callable[[EvaluateResult], None] | None = None,
     progress: Callable | None = None,
+    erf_progress: Callable | None = None,
 ) -> EvaluateResult:
     """Make the maps of all images with boxes and score them in both contour modes.
 
@@ -63,51 +70,85 @@ def evaluate(
     Args:
         model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
             the images must be a CUB_200_2011 folder, whose own boxes are taken.
-        num_samples: images of the ERF measurement; 0 leaves it out.
-        p, seed: share of the gradient and sampling seed of the ERF size.
-        progress: called with an iterable and its length, returns an iterable.
+        num_samples, p, seed: of the ERF size: images (0 leaves it out), share, sampling seed.
+        tuned: thresholds of another run, at which the accuracies are wanted too.
+        scored: called with the result before the ERF is measured, to save it.
+        progress, erf_progress: called with an iterable and its length, return an iterable.
 
     Raises:
-        InputError, CheckpointError, ImageError, BoxError: as the two commands.
+        CbaError: as the two commands.
     """
     images = open_images(data)
-    check_map_names(images.records)
-    if box_config.cub_root is None and box_config.metadata_root is None and images.kind == "cub":
-        box_config = replace(box_config, cub_root=images.root)
-    box_config = replace(box_config, contours="both")
+    box_config = _both_modes(box_config, images, maps)
     boxes = open_boxes(box_config)
     records, image_ids, notes = match_images(images.records, boxes)
-    if box_config.eval_size not in (None, maps.map_size) and not box_config.resize_maps:
-        raise ScoreMapError(
-            f"the maps are {maps.map_size}x{maps.map_size}, but --eval_size asks for "
-            f"{box_config.eval_size} (give --resize_maps or another --map_size)"
-        )
+    evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
-    evaluator = make_evaluator(boxes, box_config)
     report = report_on(records, run)
-    constant: list[str] = []
-    top5: dict[str, np.ndarray] = {}
     found = iter_localizations(model, records, data, run, maps, report)
-    batches = -(-len(records) // run.batch_size)
-    for indices, batch in progress(found, batches) if progress else found:
-        ids = [image_ids[i] for i in indices]
-        score_maps = batch.maps
-        if box_config.eval_size not in (None, maps.map_size):
-            score_maps = np.stack([resize_score_map(m, box_config.eval_size) for m in score_maps])
-        evaluator.update(score_maps, ids)
-        top5.update(zip(ids, batch.top5))
-        constant += [i for i, empty in zip(ids, batch.constant) if empty]
+    found = progress(found, -(-len(records) // run.batch_size)) if progress else found
+    seen = _score(found, evaluator, image_ids, box_config.eval_size)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
-    labels = _labels(records, image_ids, boxes)
-    return EvaluateResult(
+    done = EvaluateResult(
         result,
-        classification_scores(evaluator, result, top5, labels),
-        _erf_summary(model, records, data, run, SizeConfig(num_samples, (p,), seed)),
+        classification_scores(evaluator, result, seen.top5, _labels(records, image_ids)),
+        None,
         {records[i].image_id: reason for i, reason in report.failed},
-        constant,
-        notes + constant_lines(constant) + report.lines(),
+        seen.constant,
+        box_config,
+        transferred_accuracies(result, tuned) if tuned else None,
+        notes + constant_lines(seen.constant) + report.lines(),
     )
+    if scored:
+        scored(done)
+    if num_samples > 0:
+        sizes = SizeConfig(num_samples, (p,), seed)
+        done.erf, lines = _erf_summary(model, records, data, run, sizes, erf_progress)
+        done.notes += lines
+    return done
+
+
+def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConfig:
+    """Return the effective protocol: both contour modes, and a CUB folder's own boxes by default.
+
+    Raises:
+        ScoreMapError: maps of another size than asked for, which are not to be resized.
+    """
+    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
+        config = replace(config, cub_root=images.root)
+    if config.eval_size not in (None, maps.map_size) and not config.resize_maps:
+        raise ScoreMapError(
+            f"the maps are {maps.map_size}x{maps.map_size}, but --eval_size asks for "
+            f"{config.eval_size} (give --resize_maps or another --map_size)"
+        )
+    return replace(config, contours="both")
+
+
+@dataclass
+class _Seen:
+    """What a run keeps of the scored images, by id: five best classes; which maps are constant."""
+
+    top5: dict[str, np.ndarray] = field(default_factory=dict)
+    constant: list[str] = field(default_factory=list)
+
+
+def _score(
+    found: Iterable[tuple[list[int], Localization]],
+    evaluator: BoxEvaluator,
+    image_ids: list[str],
+    eval_size: int | None,
+) -> _Seen:
+    seen = _Seen()
+    for indices, batch in found:
+        ids = [image_ids[i] for i in indices]
+        score_maps = batch.maps
+        if eval_size not in (None, score_maps.shape[1]):
+            score_maps = np.stack([resize_score_map(m, eval_size) for m in score_maps])
+        evaluator.update(score_maps, ids)
+        seen.top5.update(zip(ids, batch.top5))
+        seen.constant += [i for i, empty in zip(ids, batch.constant) if empty]
+    return seen
 
 
 def match_images(
@@ -116,14 +157,25 @@ def match_images(
     """Pair images with ground truth by the name of their map, as ``wsol-eval`` does.
 
     Returns:
-        The records that have boxes and exist, their ids in the ground truth, and notes on images
-        without boxes. Ground truth without an image stays for the evaluator's list of missing.
+        The records that have boxes and exist, with the ground truth's labels where it has them;
+        their ids in the ground truth; and notes on images without boxes. Ground truth without an
+        image stays for the evaluator's list of missing.
 
     Raises:
-        InputError: no image has boxes.
+        InputError: no image has boxes, two images have the same map, or an image could be either
+            of two of the ground truth.
     """
-    ids = {map_name(i): i for i in boxes.image_ids}
     records = list(records)
+    check_map_names(records)
+    wanted = {r.map_name: r for r in records}
+    ids: dict[str, str] = {}
+    for image_id in boxes.image_ids:
+        name = map_name(image_id)
+        if ids.setdefault(name, image_id) != image_id and name in wanted:
+            raise InputError(
+                f"the image {wanted[name].image_id} could be {ids[name]} or {image_id} of the "
+                f"ground truth: the name of their maps, {name}, is the same"
+            )
     known = [r for r in records if r.map_name in ids]
     paired = [r for r in known if r.path.is_file()]
     if not paired:
@@ -134,14 +186,16 @@ def match_images(
     notes = []
     if len(known) < len(records):
         notes.append(f"{len(records) - len(known)} images have no ground truth and were left out")
-    return paired, [ids[r.map_name] for r in paired], notes
-
-
-def _labels(records: list[ImageRecord], ids: list[str], boxes: Boxes) -> dict[str, int] | None:
-    labels = {i: r.label for i, r in zip(ids, records)}
+    image_ids = [ids[r.map_name] for r in paired]
     if boxes.labels is not None:
-        labels = {i: boxes.labels[i] for i in ids}
-    return None if any(label is None for label in labels.values()) else labels
+        # Class folders number their classes by name, the ground truth perhaps in another order.
+        paired = [replace(r, label=boxes.labels[i]) for r, i in zip(paired, image_ids)]
+    return paired, image_ids, notes
+
+
+def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] | None:
+    labels = dict(zip(image_ids, (record.label for record in records)))
+    return None if None in labels.values() else labels
 
 
 def classification_scores(
@@ -171,16 +225,23 @@ def _erf_summary(
     data: DataConfig,
     run: RunConfig,
     config: SizeConfig,
-) -> dict | None:
-    """Measure as ``erf-compute`` does by default: one image at a time, in float32."""
-    if config.num_samples == 0:
-        return None
+    progress: Callable | None,
+) -> tuple[dict | None, list[str]]:
+    """Measure as ``erf-compute`` does by default, one image at a time, in float32; and tell notes.
+
+    A measurement that is not possible gives None and a note: the scores of the boxes stand.
+    """
     run = replace(run, batch_size=1, precision="fp32")
-    sizes = measure_sizes(model, records, data, run, config).sizes
-    return {
-        "num_samples": len(sizes),
+    options = {"progress": progress} if progress else {}
+    try:
+        found = measure_sizes(model, records, data, run, config, **options)
+    except CbaError as e:
+        return None, [f"the ERF size could not be measured: {e}"]
+    summary = {
+        "num_samples": len(found.sizes),
         "p": config.shares[0],
         "seed": config.seed,
-        "mean": float(np.mean(sizes)),
-        "std": float(np.std(sizes)),
+        "mean": float(np.mean(found.sizes)),
+        "std": float(np.std(found.sizes)),
     }
+    return summary, [n if n.startswith(" ") else f"ERF: {n}" for n in found.notes]

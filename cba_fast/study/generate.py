@@ -1,7 +1,8 @@
 """``generate-heatmap``: score maps and overlays of an image set."""
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import cv2
 import numpy as np
 
 from cba_fast import files
-from cba_fast.data import ImageRecord, check_map_names, read_image
+from cba_fast.data import ImageRecord, ImageSet, check_map_names, read_image
 from cba_fast.data.reading import cut
 from cba_fast.data.textlines import some
+from cba_fast.wsol import Localization
 
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 from .inference import iter_localizations, load_model, open_images, report_on
@@ -68,50 +70,92 @@ def generate_heatmaps(
     """
     images = open_images(data)
     check_map_names(images.records)
-    model = load_model(model_config, run)  # before any folder is touched
-    kept_settings = settings(model_config, data, maps)
-    kept_settings |= {
+    model = load_model(model_config, run)
+    outputs = _open_outputs(images, heatmap_output, overlay, _kept(model_config, data, run, maps))
+    present = set().union(*[folder.check(resume) for folder in outputs.written])
+    batches = cut(range(len(images)), run.batch_size)
+    todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
+    kept = len(images) - sum(map(len, todo))
+    report = report_on(images.records, run)
+    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+    # What would end the run at its start must not cost the earlier run's files: they are cleared
+    # when the first maps are there.
+    first = list(itertools.islice(found, 1))
+    report.check_any(kept + len(first))
+    outputs.prepare(resume)
+    results = itertools.chain(first, found)
+    made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
+    notes = constant_lines(constant) + report.lines()
+    return GenerateResult(outputs.maps.root, heatmap_output if overlay else None, made, kept, notes)
+
+
+def _kept(model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig) -> dict:
+    """Return the settings that a resumed run must share: all that the maps depend on."""
+    return settings(model, data, maps) | {
         "batch_size": run.batch_size,
         "precision": run.precision,
         "channels_last": run.channels_last,
-        "weights_sha256": _sha256(model_config.weights),
+        "weights_sha256": _sha256(model.weights),
     }
-    names = [r.map_name for r in images.records]
-    overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))] if overlay else []
-    folders = [OutputFolder(map_folder(heatmap_output), names, kept_settings)]
-    if overlay:
-        folders.append(OutputFolder(heatmap_output, overlays, kept_settings))
-    for folder in folders:
-        folder.check(resume)
-    present = set().union(*[folder.prepare(resume) for folder in folders])
 
-    def is_done(index: int) -> bool:
-        return names[index] in present and (not overlay or overlays[index] in present)
 
-    batches = cut(range(len(names)), run.batch_size)
-    todo = [batch for batch in batches if not all(is_done(i) for i in batch)]
-    report = report_on(images.records, run)
-    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+@dataclass
+class _Outputs:
+    """The two folders of a run: `maps` and, if they are `drawn`, `overlays`."""
+
+    records: tuple[ImageRecord, ...]
+    maps: OutputFolder
+    overlays: OutputFolder
+    drawn: bool
+
+    @property
+    def written(self) -> list[OutputFolder]:
+        return [self.maps, self.overlays] if self.drawn else [self.maps]
+
+    def are_in(self, present: set[str], index: int) -> bool:
+        return all(folder.names[index] in present for folder in self.written)
+
+    def prepare(self, resume: bool) -> None:
+        for folder in self.written:
+            folder.prepare(resume)
+        if not self.drawn and not resume:
+            self.overlays.discard()  # overlays of the maps that were just cleared
+
+
+def _open_outputs(images: ImageSet, heatmap_output: Path, overlay: bool, kept: dict) -> _Outputs:
+    maps = [record.map_name for record in images.records]
+    overlays = [f"heatmap_{i:07d}.png" for i in range(len(maps))]
+    return _Outputs(
+        images.records,
+        OutputFolder(map_folder(heatmap_output), maps, kept),
+        OutputFolder(heatmap_output, overlays, kept),
+        overlay,
+    )
+
+
+def _store(
+    results: Iterable[tuple[list[int], Localization]], outputs: _Outputs
+) -> tuple[int, list[str]]:
+    """Write maps and overlays; return how many, and the ids of the images whose map is constant."""
     made, constant = 0, []
-    for indices, result in progress(found, len(todo)) if progress else found:
+    for indices, result in results:
         for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
-            files.write_npy(folders[0].root / names[index], score_map)
-            if overlay:
-                write_overlay(heatmap_output / overlays[index], images.records[index], score_map)
+            files.write_npy(outputs.maps.root / outputs.maps.names[index], score_map)
+            record = outputs.records[index]
+            if outputs.drawn:
+                path = outputs.overlays.root / outputs.overlays.names[index]
+                write_overlay(path, record, score_map)
             if empty:
-                constant.append(images.records[index].image_id)
+                constant.append(record.image_id)
         made += len(indices)
-    kept = len(names) - sum(map(len, todo))
-    report.check_any(made + kept)
-    notes = constant_lines(constant) + report.lines()
-    return GenerateResult(folders[0].root, heatmap_output if overlay else None, made, kept, notes)
+    return made, constant
 
 
 def constant_lines(image_ids: list[str]) -> list[str]:
     """Return a note on images whose map is constant and was stored as zeros, if there are any."""
     if not image_ids:
         return []
-    return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids)}"]
+    return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids, 20)}"]
 
 
 def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:

@@ -30,6 +30,8 @@ def choose_device(run: RunConfig) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
         raise InputError(f"device {name!r} cannot be used: {str(e).splitlines()[0]}") from e
+    if device.type == "meta":
+        raise InputError("device 'meta' holds no numbers to compute with")
     if device.type == "cpu" and run.precision == "fp16":
         raise InputError("precision fp16 needs a GPU; on CPUs use fp32 or bf16")
     return device
@@ -104,7 +106,7 @@ def iter_localizations(
     report: Report,
     batches: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[int], Localization]]:
-    """Yield the maps of `records`, batch by batch, in order.
+    """Check the target, then give the maps of `records`, batch by batch, in order.
 
     Args:
         model: from `load_model`.
@@ -113,19 +115,54 @@ def iter_localizations(
         report: gets the unreadable and truncated images.
         batches: indices of each batch; None for all records, cut by ``run.batch_size``.
 
-    Yields:
-        The indices of the readable images of a batch (not empty), and their maps.
+    Returns:
+        An iterator over the indices of the readable images of a batch (not empty) and their maps.
+        Each step of it raises what its batch raises.
 
     Raises:
         ImageError: an unreadable image, if `report` is strict.
-        InputError: ``--target label`` without labels, a target that the model does not have, maps
-            that the method cannot make, features that are not finite.
+        InputError: ``--target label`` without labels, a target that the model does not have (both
+            at once, before the first image), maps that the method cannot make, features that are
+            not finite.
     """
-    if maps.target == "label":
-        unlabelled = [r.image_id for r in records if r.label is None]
-        if unlabelled:
-            raise InputError(f"target 'label': image {unlabelled[0]} has no label")
-    batches = cut(range(len(records)), run.batch_size) if batches is None else batches
+    check_target(model, records, maps)
+    if batches is None:
+        batches = cut(range(len(records)), run.batch_size)
+    return _localizations(model, records, data, run, maps, report, batches)
+
+
+def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:
+    """Refuse a target that some image or the classifier does not have.
+
+    Raises:
+        InputError: the message names the image or the class.
+    """
+    if maps.target == "predicted":
+        return
+    classes = model.get_classifier().out_features
+    if maps.target != "label":
+        if int(maps.target) >= classes:
+            raise InputError(f"target {maps.target} is outside the model's {classes} classes")
+        return
+    for record in records:
+        if record.label is None:
+            raise InputError(f"target 'label': image {record.image_id} has no label")
+        if record.label >= classes:
+            raise InputError(
+                f"target 'label': image {record.image_id} has label {record.label}, which is "
+                f"outside the model's {classes} classes"
+            )
+
+
+def _localizations(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    report: Report,
+    batches: Sequence[Sequence[int]],
+) -> Iterator[tuple[list[int], Localization]]:
     read = read_batches(
         ImageDataset(records, input_size=data.input_size),
         batches,

@@ -28,8 +28,11 @@ class OutputFolder:
         self.names = list(names)
         self.settings = settings
 
-    def check(self, resume: bool) -> None:
+    def check(self, resume: bool) -> set[str]:
         """Refuse the folder where it cannot be used; change nothing.
+
+        Returns:
+            The files of this run that are already there: empty without `resume`.
 
         Raises:
             InputError: files that no manifest lists, an unreadable manifest, or, with `resume`,
@@ -46,29 +49,22 @@ class OutputFolder:
                 f"{self.root} holds {len(foreign)} files that no earlier run wrote "
                 f"(such as {foreign[0]}); choose another folder or move them away"
             )
-        if resume and old is not None:
-            new = json.loads(json.dumps(self.settings))
-            keys = {*old["settings"], *new}
-            differs = [k for k in sorted(keys) if old["settings"].get(k) != new.get(k)]
-            if differs:
-                was = ", ".join(
-                    f"{k}={old['settings'].get(k)!r} (now {new.get(k)!r})" for k in differs
-                )
-                raise InputError(f"{self.root}: cannot resume a run with other settings: {was}")
-            if old["files"] != self.names:
-                raise InputError(f"{self.root}: cannot resume: the list of images has changed")
+        if not resume or old is None:
+            return set()
+        self._check_same(old)
+        return present & set(self.names)
 
     def prepare(self, resume: bool) -> set[str]:
         """Check, then clear what an earlier run wrote (or keep it, with `resume`).
 
         Returns:
-            The files of this run that are already there: empty without `resume`.
+            As :meth:`check`.
 
         Raises:
             InputError: as :meth:`check`.
             OSError: the folder cannot be written.
         """
-        self.check(resume)
+        kept = self.check(resume)
         old = self._manifest()
         for name in self._present():
             if _is_temporary(name) or (old and not resume and name in old["files"]):
@@ -79,7 +75,40 @@ class OutputFolder:
                 self.root / MANIFEST,
                 {"written_by": "cba_fast", "settings": self.settings, "files": self.names},
             )
-        return self._present() & set(self.names)
+        return kept
+
+    def discard(self) -> None:
+        """Remove what an earlier run wrote, its manifest and, if then empty, the folder.
+
+        For a run that writes nothing here but replaces the rest of the earlier one. Files that no
+        manifest lists stay, and so does all of a folder whose manifest is not of this package.
+
+        Raises:
+            OSError: a file cannot be removed.
+        """
+        try:
+            old = self._manifest()
+        except InputError:
+            return
+        if old is None:
+            return
+        for name in self._present():
+            if name in old["files"] or _is_temporary(name):
+                (self.root / name).unlink()
+        (self.root / MANIFEST).unlink()  # last: a killed removal is still listed
+        self._remove_empty_folders()
+        if not os.listdir(self.root):
+            self.root.rmdir()
+
+    def _check_same(self, old: dict) -> None:
+        new = json.loads(json.dumps(self.settings))
+        keys = {*old["settings"], *new}
+        differs = [k for k in sorted(keys) if old["settings"].get(k) != new.get(k)]
+        if differs:
+            was = ", ".join(f"{k}={old['settings'].get(k)!r} (now {new.get(k)!r})" for k in differs)
+            raise InputError(f"{self.root}: cannot resume a run with other settings: {was}")
+        if old["files"] != self.names:
+            raise InputError(f"{self.root}: cannot resume: the list of images has changed")
 
     def _present(self) -> set[str]:
         return {
@@ -94,10 +123,9 @@ class OutputFolder:
             return None
         try:
             manifest = json.loads(path.read_text())
-            written_by, names, _ = manifest["written_by"], manifest["files"], manifest["settings"]
-        except (ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{path}: not a manifest of cba_fast: {e!r}") from e
-        if written_by != "cba_fast" or any(not _is_inside(n) for n in names):
+        except ValueError as e:
+            raise InputError(f"{path}: not a manifest of cba_fast: {e}") from e
+        if not _is_manifest(manifest):
             raise InputError(f"{path}: not a manifest of cba_fast")
         return manifest
 
@@ -105,6 +133,17 @@ class OutputFolder:
         for folder, _, _ in os.walk(self.root, topdown=False):
             if Path(folder) != self.root and not os.listdir(folder):
                 os.rmdir(folder)
+
+
+def _is_manifest(value: object) -> bool:
+    if not isinstance(value, dict) or value.get("written_by") != "cba_fast":
+        return False
+    names = value.get("files")
+    return (
+        isinstance(value.get("settings"), dict)
+        and isinstance(names, list)
+        and all(isinstance(name, str) and _is_inside(name) for name in names)
+    )
 
 
 def _is_inside(name: str) -> bool:

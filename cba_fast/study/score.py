@@ -1,5 +1,6 @@
 """``wsol-eval``: score stored maps against boxes."""
 
+import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,31 +13,56 @@ import torch
 from cba_fast import __version__
 from cba_fast.data import load_boxes
 from cba_fast.data.boxes import Boxes
+from cba_fast.data.metadata import find_folder
 from cba_fast.errors import InputError
 from cba_fast.wsol import BoxEvaluator, BoxResult, MapFolder, read_score_map
+from cba_fast.wsol.evaluator import MODES
 
-from .config import BoxConfig
+from .config import BoxConfig, settings
 
-CHUNK = 64  # maps per sweep: 75 MB of float64 at 384x384
+CHUNK_BYTES = 64 << 20  # of the maps of a sweep: 56 of float64 at 384x384
 
 
 @dataclass
 class ScoreResult:
-    """The scores of a run, what was noticed, and the evaluator that holds the rows."""
+    """The scores of a run, and the evaluator that holds the rows.
+
+    `transferred` has the accuracies at thresholds tuned elsewhere (see `transferred_accuracies`),
+    or is None; `notes` tell what was noticed.
+    """
 
     result: BoxResult
     evaluator: BoxEvaluator
+    transferred: list[dict] | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def make_evaluator(boxes: Boxes, config: BoxConfig) -> BoxEvaluator:
-    """Return the evaluator of the protocol in `config`."""
-    return BoxEvaluator(
+@dataclass(frozen=True)
+class Tuned:
+    """The thresholds that another run found best, by contour mode and IoU threshold.
+
+    `source` is the file that they come from.
+    """
+
+    source: Path
+    best: dict[tuple[str, float], float]
+
+
+def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) -> BoxEvaluator:
+    """Return the evaluator of the protocol in `config`, which will evaluate at `tuned` too.
+
+    Raises:
+        InputError: as :func:`check_tuned`.
+    """
+    evaluator = BoxEvaluator(
         boxes,
         cam_curve_interval=config.cam_curve_interval,
         iou_thresholds=[config.iou_thr],
         contours=config.contours,
     )
+    if tuned:
+        check_tuned(tuned, evaluator)
+    return evaluator
 
 
 def open_boxes(config: BoxConfig) -> Boxes:
@@ -55,27 +81,44 @@ def open_boxes(config: BoxConfig) -> Boxes:
     )
 
 
-def score_folder(np_root: Path, config: BoxConfig, progress: Callable | None = None) -> ScoreResult:
+def box_settings(config: BoxConfig) -> dict:
+    """Return the settings of a score as JSON values: the ground truth that was really read.
+
+    ``metadata_folder`` is the folder with the four files. What had no say in finding the ground
+    truth is None: `dataset_name` for CUB, and also `split` where `metadata_root` is that folder.
+    """
+    found = settings(config) | {"metadata_folder": None}
+    if config.metadata_root is None:
+        return found | {"dataset_name": None}
+    folder = find_folder(config.metadata_root, config.dataset_name, config.split)
+    if folder == Path(config.metadata_root):
+        found |= {"dataset_name": None, "split": None}
+    return found | {"metadata_folder": str(folder)}
+
+
+def score_folder(
+    np_root: Path,
+    config: BoxConfig,
+    tuned: Tuned | None = None,
+    progress: Callable | None = None,
+) -> ScoreResult:
     """Score the maps of a folder.
 
     Args:
         np_root: holds ``<class>/<stem>.npy`` or ``<image_id>.npy``.
         config: ground truth and protocol.
+        tuned: thresholds of another run, at which the accuracies are wanted too.
         progress: called with an iterable and its length, returns an iterable.
 
     Raises:
         ScoreMapError: a map that is not valid, or no folder; the message names the file.
-        InputError: bad ground truth, or no image has a map.
+        InputError: bad ground truth, no image has a map, two images share one, or `tuned` does not
+            fit (see `check_tuned`).
     """
     folder = MapFolder(np_root)
     boxes = open_boxes(config)
-    paths = {i: path for i in boxes.image_ids if (path := folder.find(i)) is not None}
-    if not paths:
-        raise InputError(
-            f"{np_root} holds no map of the {len(boxes.image_ids)} images of the ground truth "
-            f"(looked for {boxes.image_ids[0]}.npy among others)"
-        )
-    evaluator = make_evaluator(boxes, config)
+    paths = _find_maps(folder, boxes)
+    evaluator = make_evaluator(boxes, config, tuned)
     items: Iterable = paths.items()
     if progress:
         items = progress(items, len(paths))
@@ -88,16 +131,37 @@ def score_folder(np_root: Path, config: BoxConfig, progress: Callable | None = N
             f"{', '.join(folder.ambiguous[:5])}"
         )
     result = evaluator.compute(missing_as_miss=config.missing_as_miss)
-    return ScoreResult(result, evaluator, notes)
+    transferred = transferred_accuracies(result, tuned) if tuned else None
+    return ScoreResult(result, evaluator, transferred, notes)
+
+
+def _find_maps(folder: MapFolder, boxes: Boxes) -> dict[str, Path]:
+    """Return the map of each image that has one; no map belongs to two images."""
+    paths = {i: path for i in boxes.image_ids if (path := folder.find(i)) is not None}
+    if not paths:
+        raise InputError(
+            f"{folder.root} holds no map of the {len(boxes.image_ids)} images of the ground truth "
+            f"(looked for {boxes.image_ids[0]}.npy among others)"
+        )
+    owner: dict[Path, str] = {}
+    for image_id, path in paths.items():
+        first = owner.setdefault(path, image_id)
+        if first != image_id:
+            raise InputError(
+                f"{path} could be the map of {first} and of {image_id}: name the maps "
+                "<image_id>.npy"
+            )
+    return paths
 
 
 def _chunks(items: Iterable, config: BoxConfig) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Read maps and yield runs of equal shape and dtype, at most `CHUNK` at a time."""
+    """Read maps and yield runs of equal shape and dtype, at most `CHUNK_BYTES` (or one map)."""
     ids: list[str] = []
     maps: list[np.ndarray] = []
     for image_id, path in items:
         m = read_score_map(path, config.eval_size, config.resize_maps)
-        if maps and (len(maps) == CHUNK or (m.shape, m.dtype) != (maps[0].shape, maps[0].dtype)):
+        full = (len(maps) + 1) * m.nbytes > CHUNK_BYTES
+        if maps and (full or (m.shape, m.dtype) != (maps[0].shape, maps[0].dtype)):
             yield ids, np.stack(maps)
             ids, maps = [], []
         ids.append(image_id)
@@ -106,42 +170,74 @@ def _chunks(items: Iterable, config: BoxConfig) -> Iterator[tuple[list[str], np.
         yield ids, np.stack(maps)
 
 
-def transferred_accuracies(result: BoxResult, tuned: dict, source: str) -> list[dict]:
+def read_tuned(path: Path) -> Tuned:
+    """Read the thresholds that another run (on val, say) found best from its JSON file.
+
+    Raises:
+        InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be read as JSON: {e}") from e
+    try:
+        ious = found["iou_thresholds"]
+        best = {
+            (mode, float(iou)): float(threshold)
+            for mode in MODES
+            if mode in found
+            for iou, threshold in zip(ious, found[mode]["optimal_threshold"], strict=True)
+        }
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{path}: not a result of wsol-eval or evaluate: {e!r}") from e
+    return Tuned(path, best)
+
+
+def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
+    """Refuse thresholds that `evaluator` will not evaluate, before it has worked.
+
+    Raises:
+        InputError: no contour mode and IoU threshold in common, or a threshold that is not on the
+            evaluator's grid (another interval).
+    """
+    shared = [
+        threshold
+        for (mode, iou), threshold in tuned.best.items()
+        if mode in evaluator.modes and iou in evaluator.iou_thresholds
+    ]
+    if not shared:
+        raise InputError(f"{tuned.source}: shares no contour mode and IoU threshold with this run")
+    for threshold in shared:
+        if threshold not in evaluator.thresholds:
+            raise InputError(
+                f"{tuned.source}: threshold {threshold!r} is not one of those evaluated here (take "
+                "the --cam_curve_interval of that run)"
+            )
+
+
+def transferred_accuracies(result: BoxResult, tuned: Tuned) -> list[dict]:
     """Return accuracies at the thresholds that another run found best.
 
     Args:
         result: the scores of this run.
-        tuned: the JSON object that another run wrote (on val, say).
-        source: its file name, for messages.
+        tuned: thresholds that `check_tuned` has accepted.
 
     Returns:
         For each contour mode and IoU threshold that both runs have: mode, iou, threshold, the
         accuracy at it and the best accuracy, in percent.
-
-    Raises:
-        InputError: `tuned` is not such an object, shares no mode, or its threshold was not
-            evaluated here (another interval).
     """
-    out = []
-    try:
-        tuned_ious = tuned["iou_thresholds"]
-        for mode, here in result.modes.items():
-            if mode not in tuned:
-                continue
-            best = dict(zip(tuned_ious, tuned[mode]["optimal_threshold"]))
-            for iou, oracle in zip(result.iou_thresholds, here.max_box_acc):
-                if iou not in best:
-                    continue
-                accuracy = result.accuracy_at(mode, iou, best[iou])
-                row = {"contours": mode, "iou": iou, "threshold": best[iou]}
-                out.append(row | {"box_acc": accuracy, "max_box_acc": oracle})
-    except (KeyError, TypeError) as e:
-        raise InputError(f"{source}: not a result of wsol-eval or evaluate: {e!r}") from e
-    except InputError as e:
-        raise InputError(f"{source}: {e}") from e
-    if not out:
-        raise InputError(f"{source}: shares no contour mode and IoU threshold with this run")
-    return out
+    return [
+        {
+            "contours": mode,
+            "iou": iou,
+            "threshold": tuned.best[mode, iou],
+            "box_acc": result.accuracy_at(mode, iou, tuned.best[mode, iou]),
+            "max_box_acc": best,
+        }
+        for mode, here in result.modes.items()
+        for iou, best in zip(result.iou_thresholds, here.max_box_acc)
+        if (mode, iou) in tuned.best
+    ]
 
 
 def versions() -> dict[str, str]:
