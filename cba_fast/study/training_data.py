@@ -51,8 +51,8 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
         num_classes: if given, the number of classes that there must be.
 
     Raises:
-        InputError: a folder is missing or has no class folders, a class folder is empty, or the
-            classes differ; the message names them.
+        InputError: a folder is missing or has no class folders, a class folder is empty, there is
+            one class only, or the classes differ; the message names them.
     """
     data_root = Path(data_root)
     if cub.is_cub(data_root):
@@ -75,6 +75,8 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
     ]
     if only:
         raise InputError(f"{data_root}: train and test have different classes: {'; '.join(only)}")
+    if len(train.class_names) < 2:
+        raise InputError(f"{data_root}: training needs two classes, found {train.class_names[0]}")
     if num_classes is not None and num_classes != len(train.class_names):
         raise InputError(
             f"{data_root}/train has {len(train.class_names)} classes, but num_classes is "
