@@ -51,8 +51,8 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
         num_classes: if given, the number of classes that there must be.
 
     Raises:
-        InputError: a folder is missing or has no class folders, a class folder is empty, or the
-            classes differ; the message names them.
+        InputError: a folder is missing or has no class folders, a class folder is empty, there is
+            one class only, or the classes differ; the message names them.
     """
     data_root = Path(data_root)
     if cub.is_cub(data_root):
@@ -75,6 +75,8 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
     ]
     if only:
         raise InputError(f"{data_root}: train and test have different classes: {'; '.join(only)}")
+    if len(train.class_names) < 2:
+        raise InputError(f"{data_root}: training needs two classes, found {train.class_names[0]}")
     if num_classes is not None and num_classes != len(train.class_names):
         raise InputError(
             f"{data_root}/train has {len(train.class_names)} classes, but num_classes is "
@@ -160,9 +162,13 @@ class PixelDataset(Dataset):
 
 
 def _collate(items: list[dict]) -> dict:
-    """Stack the readable images where they were read: one array per batch travels, not dozens."""
+    """Stack the readable images where they were read: one array per batch travels, not dozens.
+
+    An array, because tensors leave a worker through shared memory files, and a worker that cannot
+    make one (a small /dev/shm, a file size limit) hangs the run.
+    """
     readable = [i for i in items if not i["error"]]
-    pixels = torch.from_numpy(np.stack([i["pixels"] for i in readable])) if readable else None
+    pixels = np.stack([i["pixels"] for i in readable]) if readable else None
     return {
         "indices": [i["index"] for i in readable],
         "pixels": pixels,
@@ -223,7 +229,10 @@ class PixelReader:
         self._keys[:] = [[(i, 0 if seeds is None else int(seeds[i])) for i in b] for b in wanted]
         for read in self._loader:
             self._note(read)
-            yield PixelBatch(read["indices"], read["pixels"])
+            pixels = None if read["pixels"] is None else torch.from_numpy(read["pixels"])
+            if pixels is not None and choose_device(self._run).type == "cuda":
+                pixels = pixels.pin_memory()
+            yield PixelBatch(read["indices"], pixels)
 
     def _make_loader(self, dataset: PixelDataset, keys: list, persistent: bool) -> DataLoader:
         workers = self._run.num_workers
@@ -232,7 +241,6 @@ class PixelReader:
             batch_sampler=keys,
             num_workers=workers,
             collate_fn=_collate,
-            pin_memory=choose_device(self._run).type == "cuda",
             persistent_workers=persistent and workers > 0,
             # Its own: starting a pass draws a number, which the model's drop path must not notice.
             generator=torch.Generator(),
@@ -247,7 +255,7 @@ class PixelReader:
                 continue
             if prepared is None:
                 prepared = torch.zeros(len(dataset), *read["pixels"].shape[1:], dtype=torch.uint8)
-            prepared[read["indices"]] = read["pixels"]
+            prepared[read["indices"]] = torch.from_numpy(read["pixels"])
         self.report.check_any(0 if prepared is None else 1)
         return prepared
 
