@@ -72,7 +72,7 @@ def _place(tubes: list[Tube], from_above: bool, size: int, rng) -> View:
         angle, squeeze = rng.normal(0, 0.16), rng.uniform(0.72, 1)
     mirror = rng.random() < 0.5
     x0, y0, x1, y1 = extent(tubes, View(1.0, angle, mirror, squeeze))
-    target = size * np.exp(rng.uniform(np.log(0.36), np.log(0.88)))
+    target = size * np.exp(rng.uniform(np.log(0.40), np.log(0.82)))
     scale = target / max(x1 - x0, y1 - y0)
     width, height = scale * (x1 - x0), scale * (y1 - y0)
     out = rng.uniform(0.1, 1 - np.sqrt(MIN_VISIBLE)) if rng.random() < 0.25 else -0.01
@@ -85,7 +85,7 @@ def _anywhere(length: float, out: float, size: int, rng) -> float:
     """Return where an interval of `length` starts; up to the share `out` of it is outside."""
     low, high = -out * length, size - (1 - out) * length
     # Wildlife photographs seldom centre their animal: prefer the two ends of the range.
-    share = rng.beta(0.5, 0.5)
+    share = rng.beta(0.3, 0.3)
     return low + share * (high - low)
 
 
@@ -117,7 +117,7 @@ def _background(size: int, light, rng) -> np.ndarray:
         image = cv2.GaussianBlur(image, (0, 0), size / 256 * rng.uniform(0.6, 2.5))
     for _ in range(int(rng.integers(0, 4))):
         _distractor(image, size, light, rng)
-    return _litter(image, size, rng, count=int(rng.integers(10, 40)), dim=1.0)
+    return _litter(image, size, rng, count=int(rng.integers(8, 30)), dim=1.0)
 
 
 def _clouds(size: int, grids: tuple[int, ...], rng) -> np.ndarray:
@@ -228,11 +228,11 @@ def _foreground(size: int, rng) -> tuple[np.ndarray, np.ndarray]:
 
 def _weather(image: np.ndarray, size: int, rng) -> np.ndarray:
     """Apply exposure, tint, uneven light, lens blur and sensor noise; return uint8."""
-    slope = rng.normal(0, 0.18, 2).astype(np.float32)
+    slope = rng.normal(0, 0.12, 2).astype(np.float32)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     field = 1 + slope[0] * ramp[None] + slope[1] * ramp[:, None]
     field = field * (1 + _clouds(size, (3, 5), rng))  # dappled light
-    tint = rng.uniform(0.7, 1.2) * (1 + rng.normal(0, 0.03, 3))
+    tint = rng.uniform(0.8, 1.2) * (1 + rng.normal(0, 0.02, 3))
     image = image * field[..., None] * tint.astype(np.float32)
     if rng.random() < 0.4:
         image = cv2.GaussianBlur(image, (0, 0), size / 256 * rng.uniform(0.4, 1.1))
