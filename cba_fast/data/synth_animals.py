@@ -89,7 +89,7 @@ def species(seed: int, index: int) -> Species:
 
 def individual(kind: Species, rng: np.random.Generator) -> list[Tube]:
     """Return the parts of one animal in one pose, those behind first."""
-    coat = kind.coat.shifted(rng.normal(0, 0.04) + rng.normal(0, 0.015, 3))
+    coat = kind.coat.shifted(rng.normal(0, 0.025) + rng.normal(0, 0.012, 3))
     mark = kind.mark.shifted(rng.normal(0, 0.025) + rng.normal(0, 0.015, 3))
     limb = kind.limb.shifted(np.full(3, rng.normal(0, 0.05)))
     wobble = np.clip(np.array(kind.shape) + rng.normal(0, 0.07, len(kind.shape)), 0, 1)

@@ -72,7 +72,7 @@ def _place(tubes: list[Tube], from_above: bool, size: int, rng) -> View:
         angle, squeeze = rng.normal(0, 0.16), rng.uniform(0.72, 1)
     mirror = rng.random() < 0.5
     x0, y0, x1, y1 = extent(tubes, View(1.0, angle, mirror, squeeze))
-    target = size * np.exp(rng.uniform(np.log(0.40), np.log(0.82)))
+    target = size * np.exp(rng.uniform(np.log(0.45), np.log(0.82)))
     scale = target / max(x1 - x0, y1 - y0)
     width, height = scale * (x1 - x0), scale * (y1 - y0)
     out = rng.uniform(0.1, 1 - np.sqrt(MIN_VISIBLE)) if rng.random() < 0.25 else -0.01

@@ -74,12 +74,12 @@ class DemoScale:
     erf_map_images: int = 20
 
 
-FULL = DemoScale(classes=10, train_per_class=40, test_per_class=20, epochs=1.0)
-QUICK = DemoScale(4, train_per_class=40, test_per_class=10, epochs=0.5, erf_samples=20)
+FULL = DemoScale(10, 40, 20, epochs=1.0)
+QUICK = DemoScale(4, 40, 10, epochs=0.6, erf_samples=20, erf_map_images=5)
 
 MODELS = (
-    DemoModel("ConvNeXt", "convnext", "convnext", "test_convnext", 40, 3e-3),
-    DemoModel("RepLKNet", "replknet", "replknet", "replknet_nano", 30, 3e-3),
+    DemoModel("ConvNeXt", "convnext", "convnext", "test_convnext3", 40, 3e-3),
+    DemoModel("RepLKNet", "replknet", "replknet", "replknet_nano", 25, 3e-3),
     DemoModel("SLaK-Flex (1, 0)", "slak_flex_1_0", "slak_flex", "slak_flex_nano", 40, 3e-3, 1, 0),
     DemoModel(
         "SLaK-Flex (.5, .5)", "slak_flex_5_5", "slak_flex", "slak_flex_nano", 40, 3e-3, 0.5, 0.5
