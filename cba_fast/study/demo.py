@@ -50,7 +50,7 @@ class DemoModel:
     family: str
     name: str
     epochs: int
-    lr: float
+    quick_epochs: int
     alpha: float | None = None
     beta: float | None = None
 
@@ -63,26 +63,31 @@ class DemoModel:
 
 @dataclass(frozen=True)
 class DemoScale:
-    """How large the demo is."""
+    """How large the demo is.
+
+    `quick` trains the models for their `quick_epochs`: RepLKNet and SLaK-Flex (1, 0) still learn,
+    the others only run. `most_epochs` limits either.
+    """
 
     classes: int
     train_per_class: int
     test_per_class: int
-    epochs: float  # factor of the models' epochs
+    quick: bool = False
+    most_epochs: int | None = None
     gallery_per_class: int = 2
     erf_samples: int = 50
     erf_map_images: int = 20
 
 
-FULL = DemoScale(10, 40, 20, epochs=1.0)
-QUICK = DemoScale(4, 40, 10, epochs=0.6, erf_samples=20, erf_map_images=5)
+FULL = DemoScale(10, 40, 20)
+QUICK = DemoScale(10, 40, 20, quick=True, erf_samples=20, erf_map_images=5)
 
 MODELS = (
-    DemoModel("ConvNeXt", "convnext", "convnext", "test_convnext3", 40, 3e-3),
-    DemoModel("RepLKNet", "replknet", "replknet", "replknet_nano", 25, 3e-3),
-    DemoModel("SLaK-Flex (1, 0)", "slak_flex_1_0", "slak_flex", "slak_flex_nano", 40, 3e-3, 1, 0),
+    DemoModel("ConvNeXt", "convnext", "convnext", "test_convnext3", 40, 4),
+    DemoModel("RepLKNet", "replknet", "replknet", "replknet_nano", 25, 12),
+    DemoModel("SLaK-Flex (1, 0)", "slak_flex_1_0", "slak_flex", "slak_flex_nano", 40, 20, 1, 0),
     DemoModel(
-        "SLaK-Flex (.5, .5)", "slak_flex_5_5", "slak_flex", "slak_flex_nano", 40, 3e-3, 0.5, 0.5
+        "SLaK-Flex (.5, .5)", "slak_flex_5_5", "slak_flex", "slak_flex_nano", 60, 4, 0.5, 0.5
     ),
 )
 
@@ -231,10 +236,11 @@ def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
 
 
 def _train(model: DemoModel, task: DemoTask, said) -> tuple[Path, float]:
+    epochs = model.quick_epochs if task.scale.quick else model.epochs
     config = TrainConfig(
         task.cub / "images_splitted",
-        epochs=max(2, round(model.epochs * task.scale.epochs)),
-        lr=model.lr,
+        epochs=min(epochs, task.scale.most_epochs or epochs),
+        lr=3e-3,
         weight_decay=0.05,
         batch_size=8,
         input_size=INPUT_SIZE,

@@ -1,0 +1,55 @@
+"""The demo at its smallest: every file it promises, and what it refuses."""
+
+import json
+
+import pytest
+
+from cba_fast.errors import InputError
+from cba_fast.study.demo import MODELS, DemoScale, run_demo
+
+TINY = DemoScale(2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "out"
+    lines = []
+    return root, run_demo(root, scale=TINY, step=lines.append), lines
+
+
+def test_every_model_has_a_row(demo):
+    _, result, lines = demo
+    assert [row.title for row in result.rows] == [model.title for model in MODELS]
+    for row in result.rows:
+        assert 0 <= row.top1 <= 100
+        assert set(row.max_box_acc) == set(row.max_box_acc_v2) == {"cam", "pc1"}
+        assert 1 <= row.erf_mean <= 96 * 96
+    for model in MODELS:
+        assert any(line.startswith(f"{model.title}: trained in") for line in lines)
+
+
+def test_the_folder_holds_what_the_demo_promises(demo):
+    root, result, _ = demo
+    results = json.loads((root / "results.json").read_text())
+    assert len(results["models"]) == len(MODELS)
+    assert results["baselines"]["full_image"] == result.baselines.full_image
+    assert (root / "erf_vs_wsol.png").stat().st_size > 1000
+    for model in MODELS:
+        assert (root / "weights" / f"{model.slug}_best.pth").is_file()
+        assert (root / f"erf_map_{model.slug}.png").is_file()
+        for method in ("cam", "pc1"):
+            assert len(list((root / f"heatmap_{model.slug}_{method}").glob("*.png"))) == 2
+
+
+def test_a_second_run_in_the_same_folder_replaces_the_first(demo):
+    root, result, _ = demo
+    again = run_demo(root, scale=TINY)
+    assert [r.max_box_acc for r in again.rows] == [r.max_box_acc for r in result.rows]
+    assert [r.erf_mean for r in again.rows] == [r.erf_mean for r in result.rows]
+
+
+def test_somebody_elses_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no earlier demo"):
+        run_demo(tmp_path, scale=TINY)
+    assert (tmp_path / "results.json").read_text() == "mine"
