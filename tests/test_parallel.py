@@ -123,6 +123,14 @@ def test_no_thread_is_started_by_the_import():
 MAPS = np.random.default_rng(0).random((4, 256, 256), np.float32)
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Restore PyTorch's number of threads, which the rounding of other tests depends on."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def quantized_sum() -> int:
     torch.set_num_threads(2)
     # Summed by NumPy: a parallel sum of PyTorch would hang in a forked process, with its OpenMP.

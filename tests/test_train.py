@@ -79,6 +79,7 @@ def test_a_killed_run_ends_with_the_same_weights(variant, config, tmp_path, monk
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from cba_fast.study.config import ModelConfig, RunConfig
 from cba_fast.study.train import TrainConfig, train
 
@@ -89,6 +90,7 @@ def progress(batches, total, epochs=iter((1, 2))):
             os.kill(os.getpid(), signal.SIGKILL)
         yield batch
 
+torch.set_num_threads(int(sys.argv[3]))
 train(
     ModelConfig("slak_flex", name="slak_flex_nano"),
     TrainConfig(Path(sys.argv[1]), epochs=3, lr=1e-3, batch_size=5, input_size=32,
@@ -100,7 +102,8 @@ train(
 
 
 def test_a_run_ended_by_sigkill_continues_to_the_same_weights(config, tmp_path):
-    command = [sys.executable, "-c", KILLED_RUN, config.data_root, config.save_dir]
+    threads = torch.get_num_threads()  # equal weights need equal threads
+    command = [sys.executable, "-c", KILLED_RUN, config.data_root, config.save_dir, threads]
     ended = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert ended.stdout.startswith("epoch 1/3")

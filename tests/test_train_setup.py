@@ -244,7 +244,7 @@ def test_fp16_needs_a_gpu(config):
 
 def test_the_command_trains_resumes_and_says_where_things_are(config, tmp_path, capsys):
     weights = make_checkpoint(
-        tmp_path / "w.pth", "slak_flex", "slak_flex_nano", num_classes=7, stem_stride=2
+        tmp_path / "w.pth", "slak_flex", "slak_flex_nano", num_classes=7, output_stride=16
     )
     args = [
         *("train-wsol", "--model-family", "slak_flex", "--model", "slak_flex_nano"),
