@@ -9,7 +9,7 @@ import click
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("cba_fast_demo"))
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0)
-@click.option("--quick", is_flag=True, help="Fewer epochs: under two minutes on two cores.")
+@click.option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
 def command(output, seed, quick):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.
 

@@ -30,15 +30,11 @@ from .plots import plot_erf_map, plot_points, save_figure
 from .points import Point, append_points, read_points
 from .score import versions
 from .train import TrainConfig, train
+from .training_model import LAYER_SCALE
 
 IMAGE_SIZE = 128
 INPUT_SIZE = 96  # 6x6 feature maps at output stride 16
 METHODS = ("cam", "pc1")
-LAYER_SCALE = {
-    "convnext": "ls_init_value",
-    "slak": "layer_scale_init_value",
-    "slak_flex": "layer_scale_init_value",
-}
 
 
 @dataclass(frozen=True)

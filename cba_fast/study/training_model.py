@@ -13,7 +13,7 @@ from .config import ModelConfig
 from .train_config import TrainConfig, drop_path_rate
 
 # What each family's constructor calls the initial layer scale.
-_LAYER_SCALE = {
+LAYER_SCALE = {
     "convnext": "ls_init_value",
     "slak": "layer_scale_init_value",
     "slak_flex": "layer_scale_init_value",
@@ -46,7 +46,7 @@ def initial_model(
     torch.manual_seed(config.seed)
     options = {"drop_path_rate": drop_path_rate(model_config, config)}
     if config.ls_init is not None:
-        options[_LAYER_SCALE[model_config.family]] = config.ls_init
+        options[LAYER_SCALE[model_config.family]] = config.ls_init
     if continued is not None:
         model = _build(model_config, checkpoint=continued, **options)
     elif config.init_weights is not None:
