@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "build_config.h"
@@ -14,6 +16,7 @@
 #include "common/dtype.h"
 #include "common/parallel_for.h"
 #include "cpu/box_sweep.h"
+#include "cpu/dwconv.h"
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
 #if CBA_CUDA
@@ -131,6 +134,52 @@ void best_iou(Address maps, Int num, Int height, Int width, Address thresholds, 
   cba::best_iou(m, t, truth, all_contours, out, num_threads);
 }
 
+// (address, height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
+using PlanesArgument = std::tuple<Address, Int, Int, std::array<Int, 4>>;
+
+cba::Planes planes_at(const PlanesArgument& argument, const std::string& dtype, const char* name) {
+  const auto& [address, height, width, strides] = argument;
+  require(height > 0 && width > 0, std::string(name) + ": empty plane");
+  require(strides[1] == 1 || strides[3] == 1,
+          std::string(name) + ": neither channels nor columns are contiguous");
+  return {pointer<void>(address, 1, name), cba::parse_element_type(dtype), height, width,
+          strides[0], strides[1], strides[2], strides[3]};
+}
+
+cba::ConvCall conv_call(Int images, Int channels, const std::string& algorithm,
+                        const std::string& isa, int num_threads) {
+  require(images > 0 && channels > 0, "depthwise_conv2d: empty batch");
+  return {images, channels, cba::parse_conv_algorithm(algorithm), cba::resolve_isa(isa),
+          num_threads};
+}
+
+void depthwise_conv2d(const PlanesArgument& x, const PlanesArgument& kernel, Address bias,
+                      const PlanesArgument& y, const std::string& dtype, Int images, Int channels,
+                      bool turned, const std::string& algorithm, const std::string& isa,
+                      int num_threads) {
+  const cba::Planes from = planes_at(x, dtype, "x"), taps = planes_at(kernel, dtype, "kernel");
+  const cba::Planes to = planes_at(y, dtype, "y");
+  require(from.height == to.height && from.width == to.width, "x and y differ in size");
+  require(taps.height % 2 == 1 && taps.width % 2 == 1, "the kernel must be odd");
+  const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
+  const auto* add = reinterpret_cast<const float*>(bias);  // null: none
+  const py::gil_scoped_release release;
+  cba::depthwise_conv2d(from, taps, add, to, turned, call);
+}
+
+void depthwise_conv2d_grad_weight(const PlanesArgument& grad, const PlanesArgument& x,
+                                  const PlanesArgument& kernel, const std::string& dtype,
+                                  Int images, Int channels, const std::string& algorithm,
+                                  const std::string& isa, int num_threads) {
+  const cba::Planes g = planes_at(grad, dtype, "grad"), from = planes_at(x, dtype, "x");
+  const cba::Planes taps = planes_at(kernel, dtype, "kernel");
+  require(from.height == g.height && from.width == g.width, "x and grad differ in size");
+  require(taps.height % 2 == 1 && taps.width % 2 == 1, "the kernel must be odd");
+  const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
+  const py::gil_scoped_release release;
+  cba::depthwise_conv2d_grad_weight(g, from, taps, call);
+}
+
 // For the tests of the pool: calls a Python function on its threads.
 void call_parallel_for(Int n, int num_threads, const py::function& f) {
   const py::gil_scoped_release release;
@@ -154,6 +203,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
 #endif
+  m.def("depthwise_conv2d", depthwise_conv2d, py::arg("x"), py::arg("kernel"), py::arg("bias"),
+        py::arg("y"), py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("turned"),
+        py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
+  m.def("depthwise_conv2d_grad_weight", depthwise_conv2d_grad_weight, py::arg("grad"),
+        py::arg("x"), py::arg("kernel"), py::arg("dtype"), py::arg("images"), py::arg("channels"),
+        py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
   m.def("largest_boxes", largest_boxes, py::arg("maps"), py::arg("num"), py::arg("height"),
         py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"), py::arg("boxes"),
         py::arg("num_threads"));

@@ -1,0 +1,175 @@
+// Transforms along one axis by the prime factor algorithm (Good 1958): no twiddles between factors.
+//
+// A buffer holds a complex vector per position (dwconv_kernels.h, DftPlan): real and imaginary part
+// one behind the other, kLanes floats each. Axis 0 has the largest stride. Transforming reads
+// samples where they lie (axis 0, through a table of offsets), goes on in place (axes 1 and 2), and
+// leaves frequencies in the order of positions: products need no other. The way back runs through
+// the axes in reverse and writes samples through a table.
+//
+// Include after a vec_<isa>.h.
+#pragma once
+
+#include "cpu/dft_codelets.h"
+#include "cpu/dwconv_io.h"
+
+namespace cba {
+namespace {
+
+constexpr int kComplex = 2 * kLanes;  // floats of a complex vector
+
+template <bool kInverse>
+CBA_INLINE inline Complex load_complex(const float* p) {
+  const Vec re = Vec::load(p), im = Vec::load(p + kLanes);
+  return kInverse ? Complex{im, re} : Complex{re, im};
+}
+
+template <bool kInverse>
+CBA_INLINE inline void store_complex(Complex x, float* p) {
+  (kInverse ? x.im : x.re).store(p);
+  (kInverse ? x.re : x.im).store(p + kLanes);
+}
+
+// Axis 0 from samples: the complex sample at position p is (re[offsets[p]], im[offsets[p]]).
+template <int F>
+void gather_axis(const float* re, const float* im, const int32_t* offsets, float* buffer,
+                 int rest) {
+  for (int m = 0; m < rest; ++m) {
+    Complex x[F];
+    unroll<F>([&](auto k) CBA_INLINE {
+      const int32_t offset = offsets[k * rest + m];
+      x[k] = {Vec::load(re + offset), Vec::load(im + offset)};
+    });
+    Dft<F>::run(x);
+    unroll<F>([&](auto k) CBA_INLINE {
+      store_complex<false>(x[k], buffer + int64_t(k * rest + m) * kComplex);
+    });
+  }
+}
+
+// Axis 0 of the inverse, to samples.
+template <int F>
+void scatter_axis(const float* buffer, float* re, float* im, const int32_t* offsets, int rest) {
+  for (int m = 0; m < rest; ++m) {
+    Complex x[F];
+    unroll<F>([&](auto k) CBA_INLINE {
+      x[k] = load_complex<true>(buffer + int64_t(k * rest + m) * kComplex);
+    });
+    Dft<F>::run(x);
+    unroll<F>([&](auto k) CBA_INLINE {
+      const int32_t offset = offsets[k * rest + m];
+      x[k].im.store(re + offset);
+      x[k].re.store(im + offset);
+    });
+  }
+}
+
+// An axis in place: `outer` blocks of F * inner positions.
+template <int F, bool kInverse>
+void transform_axis(float* buffer, int outer, int inner) {
+  for (int o = 0; o < outer; ++o) {
+    for (int i = 0; i < inner; ++i) {
+      float* p = buffer + int64_t(o * F * inner + i) * kComplex;
+      Complex x[F];
+      unroll<F>([&](auto k) CBA_INLINE {
+        x[k] = load_complex<kInverse>(p + int64_t(k * inner) * kComplex);
+      });
+      Dft<F>::run(x);
+      unroll<F>([&](auto k) CBA_INLINE {
+        store_complex<kInverse>(x[k], p + int64_t(k * inner) * kComplex);
+      });
+    }
+  }
+}
+
+// The last axis there, times another spectrum, and back: one pass over the buffer instead of three.
+template <int F>
+void multiply_axis(float* buffer, const float* other, int outer) {
+  for (int o = 0; o < outer; ++o) {
+    float* p = buffer + int64_t(o) * F * kComplex;
+    const float* q = other + int64_t(o) * F * kComplex;
+    Complex x[F];
+    unroll<F>([&](auto k) CBA_INLINE { x[k] = load_complex<false>(p + k * kComplex); });
+    Dft<F>::run(x);
+    unroll<F>([&](auto k) CBA_INLINE {
+      const Complex y = x[k] * load_complex<false>(q + k * kComplex);
+      x[k] = {y.im, y.re};
+    });
+    Dft<F>::run(x);
+    unroll<F>([&](auto k) CBA_INLINE { store_complex<true>(x[k], p + k * kComplex); });
+  }
+}
+
+struct AxisKernels {
+  void (*gather)(const float*, const float*, const int32_t*, float*, int);
+  void (*scatter)(const float*, float*, float*, const int32_t*, int);
+  void (*forward)(float*, int, int);
+  void (*inverse)(float*, int, int);
+  void (*multiply)(float*, const float*, int);
+};
+
+template <int F>
+constexpr AxisKernels axis_kernels() {
+  return {gather_axis<F>, scatter_axis<F>, transform_axis<F, false>, transform_axis<F, true>,
+          multiply_axis<F>};
+}
+
+// The factors that dft_plan.cpp chooses from.
+inline const AxisKernels& kernels_of_factor(int factor) {
+  static constexpr AxisKernels kKernels[] = {
+      axis_kernels<1>(), axis_kernels<2>(),  axis_kernels<3>(),  axis_kernels<4>(),
+      axis_kernels<5>(), axis_kernels<7>(),  axis_kernels<8>(),  axis_kernels<9>(),
+      axis_kernels<11>(), axis_kernels<13>(), axis_kernels<16>()};
+  static constexpr signed char kIndex[] = {-1, 0, 1, 2, 3, 4, -1, 5, 6, 7, -1, 8, -1, 9, -1, -1, 10};
+  return kKernels[kIndex[factor]];
+}
+
+// A transform ready to run.
+class Transform {
+ public:
+  explicit Transform(const DftPlan& plan)
+      : f0_(plan.factors[0]), f1_(plan.factors[1]), f2_(plan.factors[2]),
+        first_(kernels_of_factor(f0_)), second_(kernels_of_factor(f1_)),
+        third_(kernels_of_factor(f2_)) {}
+
+  void forward(const float* re, const float* im, const int32_t* offsets, float* buffer) const {
+    forward_but_last(re, im, offsets, buffer);
+    third_.forward(buffer, f0_ * f1_, 1);
+  }
+  // forward() times `spectrum`, and back but for axes 0 and 1.
+  void forward_multiply(const float* re, const float* im, const int32_t* offsets,
+                        const float* spectrum, float* buffer) const {
+    forward_but_last(re, im, offsets, buffer);
+    third_.multiply(buffer, spectrum, f0_ * f1_);
+  }
+  void inverse(float* buffer, float* re, float* im, const int32_t* offsets) const {
+    third_.inverse(buffer, f0_ * f1_, 1);
+    inverse_but_last(buffer, re, im, offsets);
+  }
+  // After forward_multiply().
+  void inverse_but_last(float* buffer, float* re, float* im, const int32_t* offsets) const {
+    if (f1_ > 1) second_.inverse(buffer, f0_, f2_);
+    first_.scatter(buffer, re, im, offsets, f1_ * f2_);
+  }
+
+ private:
+  void forward_but_last(const float* re, const float* im, const int32_t* offsets,
+                        float* buffer) const {
+    first_.gather(re, im, offsets, buffer, f1_ * f2_);
+    if (f1_ > 1) second_.forward(buffer, f0_, f2_);
+  }
+
+  int f0_, f1_, f2_;
+  const AxisKernels &first_, &second_, &third_;
+};
+
+// Turns a table of samples into offsets of `stride` floats per sample; `none` stands for no sample.
+inline const int32_t* make_offsets(const AxisRange& range, int n, int stride, int none,
+                                   int32_t* offsets) {
+  for (int p = 0; p < n; ++p) {
+    offsets[p] = (range.sample[p] == range.count ? none : range.sample[p]) * stride;
+  }
+  return offsets;
+}
+
+}  // namespace
+}  // namespace cba

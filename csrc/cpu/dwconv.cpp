@@ -1,0 +1,115 @@
+#include "cpu/dwconv.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "build_config.h"
+#include "common/parallel_for.h"
+#include "cpu/dft_plan.h"
+
+namespace cba {
+namespace {
+
+// Kernels at most this wide on one side are transformed along the other side only.
+constexpr std::int64_t kWidestStrip = 7;
+
+const ConvKernels& kernels_for(Isa isa) {
+#if CBA_X86
+  if (isa == Isa::kAvx512) return kConvAvx512;
+  if (isa == Isa::kAvx2) return kConvAvx2;
+#else
+  (void)isa;
+#endif
+  return kConvBaseline;
+}
+
+// Scratch memory of the calling thread, kept between calls: fresh pages would cost as much as a
+// tenth of a convolution.
+float* thread_scratch(std::int64_t floats) {
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<float, Free> memory;
+  static thread_local std::int64_t size = 0;
+  if (floats > size) {
+    memory.reset();
+    size = 0;
+    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+    memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (memory == nullptr) throw std::bad_alloc();
+    size = floats;
+  }
+  return memory.get();
+}
+
+template <class Task>
+void run(const Task& task, std::int64_t (*scratch)(const Task&),
+         void (*kernel)(const Task&, std::int64_t, std::int64_t, float*), int width,
+         int num_threads) {
+  const ConvParams& conv = task.conv;
+  const std::int64_t groups = (conv.channels + width - 1) / width;
+  const std::int64_t floats = scratch(task);
+  parallel_for(conv.reduce ? groups : groups * conv.images, num_threads,
+               [&](std::int64_t begin, std::int64_t end) {
+                 kernel(task, begin, end, thread_scratch(floats));
+               });
+}
+
+// `taps` are the kernel's planes: B, or out where products are summed.
+void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const ConvKernels& kernels,
+             int num_threads) {
+  const std::int64_t height = conv.a.height, width = conv.a.width;
+  const bool narrow = taps.width <= taps.height;
+  if ((narrow ? taps.width : taps.height) <= kWidestStrip) {
+    const Axis axis(narrow ? height : width, narrow ? taps.height : taps.width, turned,
+                    conv.reduce);
+    const StripTask task{conv, axis.plan(), narrow, turned};
+    return run(task, kernels.strip_scratch, kernels.strip, kernels.width, num_threads);
+  }
+  const Axis across(width, taps.width, turned, conv.reduce);
+  const Axis down(height, taps.height, turned, conv.reduce);
+  const FftTask task{conv, across.plan(), down.plan()};
+  run(task, kernels.fft_scratch, kernels.fft, kernels.width, num_threads);
+}
+
+}  // namespace
+
+ElementType parse_element_type(const std::string& name) {
+  if (name == "float32") return ElementType::kFloat32;
+  if (name == "bfloat16") return ElementType::kBFloat16;
+  if (name == "float16") return ElementType::kFloat16;
+  throw std::invalid_argument("dtype must be float32, bfloat16 or float16, got " + name);
+}
+
+ConvAlgorithm parse_conv_algorithm(const std::string& name) {
+  if (name == "fft") return ConvAlgorithm::kFft;
+  if (name == "direct") return ConvAlgorithm::kDirect;
+  throw std::invalid_argument("algorithm must be fft or direct, got " + name);
+}
+
+void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
+                      bool turned, const ConvCall& call) {
+  const ConvKernels& kernels = kernels_for(call.isa);
+  const ConvParams conv{x, kernel, y, bias, call.images, call.channels, false};
+  if (call.algorithm == ConvAlgorithm::kFft) {
+    return run_fft(conv, kernel, turned, kernels, call.num_threads);
+  }
+  run(DirectTask{conv, turned}, kernels.direct_scratch, kernels.direct, kernels.width,
+      call.num_threads);
+}
+
+void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Planes& kernel,
+                                  const ConvCall& call) {
+  const ConvKernels& kernels = kernels_for(call.isa);
+  if (call.algorithm == ConvAlgorithm::kFft) {
+    const ConvParams conv{x, grad, kernel, nullptr, call.images, call.channels, true};
+    return run_fft(conv, kernel, false, kernels, call.num_threads);
+  }
+  const ConvParams conv{grad, x, kernel, nullptr, call.images, call.channels, true};
+  run(DirectTask{conv, false}, kernels.direct_scratch, kernels.direct, kernels.width,
+      call.num_threads);
+}
+
+}  // namespace cba

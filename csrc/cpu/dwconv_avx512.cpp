@@ -1,0 +1,9 @@
+#include "cpu/vec_avx512.h"
+// The Vec type comes first.
+#include "cpu/dwconv_body.h"
+
+namespace cba {
+
+const ConvKernels kConvAvx512 = conv_kernels();
+
+}  // namespace cba

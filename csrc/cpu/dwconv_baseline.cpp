@@ -1,0 +1,9 @@
+#include "cpu/vec_baseline.h"
+// The Vec type comes first.
+#include "cpu/dwconv_body.h"
+
+namespace cba {
+
+const ConvKernels kConvBaseline = conv_kernels();
+
+}  // namespace cba

@@ -1,0 +1,132 @@
+// Rows of a tensor to and from lanes: dst[t * kWidth + l] = x[n, c0 + l, h, w0 + t] as float32.
+//
+// Include after a vec_<isa>.h.
+#pragma once
+
+#include "cpu/dwconv_kernels.h"
+#include "cpu/vec.h"
+
+namespace cba {
+namespace {
+
+constexpr int kLanes = Vec::kWidth;
+
+inline int lanes_of_group(const ConvParams& conv, int64_t group) {
+  const int64_t left = conv.channels - group * kLanes;
+  return left < kLanes ? static_cast<int>(left) : kLanes;
+}
+
+template <class T>
+inline T* element(const Planes& p, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<T*>(p.data) + n * p.stride_n + c * p.stride_c + h * p.stride_h +
+         w * p.stride_w;
+}
+
+template <class T>
+void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, int count,
+                float* to) {
+  if (stride_c == 1) {
+    for (int t = 0; t < count; ++t) {
+      const T* p = from + t * stride_w;
+      (lanes == kLanes ? Vec::load(p) : Vec::load_head(p, lanes)).store(to + t * kLanes);
+    }
+    return;
+  }
+  for (int t = 0; t < count; t += kLanes) {
+    const int width = count - t < kLanes ? count - t : kLanes;
+    Vec block[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const T* p = from + l * stride_c + t;
+      block[l] = l >= lanes ? Vec::zero() : width == kLanes ? Vec::load(p) : Vec::load_head(p, width);
+    }
+    transpose(block);
+    for (int i = 0; i < width; ++i) block[i].store(to + (t + i) * kLanes);
+  }
+}
+
+template <class T>
+void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, int lanes, int count,
+                 Vec scale, Vec bias) {
+  if (stride_c == 1) {
+    for (int t = 0; t < count; ++t) {
+      const Vec value = fma(Vec::load(from + t * kLanes), scale, bias);
+      T* p = to + t * stride_w;
+      if (lanes == kLanes) {
+        value.store(p);
+      } else {
+        value.store_head(p, lanes);
+      }
+    }
+    return;
+  }
+  for (int t = 0; t < count; t += kLanes) {
+    const int width = count - t < kLanes ? count - t : kLanes;
+    Vec block[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      block[i] = i < width ? fma(Vec::load(from + (t + i) * kLanes), scale, bias) : Vec::zero();
+    }
+    transpose(block);
+    for (int l = 0; l < lanes; ++l) {
+      T* p = to + l * stride_c + t;
+      if (width == kLanes) {
+        block[l].store(p);
+      } else {
+        block[l].store_head(p, width);
+      }
+    }
+  }
+}
+
+// Rows h of `count` elements from w on, of the channels from c on.
+inline void load_row(const Planes& p, int64_t n, int64_t c, int lanes, int64_t h, int64_t w,
+                     int count, float* to) {
+  switch (p.type) {
+    case ElementType::kFloat32:
+      return load_lanes(element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
+    case ElementType::kBFloat16:
+      return load_lanes(element<BFloat16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
+    case ElementType::kFloat16:
+      return load_lanes(element<Float16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
+  }
+}
+
+inline void store_row(const float* from, const Planes& p, int64_t n, int64_t c, int lanes,
+                      int64_t h, int64_t w, int count, Vec scale, Vec bias) {
+  switch (p.type) {
+    case ElementType::kFloat32:
+      return store_lanes(from, element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count,
+                         scale, bias);
+    case ElementType::kBFloat16:
+      return store_lanes(from, element<BFloat16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
+                         count, scale, bias);
+    case ElementType::kFloat16:
+      return store_lanes(from, element<Float16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
+                         count, scale, bias);
+  }
+}
+
+inline Vec bias_of(const ConvParams& conv, int64_t group) {
+  if (conv.bias == nullptr) return Vec::zero();
+  const float* bias = conv.bias + group * kLanes;
+  const int lanes = lanes_of_group(conv, group);
+  return lanes == kLanes ? Vec::load(bias) : Vec::load_head(bias, lanes);
+}
+
+// Hands out pieces of a thread's scratch memory, each starting on a cache line.
+class Scratch {
+ public:
+  explicit Scratch(float* memory) : memory_(memory) {}
+  float* take(int64_t floats) {
+    float* piece = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += (floats + 15) / 16 * 16;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  float* memory_;
+  int64_t used_ = 0;
+};
+
+}  // namespace
+}  // namespace cba
