@@ -1,5 +1,9 @@
 #include "cpu/dwconv.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -25,6 +29,8 @@ const ConvKernels& kernels_for(Isa isa) {
   return kConvBaseline;
 }
 
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
+
 // Scratch memory of the calling thread, kept between calls: fresh pages would cost as much as a
 // tenth of a convolution.
 float* thread_scratch(std::int64_t floats) {
@@ -36,9 +42,13 @@ float* thread_scratch(std::int64_t floats) {
   if (floats > size) {
     memory.reset();
     size = 0;
-    const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    const std::size_t needed = static_cast<std::size_t>(floats) * sizeof(float);
+    const std::size_t bytes = (needed + kHugePage - 1) / kHugePage * kHugePage;
+    memory.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
     if (memory == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(memory.get(), bytes, MADV_HUGEPAGE);  // columns are pages apart: spares TLB misses
+#endif
     size = floats;
   }
   return memory.get();

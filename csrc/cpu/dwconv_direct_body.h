@@ -26,9 +26,6 @@ struct Block {
   float* at(int h, int w) const { return data + (int64_t(h) * width + w) * kLanes; }
 };
 
-inline int larger(int a, int b) { return a > b ? a : b; }
-inline int smaller(int a, int b) { return a < b ? a : b; }
-
 // Adds what a row of A gives to a tile of out: `top` and `bottom` are the rows of B that it meets for
 // the tile's two rows, `shift` is the column of B that A[0] meets for the tile's first column.
 template <int Columns, bool kTop, bool kBottom>

@@ -37,6 +37,9 @@ struct Plane {
   }
 };
 
+// Pairs of rows that go to and from the planes at a time: 256 bytes in a row for two.
+constexpr int kPairs = 2;
+
 struct TileOffsets {
   const int32_t *a, *b, *out;
 };
@@ -51,7 +54,8 @@ class FftConv {
     b_ = Plane::take(scratch, columns_, rows_b);
     spectrum_ = scratch.take(columns_ * spectrum_size());
     const int longest = width_.dft.n > height_.dft.n ? width_.dft.n : height_.dft.n;
-    for (float*& buffer : buffers_) buffer = scratch.take(int64_t(longest) * kComplex);
+    buffer_size_ = int64_t(longest) * kComplex;
+    buffers_ = scratch.take((kPairs > 2 ? kPairs : 2) * buffer_size_);
     for (float*& row : rows_) row = scratch.take(int64_t(width_.max_count + 1) * kLanes);
     width_offsets_ = take_offsets(scratch, width_);
     height_offsets_ = take_offsets(scratch, height_);
@@ -111,6 +115,7 @@ class FftConv {
   }
 
  private:
+  float* buffer(int k) const { return buffers_ + k * buffer_size_; }
   int num_tiles() const { return width_.num_tiles * height_.num_tiles; }
   int64_t spectrum_size() const { return int64_t(height_.dft.n) * kComplex; }
   const AxisTile& width_tile(int tile) const { return width_.tiles[tile % width_.num_tiles]; }
@@ -148,44 +153,52 @@ class FftConv {
     const AxisRange& down = is_a ? height_tile(tile).a : height_tile(tile).b;
     const int32_t* offsets = is_a ? width_offsets(tile).a : width_offsets(tile).b;
     const int lanes = lanes_of_group(conv_, group);
-    for (int r = 0; r < down.count; r += 2) {
-      for (int i = 0; i < 2; ++i) {
-        float* row = rows_[i];
-        if (r + i < down.count) {
-          load_row(from, image, group * kLanes, lanes, down.begin + r + i, across.begin,
-                   across.count, row);
-        } else {
-          for (int t = 0; t < across.count; ++t) Vec::zero().store(row + t * kLanes);
+    for (int r = 0; r < down.count; r += 2 * kPairs) {
+      const int pairs = smaller(kPairs, (down.count - r + 1) / 2);
+      for (int k = 0; k < pairs; ++k) {
+        for (int i = 0; i < 2; ++i) {
+          float* row = rows_[i];
+          const int number = r + 2 * k + i;
+          if (number < down.count) {
+            load_row(from, image, group * kLanes, lanes, down.begin + number, across.begin,
+                     across.count, row);
+          } else {
+            for (int t = 0; t < across.count; ++t) Vec::zero().store(row + t * kLanes);
+          }
+          Vec::zero().store(row + int64_t(across.count) * kLanes);
         }
-        Vec::zero().store(row + int64_t(across.count) * kLanes);
+        along_width_.forward(rows_[0], rows_[1], offsets, buffer(k));
       }
-      along_width_.forward(rows_[0], rows_[1], offsets, buffers_[0]);
-      separate(buffers_[0], to, r);
+      separate(pairs, to, r);
     }
   }
 
   // Z = X + i Y with Hermitian X and Y: 2 X = Z + conj(Z'), 2 Y = -i (Z - conj(Z')), Z' = Z at the
   // opposite frequency. The factors of 2 are left to store_rows().
-  void separate(const float* z, const Plane& to, int row) const {
+  void separate(int pairs, const Plane& to, int row) const {
     const DftPlan& plan = width_.dft;
     for (int j = 0; j < columns_; ++j) {
-      const Complex p = load_complex<false>(z + int64_t(plan.half[j]) * kComplex);
-      const Complex q = load_complex<false>(z + int64_t(plan.conjugate[plan.half[j]]) * kComplex);
+      const int64_t at = int64_t(plan.half[j]) * kComplex;
+      const int64_t opposite = int64_t(plan.conjugate[plan.half[j]]) * kComplex;
       float* x = to.column(j) + int64_t(row) * kComplex;
-      store_complex<false>({p.re + q.re, p.im - q.im}, x);
-      store_complex<false>({p.im + q.im, q.re - p.re}, x + kComplex);
+      for (int k = 0; k < pairs; ++k, x += 2 * kComplex) {
+        const Complex p = load_complex<false>(buffer(k) + at);
+        const Complex q = load_complex<false>(buffer(k) + opposite);
+        store_complex<false>({p.re + q.re, p.im - q.im}, x);
+        store_complex<false>({p.im + q.im, q.re - p.re}, x + kComplex);
+      }
     }
   }
 
   void convolve_columns(int tile, bool keep, bool kept) {
     const TileOffsets offsets = height_offsets(tile);
     for (int j = 0; j < columns_; ++j) {
-      float* spectrum = keep ? spectrum_ + j * spectrum_size() : buffers_[1];
+      float* spectrum = keep ? spectrum_ + j * spectrum_size() : buffer(1);
       float* b = b_.column(j);
       if (!kept) along_height_.forward(b, b + kLanes, offsets.b, spectrum);
       float* a = a_.column(j);
-      along_height_.forward_multiply(a, a + kLanes, offsets.a, spectrum, buffers_[0]);
-      along_height_.inverse_but_last(buffers_[0], a, a + kLanes, offsets.out);
+      along_height_.forward_multiply(a, a + kLanes, offsets.a, spectrum, buffer(0));
+      along_height_.inverse_but_last(buffer(0), a, a + kLanes, offsets.out);
     }
   }
 
@@ -193,12 +206,12 @@ class FftConv {
     const TileOffsets offsets = height_offsets(tile);
     for (int j = 0; j < columns_; ++j) {
       const float *a = a_.column(j), *b = b_.column(j);
-      along_height_.forward(a, a + kLanes, offsets.a, buffers_[0]);
-      along_height_.forward(b, b + kLanes, offsets.b, buffers_[1]);
+      along_height_.forward(a, a + kLanes, offsets.a, buffer(0));
+      along_height_.forward(b, b + kLanes, offsets.b, buffer(1));
       float* sum = spectrum_ + j * spectrum_size();
       for (int64_t p = 0; p < spectrum_size(); p += kComplex) {
         Complex product =
-            load_complex<false>(buffers_[0] + p) * load_complex<false>(buffers_[1] + p);
+            load_complex<false>(buffer(0) + p) * load_complex<false>(buffer(1) + p);
         if (!first) product = product + load_complex<false>(sum + p);
         store_complex<false>(product, sum + p);
       }
@@ -218,25 +231,36 @@ class FftConv {
     // A and B were doubled by separate(), and neither transform back was divided by its length.
     const Vec scale = Vec::broadcast(0.25f / (float(width_.dft.n) * float(height_.dft.n)));
     const Vec bias = bias_of(conv_, group);
-    for (int r = 0; r < down.count; r += 2) {
-      join(r, r + 1 < down.count ? r + 1 : a_.zero(), buffers_[0]);
-      along_width_.inverse(buffers_[0], rows_[2], rows_[3], width_offsets(tile).out);
-      for (int i = 0; i < 2 && r + i < down.count; ++i) {
-        store_row(rows_[2 + i], conv_.out, image, group * kLanes, lanes, down.begin + r + i,
-                  across.begin, across.count, scale, bias);
+    for (int r = 0; r < down.count; r += 2 * kPairs) {
+      const int pairs = smaller(kPairs, (down.count - r + 1) / 2);
+      join(r, down.count, pairs);
+      for (int k = 0; k < pairs; ++k) {
+        along_width_.inverse(buffer(k), rows_[2], rows_[3], width_offsets(tile).out);
+        for (int i = 0; i < 2; ++i) {
+          const int number = r + 2 * k + i;
+          if (number == down.count) break;
+          store_row(rows_[2 + i], conv_.out, image, group * kLanes, lanes, down.begin + number,
+                    across.begin, across.count, scale, bias);
+        }
       }
     }
   }
 
-  // Z = X + i Y of two rows at all frequencies, from X and Y at half of them.
-  void join(int row, int next_row, float* z) const {
+  // Z = X + i Y of pairs of rows at all frequencies, from X and Y at half of them; rows from `end` on
+  // are zero.
+  void join(int row, int end, int pairs) const {
     const DftPlan& plan = width_.dft;
     for (int j = 0; j < columns_; ++j) {
-      const Complex x = load_complex<false>(a_.column(j) + int64_t(row) * kComplex);
-      const Complex y = load_complex<false>(a_.column(j) + int64_t(next_row) * kComplex);
-      store_complex<false>({x.re + y.im, y.re - x.im},
-                           z + int64_t(plan.conjugate[plan.half[j]]) * kComplex);
-      store_complex<false>({x.re - y.im, x.im + y.re}, z + int64_t(plan.half[j]) * kComplex);
+      const int64_t at = int64_t(plan.half[j]) * kComplex;
+      const int64_t opposite = int64_t(plan.conjugate[plan.half[j]]) * kComplex;
+      const float* column = a_.column(j);
+      for (int k = 0; k < pairs; ++k) {
+        const int first = row + 2 * k, second = first + 1 < end ? first + 1 : a_.zero();
+        const Complex x = load_complex<false>(column + int64_t(first) * kComplex);
+        const Complex y = load_complex<false>(column + int64_t(second) * kComplex);
+        store_complex<false>({x.re + y.im, y.re - x.im}, buffer(k) + opposite);
+        store_complex<false>({x.re - y.im, x.im + y.re}, buffer(k) + at);
+      }
     }
   }
 
@@ -246,7 +270,8 @@ class FftConv {
   const int columns_;
   Plane a_, b_;
   float* spectrum_;
-  float* buffers_[2];
+  int64_t buffer_size_;
+  float* buffers_;
   float* rows_[4];
   int32_t *width_offsets_, *height_offsets_;
   int64_t used_;

@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kLanes = Vec::kWidth;
 
+inline int larger(int a, int b) { return a > b ? a : b; }
+inline int smaller(int a, int b) { return a < b ? a : b; }
+
 inline int lanes_of_group(const ConvParams& conv, int64_t group) {
   const int64_t left = conv.channels - group * kLanes;
   return left < kLanes ? static_cast<int>(left) : kLanes;

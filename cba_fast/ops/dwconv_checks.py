@@ -1,0 +1,91 @@
+"""What the depthwise convolution ops take, and the memory format of what they return.
+
+Shared by the kernels and their fakes.
+"""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAX_KERNEL = 63
+
+
+def check_image(name: str, x: Tensor) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+
+
+def _check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} and {other_name} differ in dtype: {value.dtype} and {other.dtype}")
+    if value.device != other.device:
+        raise ValueError(f"{name} is on {value.device}, {other_name} on {other.device}")
+
+
+def check_kernel_size(kernel_size) -> None:
+    size = tuple(kernel_size)
+    if len(size) != 2 or any(k % 2 == 0 or not 1 <= k <= MAX_KERNEL for k in size):
+        raise ValueError(f"the kernel size must be two odd numbers, 1 to {MAX_KERNEL}, got {size}")
+
+
+def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
+    _check_like("weight", weight, name, x)
+    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != x.shape[1]:
+        raise ValueError(
+            f"weight must have shape (C, 1, kh, kw) with C = {x.shape[1]}, the channels of {name}, "
+            f"got {tuple(weight.shape)}"
+        )
+    check_kernel_size(weight.shape[2:])
+
+
+def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_image("x", x)
+    _check_weight(weight, "x", x)
+    if bias is not None:
+        _check_like("bias", bias, "x", x)
+        if bias.dim() != 1 or bias.shape[0] != x.shape[1]:
+            raise ValueError(
+                f"bias must have shape ({x.shape[1]},), one per channel of x, got "
+                f"{tuple(bias.shape)}"
+            )
+
+
+def check_grad_x(grad: Tensor, weight: Tensor) -> None:
+    check_image("grad", grad)
+    _check_weight(weight, "grad", grad)
+
+
+def check_grad_weight(grad: Tensor, x: Tensor, kernel_size: list[int]) -> None:
+    check_image("grad", grad)
+    check_image("x", x)
+    _check_like("grad", grad, "x", x)
+    if grad.shape != x.shape:
+        raise ValueError(f"grad and x differ in shape: {tuple(grad.shape)} and {tuple(x.shape)}")
+    check_kernel_size(kernel_size)
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Say whether `conv2d` would take `t` (4-D) for channels_last.
+
+    The order of strides decides, C < W < H < N, so that slices of channels_last tensors count; a
+    tensor that is both (1x1 maps, one channel) counts as contiguous unless its strides say else.
+    """
+    n, c, h, w = t.stride()
+    if c == 0:  # expanded over channels
+        return False
+    smallest = 0
+    for size, stride in ((t.shape[1], c), (t.shape[3], w), (t.shape[2], h)):
+        if stride < smallest:
+            return False
+        smallest = stride * size if size > 1 else stride
+    return n >= smallest and smallest != c
+
+
+def output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    if is_channels_last(x) or is_channels_last(weight):
+        return torch.channels_last
+    return torch.contiguous_format
+
+

@@ -1,0 +1,118 @@
+"""How a depthwise convolution is computed: the backends, and the rule for the fastest.
+
+A method is one of `METHODS`: an algorithm of the compiled kernel, or another backend.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import native
+from .backends import Backend, BackendTable
+from .library import AUTO, requested
+
+ALGORITHMS = (AUTO, "fft", "direct")
+METHODS = ("fft", "direct", "torch", "reference")
+_COMPILED = ("fft", "direct")
+_CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Methods(NamedTuple):
+    """The methods of the three directions."""
+
+    forward: str
+    grad_x: str
+    grad_weight: str
+
+
+def fastest(direction: str, size: tuple[int, int], kernel_size: tuple[int, int]) -> str:
+    """Return the fastest method on a CPU: "fft", "direct" or "torch".
+
+    Args:
+        direction: "forward", "grad_x" or "grad_weight".
+        size: (H, W) of the image.
+        kernel_size: (kh, kw).
+    """
+    raise NotImplementedError
+
+
+# The backends, best first. Predicates get (image, kernel_size, algorithm).
+
+
+def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
+    if image.device.type != "cpu":
+        return f"it runs on CPUs, not on {image.device.type}"
+    if image.dtype not in _CPP_DTYPES:
+        return f"it computes in float32, not for {image.dtype}"
+    return None
+
+
+def _refuses_fft(image: Tensor, kernel_size, algorithm: str) -> str | None:
+    if algorithm == "fft":
+        return "algorithm 'fft' is a compiled kernel's; use backend 'cpp' or 'auto'"
+    return None
+
+
+def _table(op: str) -> BackendTable:
+    backends = [
+        Backend("cpp", _refuses_cpp, native.unavailable),
+        Backend("torch", _refuses_fft),
+        Backend("reference", _refuses_fft),
+    ]
+    return BackendTable(op, backends)
+
+
+TABLES = {
+    "forward": _table("depthwise_conv2d"),
+    "grad_x": _table("depthwise_conv2d_grad_x"),
+    "grad_weight": _table("depthwise_conv2d_grad_weight"),
+}
+# The first call loads the compiled core; `torch.compile` could not trace that.
+native.unavailable()
+
+
+def choose(image: Tensor, kernel_size: Sequence[int], backend: str, algorithm: str) -> Methods:
+    """Return how to compute the op and its derivatives.
+
+    Args:
+        image: x or grad, (N, C, H, W).
+        kernel_size: (kh, kw).
+        backend: a backend's name or "auto".
+        algorithm: one of `ALGORITHMS`.
+
+    Raises:
+        ValueError: an unknown name, or no backend can run it.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
+    size = (kernel_size[0], kernel_size[1])
+    return Methods(*(_method(direction, image, size, backend, algorithm) for direction in TABLES))
+
+
+def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm: str) -> str:
+    table = TABLES[direction]
+    best = fastest(direction, (image.shape[2], image.shape[3]), kernel_size)
+    if backend == AUTO and best == "torch" and algorithm != "fft":
+        backend = "torch"
+    name = table.resolve(requested(backend), image, kernel_size, algorithm)
+    if name != "cpp":
+        return name
+    if algorithm != AUTO:
+        return algorithm
+    return best if best in _COMPILED else "direct"
+
+
+def check_method(direction: str, how: Sequence[str], image: Tensor, kernel_size) -> str:
+    """Return the method of `direction` out of the three strings that an op got.
+
+    Raises:
+        ValueError: it is unknown, or cannot run for this image.
+    """
+    method = how[list(TABLES).index(direction)]
+    if method not in METHODS:
+        raise ValueError(f"{direction} must be one of {METHODS}, got {method!r}")
+    name = "cpp" if method in _COMPILED else method
+    TABLES[direction].resolve(name, image, kernel_size, method)
+    return method
