@@ -180,6 +180,11 @@ void depthwise_conv2d_grad_weight(const PlanesArgument& grad, const PlanesArgume
   cba::depthwise_conv2d_grad_weight(g, from, taps, call);
 }
 
+// The address of GOMP_parallel, or 0 for threads of our own.
+void use_openmp(Address parallel) {
+  cba::use_openmp(reinterpret_cast<cba::OpenMpParallel>(parallel));
+}
+
 // For the tests of the pool: calls a Python function on its threads.
 void call_parallel_for(Int n, int num_threads, const py::function& f) {
   const py::gil_scoped_release release;
@@ -196,6 +201,7 @@ PYBIND11_MODULE(_C, m) {
   cba::isa_choice();  // decided here, so that no later fork can meet it half done
 
   m.def("build_info", build_info);
+  m.def("use_openmp", use_openmp, py::arg("parallel"));
   m.def("parallel_for", call_parallel_for, py::arg("n"), py::arg("num_threads"), py::arg("f"));
   m.def("quantize", quantize, py::arg("source"), py::arg("dtype"), py::arg("bytes"), py::arg("n"),
         py::arg("isa"), py::arg("num_threads"));

@@ -106,8 +106,14 @@ class Pool {
 // static, since a fork may happen while another thread would hold those.
 std::atomic<Pool*> current_pool{nullptr};
 
+std::atomic<OpenMpParallel> openmp{nullptr};
+
 // The child of a fork has none of the workers, and the mutex may be held by a thread that is gone.
-void forget_pool() { current_pool.store(nullptr); }
+// The same goes for the threads of OpenMP.
+void forget_pool() {
+  current_pool.store(nullptr);
+  openmp.store(nullptr);
+}
 
 const int at_fork_registered = pthread_atfork(nullptr, nullptr, forget_pool);
 
@@ -123,6 +129,8 @@ Pool& pool() {
 
 }  // namespace
 
+void use_openmp(OpenMpParallel parallel) { openmp.store(parallel); }
+
 void parallel_for(std::int64_t n, int num_threads, RangeFunction f, void* context) {
   if (n <= 0) return;
   const std::int64_t threads = std::min<std::int64_t>(n, std::max(num_threads, 1));
@@ -136,7 +144,12 @@ void parallel_for(std::int64_t n, int num_threads, RangeFunction f, void* contex
   job.f = f;
   job.context = context;
   job.helpers_wanted = static_cast<int>(threads - 1);
-  pool().run(job);
+  if (const OpenMpParallel parallel = openmp.load()) {
+    // As many threads as the runtime's other callers ask for: it starts and ends threads otherwise.
+    parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, num_threads, 0);
+  } else {
+    pool().run(job);
+  }
   if (job.error) std::rethrow_exception(job.error);
 }
 

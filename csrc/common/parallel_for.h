@@ -16,6 +16,12 @@ using RangeFunction = void (*)(void* context, std::int64_t begin, std::int64_t e
 
 void parallel_for(std::int64_t n, int num_threads, RangeFunction f, void* context);
 
+// The entry point of the GNU runtime, which those of LLVM and Intel have too.
+using OpenMpParallel = void (*)(void (*f)(void*), void* context, unsigned num_threads,
+                                unsigned flags);
+
+void use_openmp(OpenMpParallel parallel);  // null: threads of our own
+
 template <class F>
 void parallel_for(std::int64_t n, int num_threads, F&& f) {
   parallel_for(

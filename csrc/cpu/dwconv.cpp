@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -31,39 +32,47 @@ const ConvKernels& kernels_for(Isa isa) {
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
-// Scratch memory of the calling thread, kept between calls: fresh pages would cost as much as a
-// tenth of a convolution.
-float* thread_scratch(std::int64_t floats) {
+// Scratch memory of a thread, kept between calls: fresh pages would cost as much as a tenth of a
+// convolution.
+struct ThreadMemory {
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
-  static thread_local std::unique_ptr<float, Free> memory;
-  static thread_local std::int64_t size = 0;
-  if (floats > size) {
-    memory.reset();
-    size = 0;
-    const std::size_t needed = static_cast<std::size_t>(floats) * sizeof(float);
+  std::unique_ptr<float, Free> data;
+  std::int64_t floats = 0;
+  std::int64_t call = 0;  // the call it is prepared for
+
+  void reserve(std::int64_t wanted) {
+    if (wanted <= floats) return;
+    data.reset();
+    floats = call = 0;
+    const std::size_t needed = static_cast<std::size_t>(wanted) * sizeof(float);
     const std::size_t bytes = (needed + kHugePage - 1) / kHugePage * kHugePage;
-    memory.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
-    if (memory == nullptr) throw std::bad_alloc();
+    data.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
+    if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    madvise(memory.get(), bytes, MADV_HUGEPAGE);  // columns are pages apart: spares TLB misses
+    madvise(data.get(), bytes, MADV_HUGEPAGE);  // columns are pages apart: spares TLB misses
 #endif
-    size = floats;
+    floats = wanted;
   }
-  return memory.get();
-}
+};
+
+thread_local ThreadMemory thread_memory;  // one for all kinds of tasks
+std::atomic<std::int64_t> calls{0};
 
 template <class Task>
-void run(const Task& task, std::int64_t (*scratch)(const Task&),
-         void (*kernel)(const Task&, std::int64_t, std::int64_t, float*), int width,
-         int num_threads) {
+void run(const Task& task, const ConvKernel<Task>& kernel, int width, int num_threads) {
+  const std::int64_t call = ++calls;
   const ConvParams& conv = task.conv;
   const std::int64_t groups = (conv.channels + width - 1) / width;
-  const std::int64_t floats = scratch(task);
+  const std::int64_t floats = kernel.scratch(task);
   parallel_for(conv.reduce ? groups : groups * conv.images, num_threads,
                [&](std::int64_t begin, std::int64_t end) {
-                 kernel(task, begin, end, thread_scratch(floats));
+                 ThreadMemory& memory = thread_memory;
+                 memory.reserve(floats);
+                 if (memory.call != call) kernel.prepare(task, memory.data.get());
+                 memory.call = call;
+                 kernel.run(task, begin, end, memory.data.get());
                });
 }
 
@@ -76,12 +85,12 @@ void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const Conv
     const Axis axis(narrow ? height : width, narrow ? taps.height : taps.width, turned,
                     conv.reduce);
     const StripTask task{conv, axis.plan(), narrow, turned};
-    return run(task, kernels.strip_scratch, kernels.strip, kernels.width, num_threads);
+    return run(task, kernels.strip, kernels.width, num_threads);
   }
   const Axis across(width, taps.width, turned, conv.reduce);
   const Axis down(height, taps.height, turned, conv.reduce);
   const FftTask task{conv, across.plan(), down.plan()};
-  run(task, kernels.fft_scratch, kernels.fft, kernels.width, num_threads);
+  run(task, kernels.fft, kernels.width, num_threads);
 }
 
 }  // namespace
@@ -106,7 +115,7 @@ void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, 
   if (call.algorithm == ConvAlgorithm::kFft) {
     return run_fft(conv, kernel, turned, kernels, call.num_threads);
   }
-  run(DirectTask{conv, turned}, kernels.direct_scratch, kernels.direct, kernels.width,
+  run(DirectTask{conv, turned}, kernels.direct, kernels.width,
       call.num_threads);
 }
 
@@ -118,7 +127,7 @@ void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Pla
     return run_fft(conv, kernel, false, kernels, call.num_threads);
   }
   const ConvParams conv{grad, x, kernel, nullptr, call.images, call.channels, true};
-  run(DirectTask{conv, false}, kernels.direct_scratch, kernels.direct, kernels.width,
+  run(DirectTask{conv, false}, kernels.direct, kernels.width,
       call.num_threads);
 }
 

@@ -8,8 +8,24 @@
 namespace cba {
 namespace {
 
+// `Conv` is one of the classes above; its scratch memory is laid out the same way at each call.
+template <class Conv, class Task>
+constexpr ConvKernel<Task> kernel() {
+  return {[](const Task& task) { return Conv(task, Scratch(nullptr)).scratch_used(); },
+          [](const Task& task, float* scratch) { Conv(task, Scratch(scratch)).prepare(); },
+          [](const Task& task, int64_t begin, int64_t end, float* scratch) {
+            Conv conv(task, Scratch(scratch));
+            if (task.conv.reduce) {
+              conv.run_reduce(begin, end);
+            } else {
+              conv.run(begin, end);
+            }
+          }};
+}
+
 constexpr ConvKernels conv_kernels() {
-  return {kLanes, fft_scratch, fft, strip_scratch, strip, direct_scratch, direct};
+  return {kLanes, kernel<FftConv, FftTask>(), kernel<StripConv, StripTask>(),
+          kernel<DirectConv, DirectTask>()};
 }
 
 }  // namespace

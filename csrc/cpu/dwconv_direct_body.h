@@ -118,6 +118,7 @@ class DirectConv {
   }
 
   int64_t scratch_used() const { return used_; }
+  void prepare() {}
 
   void run(int64_t begin, int64_t end) {
     int64_t group = -1;
@@ -203,19 +204,6 @@ class DirectConv {
   int rh_, rw_;
   int64_t used_;
 };
-
-inline int64_t direct_scratch(const DirectTask& task) {
-  return DirectConv(task, Scratch(nullptr)).scratch_used();
-}
-
-inline void direct(const DirectTask& task, int64_t begin, int64_t end, float* scratch) {
-  DirectConv conv(task, Scratch(scratch));
-  if (task.conv.reduce) {
-    conv.run_reduce(begin, end);
-  } else {
-    conv.run(begin, end);
-  }
-}
 
 }  // namespace
 }  // namespace cba

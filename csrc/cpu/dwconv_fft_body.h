@@ -64,6 +64,7 @@ class FftConv {
 
   int64_t scratch_used() const { return used_; }
 
+  // Tables and zeros, which run() leaves as they are.
   void prepare() {
     a_.clear(columns_);
     b_.clear(columns_);
@@ -276,20 +277,6 @@ class FftConv {
   int32_t *width_offsets_, *height_offsets_;
   int64_t used_;
 };
-
-inline int64_t fft_scratch(const FftTask& task) {
-  return FftConv(task, Scratch(nullptr)).scratch_used();
-}
-
-inline void fft(const FftTask& task, int64_t begin, int64_t end, float* scratch) {
-  FftConv conv(task, Scratch(scratch));
-  conv.prepare();
-  if (task.conv.reduce) {
-    conv.run_reduce(begin, end);
-  } else {
-    conv.run(begin, end);
-  }
-}
 
 }  // namespace
 }  // namespace cba

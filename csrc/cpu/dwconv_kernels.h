@@ -80,16 +80,20 @@ struct DirectTask {
   bool flipped;  // B is turned by 180 degrees
 };
 
+// One of the algorithms. A thread calls prepare() once and run() for ranges of items: pairs (channel
+// group, image) in this order, or channel groups where `reduce` is set.
+template <class Task>
+struct ConvKernel {
+  int64_t (*scratch)(const Task&);  // floats of memory that a thread needs
+  void (*prepare)(const Task&, float* scratch);
+  void (*run)(const Task&, int64_t begin, int64_t end, float* scratch);
+};
+
 struct ConvKernels {
   int width;  // channels per group
-  // Floats of scratch memory that one thread needs, and the work on items [begin, end): pairs
-  // (channel group, image) in this order, or channel groups where `reduce` is set.
-  int64_t (*fft_scratch)(const FftTask&);
-  void (*fft)(const FftTask&, int64_t begin, int64_t end, float* scratch);
-  int64_t (*strip_scratch)(const StripTask&);
-  void (*strip)(const StripTask&, int64_t begin, int64_t end, float* scratch);
-  int64_t (*direct_scratch)(const DirectTask&);
-  void (*direct)(const DirectTask&, int64_t begin, int64_t end, float* scratch);
+  ConvKernel<FftTask> fft;
+  ConvKernel<StripTask> strip;
+  ConvKernel<DirectTask> direct;
 };
 
 extern const ConvKernels kConvBaseline;

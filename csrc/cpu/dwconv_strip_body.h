@@ -22,27 +22,33 @@ namespace {
 // `margin` more lines on both sides stay zero (or take what is dropped).
 struct LineBlock {
   float* data;
-  int64_t floats, line_stride, sample_stride;
-  int margin, samples;
+  int64_t line_stride, sample_stride;
+  int lines, margin, samples;  // `lines` with their margins
 
   static LineBlock take(Scratch& scratch, bool along_height, int samples, int lines, int margin) {
-    const int64_t all_lines = lines + 2 * margin, all_samples = samples + 1;
-    LineBlock block{nullptr, all_lines * all_samples * kLanes, 0, 0, margin, samples};
-    block.line_stride = along_height ? kLanes : all_samples * kLanes;
-    block.sample_stride = along_height ? all_lines * kLanes : kLanes;
-    block.data = scratch.take(block.floats);
-    return block;
+    const int all_lines = lines + 2 * margin, all_samples = samples + 1;
+    const int64_t line_stride = along_height ? kLanes : all_samples * kLanes;
+    const int64_t sample_stride = along_height ? all_lines * kLanes : kLanes;
+    float* data = scratch.take(int64_t(all_lines) * all_samples * kLanes);
+    return {data, line_stride, sample_stride, all_lines, margin, samples};
   }
   float* line(int s) const { return data + (s + margin) * line_stride; }
-  void clear() const {
-    for (int64_t i = 0; i < floats; i += kLanes) Vec::zero().store(data + i);
+  // Zeros where no load of `used` lines writes.
+  void clear(int used) const {
+    for (int s = -margin; s < lines - margin; ++s) {
+      const bool written = s >= 0 && s < used;
+      for (int l = written ? samples : 0; l <= samples; ++l) {
+        Vec::zero().store(line(s) + l * sample_stride);
+      }
+    }
   }
 };
 
 class StripConv {
  public:
   StripConv(const StripTask& task, Scratch scratch)
-      : conv_(task.conv), axis_(task.axis), along_height_(task.along_height), along_(axis_.dft) {
+      : conv_(task.conv), axis_(task.axis), along_height_(task.along_height),
+        flipped_(task.flipped), along_(axis_.dft) {
     const Planes& kernel = conv_.reduce ? conv_.out : conv_.b;
     taps_ = static_cast<int>(along_height_ ? kernel.width : kernel.height);
     lines_ = static_cast<int>(along_height_ ? conv_.a.width : conv_.a.height);
@@ -61,11 +67,11 @@ class StripConv {
 
   int64_t scratch_used() const { return used_; }
 
-  void prepare(bool flipped) {
-    flipped_ = flipped;
-    image_.clear();
-    other_.clear();
-    kernel_.clear();
+  // Tables and zeros, which run() leaves as they are.
+  void prepare() {
+    image_.clear(lines_);
+    other_.clear(lines_);
+    kernel_.clear(taps_);
     const int n = axis_.dft.n;
     const LineBlock& b = conv_.reduce ? other_ : kernel_;
     const LineBlock& out = conv_.reduce ? kernel_ : other_;
@@ -226,29 +232,14 @@ class StripConv {
 
   const ConvParams& conv_;
   const AxisPlan& axis_;
-  const bool along_height_;
+  const bool along_height_, flipped_;
   const Transform along_;
-  bool flipped_ = false;
   int taps_, lines_, half_;
   LineBlock image_, other_, kernel_;
   float *spectra_, *taps_spectra_, *buffer_;
   int32_t* offsets_;
   int64_t used_;
 };
-
-inline int64_t strip_scratch(const StripTask& task) {
-  return StripConv(task, Scratch(nullptr)).scratch_used();
-}
-
-inline void strip(const StripTask& task, int64_t begin, int64_t end, float* scratch) {
-  StripConv conv(task, Scratch(scratch));
-  conv.prepare(task.flipped);
-  if (task.conv.reduce) {
-    conv.run_reduce(begin, end);
-  } else {
-    conv.run(begin, end);
-  }
-}
 
 }  // namespace
 }  // namespace cba
