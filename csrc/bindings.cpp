@@ -142,8 +142,14 @@ cba::Planes planes_at(const PlanesArgument& argument, const std::string& dtype, 
   require(height > 0 && width > 0, std::string(name) + ": empty plane");
   require(strides[1] == 1 || strides[3] == 1,
           std::string(name) + ": neither channels nor columns are contiguous");
-  return {pointer<void>(address, 1, name), cba::parse_element_type(dtype), height, width,
-          strides[0], strides[1], strides[2], strides[3]};
+  return {pointer<void>(address, 1, name),
+          cba::parse_element_type(dtype),
+          height,
+          width,
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
 }
 
 cba::ConvCall conv_call(Int images, Int channels, const std::string& algorithm,
@@ -212,8 +218,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("depthwise_conv2d", depthwise_conv2d, py::arg("x"), py::arg("kernel"), py::arg("bias"),
         py::arg("y"), py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("turned"),
         py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
-  m.def("depthwise_conv2d_grad_weight", depthwise_conv2d_grad_weight, py::arg("grad"),
-        py::arg("x"), py::arg("kernel"), py::arg("dtype"), py::arg("images"), py::arg("channels"),
+  m.def("depthwise_conv2d_grad_weight", depthwise_conv2d_grad_weight, py::arg("grad"), py::arg("x"),
+        py::arg("kernel"), py::arg("dtype"), py::arg("images"), py::arg("channels"),
         py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
   m.def("largest_boxes", largest_boxes, py::arg("maps"), py::arg("num"), py::arg("height"),
         py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"), py::arg("boxes"),

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from tolerance import assert_forward, assert_grad_weight, assert_grad_x, assert_within, sum_bound
+from tolerance import (
+    assert_forward,
+    assert_grad_weight,
+    assert_grad_x,
+    assert_transform,
+    assert_within,
+    sum_bound,
+)
 
 from cba_fast.reference import dwconv
 
@@ -79,3 +86,32 @@ def test_nan_shape_and_worst_element_are_reported():
 def test_underflow_to_the_output_dtype_is_allowed_for():
     y64 = torch.tensor([1e-9], dtype=torch.float64)
     assert_within(y64.half(), y64, sum_bound(y64, y64, 1, torch.float16))
+
+
+def transformed(x, weight, dtype):
+    """Convolve by PyTorch's transforms, with the spectra rounded to `dtype`."""
+    height, width = (n + k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    size = (height, width)
+
+    def spectrum(t):
+        f = torch.fft.rfft2(t.float(), s=size)
+        return torch.complex(f.real.to(dtype).float(), f.imag.to(dtype).float())
+
+    y = torch.fft.irfft2(spectrum(x) * spectrum(weight[:, 0]).conj(), s=size)
+    kh, kw = weight.shape[2:]
+    return y.roll((kh // 2, kw // 2), (2, 3))[..., : x.shape[2], : x.shape[3]]
+
+
+@pytest.mark.parametrize("size", [(7, 7), (31, 31), (51, 5)])
+def test_transform_in_float32_passes_and_errors_are_rejected(size):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 24, 24), torch.randn(2, 1, *size)
+    y64 = dwconv.depthwise_conv2d(x.double(), weight.double())
+    pairs, length = [(x, weight[:, 0])], (24 + size[0]) * (24 + size[1])
+    assert_transform(transformed(x, weight, torch.float32), y64, pairs, length)
+    with pytest.raises(AssertionError, match="out of bounds"):
+        assert_transform(transformed(x, weight, torch.float16), y64, pairs, length)
+    wrong = weight.clone()
+    wrong[:, :, size[0] // 2 + 1, size[1] // 2 - 1] = 0
+    with pytest.raises(AssertionError, match="out of bounds"):
+        assert_transform(transformed(x, wrong, torch.float32), y64, pairs, length)

@@ -10,8 +10,18 @@ dtype adds u_out * |y|. Hence
 with the sum of magnitudes computed in float64 from the inputs as given. c = 2 leaves room for the
 denominator and for the round-off of y being taken at y64; c = 4 also for partial sums that are kept
 in parts and added in the end. s_out, half of the smallest subnormal number, is the rounding of a
-result that underflows. The bound does not hold for transforms such as an FFT.
+result that underflows.
+
+A transform's error is not small where the result is small, so its bound is one in the norm, plane
+by plane. A Fourier transform of length n in steps of unit round-off u has a relative error in the
+2-norm of at most c * log2(n) * u (Higham, section 24.1). A product by transforms makes three of
+them, and the 2-norm of a convolution is at most the 1-norm of one factor times the 2-norm of the
+other:
+
+    |y - y64|_2 <= c * 3 * log2(n) * u_acc * min(|a|_1 |b|_2, |a|_2 |b|_1) + u_out * |y64|_2 + s_out
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -52,6 +62,29 @@ def assert_within(actual: Tensor, y64: Tensor, bound: Tensor) -> None:
             f"{at}: {actual[at].item()} instead of {y64[at].item()}, {ratio[at].item():.3g} times "
             "the bound"
         )
+
+
+def assert_transform(
+    actual: Tensor, y64: Tensor, pairs: list[tuple[Tensor, Tensor]], length: int, c: float = 2
+) -> None:
+    """Check the planes (last two dimensions) of a sum of products that transforms computed.
+
+    Args:
+        actual, y64: (..., H, W).
+        pairs: the factors of each product, planes of the same leading dimensions.
+        length: of the transform, both axes together; more than the true one loosens the bound.
+    """
+    assert actual.shape == y64.shape, f"shape {tuple(actual.shape)}, not {tuple(y64.shape)}"
+
+    def norm(t: Tensor, order: int) -> Tensor:
+        return torch.linalg.vector_norm(t.detach().double(), order, dim=(-2, -1))
+
+    size = sum(torch.minimum(norm(a, 1) * norm(b, 2), norm(a, 2) * norm(b, 1)) for a, b in pairs)
+    dtype = actual.dtype
+    underflow = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps * y64[0].numel() ** 0.5
+    bound = c * 3 * math.log2(length) * unit_roundoff(torch.float32) * size
+    bound = bound + unit_roundoff(dtype) * norm(y64, 2) + underflow
+    assert_within(norm(actual.double() - y64, 2), torch.zeros_like(bound), bound)
 
 
 def assert_forward(

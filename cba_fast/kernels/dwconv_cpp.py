@@ -76,13 +76,19 @@ def grad_weight(
     return weight
 
 
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Return x's strides, 1 in dimensions of size 1 (theirs may be anything)."""
+    return tuple(s if n > 1 else 1 for n, s in zip(x.shape, x.stride(), strict=True))
+
+
 def _readable(x: Tensor) -> Tensor:
     """Return x, copied if neither its channels nor its columns lie side by side."""
-    return x if 1 in (x.stride(1), x.stride(3)) else x.contiguous()
+    _, c, _, w = _strides(x)
+    return x if 1 in (c, w) else x.contiguous()
 
 
 def _planes(x: Tensor) -> tuple:
-    return x.data_ptr(), x.shape[2], x.shape[3], x.stride()
+    return x.data_ptr(), x.shape[2], x.shape[3], _strides(x)
 
 
 def _kernel_planes(weight: Tensor) -> tuple:

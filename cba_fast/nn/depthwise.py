@@ -5,7 +5,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from ..ops.dwconv import DTYPES, MAX_KERNEL, depthwise_conv2d
+from ..ops.dwconv import depthwise_conv2d
+from ..ops.dwconv_checks import DTYPES, MAX_KERNEL
 
 log = logging.getLogger("cba_fast")
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 log = logging.getLogger("cba_fast")
 
 NAMES = ("reference", "torch", "cpp", "triton", "cuda")
@@ -74,7 +76,7 @@ class BackendTable:
             if reason is None:
                 return name
             reasons.append(f"{name}: {reason}")
-            if (name, reason) not in self._logged:
+            if not torch.compiler.is_compiling() and (name, reason) not in self._logged:
                 self._logged.add((name, reason))
                 log.info("%s: backend %r not used: %s", self.op, name, reason)
         raise ValueError(f"{self.op}: no backend can run: " + "; ".join(reasons))

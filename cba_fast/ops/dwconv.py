@@ -14,7 +14,15 @@ from torch import Tensor
 
 from ..kernels import dwconv_cpp, dwconv_torch
 from ..reference import dwconv as reference
-from .dwconv_checks import check_forward, check_grad_weight, check_grad_x, output_format
+from .dwconv_checks import (
+    check_forward,
+    check_grad_weight,
+    check_grad_x,
+    check_image,
+    check_kernel_size,
+    check_shapes,
+    output_format,
+)
 from .dwconv_choice import check_method, choose
 from .library import AUTO, backend_argument, check_tensors, register
 
@@ -68,7 +76,7 @@ def depthwise_conv2d(
         for receptive fields and activation maps.
     """
     check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    check_forward(x, weight, bias)
+    check_shapes("x", x, weight)
     methods = choose(x, weight.shape[2:], backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d.default(x, weight, bias, *methods)
 
@@ -92,7 +100,7 @@ def depthwise_conv2d_grad_x(
         TypeError, ValueError: as `depthwise_conv2d`.
     """
     check_tensors(grad=grad, weight=weight)
-    check_grad_x(grad, weight)
+    check_shapes("grad", grad, weight)
     methods = choose(grad, weight.shape[2:], backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d_grad_x.default(grad, weight, *methods)
 
@@ -123,7 +131,8 @@ def depthwise_conv2d_grad_weight(
     """
     check_tensors(grad=grad, x=x)
     size = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
-    check_grad_weight(grad, x, size)
+    check_image("x", x)
+    check_kernel_size(size)
     methods = choose(x, size, backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d_grad_weight.default(grad, x, size, *methods)
 

@@ -30,8 +30,9 @@ def check_kernel_size(kernel_size) -> None:
         raise ValueError(f"the kernel size must be two odd numbers, 1 to {MAX_KERNEL}, got {size}")
 
 
-def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
-    _check_like("weight", weight, name, x)
+def check_shapes(name: str, x: Tensor, weight: Tensor) -> None:
+    """Check what does not change under autocast, which may still make the dtypes equal."""
+    check_image(name, x)
     if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != x.shape[1]:
         raise ValueError(
             f"weight must have shape (C, 1, kh, kw) with C = {x.shape[1]}, the channels of {name}, "
@@ -40,8 +41,12 @@ def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
     check_kernel_size(weight.shape[2:])
 
 
+def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
+    check_shapes(name, x, weight)
+    _check_like("weight", weight, name, x)
+
+
 def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check_image("x", x)
     _check_weight(weight, "x", x)
     if bias is not None:
         _check_like("bias", bias, "x", x)
@@ -53,7 +58,6 @@ def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_grad_x(grad: Tensor, weight: Tensor) -> None:
-    check_image("grad", grad)
     _check_weight(weight, "grad", grad)
 
 
@@ -87,5 +91,3 @@ def output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
     if is_channels_last(x) or is_channels_last(weight):
         return torch.channels_last
     return torch.contiguous_format
-
-

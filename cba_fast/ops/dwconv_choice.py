@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import native
 from .backends import Backend, BackendTable
+from .dwconv_checks import is_channels_last
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
@@ -27,15 +28,28 @@ class Methods(NamedTuple):
     grad_weight: str
 
 
-def fastest(direction: str, size: tuple[int, int], kernel_size: tuple[int, int]) -> str:
+def fastest(
+    direction: str, size: tuple[int, int], kernel_size: tuple[int, int], channels_last: bool
+) -> str:
     """Return the fastest method on a CPU: "fft", "direct" or "torch".
+
+    The rule was read off a table of 50 shapes (maps of 7 to 96, square kernels of 3 to 31, batch 1
+    and 8, one and two threads with AVX2; ``benchmarks/results``). It is the same for all numbers of
+    threads: what wins on one thread wins on two.
 
     Args:
         direction: "forward", "grad_x" or "grad_weight".
         size: (H, W) of the image.
         kernel_size: (kh, kw).
+        channels_last: whether the image is in that format.
     """
-    raise NotImplementedError
+    pixels, taps = size[0] * size[1], kernel_size[0] * kernel_size[1]
+    if direction == "grad_weight":
+        # PyTorch's weight gradient is 2 to 400 times slower than these.
+        return "direct" if taps <= 81 or pixels <= 100 else "fft"
+    if pixels <= 100:
+        return "direct"  # a transform has more padding than data
+    return "torch" if taps < (81 if channels_last else 49) else "fft"
 
 
 # The backends, best first. Predicates get (image, kernel_size, algorithm).
@@ -93,7 +107,7 @@ def choose(image: Tensor, kernel_size: Sequence[int], backend: str, algorithm: s
 
 def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm: str) -> str:
     table = TABLES[direction]
-    best = fastest(direction, (image.shape[2], image.shape[3]), kernel_size)
+    best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
     if backend == AUTO and best == "torch" and algorithm != "fft":
         backend = "torch"
     name = table.resolve(requested(backend), image, kernel_size, algorithm)

@@ -11,8 +11,8 @@ struct Factor {
   int cost;  // vector operations of its codelet, two flops where they are fused
 };
 
-constexpr Factor kFactors[] = {{2, 4},   {3, 14},  {4, 16},   {5, 36},   {7, 66},
-                               {8, 56},  {9, 112}, {11, 160}, {13, 222}, {16, 170}};
+constexpr Factor kFactors[] = {{2, 4},  {3, 14},  {4, 16},   {5, 36},   {7, 66},
+                               {8, 56}, {9, 112}, {11, 160}, {13, 222}, {16, 170}};
 // Loads, stores and offsets of one element per axis.
 constexpr int kMoveCost = 6;
 
@@ -84,7 +84,8 @@ Axis::Axis(std::int64_t size, std::int64_t taps, bool flipped, bool reduce) {
   // Taps further out than the image is long meet padding only.
   const std::int64_t radius = taps / 2, reach = std::min(radius, size - 1);
   std::int64_t pieces = 1;
-  while (pieces > 1 ? (size + pieces - 1) / pieces + 2 * reach > kLongest : size + reach > kLongest) {
+  while (pieces > 1 ? (size + pieces - 1) / pieces + 2 * reach > kLongest
+                    : size + reach > kLongest) {
     ++pieces;
   }
   const std::int64_t step = (size + pieces - 1) / pieces;

@@ -1,4 +1,4 @@
-// Lengths and tables of the transforms, for the kernels of dft_axes.h.
+// Lengths and tables of the transforms, for the kernels of dft_axes_body.h.
 #pragma once
 
 #include <cstdint>

@@ -115,8 +115,7 @@ void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, 
   if (call.algorithm == ConvAlgorithm::kFft) {
     return run_fft(conv, kernel, turned, kernels, call.num_threads);
   }
-  run(DirectTask{conv, turned}, kernels.direct, kernels.width,
-      call.num_threads);
+  run(DirectTask{conv, turned}, kernels.direct, kernels.width, call.num_threads);
 }
 
 void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Planes& kernel,
@@ -127,8 +126,7 @@ void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Pla
     return run_fft(conv, kernel, false, kernels, call.num_threads);
   }
   const ConvParams conv{grad, x, kernel, nullptr, call.images, call.channels, true};
-  run(DirectTask{conv, false}, kernels.direct, kernels.width,
-      call.num_threads);
+  run(DirectTask{conv, false}, kernels.direct, kernels.width, call.num_threads);
 }
 
 }  // namespace cba

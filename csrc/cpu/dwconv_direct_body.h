@@ -1,17 +1,17 @@
-// The product of planes tap by tap, one channel per lane: for small maps, where a transform has more
-// padding than data, and for whoever wants a NaN to reach only the pixels under the kernel.
+// The product of planes tap by tap, one channel per lane: for small maps, where a transform has
+// more padding than data, and for whoever wants a NaN to reach only the pixels under the kernel.
 //
 //   out[i][j] = sum over h, w of A[h][w] * B[h - i + rh][w - j + rw]
 //
-// forward and grad_x: A = image, B = kernel (turned for grad_x), out = image. grad_weight: A = grad,
-// B = x, out = kernel turned by 180 degrees, because h - i + rh = h + i' - rh with i' = 2 rh - i.
-// Two rows and up to six columns of out are in registers; each element of A is loaded once for them
-// and meets twelve of B. No product is formed with padding.
+// forward and grad_x: A = image, B = kernel (turned for grad_x), out = image. grad_weight: A =
+// grad, B = x, out = kernel turned by 180 degrees, because h - i + rh = h + i' - rh with i' = 2 rh
+// - i. Two rows and up to six columns of out are in registers; each element of A is loaded once for
+// them and meets twelve of B. No product is formed with padding.
 //
 // Include after a vec_<isa>.h.
 #pragma once
 
-#include "cpu/dwconv_io.h"
+#include "cpu/dwconv_io_body.h"
 
 namespace cba {
 namespace {
@@ -26,8 +26,8 @@ struct Block {
   float* at(int h, int w) const { return data + (int64_t(h) * width + w) * kLanes; }
 };
 
-// Adds what a row of A gives to a tile of out: `top` and `bottom` are the rows of B that it meets for
-// the tile's two rows, `shift` is the column of B that A[0] meets for the tile's first column.
+// Adds what a row of A gives to a tile of out: `top` and `bottom` are the rows of B that it meets
+// for the tile's two rows, `shift` is the column of B that A[0] meets for the tile's first column.
 template <int Columns, bool kTop, bool kBottom>
 CBA_INLINE inline void accumulate_row(Vec (&sum)[kTileRows][Columns], const float* a, int a_width,
                                       const float* top, const float* bottom, int b_width,

@@ -1,21 +1,22 @@
 // The product of planes by 2-D Fourier transforms, one channel per lane.
 //
 // Rows first: two real rows make one complex transform, from which both spectra are separated; of
-// their columns one of each pair of opposite frequencies is kept (57 of 112). Then column by column:
-// transform, multiply, transform back, all within 2 * n complex vectors, which stay in the first
-// level of cache. Last the rows again. The columns lie in `Plane`s of half a megabyte at most.
+// their columns one of each pair of opposite frequencies is kept (57 of 112). Then column by
+// column: transform, multiply, transform back, all within 2 * n complex vectors, which stay in the
+// first level of cache. Last the rows again. The columns lie in `Plane`s of half a megabyte at
+// most.
 //
 // Include after a vec_<isa>.h.
 #pragma once
 
-#include "cpu/dft_axes.h"
+#include "cpu/dft_axes_body.h"
 
 namespace cba {
 namespace {
 
-// The row spectra of a plane: column j (a frequency), row r. Two more rows follow the data: one that
-// takes what is dropped and one of zeros. The number of rows is odd, so that the columns of one row
-// do not fall into the same sets of the cache.
+// The row spectra of a plane: column j (a frequency), row r. Two more rows follow the data: one
+// that takes what is dropped and one of zeros. The number of rows is odd, so that the columns of
+// one row do not fall into the same sets of the cache.
 struct Plane {
   float* data;
   int rows;
@@ -47,8 +48,12 @@ struct TileOffsets {
 class FftConv {
  public:
   FftConv(const FftTask& task, Scratch scratch)
-      : conv_(task.conv), width_(task.width), height_(task.height), along_width_(width_.dft),
-        along_height_(height_.dft), columns_(width_.dft.num_half) {
+      : conv_(task.conv),
+        width_(task.width),
+        height_(task.height),
+        along_width_(width_.dft),
+        along_height_(height_.dft),
+        columns_(width_.dft.num_half) {
     const int rows_b = conv_.reduce ? height_.max_count : static_cast<int>(conv_.b.height);
     a_ = Plane::take(scratch, columns_, height_.max_count);
     b_ = Plane::take(scratch, columns_, rows_b);
@@ -211,8 +216,7 @@ class FftConv {
       along_height_.forward(b, b + kLanes, offsets.b, buffer(1));
       float* sum = spectrum_ + j * spectrum_size();
       for (int64_t p = 0; p < spectrum_size(); p += kComplex) {
-        Complex product =
-            load_complex<false>(buffer(0) + p) * load_complex<false>(buffer(1) + p);
+        Complex product = load_complex<false>(buffer(0) + p) * load_complex<false>(buffer(1) + p);
         if (!first) product = product + load_complex<false>(sum + p);
         store_complex<false>(product, sum + p);
       }
@@ -247,8 +251,8 @@ class FftConv {
     }
   }
 
-  // Z = X + i Y of pairs of rows at all frequencies, from X and Y at half of them; rows from `end` on
-  // are zero.
+  // Z = X + i Y of pairs of rows at all frequencies, from X and Y at half of them; rows from `end`
+  // on are zero.
   void join(int row, int end, int pairs) const {
     const DftPlan& plan = width_.dft;
     for (int j = 0; j < columns_; ++j) {

@@ -80,8 +80,8 @@ struct DirectTask {
   bool flipped;  // B is turned by 180 degrees
 };
 
-// One of the algorithms. A thread calls prepare() once and run() for ranges of items: pairs (channel
-// group, image) in this order, or channel groups where `reduce` is set.
+// One of the algorithms. A thread calls prepare() once and run() for ranges of items: pairs
+// (channel group, image) in this order, or channel groups where `reduce` is set.
 template <class Task>
 struct ConvKernel {
   int64_t (*scratch)(const Task&);  // floats of memory that a thread needs

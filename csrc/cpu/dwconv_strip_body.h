@@ -1,5 +1,5 @@
-// The product of planes for long and narrow kernels (51x5, 1x51, ...), one channel per lane: Fourier
-// transforms along the kernel's long side, taps along its short side.
+// The product of planes for long and narrow kernels (51x5, 1x51, ...), one channel per lane:
+// Fourier transforms along the kernel's long side, taps along its short side.
 //
 // Lines along the long side are numbered from 0. Lines s and s + half make one complex line z[s]; a
 // kernel is real, so their convolutions stay apart and need no separating. With Z and W the spectra
@@ -13,7 +13,7 @@
 // Include after a vec_<isa>.h.
 #pragma once
 
-#include "cpu/dft_axes.h"
+#include "cpu/dft_axes_body.h"
 
 namespace cba {
 namespace {
@@ -47,8 +47,11 @@ struct LineBlock {
 class StripConv {
  public:
   StripConv(const StripTask& task, Scratch scratch)
-      : conv_(task.conv), axis_(task.axis), along_height_(task.along_height),
-        flipped_(task.flipped), along_(axis_.dft) {
+      : conv_(task.conv),
+        axis_(task.axis),
+        along_height_(task.along_height),
+        flipped_(task.flipped),
+        along_(axis_.dft) {
     const Planes& kernel = conv_.reduce ? conv_.out : conv_.b;
     taps_ = static_cast<int>(along_height_ ? kernel.width : kernel.height);
     lines_ = static_cast<int>(along_height_ ? conv_.a.width : conv_.a.height);
@@ -195,8 +198,7 @@ class StripConv {
         const float* z = spectrum_of_line(s + t - taps_ / 2) + p;
         first = first + load_complex<false>(w) * load_complex<false>(z);
         if (pair) {
-          second =
-              second + load_complex<false>(w + kComplex) * load_complex<false>(z + kComplex);
+          second = second + load_complex<false>(w + kComplex) * load_complex<false>(z + kComplex);
         }
       }
       store_complex<false>(first, buffer_ + p);
@@ -222,9 +224,9 @@ class StripConv {
           float* to = sum + int64_t(p) * kComplex;
           const Complex old = load_complex<false>(to);
           // x times conj(g)
-          store_complex<false>({fma(x.re, g.re, fma(x.im, g.im, old.re)),
-                                fma(x.im, g.re, fnma(x.re, g.im, old.im))},
-                               to);
+          store_complex<false>(
+              {fma(x.re, g.re, fma(x.im, g.im, old.re)), fma(x.im, g.re, fnma(x.re, g.im, old.im))},
+              to);
         }
       }
     }

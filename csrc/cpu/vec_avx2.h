@@ -1,10 +1,10 @@
-// Float lanes of AVX2 with FMA and F16C; see vec.h for what a Vec type has.
+// Float lanes of AVX2 with FMA and F16C; see vec_body.h for what a Vec type has.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "cpu/half.h"
+#include "cpu/half_body.h"
 
 namespace cba {
 namespace {
@@ -68,13 +68,12 @@ struct Vec {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
   __m128i narrow_float16() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
-  __m128i narrow_bfloat16() const {  // see from_float in half.h
+  __m128i narrow_bfloat16() const {  // see from_float in half_body.h
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
     const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
-    const __m256i quiet =
-        _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+    const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     const __m256i halves = _mm256_blendv_epi8(rounded, quiet, is_nan);
     const __m256i packed = _mm256_packus_epi32(halves, halves);  // within 128-bit halves

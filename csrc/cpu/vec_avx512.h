@@ -1,10 +1,10 @@
-// Float lanes of AVX-512 (F, BW, DQ, VL); see vec.h for what a Vec type has.
+// Float lanes of AVX-512 (F, BW, DQ, VL); see vec_body.h for what a Vec type has.
 #pragma once
 
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "cpu/half.h"
+#include "cpu/half_body.h"
 
 namespace cba {
 namespace {
@@ -57,7 +57,7 @@ struct Vec {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
   __m256i narrow_float16() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
-  __m256i narrow_bfloat16() const {  // see from_float in half.h
+  __m256i narrow_bfloat16() const {  // see from_float in half_body.h
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));

@@ -1,10 +1,10 @@
 // Float lanes in plain C++ (the compiler's vector extension, 16 bytes: SSE2, NEON, ...).
-// See vec.h for what a Vec type has.
+// See vec_body.h for what a Vec type has.
 #pragma once
 
 #include <stdint.h>
 
-#include "cpu/half.h"
+#include "cpu/half_body.h"
 
 namespace cba {
 namespace {
@@ -34,9 +34,7 @@ struct Vec {
   void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
   void store(BFloat16* p) const { to_half(p, kWidth); }
   void store(Float16* p) const { to_half(p, kWidth); }
-  void store_head(float* p, int count) const {
-    __builtin_memcpy(p, &v, count * sizeof(float));
-  }
+  void store_head(float* p, int count) const { __builtin_memcpy(p, &v, count * sizeof(float)); }
   void store_head(BFloat16* p, int count) const { to_half(p, count); }
   void store_head(Float16* p, int count) const { to_half(p, count); }
 

@@ -9,7 +9,7 @@
 // Include after a vec_<isa>.h.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/vec_body.h"
 
 namespace cba {
 namespace {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/dwconv_kernels.h"
-#include "cpu/vec.h"
+#include "cpu/vec_body.h"
 
 namespace cba {
 namespace {
@@ -40,7 +40,9 @@ void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, in
     Vec block[kLanes];
     for (int l = 0; l < kLanes; ++l) {
       const T* p = from + l * stride_c + t;
-      block[l] = l >= lanes ? Vec::zero() : width == kLanes ? Vec::load(p) : Vec::load_head(p, width);
+      block[l] = l >= lanes        ? Vec::zero()
+                 : width == kLanes ? Vec::load(p)
+                                   : Vec::load_head(p, width);
     }
     transpose(block);
     for (int i = 0; i < width; ++i) block[i].store(to + (t + i) * kLanes);

@@ -9,8 +9,8 @@
 // Include after a vec_<isa>.h.
 #pragma once
 
-#include "cpu/dft_codelets.h"
-#include "cpu/dwconv_io.h"
+#include "cpu/dft_codelets_body.h"
+#include "cpu/dwconv_io_body.h"
 
 namespace cba {
 namespace {
@@ -116,10 +116,11 @@ constexpr AxisKernels axis_kernels() {
 // The factors that dft_plan.cpp chooses from.
 inline const AxisKernels& kernels_of_factor(int factor) {
   static constexpr AxisKernels kKernels[] = {
-      axis_kernels<1>(), axis_kernels<2>(),  axis_kernels<3>(),  axis_kernels<4>(),
-      axis_kernels<5>(), axis_kernels<7>(),  axis_kernels<8>(),  axis_kernels<9>(),
+      axis_kernels<1>(),  axis_kernels<2>(),  axis_kernels<3>(), axis_kernels<4>(),
+      axis_kernels<5>(),  axis_kernels<7>(),  axis_kernels<8>(), axis_kernels<9>(),
       axis_kernels<11>(), axis_kernels<13>(), axis_kernels<16>()};
-  static constexpr signed char kIndex[] = {-1, 0, 1, 2, 3, 4, -1, 5, 6, 7, -1, 8, -1, 9, -1, -1, 10};
+  static constexpr signed char kIndex[] = {-1, 0,  1, 2,  3, 4,  -1, 5, 6,
+                                           7,  -1, 8, -1, 9, -1, -1, 10};
   return kKernels[kIndex[factor]];
 }
 
@@ -127,8 +128,11 @@ inline const AxisKernels& kernels_of_factor(int factor) {
 class Transform {
  public:
   explicit Transform(const DftPlan& plan)
-      : f0_(plan.factors[0]), f1_(plan.factors[1]), f2_(plan.factors[2]),
-        first_(kernels_of_factor(f0_)), second_(kernels_of_factor(f1_)),
+      : f0_(plan.factors[0]),
+        f1_(plan.factors[1]),
+        f2_(plan.factors[2]),
+        first_(kernels_of_factor(f0_)),
+        second_(kernels_of_factor(f1_)),
         third_(kernels_of_factor(f2_)) {}
 
   void forward(const float* re, const float* im, const int32_t* offsets, float* buffer) const {

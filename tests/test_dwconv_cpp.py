@@ -1,0 +1,209 @@
+"""The compiled depthwise convolution: algorithms, instruction sets, threads, and the choice."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import assert_forward, assert_grad_weight, assert_grad_x, assert_transform
+
+from cba_fast.kernels import dwconv_cpp, native
+from cba_fast.ops import (
+    depthwise_conv2d,
+    depthwise_conv2d_grad_weight,
+    depthwise_conv2d_grad_x,
+)
+from cba_fast.ops.dwconv_choice import fastest
+from cba_fast.reference import dwconv as reference
+
+ISAS = native.build_info()["isas_supported"]
+CF, CL = torch.contiguous_format, torch.channels_last
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def check(x, weight, bias, grad, memory_format, algorithm, isa):
+    """Compare the three directions with float64."""
+    size = tuple(weight.shape[2:])
+    how = (memory_format, algorithm)
+    y = dwconv_cpp.forward(x, weight, bias, *how, isa=isa)
+    gx = dwconv_cpp.grad_x(grad, weight, *how, isa=isa)
+    gw = dwconv_cpp.grad_weight(grad, x, size, algorithm, isa=isa)
+    assert y.is_contiguous(memory_format=memory_format)
+    if algorithm == "direct":
+        assert_forward(y, x, weight, bias)
+        assert_grad_x(gx, grad, weight)
+        assert_grad_weight(gw, grad, x)
+        return
+    x, grad, bias = x.double(), grad.double(), bias.double()
+    weight = weight.double()
+    length = 4 * (x.shape[2] + size[0]) * (x.shape[3] + size[1])
+    y64 = reference.depthwise_conv2d(x, weight, bias)
+    # A bias is added after the transform.
+    pairs = [(x, weight[:, 0])]
+    assert_transform(y, y64, [*pairs, (bias[:, None, None], torch.ones_like(x))], length)
+    gx64 = reference.depthwise_conv2d_grad_x(grad, weight)
+    assert_transform(gx, gx64, [(grad, weight[:, 0])], length)
+    gw64 = reference.depthwise_conv2d_grad_weight(grad, x, size)[:, 0]
+    assert_transform(gw[:, 0], gw64, list(zip(x, grad, strict=True)), length)
+
+
+def arguments(shape, size, dtype, memory_format):
+    x, grad = (torch.randn(shape).to(dtype, memory_format=memory_format) for _ in range(2))
+    return x, torch.randn(shape[1], 1, *size).to(dtype), torch.randn(shape[1]).to(dtype), grad
+
+
+odd = st.integers(0, 31).map(lambda k: 2 * k + 1)
+sides = st.integers(1, 40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(ISAS),
+    st.sampled_from(["fft", "direct"]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([CF, CL]),
+    st.tuples(st.integers(1, 3), st.integers(1, 19), sides, sides),
+    st.one_of(odd.map(lambda k: (k, k)), st.tuples(odd, odd)),
+)
+def test_any_shape(isa, algorithm, dtype, memory_format, shape, size):
+    x, weight, bias, grad = arguments(shape, size, dtype, memory_format)
+    check(x, weight, bias, grad, memory_format, algorithm, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("memory_format", [CF, CL])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 17, 96, 96), (31, 31)),  # 112 = 7 * 16
+        ((2, 8, 48, 48), (29, 29)),  # 63 = 7 * 9
+        ((1, 9, 96, 40), (51, 5)),
+        ((1, 9, 40, 96), (5, 51)),
+        ((1, 3, 420, 20), (13, 13)),  # two tiles down
+        ((1, 3, 20, 420), (13, 13)),  # two tiles across
+        ((2, 2, 400, 9), (51, 1)),  # tiles of a strip
+        ((1, 2, 9, 400), (1, 63)),
+    ],
+)
+def test_transforms_of_large_maps(isa, memory_format, shape, size):
+    check(*arguments(shape, size, torch.float32, memory_format), memory_format, "fft", isa)
+
+
+def test_all_lengths_of_the_transform():
+    # Every sum of size and radius up to 130 meets every factor and combination of factors.
+    for size in range(1, 100):
+        x, weight = torch.randn(1, 2, size, 3), torch.randn(2, 1, 63, 1)
+        y = dwconv_cpp.forward(x, weight, None, CF, "fft")
+        y64 = reference.depthwise_conv2d(x.double(), weight.double())
+        assert_transform(y, y64, [(x, weight[:, 0])], 4 * (size + 31))
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+@pytest.mark.parametrize("size", [(13, 13), (21, 3)])
+def test_the_same_bits_for_any_number_of_threads_and_batch(algorithm, size):
+    x, weight, _, grad = arguments((5, 20, 24, 24), size, torch.float32, CF)
+    how = {"backend": "cpp", "algorithm": algorithm}
+
+    def run(x, grad):
+        return (
+            depthwise_conv2d(x, weight, **how),
+            depthwise_conv2d_grad_x(grad, weight, **how),
+            depthwise_conv2d_grad_weight(grad, x, size, **how),
+        )
+
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(run(x, grad))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    parts = [run(x[i : i + 1], grad[i : i + 1]) for i in range(len(x))]
+    assert torch.equal(torch.cat([p[0] for p in parts]), results[0][0])
+    assert torch.equal(torch.cat([p[1] for p in parts]), results[0][1])
+
+
+def test_a_spike_and_a_nan_are_local_in_the_direct_algorithm_only():
+    x, weight = torch.randn(1, 1, 40, 40), torch.randn(1, 1, 13, 13)
+    clean = reference.depthwise_conv2d(x.double(), weight.double())
+    x[0, 0, 0, 0] = 1000
+    far = (slice(None), slice(None), slice(10, None), slice(10, None))
+
+    def error(algorithm):
+        y = depthwise_conv2d(x, weight, backend="cpp", algorithm=algorithm)
+        return (y.double() - clean)[far].abs().max().item()
+
+    assert 5 * error("direct") < error("fft") < 1e-2
+    x[0, 0, 0, 0] = torch.nan
+    for algorithm, reach in (("direct", 7), ("fft", 40)):
+        y = depthwise_conv2d(x, weight, backend="cpp", algorithm=algorithm)
+        expected = torch.zeros(40, 40, dtype=torch.bool)
+        expected[:reach, :reach] = True
+        assert torch.equal(y[0, 0].isnan(), expected)
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_derivatives_of_second_order(algorithm):
+    x, weight, _, v = arguments((2, 3, 9, 8), (5, 13), torch.float32, CF)
+
+    def second(backend, dtype, **how):
+        a, w, b = (t.to(dtype).requires_grad_() for t in (x, weight, v))
+        y = depthwise_conv2d(a, w, backend=backend, **how)
+        gx, gw = torch.autograd.grad((y * b).sum(), (a, w), create_graph=True)
+        return torch.autograd.grad(gx.square().sum() + gw.square().sum(), (a, w, b))
+
+    expected = second("reference", torch.float64)
+    for actual, e in zip(second("cpp", torch.float32, algorithm=algorithm), expected, strict=True):
+        assert (actual.double() - e).norm() < 1e-5 * e.norm()
+
+
+@pytest.mark.parametrize(
+    ("direction", "size", "kernel", "channels_last", "method"),
+    [
+        ("forward", (96, 96), (31, 31), False, "fft"),
+        ("forward", (12, 12), (13, 13), True, "fft"),
+        ("forward", (7, 7), (13, 13), False, "direct"),
+        ("forward", (7, 7), (3, 3), True, "direct"),
+        ("forward", (56, 56), (7, 7), False, "fft"),
+        ("forward", (56, 56), (7, 7), True, "torch"),
+        ("forward", (56, 56), (3, 3), False, "torch"),
+        ("forward", (96, 96), (51, 5), True, "fft"),
+        ("grad_x", (96, 96), (51, 1), False, "fft"),
+        ("grad_x", (28, 28), (5, 5), True, "torch"),
+        ("grad_weight", (96, 96), (31, 31), True, "fft"),
+        ("grad_weight", (56, 56), (7, 7), True, "direct"),
+        ("grad_weight", (7, 7), (31, 31), False, "direct"),
+    ],
+)
+def test_the_rule(direction, size, kernel, channels_last, method):
+    assert fastest(direction, size, kernel, channels_last) == method
+
+
+def test_what_was_chosen_is_in_the_graph():
+    x, weight = torch.randn(1, 4, 24, 24), torch.randn(4, 1, 13, 13)
+    graph = torch.export.export(Convolution(), (x, weight)).graph
+    (call,) = [n for n in graph.nodes if n.op == "call_function"]
+    assert call.args[-3:] == ("fft", "fft", "fft")
+
+
+class Convolution(torch.nn.Module):
+    def forward(self, x, weight):
+        return depthwise_conv2d(x, weight)
+
+
+def test_bad_calls_of_the_op_are_refused():
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
+    op = torch.ops.cba_fast.depthwise_conv2d.default
+    with pytest.raises(ValueError, match="forward must be one of .*'winograd'"):
+        op(x, weight, None, "winograd", "torch", "torch")
+    with pytest.raises(ValueError, match=r"'cpp' cannot run: .*torch\.float64"):
+        op(x.double(), weight.double(), None, "fft", "torch", "torch")
+    with pytest.raises(ValueError, match="isa|avx9"):
+        dwconv_cpp.forward(x, weight, None, CF, "fft", isa="avx9")
