@@ -15,34 +15,18 @@
 namespace cba {
 namespace {
 
-constexpr int kComplex = 2 * kLanes;  // floats of a complex vector
-
-template <bool kInverse>
-CBA_INLINE inline Complex load_complex(const float* p) {
-  const Vec re = Vec::load(p), im = Vec::load(p + kLanes);
-  return kInverse ? Complex{im, re} : Complex{re, im};
-}
-
-template <bool kInverse>
-CBA_INLINE inline void store_complex(Complex x, float* p) {
-  (kInverse ? x.im : x.re).store(p);
-  (kInverse ? x.re : x.im).store(p + kLanes);
-}
-
 // Axis 0 from samples: the complex sample at position p is (re[offsets[p]], im[offsets[p]]).
 template <int F>
 void gather_axis(const float* re, const float* im, const int32_t* offsets, float* buffer,
                  int rest) {
   for (int m = 0; m < rest; ++m) {
-    Complex x[F];
-    unroll<F>([&](auto k) CBA_INLINE {
-      const int32_t offset = offsets[k * rest + m];
-      x[k] = {Vec::load(re + offset), Vec::load(im + offset)};
-    });
-    Dft<F>::run(x);
-    unroll<F>([&](auto k) CBA_INLINE {
-      store_complex<false>(x[k], buffer + int64_t(k * rest + m) * kComplex);
-    });
+    Dft<F>::run(
+        [&](auto k) CBA_INLINE {
+          const int32_t offset = offsets[k * rest + m];
+          return Complex{Vec::load(re + offset), Vec::load(im + offset)};
+        },
+        [&](auto k, Complex x)
+            CBA_INLINE { store_complex<false>(x, buffer + int64_t(k * rest + m) * kComplex); });
   }
 }
 
@@ -50,16 +34,14 @@ void gather_axis(const float* re, const float* im, const int32_t* offsets, float
 template <int F>
 void scatter_axis(const float* buffer, float* re, float* im, const int32_t* offsets, int rest) {
   for (int m = 0; m < rest; ++m) {
-    Complex x[F];
-    unroll<F>([&](auto k) CBA_INLINE {
-      x[k] = load_complex<true>(buffer + int64_t(k * rest + m) * kComplex);
-    });
-    Dft<F>::run(x);
-    unroll<F>([&](auto k) CBA_INLINE {
-      const int32_t offset = offsets[k * rest + m];
-      x[k].im.store(re + offset);
-      x[k].re.store(im + offset);
-    });
+    Dft<F>::run(
+        [&](auto k)
+            CBA_INLINE { return load_complex<true>(buffer + int64_t(k * rest + m) * kComplex); },
+        [&](auto k, Complex x) CBA_INLINE {
+          const int32_t offset = offsets[k * rest + m];
+          x.im.store(re + offset);
+          x.re.store(im + offset);
+        });
   }
 }
 
@@ -69,14 +51,11 @@ void transform_axis(float* buffer, int outer, int inner) {
   for (int o = 0; o < outer; ++o) {
     for (int i = 0; i < inner; ++i) {
       float* p = buffer + int64_t(o * F * inner + i) * kComplex;
-      Complex x[F];
-      unroll<F>([&](auto k) CBA_INLINE {
-        x[k] = load_complex<kInverse>(p + int64_t(k * inner) * kComplex);
-      });
-      Dft<F>::run(x);
-      unroll<F>([&](auto k) CBA_INLINE {
-        store_complex<kInverse>(x[k], p + int64_t(k * inner) * kComplex);
-      });
+      Dft<F>::run(
+          [&](auto k)
+              CBA_INLINE { return load_complex<kInverse>(p + int64_t(k * inner) * kComplex); },
+          [&](auto k, Complex x)
+              CBA_INLINE { store_complex<kInverse>(x, p + int64_t(k * inner) * kComplex); });
     }
   }
 }
@@ -87,15 +66,12 @@ void multiply_axis(float* buffer, const float* other, int outer) {
   for (int o = 0; o < outer; ++o) {
     float* p = buffer + int64_t(o) * F * kComplex;
     const float* q = other + int64_t(o) * F * kComplex;
-    Complex x[F];
-    unroll<F>([&](auto k) CBA_INLINE { x[k] = load_complex<false>(p + k * kComplex); });
-    Dft<F>::run(x);
-    unroll<F>([&](auto k) CBA_INLINE {
-      const Complex y = x[k] * load_complex<false>(q + k * kComplex);
-      x[k] = {y.im, y.re};
-    });
-    Dft<F>::run(x);
-    unroll<F>([&](auto k) CBA_INLINE { store_complex<true>(x[k], p + k * kComplex); });
+    Dft<F>::run([&](auto k) CBA_INLINE { return load_complex<false>(p + k * kComplex); },
+                [&](auto k, Complex x) CBA_INLINE {
+                  store_complex<false>(x * load_complex<false>(q + k * kComplex), p + k * kComplex);
+                });
+    Dft<F>::run([&](auto k) CBA_INLINE { return load_complex<true>(p + k * kComplex); },
+                [&](auto k, Complex x) CBA_INLINE { store_complex<true>(x, p + k * kComplex); });
   }
 }
 

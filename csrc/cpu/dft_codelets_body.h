@@ -25,6 +25,21 @@ CBA_INLINE inline Complex operator*(Complex a, Complex b) {
 }
 CBA_INLINE inline Complex times_minus_i(Complex a) { return {a.im, Vec::zero() - a.re}; }
 
+constexpr int kComplex = 2 * Vec::kWidth;  // floats of a complex vector in memory
+
+// Real and imaginary part one behind the other; exchanged for an inverse transform.
+template <bool kInverse>
+CBA_INLINE inline Complex load_complex(const float* p) {
+  const Vec re = Vec::load(p), im = Vec::load(p + Vec::kWidth);
+  return kInverse ? Complex{im, re} : Complex{re, im};
+}
+
+template <bool kInverse>
+CBA_INLINE inline void store_complex(Complex x, float* p) {
+  (kInverse ? x.im : x.re).store(p);
+  (kInverse ? x.re : x.im).store(p + Vec::kWidth);
+}
+
 constexpr double kPi = 3.14159265358979323846;
 
 // cos and sin for |x| <= pi by their power series, to double precision; for constants.
@@ -71,86 +86,114 @@ CBA_INLINE inline Complex rotate(Complex x) {
   }
 }
 
-// An odd prime N.
+// Dft<N>::run(load, store) transforms the samples load(Index<n>()) and hands each result to
+// store(Index<k>(), X). Samples are loaded where they are needed and results stored at once:
+// sixteen registers hold neither all of the one nor all of the other. All loads precede the first
+// store.
+
+// An odd prime N. Real parts of the results come from sums' real and differences' imaginary parts
+// and the other way round, so that one half is worked out after the other, in half the registers.
 template <int N>
 struct Dft {
   static constexpr int kHalf = (N - 1) / 2;
 
-  CBA_INLINE static inline void run(Complex (&x)[N]) {
-    Complex sum[kHalf], difference[kHalf];
-    Complex total = x[0];
+  template <class Load, class Store>
+  CBA_INLINE static inline void run(Load load, Store store) {
+    const Complex first = load(Index<0>());
+    Complex sum[kHalf], difference[kHalf], total = first;
     unroll<kHalf>([&](auto j) CBA_INLINE {
-      sum[j] = x[1 + j] + x[N - 1 - j];
-      difference[j] = x[1 + j] - x[N - 1 - j];
+      const Complex a = load(Index<1 + j>()), b = load(Index<N - 1 - j>());
+      sum[j] = a + b;
+      difference[j] = a - b;
       total = total + sum[j];
     });
+    Vec upper[kHalf], lower[kHalf];  // real parts of X[1 + k] and X[N - 1 - k]
     unroll<kHalf>([&](auto k) CBA_INLINE {
-      Complex even = x[0], odd = {Vec::zero(), Vec::zero()};
-      unroll<kHalf>([&](auto j) CBA_INLINE {
-        constexpr int turn = (decltype(k)::value + 1) * (decltype(j)::value + 1);
-        const Vec c = Vec::broadcast(static_cast<float>(cos_turn(turn, N)));
-        const Vec s = Vec::broadcast(static_cast<float>(sin_turn(turn, N)));
-        even = {fma(c, sum[j].re, even.re), fma(c, sum[j].im, even.im)};
-        if constexpr (decltype(j)::value == 0) {
-          odd = {s * difference[j].re, s * difference[j].im};
-        } else {
-          odd = {fma(s, difference[j].re, odd.re), fma(s, difference[j].im, odd.im)};
-        }
-      });
-      // even - i * odd, and its mirror image; x[0] is still needed, so it is written last.
-      x[1 + k] = {even.re + odd.im, even.im - odd.re};
-      x[N - 1 - k] = {even.re - odd.im, even.im + odd.re};
+      const Vec even = cosines<k>(first.re, [&](auto j) CBA_INLINE { return sum[j].re; });
+      const Vec odd = sines<k>([&](auto j) CBA_INLINE { return difference[j].im; });
+      upper[k] = even + odd;
+      lower[k] = even - odd;
     });
-    x[0] = total;
+    store(Index<0>(), total);
+    unroll<kHalf>([&](auto k) CBA_INLINE {
+      const Vec even = cosines<k>(first.im, [&](auto j) CBA_INLINE { return sum[j].im; });
+      const Vec odd = sines<k>([&](auto j) CBA_INLINE { return difference[j].re; });
+      store(Index<1 + k>(), Complex{upper[k], even - odd});
+      store(Index<N - 1 - k>(), Complex{lower[k], even + odd});
+    });
+  }
+
+ private:
+  template <int k, class Value>
+  CBA_INLINE static inline Vec cosines(Vec start, Value value) {
+    unroll<kHalf>([&](auto j) CBA_INLINE {
+      constexpr float c = static_cast<float>(cos_turn((k + 1) * (decltype(j)::value + 1), N));
+      start = fma(Vec::broadcast(c), value(j), start);
+    });
+    return start;
+  }
+  template <int k, class Value>
+  CBA_INLINE static inline Vec sines(Value value) {
+    Vec result = Vec::zero();
+    unroll<kHalf>([&](auto j) CBA_INLINE {
+      constexpr float s = static_cast<float>(sin_turn((k + 1) * (decltype(j)::value + 1), N));
+      const Vec factor = Vec::broadcast(s);
+      result = j == 0 ? factor * value(j) : fma(factor, value(j), result);
+    });
+    return result;
   }
 };
 
 template <>
 struct Dft<1> {
-  CBA_INLINE static inline void run(Complex (&)[1]) {}
+  template <class Load, class Store>
+  CBA_INLINE static inline void run(Load load, Store store) {
+    store(Index<0>(), load(Index<0>()));
+  }
 };
 
 template <>
 struct Dft<2> {
-  CBA_INLINE static inline void run(Complex (&x)[2]) {
-    const Complex a = x[0];
-    x[0] = a + x[1];
-    x[1] = a - x[1];
+  template <class Load, class Store>
+  CBA_INLINE static inline void run(Load load, Store store) {
+    const Complex a = load(Index<0>()), b = load(Index<1>());
+    store(Index<0>(), a + b);
+    store(Index<1>(), a - b);
   }
 };
 
 template <>
 struct Dft<4> {
-  CBA_INLINE static inline void run(Complex (&x)[4]) {
-    const Complex a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3], d = x[1] - x[3];
-    x[0] = a + c;
-    x[1] = {b.re + d.im, b.im - d.re};
-    x[2] = a - c;
-    x[3] = {b.re - d.im, b.im + d.re};
+  template <class Load, class Store>
+  CBA_INLINE static inline void run(Load load, Store store) {
+    const Complex x0 = load(Index<0>()), x2 = load(Index<2>()), a = x0 + x2, b = x0 - x2;
+    const Complex x1 = load(Index<1>()), x3 = load(Index<3>()), c = x1 + x3, d = x1 - x3;
+    store(Index<0>(), a + c);
+    store(Index<1>(), Complex{b.re + d.im, b.im - d.re});
+    store(Index<2>(), a - c);
+    store(Index<3>(), Complex{b.re - d.im, b.im + d.re});
   }
 };
 
 // N = A * B: B transforms of length A over n = B * a + b, twiddles, A transforms of length B; the
-// frequency is k = ka + A * kb.
+// frequency is k = ka + A * kb. What lies between the two is in memory: left to itself the compiler
+// keeps moving it between registers and the stack (132 cycles instead of 96 for 16 with AVX2).
 template <int A, int B>
 struct SplitDft {
-  static constexpr int kN = A * B;
-
-  CBA_INLINE static inline void run(Complex (&x)[kN]) {
-    Complex inner[B][A];
+  template <class Load, class Store>
+  CBA_INLINE static inline void run(Load load, Store store) {
+    alignas(64) float between[A * B * kComplex];
     unroll<B>([&](auto b) CBA_INLINE {
-      unroll<A>([&](auto a) CBA_INLINE { inner[b][a] = x[B * a + b]; });
-      Dft<A>::run(inner[b]);
-      unroll<A>([&](auto a) CBA_INLINE {
-        constexpr int turn = decltype(a)::value * decltype(b)::value;
-        inner[b][a] = rotate<turn, kN>(inner[b][a]);
-      });
+      Dft<A>::run([&](auto a) CBA_INLINE { return load(Index<B * a + b>()); },
+                  [&](auto a, Complex x) CBA_INLINE {
+                    constexpr int turn = decltype(a)::value * decltype(b)::value;
+                    store_complex<false>(rotate<turn, A * B>(x), between + (b * A + a) * kComplex);
+                  });
     });
     unroll<A>([&](auto a) CBA_INLINE {
-      Complex outer[B];
-      unroll<B>([&](auto b) CBA_INLINE { outer[b] = inner[b][a]; });
-      Dft<B>::run(outer);
-      unroll<B>([&](auto b) CBA_INLINE { x[a + A * b] = outer[b]; });
+      Dft<B>::run([&](auto b)
+                      CBA_INLINE { return load_complex<false>(between + (b * A + a) * kComplex); },
+                  [&](auto b, Complex x) CBA_INLINE { store(Index<a + A * b>(), x); });
     });
   }
 };
