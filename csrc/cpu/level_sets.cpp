@@ -22,10 +22,10 @@ LevelSets::LevelSets(std::int32_t height, std::int32_t width)
       parent_(size_),
       box_(size_) {}
 
-void LevelSets::load(const std::uint8_t* map) {
+void LevelSets::load(const std::uint8_t* map, std::int64_t row_stride) {
   maximum_ = 0;
   for (std::int32_t y = 0; y < height_; ++y) {
-    const std::uint8_t* row = map + static_cast<std::size_t>(y) * width_;
+    const std::uint8_t* row = map + y * row_stride;
     std::memcpy(&values_[(y + 1) * stride_ + 1], row, width_);
     maximum_ = std::max<int>(maximum_, *std::max_element(row, row + width_));
   }

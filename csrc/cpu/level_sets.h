@@ -32,8 +32,9 @@ class LevelSets {
  public:
   LevelSets(std::int32_t height, std::int32_t width);
 
-  // Takes over a map. Afterwards maximum() is its largest value: its levels are 0 .. maximum() - 1.
-  void load(const std::uint8_t* map);
+  // Takes over a map; its rows start `row_stride` bytes apart. Afterwards maximum() is its largest
+  // value: its levels are 0 .. maximum() - 1.
+  void load(const std::uint8_t* map, std::int64_t row_stride);
   int maximum() const { return maximum_; }
 
   // Finds the bounding box of the contour of largest area at each level, as
