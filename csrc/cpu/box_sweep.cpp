@@ -82,8 +82,12 @@ class MapSweep {
     }
   }
 
-  void all(std::vector<Life>* lives) {
-    if (method_ == Method::kPixels || !tree_.all(lives)) loaded_pixels().all(lives);
+  void all(LifeSink& sink) {
+    for (const bool of_holes : {false, true}) {
+      if (method_ == Method::kPixels || !tree_.contours(of_holes, sink)) {
+        loaded_pixels().contours(of_holes, sink);
+      }
+    }
   }
 
  private:
@@ -151,28 +155,89 @@ void largest_by_level(const Maps& maps, MapSweep& sweep, BoxTable& table) {
   }
 }
 
-// Intersection over union of boxes with inclusive corners, in double, as the official evaluator
-// computes it; `best` is raised to it.
-void raise_to_iou(const Box& a, const std::int64_t* b, double& best) {
+std::int64_t area_of(const std::int64_t* b) { return (b[2] - b[0] + 1) * (b[3] - b[1] + 1); }
+
+std::int64_t intersection(const Box& a, const std::int64_t* b) {
   const std::int64_t width =
       std::min<std::int64_t>(a.x1, b[2]) - std::max<std::int64_t>(a.x0, b[0]);
   const std::int64_t height =
       std::min<std::int64_t>(a.y1, b[3]) - std::max<std::int64_t>(a.y0, b[1]);
-  const std::int64_t both =
-      std::max<std::int64_t>(0, width + 1) * std::max<std::int64_t>(0, height + 1);
+  return std::max<std::int64_t>(0, width + 1) * std::max<std::int64_t>(0, height + 1);
+}
+
+// Intersection over union of boxes with inclusive corners, in double, as the official evaluator
+// computes it.
+double iou_of(const Box& a, const std::int64_t* b) {
+  const std::int64_t both = intersection(a, b);
   const std::int64_t area_a = std::int64_t{a.x1 - a.x0 + 1} * (a.y1 - a.y0 + 1);
-  const std::int64_t area_b = (b[2] - b[0] + 1) * (b[3] - b[1] + 1);
-  const double iou = static_cast<double>(both) / static_cast<double>(area_a + area_b - both);
-  best = std::max(best, iou);
+  return static_cast<double>(both) / static_cast<double>(area_a + area_of(b) - both);
 }
 
 double best_of(const Box& box, const GroundTruth& truth, std::int64_t map) {
   double best = 0.0;
   for (std::int64_t g = truth.offsets[map]; g < truth.offsets[map + 1]; ++g) {
-    raise_to_iou(box, truth.boxes + 4 * g, best);
+    best = std::max(best, iou_of(box, truth.boxes + 4 * g));
   }
   return best;
 }
+
+using LevelIous = std::array<double, kLevels>;
+
+// Raises the IoU at each level of a map to that of its contours.
+class IouSink : public LifeSink {
+ public:
+  IouSink(const Maps& maps, const GroundTruth& truth, std::int64_t map, LevelIous* best)
+      : maps_(maps), truth_(truth), map_(map), best_(*best) {}
+
+  // A box inside the whole one shares with a true box at most what that one shares, and their union
+  // is at least the true box. Conversion and division round monotonically, so this bound holds for
+  // the rounded IoU too.
+  bool wants(const Life& whole) const override {
+    const Box box = official_box(whole.box, maps_);
+    double bound = 0.0;
+    for (std::int64_t g = truth_.offsets[map_]; g < truth_.offsets[map_ + 1]; ++g) {
+      const std::int64_t* b = truth_.boxes + 4 * g;
+      bound = std::max(bound,
+                       static_cast<double>(intersection(box, b)) / static_cast<double>(area_of(b)));
+    }
+    const double* best = best_.data();
+    return std::any_of(best + whole.lowest, best + whole.highest + 1,
+                       [=](double v) { return v < bound; });
+  }
+
+  void add(const Life& life) override {
+    const double value = best_of(official_box(life.box, maps_), truth_, map_);
+    for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
+      best_[level] = std::max(best_[level], value);
+    }
+  }
+
+ private:
+  const Maps& maps_;
+  const GroundTruth& truth_;
+  const std::int64_t map_;
+  LevelIous& best_;
+};
+
+// Collects the boxes at the levels that are needed.
+class TableSink : public LifeSink {
+ public:
+  TableSink(const Maps& maps, const std::vector<bool>& needed, std::vector<std::vector<Box>>* boxes)
+      : maps_(maps), needed_(needed), boxes_(*boxes) {}
+
+  bool wants(const Life&) const override { return true; }
+
+  void add(const Life& life) override {
+    for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
+      if (needed_[level]) boxes_[level].push_back(official_box(life.box, maps_));
+    }
+  }
+
+ private:
+  const Maps& maps_;
+  const std::vector<bool>& needed_;
+  std::vector<std::vector<Box>>& boxes_;
+};
 
 }  // namespace
 
@@ -207,13 +272,8 @@ AllBoxes::AllBoxes(const Maps& maps, const Thresholds& thresholds, const SweepOp
       at[0] = {kNoContour};
       return;
     }
-    std::vector<Life> lives;
-    sweep.all(&lives);
-    for (const Life& life : lives) {
-      for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
-        if (needed[level]) at[level].push_back(official_box(life.box, maps));
-      }
-    }
+    TableSink sink(maps, needed, &at);
+    sweep.all(sink);
     for (std::vector<Box>& boxes : at) {
       std::sort(boxes.begin(), boxes.end(), [](const Box& a, const Box& b) {
         return std::tie(a.x0, a.y0, a.x1, a.y1) < std::tie(b.x0, b.y0, b.x1, b.y1);
@@ -247,16 +307,10 @@ void AllBoxes::write(std::int32_t* boxes, std::int64_t* offsets, int num_threads
 std::int64_t best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
                       bool all_contours, double* iou, const SweepOptions& options) {
   return for_each_map(maps, options, [&](std::int64_t map, MapSweep& sweep) {
-    std::array<double, kLevels> best{};
+    LevelIous best{};
     if (all_contours && sweep.maximum() > 0) {
-      std::vector<Life> lives;
-      sweep.all(&lives);
-      for (const Life& life : lives) {
-        const double value = best_of(official_box(life.box, maps), truth, map);
-        for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
-          best[level] = std::max(best[level], value);
-        }
-      }
+      IouSink sink(maps, truth, map, &best);
+      sweep.all(sink);
     } else {
       BoxTable table;
       largest_by_level(maps, sweep, table);

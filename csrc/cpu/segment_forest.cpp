@@ -54,7 +54,7 @@ void SegmentForest::start(const PaddedMap& map, Connectivity connectivity) {
   falls_.resize(words);
   saddles_.resize(words);
   row_begin_.resize(map.height + 1);
-  edges_.clear();
+  num_edges_ = 0;
   num_segments_ = num_parts_ = 0;
   if (end_.empty()) {
     end_.resize(1);
@@ -78,6 +78,7 @@ void SegmentForest::cut_row(const PaddedMap& map, std::int32_t y) {
     peak_.resize(2 * most);
     part_.resize(2 * most);
   }
+  reserve_edges(map.width);
   std::int32_t i = num_segments_;
   for (std::int32_t x = 0;; ++i) {
     const std::int32_t top = next_bit(falls_.data(), x);
@@ -87,7 +88,8 @@ void SegmentForest::cut_row(const PaddedMap& map, std::int32_t y) {
     part_[i] = i;
     if (end == map.width - 1) break;
     // The last pixel before the next rise is lower than both peaks.
-    if (row[end] > 0) edges_.push_back({i, i + 1, row[end]});
+    edges_[num_edges_] = {i, i + 1, row[end]};
+    num_edges_ += row[end] > 0;
     x = end + 1;
   }
   num_segments_ = row_begin_[y + 1] = i + 1;
@@ -97,16 +99,23 @@ void SegmentForest::cut_row(const PaddedMap& map, std::int32_t y) {
 // row below, or `earlier` is the frame. A segment becomes part of one that is higher, or as high
 // and later: chains of parts cannot close. It does so once; where its peak touches a second
 // segment, that is how the two get an edge.
+// Without branches: which of the three it will be cannot be predicted.
 inline void SegmentForest::touch(std::int32_t earlier, std::int32_t later, std::int32_t weight) {
-  if (weight == peak_[earlier] && part_[earlier] == earlier) {
-    part_[earlier] = later;
-    ++num_parts_;
-  } else if (weight == peak_[later] && part_[later] == later && weight < peak_[earlier]) {
-    part_[later] = earlier;
-    ++num_parts_;
-  } else if (weight > 0) {
-    edges_.push_back({earlier, later, weight});
-  }
+  const std::int32_t part_of_earlier = part_[earlier], part_of_later = part_[later];
+  const bool ends_earlier = (weight == peak_[earlier]) & (part_of_earlier == earlier);
+  const bool ends_later = !ends_earlier & (weight == peak_[later]) & (part_of_later == later) &
+                          (weight < peak_[earlier]);
+  part_[earlier] = ends_earlier ? later : part_of_earlier;
+  part_[later] = ends_later ? earlier : part_of_later;
+  edges_[num_edges_] = {earlier, later, weight};
+  num_parts_ += ends_earlier | ends_later;
+  num_edges_ += !(ends_earlier | ends_later) & (weight > 0);
+}
+
+// Makes room for the edges that a row of segments can have in itself and to the row before it.
+void SegmentForest::reserve_edges(std::int32_t width) {
+  const std::size_t most = num_edges_ + 3 * static_cast<std::size_t>(width) + 4;
+  if (edges_.size() < most) edges_.resize(2 * most);
 }
 
 // Touching segments of the rows y and y + 1. Where they overlap, the lower of the two values rises,
@@ -149,6 +158,7 @@ void SegmentForest::touch_diagonals(const PaddedMap& map, std::int32_t y) {
 }
 
 void SegmentForest::touch_frame(const PaddedMap& map) {
+  reserve_edges(map.width + map.height);
   for (std::int32_t y : {0, map.height - 1}) {
     for (std::int32_t i = row_begin_[y]; i < row_begin_[y + 1]; ++i) touch(0, i, peak_[i]);
   }
@@ -178,16 +188,15 @@ void SegmentForest::find_basins() {
 void SegmentForest::sort_edges() {
   std::int64_t start[257] = {};
   std::size_t num = 0;
-  for (const Edge& edge : edges_) {
-    const std::int32_t a = part_[edge.a], b = part_[edge.b];
-    if (a == b) continue;
-    edges_[num++] = {a, b, edge.weight};
-    ++start[255 - edge.weight + 1];
+  for (std::size_t i = 0; i < num_edges_; ++i) {
+    const std::int32_t a = part_[edges_[i].a], b = part_[edges_[i].b], weight = edges_[i].weight;
+    edges_[num] = {a, b, weight};
+    num += a != b;
+    start[255 - weight + 1] += a != b;
   }
-  edges_.resize(num);
   std::partial_sum(start, start + 257, start);
   sorted_.resize(num);
-  for (const Edge& edge : edges_) sorted_[start[255 - edge.weight]++] = edge;
+  for (std::size_t i = 0; i < num; ++i) sorted_[start[255 - edges_[i].weight]++] = edges_[i];
 }
 
 void SegmentForest::merge_basins() {

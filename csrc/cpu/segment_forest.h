@@ -73,6 +73,7 @@ class SegmentForest {
   void touch_diagonals(const PaddedMap& map, std::int32_t y);
   void touch_frame(const PaddedMap& map);
   void touch(std::int32_t earlier, std::int32_t later, std::int32_t weight);
+  void reserve_edges(std::int32_t width);
   void find_basins();
   void sort_edges();
   void merge_basins();
@@ -82,7 +83,8 @@ class SegmentForest {
   std::vector<std::int32_t> row_begin_, end_, peak_;
   // While rows are read: the segment that this one is part of, or itself. Afterwards: its basin.
   std::vector<std::int32_t> part_;
-  std::vector<Edge> edges_, sorted_;
+  std::size_t num_edges_ = 0;
+  std::vector<Edge> edges_, sorted_;  // num_edges_ of edges_ count
   std::vector<Basin> basins_;
   std::vector<std::int32_t> merged_, root_;
   std::vector<std::uint64_t> rises_, falls_, saddles_;

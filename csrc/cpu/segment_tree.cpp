@@ -1,12 +1,30 @@
 #include "cpu/segment_tree.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace cba {
 namespace {
 
 std::int32_t padded_size(std::int32_t n) {
   return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
+}
+
+// Counts the values of n quads. Neighbors are often equal, and a counter that is raised twice in a
+// row waits for its own store (5 cycles or more); four places far apart are counted in turn.
+void count_quads(const std::uint8_t* third, const std::uint8_t* lowest, std::int32_t n,
+                 std::int32_t* counts) {
+  const std::int32_t quarter = n / 4;
+  for (std::int32_t x = 0; x < quarter; ++x) {
+    for (std::int32_t part = 0; part < 4; ++part) {
+      ++counts[third[x + part * quarter]];
+      ++counts[lowest[x + part * quarter]];
+    }
+  }
+  for (std::int32_t x = 4 * quarter; x < n; ++x) {
+    ++counts[third[x]];
+    ++counts[lowest[x]];
+  }
 }
 
 }  // namespace
@@ -35,18 +53,40 @@ int SegmentTree::load() {
   return maximum_ = maximum;
 }
 
+void SegmentTree::invert() {
+  std::transform(values_.begin(), values_.end(), inverted_.begin(),
+                 [](std::uint8_t v) { return static_cast<std::uint8_t>(255 - v); });
+}
+
+// Calls f(basin) for every basin but the frame, elders before those that merge into them.
+template <class F>
+void SegmentTree::for_each_life(F&& f) const {
+  const std::vector<Basin>& basins = forest_.basins();
+  const auto num_basins = static_cast<std::int32_t>(basins.size());
+  for (std::int32_t basin = 0; basin < num_basins; ++basin) {
+    if (basins[basin].elder < 0 && basins[basin].peak != SegmentForest::kFramePeak) f(basin);
+  }
+  const std::vector<std::int32_t>& merged = forest_.merged();
+  for (auto basin = merged.rbegin(); basin != merged.rend(); ++basin) f(*basin);
+}
+
 // Builds the forest and, for each of its basins, the column and row maxima.
 bool SegmentTree::collect_maxima(const PaddedMap& map, Connectivity connectivity) {
   if (!forest_.build(map, connectivity, max_basins_)) return false;
   maxima_.assign(forest_.basins().size() * maxima_stride_ + kRowPadding, 0);
+  hull_.assign(forest_.basins().size(), {width_, height_, -1, -1});
   const std::int32_t *ends = forest_.ends(), *owners = forest_.owners();
   for (std::int32_t y = 0; y < height_; ++y) {
     const std::int32_t begin = forest_.row_begin(y), num = forest_.row_begin(y + 1) - begin;
     kernels_.column_maxima(map.row(y), ends + begin, owners + begin, num, maxima_.data(),
                            maxima_stride_);
+    std::int32_t x = 0;
     for (std::int32_t i = begin; i < begin + num; ++i) {
-      std::uint8_t& in_row = maxima(owners[i])[stride_ + y];
+      const std::int32_t basin = owners[i];
+      std::uint8_t& in_row = maxima(basin)[stride_ + y];
       in_row = std::max<std::uint8_t>(in_row, static_cast<std::uint8_t>(forest_.peak(i)));
+      hull_[basin] = hull(hull_[basin], {x, y, ends[i], y});
+      x = ends[i] + 1;
     }
   }
   return true;
@@ -54,18 +94,20 @@ bool SegmentTree::collect_maxima(const PaddedMap& map, Connectivity connectivity
 
 void SegmentTree::fold_maxima(std::int32_t basin) {
   const Basin& b = forest_.basins()[basin];
-  kernels_.fold(maxima(b.elder), maxima(basin), maxima_stride_,
-                static_cast<std::uint8_t>(b.weight));
+  const Box& h = hull_[basin];
+  const auto cap = static_cast<std::uint8_t>(b.weight);
+  kernels_.fold(maxima(b.elder), maxima(basin), h.x0, h.x1, cap);
+  kernels_.fold(maxima(b.elder) + stride_, maxima(basin) + stride_, h.y0, h.y1, cap);
+  hull_[b.elder] = hull(hull_[b.elder], h);
 }
 
-SegmentTree::Extents SegmentTree::extents(std::int32_t basin, int low, int high) const {
-  Extents e;
+void SegmentTree::find_extents(std::int32_t basin, int low, int high, Extents* e) const {
   const std::uint8_t *columns = maxima(basin), *rows = columns + stride_;
-  kernels_.first_above(columns, width_, low, high, e.x0);
-  kernels_.last_above(columns, width_, low, high, e.x1);
-  kernels_.first_above(rows, height_, low, high, e.y0);
-  kernels_.last_above(rows, height_, low, high, e.y1);
-  return e;
+  const Box& h = hull_[basin];
+  kernels_.first_above(columns, h.x0, h.x1, low, high, e->x0);
+  kernels_.last_above(columns, h.x0, h.x1, low, high, e->x1);
+  kernels_.first_above(rows, h.y0, h.y1, low, high, e->y0);
+  kernels_.last_above(rows, h.y0, h.y1, low, high, e->y1);
 }
 
 // --- The largest contour; see level_sets.cpp for why it is one of the map with its holes filled
@@ -74,8 +116,7 @@ SegmentTree::Extents SegmentTree::extents(std::int32_t basin, int low, int high)
 // Raises every pixel to the smallest, over 4-connected paths out of the map, of the path's largest
 // value. On the inverted map that is the highest level at which the pixel still reaches the frame.
 bool SegmentTree::fill_holes() {
-  std::transform(values_.begin(), values_.end(), inverted_.begin(),
-                 [](std::uint8_t v) { return static_cast<std::uint8_t>(255 - v); });
+  invert();
   if (!forest_.build(padded(inverted_), Connectivity::kFourWithFrame, max_basins_)) {
     return false;
   }
@@ -109,18 +150,26 @@ void SegmentTree::collect_areas() {
     std::int32_t x = 0;
     for (std::int32_t i = forest_.row_begin(y); i < forest_.row_begin(y + 1); ++i) {
       std::int32_t* gained = &areas_[forest_.owners()[i] * std::size_t{256}];
-      for (const std::int32_t end = forest_.ends()[i]; x < end; ++x) {
-        ++gained[third_[x]];
-        ++gained[lowest_[x]];
-      }
+      const std::int32_t end = forest_.ends()[i];
+      count_quads(&third_[x], &lowest_[x], end - x, gained);
+      x = end;
     }
   }
 }
 
-// The component of `basin` competes at all levels of its life; then its area counts for its elder.
-void SegmentTree::follow_area(std::int32_t basin) {
+// Counts the area of `basin` for its elder too, at the levels at which that one holds it.
+void SegmentTree::fold_area(std::int32_t basin) {
   const Basin& b = forest_.basins()[basin];
-  std::int32_t* gained = &areas_[basin * std::size_t{256}];
+  const std::int32_t* gained = &areas_[basin * std::size_t{256}];
+  std::int32_t* elder = &areas_[b.elder * std::size_t{256}];
+  for (int value = 0; value < b.weight; ++value) elder[value] += gained[value];
+  elder[b.weight] += std::accumulate(gained + b.weight, gained + b.peak + 1, 0);
+}
+
+// The component of `basin` competes at all levels of its life.
+void SegmentTree::compete(std::int32_t basin) {
+  const Basin& b = forest_.basins()[basin];
+  const std::int32_t* gained = &areas_[basin * std::size_t{256}];
   std::int32_t area = 0;
   for (int level = b.peak - 1; level >= b.weight; --level) {
     area += gained[level + 1];
@@ -130,17 +179,14 @@ void SegmentTree::follow_area(std::int32_t basin) {
       winner_[level] = basin;
     }
   }
-  if (b.elder < 0) return;
-  std::int32_t* elder = &areas_[b.elder * std::size_t{256}];
-  for (int value = 0; value <= b.weight; ++value) elder[value] += gained[value];
-  elder[b.weight] += area;
 }
 
 // Whether, at `level`, the first pixel of a's component in raster order comes after that of b's.
 bool SegmentTree::later_first_pixel(std::int32_t a, std::int32_t b, int level) const {
   auto first_row = [&](std::int32_t basin) {
     std::int32_t y[kLevels];
-    kernels_.first_above(maxima(basin) + stride_, height_, level, level + 1, y);
+    kernels_.first_above(maxima(basin) + stride_, hull_[basin].y0, hull_[basin].y1, level,
+                         level + 1, y);
     return y[level];
   };
   const std::int32_t ya = first_row(a), yb = first_row(b);
@@ -162,18 +208,17 @@ bool SegmentTree::largest(Box* box_at_level) {
   collect_areas();
   std::fill(best_area_, best_area_ + maximum_, -1);
   for (std::int32_t basin : forest_.merged()) {
-    follow_area(basin);
+    fold_area(basin);
     fold_maxima(basin);
   }
-  const auto num_basins = static_cast<std::int32_t>(forest_.basins().size());
-  for (std::int32_t basin = 0; basin < num_basins; ++basin) {
-    if (forest_.basins()[basin].elder < 0) follow_area(basin);
-  }
+  // The large ones first: few of the others then come close.
+  for_each_life([&](std::int32_t basin) { compete(basin); });
+  Extents e;
   for (int high = maximum_; high > 0;) {
     const std::int32_t basin = winner_[high - 1];
     int low = high - 1;
     while (low > 0 && winner_[low - 1] == basin) --low;
-    const Extents e = extents(basin, low, high);
+    find_extents(basin, low, high, &e);
     for (int level = low; level < high; ++level) box_at_level[level] = e.box(level);
     high = low;
   }
@@ -183,45 +228,41 @@ bool SegmentTree::largest(Box* box_at_level) {
 // --- All contours
 // ---------------------------------------------------------------------------------------------
 
-bool SegmentTree::all(std::vector<Life>* lives) {
-  lives->clear();
-  for (const bool holes : {false, true}) {
-    if (holes) {
-      std::transform(values_.begin(), values_.end(), inverted_.begin(),
-                     [](std::uint8_t v) { return static_cast<std::uint8_t>(255 - v); });
-    }
-    if (!collect_maxima(padded(holes ? inverted_ : values_),
-                        holes ? Connectivity::kFourWithFrame : Connectivity::kEight)) {
-      return false;
-    }
-    for (std::int32_t basin : forest_.merged()) {
-      end_life(basin, holes, lives);
-      fold_maxima(basin);
-    }
-    const auto num_basins = static_cast<std::int32_t>(forest_.basins().size());
-    for (std::int32_t basin = holes ? 1 : 0; basin < num_basins; ++basin) {
-      if (forest_.basins()[basin].elder < 0) end_life(basin, holes, lives);
-    }
+bool SegmentTree::contours(bool of_holes, LifeSink& sink) {
+  if (of_holes) invert();
+  if (!collect_maxima(padded(of_holes ? inverted_ : values_),
+                      of_holes ? Connectivity::kFourWithFrame : Connectivity::kEight)) {
+    return false;
   }
+  for (std::int32_t basin : forest_.merged()) fold_maxima(basin);
+  for_each_life([&](std::int32_t basin) { end_life(basin, of_holes, sink); });
   return true;
 }
 
-// Appends the boxes of a basin's component. Level L of the inverted map is level 254 - L of the
-// map; the border of a hole runs through the pixels around it.
-void SegmentTree::end_life(std::int32_t basin, bool holes, std::vector<Life>* lives) const {
+// Hands the boxes of a basin's component to the sink. Level L of the inverted map is level 254 - L
+// of the map; the border of a hole runs through the pixels around it.
+void SegmentTree::end_life(std::int32_t basin, bool holes, LifeSink& sink) const {
   const Basin& b = forest_.basins()[basin];
   const int low = holes ? std::max(b.weight, 255 - maximum_) : b.weight;
   if (low >= b.peak) return;
-  const Extents e = extents(basin, low, b.peak);
+  const std::int32_t border = holes ? 1 : 0;
+  Extents e;
+  const auto box_at = [&](int level) {
+    return Box{e.x0[level] - border, e.y0[level] - border, e.x1[level] + border,
+               e.y1[level] + border};
+  };
+  const auto life = [&](const Box& box, int lowest, int highest) {
+    return holes ? Life{box, 254 - highest, 254 - lowest} : Life{box, lowest, highest};
+  };
+  find_extents(basin, low, low + 1, &e);
+  const Life whole = life(box_at(low), low, b.peak - 1);
+  if (!sink.wants(whole)) return;
+  find_extents(basin, low, b.peak, &e);
   for (int high = b.peak - 1; high >= low;) {
-    const Box box = e.box(high);
+    const Box box = box_at(high);
     int last = high;
-    while (last > low && e.box(last - 1) == box) --last;
-    if (holes) {
-      lives->push_back({{box.x0 - 1, box.y0 - 1, box.x1 + 1, box.y1 + 1}, 254 - high, 254 - last});
-    } else {
-      lives->push_back({box, last, high});
-    }
+    while (last > low && box_at(last - 1) == box) --last;
+    sink.add(life(box, last, high));
     high = last - 1;
   }
 }

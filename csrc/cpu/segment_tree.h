@@ -29,10 +29,10 @@ class SegmentTree {
   int load();
   int maximum() const { return maximum_; }
 
-  // As LevelSets::largest and all, for a map with maximum() > 0. They return false, without
-  // results, if the map has too many basins for this method.
+  // As those of LevelSets, for a map with maximum() > 0. They return false, without results, if the
+  // map has too many basins for this method.
   bool largest(Box* box_at_level);
-  bool all(std::vector<Life>* lives);
+  bool contours(bool of_holes, LifeSink& sink);
 
  private:
   // Where the component of a basin begins and ends at each of its levels.
@@ -44,15 +44,19 @@ class SegmentTree {
   PaddedMap padded(const std::vector<std::uint8_t>& bytes) const {
     return {bytes.data(), height_, width_, stride_};
   }
+  void invert();
+  template <class F>
+  void for_each_life(F&& f) const;
   bool fill_holes();
   bool collect_maxima(const PaddedMap& map, Connectivity connectivity);
   void fold_maxima(std::int32_t basin);
-  Extents extents(std::int32_t basin, int low, int high) const;
+  void find_extents(std::int32_t basin, int low, int high, Extents* e) const;
   void collect_areas();
-  void follow_area(std::int32_t basin);
+  void fold_area(std::int32_t basin);
+  void compete(std::int32_t basin);
   bool later_first_pixel(std::int32_t a, std::int32_t b, int level) const;
   std::int32_t first_column(std::int32_t basin, std::int32_t y, int level) const;
-  void end_life(std::int32_t basin, bool holes, std::vector<Life>* lives) const;
+  void end_life(std::int32_t basin, bool holes, LifeSink& sink) const;
   std::uint8_t* maxima(std::int32_t basin) { return maxima_.data() + basin * maxima_stride_; }
   const std::uint8_t* maxima(std::int32_t basin) const {
     return maxima_.data() + basin * maxima_stride_;
@@ -69,6 +73,7 @@ class SegmentTree {
   // Values of a merged basin count for its elder up to the weight of their merge: at any level of
   // the elder's life, what is above it belongs to its component then.
   std::vector<std::uint8_t> maxima_;
+  std::vector<Box> hull_;                     // of the segments in the maxima of each basin
   std::vector<std::int32_t> areas_;           // [basin, 256] doubled area gained at each value
   std::vector<std::uint8_t> third_, lowest_;  // [stride_] of the quads of one row
   std::int32_t best_area_[kLevels], winner_[kLevels];

@@ -97,10 +97,16 @@ void raise(uint8_t* row, int32_t begin, int32_t end, uint8_t value) {
   }
 }
 
+// The whole vectors that hold begin .. end lie inside the padded row.
 template <class Vec>
-void fold(uint8_t* into, const uint8_t* from, int64_t n, uint8_t cap) {
+int32_t vector_start(int32_t x) {
+  return x / Vec::kWidth * Vec::kWidth;
+}
+
+template <class Vec>
+void fold(uint8_t* into, const uint8_t* from, int32_t begin, int32_t end, uint8_t cap) {
   const Vec caps = Vec::all(cap);
-  for (int64_t x = 0; x < n; x += Vec::kWidth) {
+  for (int32_t x = vector_start<Vec>(begin); x <= end; x += Vec::kWidth) {
     max(Vec::load(into + x), min(Vec::load(from + x), caps)).store(into + x);
   }
 }
@@ -118,9 +124,10 @@ void quads(const uint8_t* above_row, const uint8_t* below_row, int32_t num, uint
 }
 
 template <class Vec>
-void first_above(const uint8_t* values, int32_t n, int32_t low, int32_t high, int32_t* at) {
+void first_above(const uint8_t* values, int32_t begin, int32_t end, int32_t low, int32_t high,
+                 int32_t* at) {
   int32_t level = low;
-  for (int32_t x = 0; x < n && level < high; x += Vec::kWidth) {
+  for (int32_t x = vector_start<Vec>(begin); x <= end && level < high; x += Vec::kWidth) {
     const Vec block = Vec::load(values + x);
     uint64_t found = above(block, Vec::all(static_cast<uint8_t>(level)));
     while (found != 0 && level < high) {
@@ -134,9 +141,11 @@ void first_above(const uint8_t* values, int32_t n, int32_t low, int32_t high, in
 }
 
 template <class Vec>
-void last_above(const uint8_t* values, int32_t n, int32_t low, int32_t high, int32_t* at) {
+void last_above(const uint8_t* values, int32_t begin, int32_t end, int32_t low, int32_t high,
+                int32_t* at) {
+  const int32_t start = vector_start<Vec>(begin);
   int32_t level = low;
-  for (int32_t x = (n - 1) / Vec::kWidth * Vec::kWidth; x >= 0 && level < high; x -= Vec::kWidth) {
+  for (int32_t x = vector_start<Vec>(end); x >= start && level < high; x -= Vec::kWidth) {
     const Vec block = Vec::load(values + x);
     uint64_t found = above(block, Vec::all(static_cast<uint8_t>(level)));
     while (found != 0 && level < high) {

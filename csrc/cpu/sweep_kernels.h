@@ -31,17 +31,20 @@ struct SweepKernels {
   // Raises row[begin .. end] to `value`.
   void (*raise)(uint8_t* row, int32_t begin, int32_t end, uint8_t value);
 
-  // Raises into[x] to min(from[x], cap), for 0 <= x < n, a multiple of kRowPadding.
-  void (*fold)(uint8_t* into, const uint8_t* from, int64_t n, uint8_t cap);
+  // Raises into[x] to min(from[x], cap). Both start like rows; from[x] is zero before `begin` and
+  // after `end`.
+  void (*fold)(uint8_t* into, const uint8_t* from, int32_t begin, int32_t end, uint8_t cap);
 
   // The third-highest and the lowest value of the quads at x, x + 1 of two rows, 0 <= x < num.
   void (*quads)(const uint8_t* above, const uint8_t* below, int32_t num, uint8_t* third,
                 uint8_t* lowest);
 
-  // at[level] = the first (last) x, 0 <= x < n, with values[x] > level, for low <= level < high;
-  // some value must be as large as `high`.
-  void (*first_above)(const uint8_t* values, int32_t n, int32_t low, int32_t high, int32_t* at);
-  void (*last_above)(const uint8_t* values, int32_t n, int32_t low, int32_t high, int32_t* at);
+  // at[level] = the first (last) x with values[x] > level, for low <= level < high. `values` starts
+  // like a row and is zero before `begin` and after `end`; one value must be as large as `high`.
+  void (*first_above)(const uint8_t* values, int32_t begin, int32_t end, int32_t low, int32_t high,
+                      int32_t* at);
+  void (*last_above)(const uint8_t* values, int32_t begin, int32_t end, int32_t low, int32_t high,
+                     int32_t* at);
 };
 
 extern const SweepKernels kSweepBaseline;
