@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -105,9 +106,11 @@ cba::SweepOptions sweep_options(const std::string& isa, const std::string& metho
 
 cba::Thresholds thresholds_at(Address thresholds, Int num) {
   const auto* values = pointer<const double>(thresholds, num, "thresholds");
-  for (Int i = 0; i < num; ++i) {  // a level outside the tables would be read otherwise
-    require(values[i] >= 0.0 && values[i] < 1.0,
-            "thresholds must lie in [0, 1), got " + std::to_string(values[i]));
+  // A level outside the tables would be read otherwise.
+  const double* bad =
+      std::find_if(values, values + num, [](double v) { return !(v >= 0 && v < 1); });
+  if (bad != values + num) {  // not `require`: its text would be made for every threshold
+    throw std::invalid_argument("thresholds must lie in [0, 1), got " + std::to_string(*bad));
   }
   return {values, num};
 }

@@ -106,7 +106,7 @@ void SegmentTree::find_extents(std::int32_t basin, int low, int high, Extents* e
   const Box& h = hull_[basin];
   kernels_.first_above(columns, h.x0, h.x1, low, high, e->x0);
   kernels_.last_above(columns, h.x0, h.x1, low, high, e->x1);
-  kernels_.first_above(rows, h.y0, h.y1, low, high, e->y0);
+  find_first_rows(basin, low, high, e->y0);
   kernels_.last_above(rows, h.y0, h.y1, low, high, e->y1);
 }
 
@@ -142,19 +142,35 @@ bool SegmentTree::fill_holes() {
 // Each 2x2 quad adds half a pixel at its third-highest and at its lowest value to the component of
 // those pixels. One of its upper two pixels, the higher one, is among the highest three; where a
 // segment ends between the two, that is the right one.
-void SegmentTree::collect_areas() {
+// Values up to `floor` are left out where that is for free.
+void SegmentTree::collect_areas(int floor) {
   areas_.assign(forest_.basins().size() * 256, 0);
   const PaddedMap map = padded(values_);
   for (std::int32_t y = 0; y + 1 < height_; ++y) {
-    kernels_.quads(map.row(y), map.row(y + 1), width_ - 1, third_.data(), lowest_.data());
+    bool quads_are_known = false;
     std::int32_t x = 0;
     for (std::int32_t i = forest_.row_begin(y); i < forest_.row_begin(y + 1); ++i) {
-      std::int32_t* gained = &areas_[forest_.owners()[i] * std::size_t{256}];
-      const std::int32_t end = forest_.ends()[i];
-      count_quads(&third_[x], &lowest_[x], end - x, gained);
-      x = end;
+      const std::int32_t begin = x, end = x = forest_.ends()[i];
+      if (forest_.peak(i) <= floor) continue;
+      if (!quads_are_known) {
+        kernels_.quads(map.row(y), map.row(y + 1), width_ - 1, third_.data(), lowest_.data());
+        quads_are_known = true;
+      }
+      count_quads(&third_[begin], &lowest_[begin], end - begin,
+                  &areas_[forest_.owners()[i] * std::size_t{256}]);
     }
   }
+}
+
+// Below this level there is only one component, whatever its area.
+int SegmentTree::lowest_contested_level() const {
+  const std::vector<Basin>& basins = forest_.basins();
+  if (forest_.merged().size() + 1 < basins.size()) return 0;
+  int lowest = maximum_;
+  for (std::int32_t basin : forest_.merged()) {
+    if (basins[basin].weight < basins[basin].peak) lowest = std::min(lowest, basins[basin].weight);
+  }
+  return lowest;
 }
 
 // Counts the area of `basin` for its elder too, at the levels at which that one holds it.
@@ -166,33 +182,42 @@ void SegmentTree::fold_area(std::int32_t basin) {
   elder[b.weight] += std::accumulate(gained + b.weight, gained + b.peak + 1, 0);
 }
 
-// The component of `basin` competes at all levels of its life.
+// The component of `basin` competes at all levels of its life. Among equal areas the one whose
+// first pixel in raster order comes last wins; that is looked up only when areas are equal.
 void SegmentTree::compete(std::int32_t basin) {
   const Basin& b = forest_.basins()[basin];
   const std::int32_t* gained = &areas_[basin * std::size_t{256}];
+  std::int32_t first_row[kLevels];
+  bool rows_are_known = false;
   std::int32_t area = 0;
   for (int level = b.peak - 1; level >= b.weight; --level) {
     area += gained[level + 1];
-    if (area < best_area_[level]) continue;
-    if (area > best_area_[level] || later_first_pixel(basin, winner_[level], level)) {
-      best_area_[level] = area;
-      winner_[level] = basin;
+    Winner& best = winners_[level];
+    if (area < best.area) continue;
+    if (area > best.area) {
+      best = {basin, area, kUnknown};
+      continue;
+    }
+    if (!rows_are_known) find_first_rows(basin, b.weight, b.peak, first_row);
+    rows_are_known = true;
+    if (best.first_row == kUnknown) {
+      std::int32_t row[kLevels];
+      find_first_rows(best.basin, level, level + 1, row);
+      best.first_row = row[level];
+    }
+    const std::int32_t y = first_row[level];
+    if (y > best.first_row || (y == best.first_row && first_column(basin, y, level) >
+                                                          first_column(best.basin, y, level))) {
+      best = {basin, area, y};
     }
   }
 }
 
-// Whether, at `level`, the first pixel of a's component in raster order comes after that of b's.
-bool SegmentTree::later_first_pixel(std::int32_t a, std::int32_t b, int level) const {
-  auto first_row = [&](std::int32_t basin) {
-    std::int32_t y[kLevels];
-    kernels_.first_above(maxima(basin) + stride_, hull_[basin].y0, hull_[basin].y1, level,
-                         level + 1, y);
-    return y[level];
-  };
-  const std::int32_t ya = first_row(a), yb = first_row(b);
-  return ya != yb ? ya > yb : first_column(a, ya, level) > first_column(b, yb, level);
+void SegmentTree::find_first_rows(std::int32_t basin, int low, int high, std::int32_t* at) const {
+  kernels_.first_above(maxima(basin) + stride_, hull_[basin].y0, hull_[basin].y1, low, high, at);
 }
 
+// The first column in row y of the component that `basin` has at `level`.
 std::int32_t SegmentTree::first_column(std::int32_t basin, std::int32_t y, int level) const {
   std::int32_t i = forest_.row_begin(y);
   while (forest_.peak(i) <= level || forest_.holder(forest_.owners()[i], level) != basin) ++i;
@@ -205,8 +230,8 @@ std::int32_t SegmentTree::first_column(std::int32_t basin, std::int32_t y, int l
 bool SegmentTree::largest(Box* box_at_level) {
   if (!fill_holes()) return false;
   if (!collect_maxima(padded(values_), Connectivity::kEight)) return false;
-  collect_areas();
-  std::fill(best_area_, best_area_ + maximum_, -1);
+  collect_areas(lowest_contested_level());
+  std::fill(winners_, winners_ + maximum_, Winner{-1, -1, kUnknown});
   for (std::int32_t basin : forest_.merged()) {
     fold_area(basin);
     fold_maxima(basin);
@@ -215,9 +240,9 @@ bool SegmentTree::largest(Box* box_at_level) {
   for_each_life([&](std::int32_t basin) { compete(basin); });
   Extents e;
   for (int high = maximum_; high > 0;) {
-    const std::int32_t basin = winner_[high - 1];
+    const std::int32_t basin = winners_[high - 1].basin;
     int low = high - 1;
-    while (low > 0 && winner_[low - 1] == basin) --low;
+    while (low > 0 && winners_[low - 1].basin == basin) --low;
     find_extents(basin, low, high, &e);
     for (int level = low; level < high; ++level) box_at_level[level] = e.box(level);
     high = low;

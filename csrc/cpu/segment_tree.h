@@ -41,6 +41,12 @@ class SegmentTree {
     Box box(int level) const { return {x0[level], y0[level], x1[level], y1[level]}; }
   };
 
+  // The largest contour of a level so far.
+  static constexpr std::int32_t kUnknown = -1;
+  struct Winner {
+    std::int32_t basin, area, first_row;
+  };
+
   PaddedMap padded(const std::vector<std::uint8_t>& bytes) const {
     return {bytes.data(), height_, width_, stride_};
   }
@@ -51,10 +57,11 @@ class SegmentTree {
   bool collect_maxima(const PaddedMap& map, Connectivity connectivity);
   void fold_maxima(std::int32_t basin);
   void find_extents(std::int32_t basin, int low, int high, Extents* e) const;
-  void collect_areas();
+  int lowest_contested_level() const;
+  void collect_areas(int floor);
   void fold_area(std::int32_t basin);
   void compete(std::int32_t basin);
-  bool later_first_pixel(std::int32_t a, std::int32_t b, int level) const;
+  void find_first_rows(std::int32_t basin, int low, int high, std::int32_t* at) const;
   std::int32_t first_column(std::int32_t basin, std::int32_t y, int level) const;
   void end_life(std::int32_t basin, bool holes, LifeSink& sink) const;
   std::uint8_t* maxima(std::int32_t basin) { return maxima_.data() + basin * maxima_stride_; }
@@ -76,7 +83,7 @@ class SegmentTree {
   std::vector<Box> hull_;                     // of the segments in the maxima of each basin
   std::vector<std::int32_t> areas_;           // [basin, 256] doubled area gained at each value
   std::vector<std::uint8_t> third_, lowest_;  // [stride_] of the quads of one row
-  std::int32_t best_area_[kLevels], winner_[kLevels];
+  Winner winners_[kLevels];
 };
 
 }  // namespace cba
