@@ -1,9 +1,9 @@
 """Launches the C++ box sweep (CPU tensors; thresholds float64 in [0, 1)).
 
-The maps m are uint8, or floating and quantized as they are read, u = uint8(255 * m); a value that is
-NaN or outside [0, 1] raises the `ScoreMapError` of `reference.quantize`. For the tests and the
-benchmark, `isa` chooses the instruction set (empty: that of the process) and `method` how contours
-are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one of each map.
+The maps m are uint8, or floating and quantized as they are read, u = uint8(255 * m); a value that
+is NaN or outside [0, 1] raises the `ScoreMapError` of `reference.quantize`. For tests and
+benchmarks, `isa` chooses the instruction set (empty: that of the process) and `method` how contours
+are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one for each map.
 """
 
 import torch
@@ -54,9 +54,7 @@ def box_sweep_all(
     """Return the boxes of all contours, (M, 4) int32, and offsets (N*T+1,) int64."""
     maps, thresholds = _readable(scoremaps), thresholds.contiguous()
     threads = torch.get_num_threads()
-    found = _core(isa).AllBoxes(
-        *_where(maps, thresholds), threads, **_options(maps, isa, method)
-    )
+    found = _core(isa).AllBoxes(*_where(maps, thresholds), threads, **_options(maps, isa, method))
     if found.first_bad >= 0:
         refuse_value(scoremaps, found.first_bad)
     boxes = torch.empty((found.num_boxes, 4), dtype=torch.int32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from cba_fast.kernels import box_sweep_cpp, native
 from cba_fast.ops.backends import Backend, BackendTable
 from cba_fast.ops.library import backend_argument, register, requested
-from cba_fast.ops.quantize import as_tensor, quantize
+from cba_fast.ops.quantize import as_scoremaps, as_tensor, quantize
 from cba_fast.reference import box_sweep as reference
 
 CONTOURS = ("largest", "all")
@@ -48,7 +48,9 @@ def box_sweep(
 
     Notes:
         Both backends work on the CPU; CUDA maps are quantized on the GPU and their bytes moved.
-        All backends and numbers of threads give the same boxes.
+        All backends and numbers of threads give the same boxes. ``"cpp"`` runs one thread per map:
+        a tree of row segments (some 0.2 ms for a smooth map of 224x224, whatever the number of
+        thresholds), or a union-find over the pixels where a map has very many local maxima.
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of
@@ -57,7 +59,7 @@ def box_sweep(
     _check_contours(contours)
     ops = torch.ops.cba_fast
     op = ops.box_sweep.default if contours == "largest" else ops.box_sweep_all.default
-    return op(_bytes(scoremaps, backend), _as_thresholds(thresholds), backend_argument(backend))
+    return op(as_scoremaps(scoremaps), _as_thresholds(thresholds), backend_argument(backend))
 
 
 def best_box_iou(
@@ -91,21 +93,16 @@ def best_box_iou(
         Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
     """
     _check_contours(contours)
-    u = _bytes(scoremaps, backend)
-    boxes, counts = _pack_boxes(gt_boxes, u.shape[0])
+    maps = as_scoremaps(scoremaps)
+    boxes, counts = _pack_boxes(gt_boxes, maps.shape[0])
     return torch.ops.cba_fast.best_box_iou.default(
-        u, boxes, counts, _as_thresholds(thresholds), contours, backend_argument(backend)
+        maps, boxes, counts, _as_thresholds(thresholds), contours, backend_argument(backend)
     )
 
 
 def _check_contours(contours: str) -> None:
     if contours not in CONTOURS:
         raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
-
-
-def _bytes(scoremaps, backend: str | None) -> Tensor:
-    # The bytes are the same for every backend; only the reference stays clear of compiled code.
-    return quantize(scoremaps, backend="reference" if backend == "reference" else None)
 
 
 def _as_thresholds(thresholds) -> Tensor:
@@ -171,6 +168,17 @@ def _check_thresholds(thresholds: Tensor) -> None:
         raise ValueError(f"thresholds must lie in [0, 1), got {float(thresholds[~inside][0])}")
 
 
+def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
+    """Return on the CPU what `backend` reads: bytes, or floating maps for the compiled core.
+
+    The core quantizes each row as it reads it, which saves a pass over the batch; maps on a GPU are
+    quantized there, since their bytes are moved sooner. The bytes are the same either way.
+    """
+    if scoremaps.dtype == torch.uint8 or (backend == "cpp" and scoremaps.device.type == "cpu"):
+        return scoremaps.cpu()
+    return quantize(scoremaps, backend="reference" if backend == "reference" else None).cpu()
+
+
 def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
     if (counts < 1).any():
         raise ValueError(f"gt_boxes: map {int((counts < 1).nonzero()[0])} has no box")
@@ -186,8 +194,9 @@ def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
 
 def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
     _check_thresholds(thresholds)
-    maps = scoremaps.cpu()
-    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    chosen = TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
+    if chosen == "cpp":
         boxes = box_sweep_cpp.box_sweep(maps, thresholds)
     else:
         boxes = torch.from_numpy(reference.box_sweep(maps.numpy(), thresholds.numpy()))
@@ -201,8 +210,9 @@ def _box_sweep_fake(scoremaps, thresholds, backend):
 
 def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     _check_thresholds(thresholds)
-    maps = scoremaps.cpu()
-    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    chosen = TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
+    if chosen == "cpp":
         boxes, offsets = box_sweep_cpp.box_sweep_all(maps, thresholds)
     else:
         found = reference.box_sweep_all(maps.numpy(), thresholds.numpy())
@@ -222,9 +232,10 @@ def _box_sweep_all_fake(scoremaps, thresholds, backend):
 def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
     _check_thresholds(thresholds)
     _check_boxes(gt_boxes, gt_counts)
-    maps = scoremaps.cpu()
+    chosen = IOU_TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
     offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
-    if IOU_TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    if chosen == "cpp":
         iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
     else:
         arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
