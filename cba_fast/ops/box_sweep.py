@@ -135,14 +135,16 @@ def _pack_boxes(gt_boxes, num_maps: int) -> tuple[Tensor, Tensor]:
         return boxes[torch.arange(boxes.shape[1]) < counts[:, None]], counts
     if len(gt_boxes) != num_maps:
         raise ValueError(f"gt_boxes has boxes of {len(gt_boxes)} maps, scoremaps has {num_maps}")
-    rows = []
-    for i, boxes in enumerate(gt_boxes):
-        boxes = boxes if isinstance(boxes, Tensor) else np.asarray(boxes)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-            raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {tuple(boxes.shape)}")
-        rows.append(_integers(boxes, f"gt_boxes[{i}]"))
-    counts = torch.tensor([len(boxes) for boxes in rows], dtype=torch.int64)
-    return torch.cat([torch.empty((0, 4), dtype=torch.int64), *rows]), counts
+    # NumPy, since a call of PyTorch per map would take longer than sweeping it.
+    rows = [b.numpy(force=True) if isinstance(b, Tensor) else np.asarray(b) for b in gt_boxes]
+    for i, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != 4 or len(row) == 0:
+            raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {row.shape}")
+        if row.dtype.kind not in "iu":
+            raise TypeError(f"gt_boxes[{i}] must be integer, got {row.dtype}")
+    boxes = np.concatenate([np.empty((0, 4), np.int64), *(row.astype(np.int64) for row in rows)])
+    counts = np.array([len(row) for row in rows], np.int64)
+    return torch.from_numpy(boxes), torch.from_numpy(counts)
 
 
 def _cpp_refuses(scoremaps: Tensor) -> str | None:
@@ -163,9 +165,10 @@ IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
 
 
 def _check_thresholds(thresholds: Tensor) -> None:
-    inside = (thresholds >= 0) & (thresholds < 1)
+    values = thresholds.numpy()  # many times faster than PyTorch on so few
+    inside = (values >= 0) & (values < 1)
     if not inside.all():
-        raise ValueError(f"thresholds must lie in [0, 1), got {float(thresholds[~inside][0])}")
+        raise ValueError(f"thresholds must lie in [0, 1), got {values[~inside][0]}")
 
 
 def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
@@ -180,14 +183,15 @@ def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
 
 
 def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
-    if (counts < 1).any():
-        raise ValueError(f"gt_boxes: map {int((counts < 1).nonzero()[0])} has no box")
-    bad = (boxes[:, 2:] < boxes[:, :2]).any(1) | ((boxes < 0) | (boxes >= 2**31)).any(1)
+    b, num = boxes.numpy(), counts.numpy()
+    if (num < 1).any():
+        raise ValueError(f"gt_boxes: map {np.argmax(num < 1)} has no box")
+    bad = ((b[:, 2:] < b[:, :2]) | (b[:, :2] < 0) | (b[:, 2:] >= 2**31)).any(1)
     if bad.any():
-        row = int(bad.nonzero()[0])
-        owner = int(torch.searchsorted(counts.cumsum(0), row, right=True))
+        row = int(np.argmax(bad))
+        owner = int(np.searchsorted(num.cumsum(), row, side="right"))
         raise ValueError(
-            f"gt_boxes: map {owner} has the box {boxes[row].tolist()}; boxes are x0, y0, x1, y1 "
+            f"gt_boxes: map {owner} has the box {b[row].tolist()}; boxes are x0, y0, x1, y1 "
             "with 0 <= x0 <= x1 and 0 <= y0 <= y1, below 2**31"
         )
 
