@@ -59,9 +59,7 @@ class MapSweep {
         quantizers_(quantize_kernels(options.isa)),
         height_(static_cast<std::int32_t>(maps.height)),
         width_(static_cast<std::int32_t>(maps.width)),
-        tree_(height_, width_, sweep_kernels(options.isa),
-              options.method == Method::kSegments ? SegmentTree::kNoLimit
-                                                  : SegmentTree::kMaximaBytes) {}
+        tree_(height_, width_, sweep_kernels(options.isa), options.method == Method::kSegments) {}
 
   // Returns the index of the first value of the map that cannot be quantized, or -1.
   std::int64_t load(std::int64_t map) {

@@ -10,6 +10,13 @@ std::int32_t padded_size(std::int32_t n) {
   return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
+// With more basins the pixels are faster: on upsampled random maps of 56 to 896 pixels the two meet
+// at 12 to 20 pixels a basin. On large maps the maxima of so many would not fit the memory.
+std::int32_t most_basins(std::int32_t height, std::int32_t width, std::int64_t bytes_per_basin) {
+  const std::int64_t pixels = std::int64_t{height} * width;
+  return static_cast<std::int32_t>(1 + std::min(pixels / 16, 64 * pixels / bytes_per_basin));
+}
+
 // Counts the values of n quads. Neighbors are often equal, and a counter that is raised twice in a
 // row waits for its own store (5 cycles or more); four places far apart are counted in turn.
 void count_quads(const std::uint8_t* third, const std::uint8_t* lowest, std::int32_t n,
@@ -30,14 +37,13 @@ void count_quads(const std::uint8_t* third, const std::uint8_t* lowest, std::int
 }  // namespace
 
 SegmentTree::SegmentTree(std::int32_t height, std::int32_t width, const SweepKernels& kernels,
-                         std::int64_t max_maxima_bytes)
+                         bool any_map)
     : kernels_(kernels),
       height_(height),
       width_(width),
       stride_(padded_size(width)),
       maxima_stride_(stride_ + padded_size(height)),
-      max_basins_(static_cast<std::int32_t>(
-          std::min<std::int64_t>(max_maxima_bytes / maxima_stride_ + 1, INT32_MAX))),
+      max_basins_(any_map ? INT32_MAX : most_basins(height, width, maxima_stride_)),
       values_(static_cast<std::size_t>(height) * stride_ + kRowPadding),
       inverted_(values_.size()),
       forest_(kernels),
@@ -165,7 +171,8 @@ void SegmentTree::collect_areas(int floor) {
 // Below this level there is only one component, whatever its area.
 int SegmentTree::lowest_contested_level() const {
   const std::vector<Basin>& basins = forest_.basins();
-  if (forest_.merged().size() + 1 < basins.size()) return 0;
+  const auto stays = [](const Basin& b) { return b.elder < 0 && b.peak > 0; };
+  if (std::count_if(basins.begin(), basins.end(), stays) > 1) return 0;
   int lowest = maximum_;
   for (std::int32_t basin : forest_.merged()) {
     if (basins[basin].weight < basins[basin].peak) lowest = std::min(lowest, basins[basin].weight);

@@ -14,12 +14,8 @@ namespace cba {
 // Scratch memory and results for maps of one size; one object per thread.
 class SegmentTree {
  public:
-  // Maps whose basins need more bytes than this for their maxima are faster by pixels.
-  static constexpr std::int64_t kMaximaBytes = 1 << 20;
-  static constexpr std::int64_t kNoLimit = std::int64_t{1} << 60;
-
-  SegmentTree(std::int32_t height, std::int32_t width, const SweepKernels& kernels,
-              std::int64_t max_maxima_bytes);
+  // `any_map`: take maps with any number of basins, though they are faster by pixels.
+  SegmentTree(std::int32_t height, std::int32_t width, const SweepKernels& kernels, bool any_map);
 
   // Where to write pixel (0, y) of the next map.
   std::uint8_t* row(std::int32_t y) {
