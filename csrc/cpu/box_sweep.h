@@ -50,8 +50,8 @@ struct SweepOptions {
   int num_threads;
 };
 
-// All three return the index of the first value that is NaN or outside [0, 1] (their results are
-// then undefined), or -1.
+// Both functions return the index of the first value that is NaN or outside [0, 1], or -1, and
+// AllBoxes keeps it; with such a value the results are undefined.
 
 // Writes the box of the contour of largest area: boxes [num maps, num thresholds, 4].
 std::int64_t largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,

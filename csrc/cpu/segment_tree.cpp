@@ -91,7 +91,7 @@ bool SegmentTree::collect_maxima(const PaddedMap& map, Connectivity connectivity
       const std::int32_t basin = owners[i];
       std::uint8_t& in_row = maxima(basin)[stride_ + y];
       in_row = std::max<std::uint8_t>(in_row, static_cast<std::uint8_t>(forest_.peak(i)));
-      hull_[basin] = hull(hull_[basin], {x, y, ends[i], y});
+      if (forest_.peak(i) > 0) hull_[basin] = hull(hull_[basin], {x, y, ends[i], y});
       x = ends[i] + 1;
     }
   }
@@ -213,11 +213,19 @@ void SegmentTree::compete(std::int32_t basin) {
       best.first_row = row[level];
     }
     const std::int32_t y = first_row[level];
-    if (y > best.first_row || (y == best.first_row && first_column(basin, y, level) >
-                                                          first_column(best.basin, y, level))) {
+    if (y > best.first_row ||
+        (y == best.first_row && starts_further_right(basin, best.basin, y, level))) {
       best = {basin, area, y};
     }
   }
+}
+
+// Compares the first pixels of two components that both start in row y. Where the basins lie side
+// by side nothing is looked up: 3,000 dots of equal area tie a million times.
+bool SegmentTree::starts_further_right(std::int32_t a, std::int32_t b, std::int32_t y,
+                                       int level) const {
+  if (hull_[a].x1 < hull_[b].x0) return false;
+  return hull_[a].x0 > hull_[b].x1 || first_column(a, y, level) > first_column(b, y, level);
 }
 
 void SegmentTree::find_first_rows(std::int32_t basin, int low, int high, std::int32_t* at) const {

@@ -58,6 +58,7 @@ class SegmentTree {
   void fold_area(std::int32_t basin);
   void compete(std::int32_t basin);
   void find_first_rows(std::int32_t basin, int low, int high, std::int32_t* at) const;
+  bool starts_further_right(std::int32_t a, std::int32_t b, std::int32_t y, int level) const;
   std::int32_t first_column(std::int32_t basin, std::int32_t y, int level) const;
   void end_life(std::int32_t basin, bool holes, LifeSink& sink) const;
   std::uint8_t* maxima(std::int32_t basin) { return maxima_.data() + basin * maxima_stride_; }
@@ -76,7 +77,7 @@ class SegmentTree {
   // Values of a merged basin count for its elder up to the weight of their merge: at any level of
   // the elder's life, what is above it belongs to its component then.
   std::vector<std::uint8_t> maxima_;
-  std::vector<Box> hull_;                     // of the segments in the maxima of each basin
+  std::vector<Box> hull_;                     // of the nonzero segments in the maxima of each basin
   std::vector<std::int32_t> areas_;           // [basin, 256] doubled area gained at each value
   std::vector<std::uint8_t> third_, lowest_;  // [stride_] of the quads of one row
   Winner winners_[kLevels];
