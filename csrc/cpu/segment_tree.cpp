@@ -14,7 +14,7 @@ std::int32_t padded_size(std::int32_t n) {
 // at 12 to 20 pixels a basin. On large maps the maxima of so many would not fit the memory.
 std::int32_t most_basins(std::int32_t height, std::int32_t width, std::int64_t bytes_per_basin) {
   const std::int64_t pixels = std::int64_t{height} * width;
-  return static_cast<std::int32_t>(1 + std::min(pixels / 16, 64 * pixels / bytes_per_basin));
+  return static_cast<std::int32_t>(1 + std::min(pixels / 20, 64 * pixels / bytes_per_basin));
 }
 
 // Counts the values of n quads. Neighbors are often equal, and a counter that is raised twice in a
