@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import SEED, box_options, statistics_options
+from .options import box_options, statistics_options
 from .progress import bar, warn
 from .scores import (
     print_pixel_scores,

@@ -1,7 +1,7 @@
 """Files of ranked class predictions, for top-1 and top-5 localization.
 
-CSV with a header, one line per image: ``image_id,top1,top2,...``, 0-based classes, best first (an id
-with a comma is quoted, as CSV has it). Or JSON: an object of lists, ``{"<id>": [best, ...], ...}``.
+CSV with a header, one line per image: ``image_id,top1,top2,...``, 0-based classes, best first (an
+id with a comma is quoted, as CSV has it). Or JSON, an object of lists: ``{"<id>": [best, ...]}``.
 """
 
 import csv

@@ -115,10 +115,11 @@ class ScoreStore:
         """
         out = np.empty((len(rows), *self.shape), np.uint8)
         size = self.shape[0] * self.shape[1]
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of runs of neighbouring rows
-        ends = np.append(starts[1:], len(rows))
+        # runs of neighbouring rows are read at once
+        ends = [i for i in range(1, len(rows) + 1) if i == len(rows) or rows[i] != rows[i - 1] + 1]
+        starts = [0, *ends[:-1]]
         with open(self.root / MAPS, "rb", buffering=0) as f:
-            for start, end in zip(starts, ends, strict=True):
+            for start, end in zip(starts, ends):
                 f.seek(self._offset + int(rows[start]) * size)
                 view = memoryview(out[start:end]).cast("B")
                 while len(view):

@@ -11,6 +11,7 @@ from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
 
 BATCH_BYTES = 16 << 20  # of the weights, or counts, of the resamples that are scored at a time
+TIE = 1e-9  # percent points, far below one image: equal means of three may differ by rounding
 IMAGES = 2048  # whose rows are compared with an IoU threshold at a time
 
 
@@ -45,7 +46,7 @@ class Difference(Interval):
 
     Attributes:
         a, b: the two scores.
-        p_value: two-sided: 2 * min(1 + #(d <= 0), 1 + #(d >= 0)) / (1 + resamples), at most 1, for
+        p_value: two-sided: 2 * (1 + min(#(d <= 0), #(d >= 0))) / (1 + resamples), at most 1, for
             the differences d of the resamples.
     """
 
@@ -178,7 +179,7 @@ def compare(
     for key in keys:
         x, y = (float(point[key][0]) for point in points)
         drawn = np.concatenate([d[key] for d in draws])
-        side = min(1 + np.count_nonzero(drawn <= 0), 1 + np.count_nonzero(drawn >= 0))
+        side = 1 + min(np.count_nonzero(drawn <= TIE), np.count_nonzero(drawn >= -TIE))
         p = min(1.0, 2 * side / (1 + num_resamples))
         differences.append(Difference(*key, *_summary(x - y, drawn, confidence), x, y, p))
     return BootstrapResult(num_resamples, confidence, seed, total, differences)
@@ -214,6 +215,10 @@ def _weights(
         yield weights
 
 
+def _percent(counts: np.ndarray, total: int) -> np.ndarray:
+    return 100.0 * counts.astype(np.float64) / total
+
+
 def _summary(
     estimate: float, drawn: np.ndarray, confidence: float
 ) -> tuple[float, float, float, float, float]:
@@ -239,7 +244,7 @@ class _Run:
         """Return each score under each row of `weights` (R, N): key -> (R,) percent."""
         counts, hits = self._counts(weights)
         out = {
-            ("box_acc", mode, iou): 100.0 * c.max(axis=1) / total
+            ("box_acc", mode, iou): _percent(c.max(axis=1), total)
             for (mode, iou), c in counts.items()
         }
         if "all" in self.evaluator.modes:
@@ -249,7 +254,8 @@ class _Run:
             # the first of the best is the lowest threshold, as in BoxResult.optimal_threshold
             best = counts["largest", 0.5].argmax(axis=1)
             for name, c in hits.items():
-                out[f"{name}_localization", None, None] = 100.0 * c[np.arange(len(c)), best] / total
+                key = (f"{name}_localization", None, None)
+                out[key] = _percent(c[np.arange(len(c)), best], total)
         return out
 
     def _counts(self, weights: np.ndarray) -> tuple[dict[tuple, np.ndarray], dict[str, np.ndarray]]:

@@ -85,14 +85,12 @@ class MapReading:
         resize: resize maps of other sizes to `eval_size`, bilinearly.
         as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the maps as
             they are stored.
-        as_float64: convert maps to float64 before anything else.
         workers: threads that read.
     """
 
     eval_size: int | None = None
     resize: bool = False
     as_bytes: bool = True
-    as_float64: bool = False
     workers: int = 2
 
 
@@ -214,7 +212,7 @@ def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarr
         if size is not None and run.shape[1:] != (size, size):
             run = np.stack([_resized(m, path, reading) for m, path in zip(run, paths)])
         paths = paths[len(run) :]
-        yield run.astype(np.float64) if reading.as_float64 and run.dtype != np.uint8 else run
+        yield run
 
 
 def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarray:

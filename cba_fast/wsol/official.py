@@ -62,8 +62,8 @@ def evaluate_wsol(
         InputError: an unknown data set, bad metadata, or IoU thresholds that do not fit.
 
     Notes:
-        Maps are taken in float64, as the official function does: a float32 map can differ by one
-        level of 255 from what `BoxEvaluator` makes of it. Nothing is printed.
+        The official function takes maps of every floating dtype in float64; their bytes are the
+        same in float32 (255 * m never rounds up to an integer there). Nothing is printed.
 
     Source:
         Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation.
@@ -127,10 +127,10 @@ def _batches(
     image_ids: Sequence[str],
     as_bytes: bool,
 ) -> Iterator[tuple[Sequence[str], ScoreMap]]:
-    """Yield (ids, maps) with float64 maps of the official size, or their bytes."""
+    """Yield (ids, maps) with maps of the official size, from files as bytes if asked for."""
     if isinstance(scoremaps, str | os.PathLike):
         source = open_maps(scoremaps)
-        reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes, as_float64=True)
+        reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes)
         yield from read_maps(source, find_maps(source, image_ids), reading)
         return
     if isinstance(scoremaps, Mapping):
@@ -142,10 +142,4 @@ def _batches(
                 f"image {ids[0]!r}: the official protocol takes maps of {OFFICIAL_SIZE}x"
                 f"{OFFICIAL_SIZE} pixels, got {tuple(maps.shape[1:])}"
             )
-        yield ids, _as_float64(maps)
-
-
-def _as_float64(maps: ScoreMap) -> ScoreMap:
-    if isinstance(maps, Tensor):
-        return maps.double() if maps.dtype.is_floating_point else maps
-    return maps.astype(np.float64) if np.issubdtype(maps.dtype, np.floating) else maps
+        yield ids, maps
