@@ -100,7 +100,7 @@ def test_batches_of_resamples_and_images_do_not_matter(monkeypatch):
     whole = bootstrap(evaluator, num_resamples=50)
     assert bootstrap(evaluator, num_resamples=50) == whole
     assert bootstrap(evaluator, num_resamples=50, seed=1) != whole
-    monkeypatch.setattr(module, "BATCH_BYTES", 4 * 37 * 3)
+    monkeypatch.setattr(module, "BATCH_BYTES", 4 * 6 * 4 * 3)
     monkeypatch.setattr(module, "IMAGES", 5)
     assert bootstrap(evaluator, num_resamples=50) == whole
 

@@ -92,6 +92,20 @@ def test_classification_and_localization(here, weights, capsys):
     assert "ERF" not in done.out
 
 
+def test_written_predictions_give_the_same_scores_in_two_steps(here, weights, capsys):
+    common = model_arguments(weights)
+    assert run_cli(capsys, "generate-heatmap", *common, "--no_overlay").status == 0
+    boxes = ["--metadata_root", "meta", "--json", "r.json", "--predictions", "p.csv"]
+    done = run_cli(capsys, "evaluate", *common, *boxes, "--num_samples", 0)
+    assert done.status == 0, done.err
+    assert "Predictions  : p.csv" in done.out
+    one = read(here / "r.json")["classification"]
+    assert len((here / "p.csv").read_text().splitlines()) == 1 + 7
+    done = run_cli(capsys, "wsol-eval", *boxes)
+    assert done.status == 0, done.err
+    assert read(here / "r.json")["classification"] == one
+
+
 def test_evaluate_equals_erf_compute(here, weights, capsys):
     args = [*model_arguments(weights), "--metadata_root", "meta", "--num_samples", 4, "--seed", 3]
     assert run_cli(capsys, "evaluate", *args, "--json", "r.json").status == 0
