@@ -59,7 +59,6 @@ def command(
 
     The counts equal those of generate-heatmap followed by wsol-eval.
     """
-    from cba_fast.data import write_predictions
     from cba_fast.study.evaluate import evaluate
     from cba_fast.study.score import read_tuned
 
@@ -71,8 +70,7 @@ def command(
     saved = []
 
     def save(found) -> None:
-        if predictions:
-            write_predictions(predictions, found.predictions)
+        _write_predictions(predictions, found)
         if json_path:
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
@@ -103,6 +101,13 @@ def command(
         click.echo(f"Predictions  : {predictions}")
     if json_path:
         click.echo(f"Results      : {json_path}")
+
+
+def _write_predictions(path: Path | None, found) -> None:
+    from cba_fast.data import write_predictions
+
+    if path is not None:
+        write_predictions(path, found.predictions)
 
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:

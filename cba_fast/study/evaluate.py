@@ -88,8 +88,7 @@ def evaluate(
     """
     images = open_images(data)
     box_config = _both_modes(box_config, images, maps)
-    boxes = open_boxes(box_config)
-    records, image_ids, notes = match_images(images.records, boxes)
+    records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)

@@ -12,9 +12,10 @@ from cba_fast.data.masks import OFFICIAL_SIZE, load_masks
 from cba_fast.errors import InputError, ScoreMapError
 
 from .batch import as_batch
+from .box_result import BoxResult
 from .evaluator import BoxEvaluator
 from .map_reading import MapReading, find_maps, open_maps, read_maps
-from .pixel_evaluator import PixelEvaluator
+from .pixel_evaluator import PixelEvaluator, PixelResult
 
 BOX_DATASETS = ("CUB", "ILSVRC")
 MASK_DATASET = "OpenImages"
@@ -54,61 +55,74 @@ def evaluate_wsol(
         cam_curve_interval: step between score thresholds.
 
     Returns:
-        Percent.
+        Percent. Nothing is printed.
 
     Raises:
         ScoreMapError: an image without a map, or a map of another size or with values that are not
             valid; the message names it.
         InputError: an unknown data set, bad metadata, or IoU thresholds that do not fit.
 
-    Notes:
-        The official function takes maps of every floating dtype in float64; their bytes are the
-        same in float32 (255 * m never rounds up to an integer there). Nothing is printed.
-
     Source:
-        Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation.
+        Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. That takes maps of
+        every floating dtype in float64: the bytes are the same, as 255 * m in float32 never rounds
+        up to an integer.
     """
     evaluator: BoxEvaluator | PixelEvaluator
+    folder = Path(metadata_root) / dataset_name / split
     if dataset_name == MASK_DATASET:
-        if mask_root is None:
-            raise InputError("OpenImages is scored against masks: give mask_root")
-        folder = Path(mask_root) / MASK_DATASET
-        masks = load_masks(
-            _metadata(metadata_root, dataset_name, split), folder, size=OFFICIAL_SIZE
-        )
-        evaluator = PixelEvaluator(masks, cam_curve_interval=cam_curve_interval)
-        image_ids = masks.image_ids
-    elif dataset_name in BOX_DATASETS:
-        ious = _iou_thresholds(iou_threshold_list, multi_iou_eval)
-        boxes = load_boxes(metadata_root=_metadata(metadata_root, dataset_name, split))
-        evaluator = BoxEvaluator(
-            boxes,
-            cam_curve_interval=cam_curve_interval,
-            iou_thresholds=ious,
-            contours="all" if multi_contour_eval else "largest",
-        )
-        image_ids = boxes.image_ids
-    else:
-        known = (*BOX_DATASETS, MASK_DATASET)
-        raise InputError(f"dataset_name must be one of {known}, got {dataset_name!r}")
-    for ids, maps in _batches(scoremap_root, image_ids, isinstance(evaluator, BoxEvaluator)):
+        evaluator = _pixel_evaluator(folder, mask_root, cam_curve_interval)
+        return _scored(evaluator, scoremap_root, evaluator.masks.image_ids).px_ap
+    ious = _iou_thresholds(iou_threshold_list, multi_iou_eval)
+    mode = "all" if multi_contour_eval else "largest"
+    evaluator = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode)
+    result = _scored(evaluator, scoremap_root, evaluator.boxes.image_ids)
+    wanted = ious if multi_iou_eval else [0.5]
+    return float(np.average([result.accuracy(mode, iou) for iou in wanted]))
+
+
+def _scored(
+    evaluator: BoxEvaluator | PixelEvaluator,
+    scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
+    image_ids: Sequence[str],
+) -> BoxResult | PixelResult:
+    for ids, maps in _batches(scoremaps, image_ids, isinstance(evaluator, BoxEvaluator)):
         evaluator.update(maps, ids)
     result = evaluator.compute()
     if result.missing:
         raise ScoreMapError(
             f"{len(result.missing)} images have no score map, such as {result.missing[0]!r}"
         )
-    if isinstance(evaluator, PixelEvaluator):
-        return result.px_ap
-    mode = evaluator.modes[0]
-    if not multi_iou_eval:
-        return result.accuracy(mode, 0.5)
-    return float(np.average([result.accuracy(mode, iou) for iou in ious]))
+    return result
 
 
-def _metadata(root: str | os.PathLike, dataset_name: str, split: str) -> Path:
-    # No search in other places, as `load_boxes` does: another split's scores would come silently.
-    return Path(root) / dataset_name / split
+def _check_folder(folder: Path) -> Path:
+    # No search in other places, as `load_boxes` does: another split's score would come silently.
+    if not (folder / "image_ids.txt").is_file():
+        raise InputError(f"no image_ids.txt in {folder}")
+    return folder
+
+
+def _box_evaluator(
+    folder: Path, dataset_name: str, cam_curve_interval: float, ious: list[float], mode: str
+) -> BoxEvaluator:
+    if dataset_name not in BOX_DATASETS:
+        known = (*BOX_DATASETS, MASK_DATASET)
+        raise InputError(f"dataset_name must be one of {known}, got {dataset_name!r}")
+    return BoxEvaluator(
+        load_boxes(metadata_root=_check_folder(folder)),
+        cam_curve_interval=cam_curve_interval,
+        iou_thresholds=ious,
+        contours=mode,
+    )
+
+
+def _pixel_evaluator(
+    folder: Path, mask_root: str | os.PathLike | None, cam_curve_interval: float
+) -> PixelEvaluator:
+    if mask_root is None:
+        raise InputError("OpenImages is scored against masks: give mask_root")
+    masks = load_masks(_check_folder(folder), Path(mask_root) / MASK_DATASET, size=OFFICIAL_SIZE)
+    return PixelEvaluator(masks, cam_curve_interval=cam_curve_interval)
 
 
 def _iou_thresholds(percent: Sequence[int], multi_iou_eval: bool) -> list[float]:
