@@ -176,7 +176,7 @@ def test_bad_predictions_are_named(here, capsys):
     assert "contour mode 'largest'" in run_cli(capsys, *args, "--contours", "all").err
     (here / "meta" / "class_labels.txt").unlink()
     assert "no class labels" in run_cli(capsys, *args).err
-    assert "no class labels" in run_cli(capsys, *args[:-2], "--per_class").err
+    assert "no class labels" in run_cli(capsys, *args[:-2], "--per_class", "--json", "r").err
 
 
 def test_intervals_in_output_and_json(here, capsys):
@@ -236,6 +236,7 @@ def test_a_comparison_with_another_run(here, capsys):
         (["--compare_predictions", "p.csv"], "--compare_predictions needs --compare"),
         (["--compare", "x", "--bootstrap", 0], "--compare needs resamples"),
         (["--bootstrap", 1], "at least 2"),
+        (["--per_class"], "--per_class needs --json"),
         (["--bootstrap", -3], "-3"),
         (["--confidence", 1], "1"),
         (["--confidence", "nan"], "'nan' is not a number"),

@@ -55,6 +55,8 @@ def command(
         _check_pixel_options(context)
         _score_pixels(np_root, mask_root, box_config, num_workers, json_path)
         return
+    if statistics.per_class and json_path is None:
+        raise click.UsageError("--per_class needs --json, where the figures are written")
     from cba_fast.study.score import box_settings, read_tuned, score_folder, versions
 
     tuned = read_tuned(threshold_from) if threshold_from else None
