@@ -12,7 +12,8 @@ from cba_fast.errors import CbaError
 COMMANDS = {
     "demo": ("demo", "Run the whole study on generated data: no download, no GPU."),
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
-    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc and MaxBoxAccV2."),
+    "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
+    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc, MaxBoxAccV2, PxAP."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
     "erf-compute": ("erf_compute", "Measure the ERF size on sampled images."),
     "collect-erf-wsol": ("collect_erf_wsol", "Train and score experiments of a YAML file."),
