@@ -1,0 +1,39 @@
+"""Options of the benchmarks, and the file that their records go to."""
+
+import os
+from pathlib import Path
+
+# After each parallel region OpenMP's threads spin for a while and take the cores from whoever has
+# the next turn; under load, times then come in steps of 8 ms. To be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("cba_fast")
+    group.addoption("--seconds", type=float, default=0.5, help="Time of each candidate and case.")
+    group.addoption("--algorithm", default="auto", help="Of our op: auto, fft or direct.")
+    group.addoption("--dtype", default="float32", help="float32 or bfloat16.")
+    group.addoption("--threads", type=int, help="Default: torch's.")
+    group.addoption("--results", type=Path, help="JSON lines; default benchmarks/results/.")
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig):
+    """Return a function that files the record of a benchmark."""
+    import torch
+
+    from cba_fast.study.bench_records import add_record, device_slug, machine
+
+    if pytestconfig.getoption("threads"):
+        torch.set_num_threads(pytestconfig.getoption("threads"))
+    where = machine()
+
+    def add(bench: str, values: dict) -> None:
+        path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
+        add_record(path, {"bench": bench, **values, "machine": where})
+
+    return add
