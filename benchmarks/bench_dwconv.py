@@ -11,7 +11,7 @@ reported and not timed.
 import pytest
 from cases import DWCONV
 
-from cba_fast.study.bench_records import ratios
+from cba_fast.study.bench_tables import ratios
 from cba_fast.study.dwconv_contest import DIRECTIONS, OURS, OURS_CL, DwconvContest
 
 
@@ -20,7 +20,7 @@ from cba_fast.study.dwconv_contest import DIRECTIONS, OURS, OURS_CL, DwconvConte
     "case",
     [pytest.param(c, id=f"{group}-{c}") for group, cases in DWCONV.items() for c in cases],
 )
-def test_dwconv(case, direction, benchmark, record, pytestconfig):
+def test_dwconv(case, direction, benchmark, play, record, pytestconfig):
     option = pytestconfig.getoption
     contender = DwconvContest(
         case, direction, option("dtype"), option("algorithm"), option("seconds")
@@ -29,17 +29,8 @@ def test_dwconv(case, direction, benchmark, record, pytestconfig):
     assert OURS not in wrong, f"relative error {wrong[OURS]:.2g}"
     assert OURS_CL not in wrong, f"relative error {wrong[OURS_CL]:.2g} on channels_last"
 
-    contest = contender.contest
-    rounds = contest.rounds(OURS)
-    played = iter(range(rounds))
-
-    def others():
-        contest.round(next(played) / rounds, without=OURS)
-        contest.warm(OURS)
-
     benchmark.group = f"{direction} {case}"
-    benchmark.pedantic(contest.functions[OURS], setup=others, rounds=rounds, iterations=1)
-    contest.samples[OURS] = list(benchmark.stats.stats.data)
+    play(contender.contest, OURS)
     values = contender.record()
     benchmark.extra_info.update(values["timings"] | ratios(values))
     record("dwconv", values)

@@ -38,3 +38,8 @@ DWCONV = {
     "largest": square_cases(LARGEST),
     "strips": [Case(c, e, e, kh, kw, n) for n, (c, e, kh, kw) in product(BATCHES, STRIPS)],
 }
+
+# The study's models (Yasuki and Taki, CAM Back Again, CVPR 2024) and SLaK-T; the study's input size
+# and ImageNet's.
+MODELS = ["replknet_31b", "convnext_base.fb_in22k_ft_in1k_384", "slak_tiny", "slak_flex_base"]
+MODEL_SIZES = [384, 224]

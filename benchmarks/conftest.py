@@ -25,15 +25,35 @@ def pytest_addoption(parser):
 def record(pytestconfig):
     """Return a function that files the record of a benchmark."""
     import torch
+    from peak import fma_peak_gflops
 
     from cba_fast.study.bench_records import add_record, device_slug, machine
 
     if pytestconfig.getoption("threads"):
         torch.set_num_threads(pytestconfig.getoption("threads"))
-    where = machine()
+    peak = fma_peak_gflops(torch.get_num_threads())
+    where = machine() | {"fma_peak_gflops": peak and round(peak, 1)}
 
     def add(bench: str, values: dict) -> None:
         path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
         add_record(path, {"bench": bench, **values, "machine": where})
 
     return add
+
+
+@pytest.fixture
+def play(benchmark):
+    """Return a function that plays a contest, one of its functions timed by pytest-benchmark."""
+
+    def run(contest, name: str) -> None:
+        rounds = contest.rounds(name)
+        played = iter(range(rounds))
+
+        def others():
+            contest.round(next(played) / rounds, without=name)
+            contest.warm(name)
+
+        benchmark.pedantic(contest.functions[name], setup=others, rounds=rounds, iterations=1)
+        contest.samples[name] = list(benchmark.stats.stats.data)
+
+    return run

@@ -25,6 +25,11 @@ class Timing:
         fifths = statistics.quantiles(samples, n=5, method="inclusive")
         return cls(statistics.median(samples), fifths[0], fifths[-1], len(samples))
 
+    def in_ms(self) -> dict[str, float | int]:
+        """Return JSON values: ``median_ms``, ``p20_ms``, ``p80_ms``, ``calls``."""
+        ms = {f"{k}_ms": round(1e3 * getattr(self, k), 5) for k in ("median", "p20", "p80")}
+        return {**ms, "calls": self.calls}
+
 
 class Contest:
     """Functions that take turns, so that a slow minute of the machine slows all of them.

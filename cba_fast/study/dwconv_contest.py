@@ -91,7 +91,7 @@ class DwconvContest:
         exact = _candidates(case, direction, [t.double() for t in inputs], algorithm)[FFT]()
         rounded = [t.to(DTYPES[dtype]) for t in inputs]
         self.contest = Contest(_candidates(case, direction, rounded, algorithm), seconds)
-        self.errors = {n: _error(y, exact) for n, y in self.contest.results.items()}
+        self.errors = {n: relative_error(y, exact) for n, y in self.contest.results.items()}
         self.contest.results.clear()
         for name in self.wrong():
             self.contest.leave_out(name)
@@ -102,15 +102,6 @@ class DwconvContest:
 
     def record(self) -> dict:
         """Return the result as JSON values: shapes, errors, and milliseconds by candidate."""
-        timings = {
-            name: {
-                "median_ms": round(1e3 * t.median, 5),
-                "p20_ms": round(1e3 * t.p20, 5),
-                "p80_ms": round(1e3 * t.p80, 5),
-                "calls": t.calls,
-            }
-            for name, t in self.contest.timings().items()
-        }
         return {
             "case": str(self.case),
             "direction": self.direction,
@@ -118,7 +109,7 @@ class DwconvContest:
             "algorithm": self.algorithm,
             "gflop": self.case.flops / 1e9,
             "errors": {name: float(f"{e:.3g}") for name, e in self.errors.items()},
-            "timings": timings,
+            "timings": {name: t.in_ms() for name, t in self.contest.timings().items()},
         }
 
 
@@ -230,6 +221,6 @@ def _smooth(n: int) -> int:
         n += 1
 
 
-def _error(y: Tensor, truth: Tensor) -> float:
-    """Return the relative L2 error against float64."""
+def relative_error(y: Tensor, truth: Tensor) -> float:
+    """Return |y - truth| / |truth|, L2 norms, in float64."""
     return ((y.double() - truth).norm() / truth.norm()).item()
