@@ -43,3 +43,6 @@ DWCONV = {
 # and ImageNet's.
 MODELS = ["replknet_31b", "convnext_base.fb_in22k_ft_in1k_384", "slak_tiny", "slak_flex_base"]
 MODEL_SIZES = [384, 224]
+
+# Training steps: model, input size, batch size.
+TRAINING = [("replknet_31b", 224, 4)]

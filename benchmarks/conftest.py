@@ -36,7 +36,7 @@ def record(pytestconfig):
 
     def add(bench: str, values: dict) -> None:
         path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
-        add_record(path, {"bench": bench, **values, "machine": where})
+        add_record(path, {**values, "machine": where})
 
     return add
 

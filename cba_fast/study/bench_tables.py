@@ -86,22 +86,25 @@ def dwconv_table(records: list[dict]) -> str:
 
 
 def models_table(records: list[dict]) -> str:
-    """Return records of `ModelContest` as one table."""
+    """Return records of `ModelContest` as one table per kind of run."""
     names = (forms.DEFAULT, forms.CHANNELS_LAST, forms.MERGED, forms.OURS)
     names += (f"{forms.MERGED}_bf16", f"{forms.OURS}_bf16")
-    rows = []
-    for record in records:
-        ms = {n: t["median_ms"] for n, t in record["timings"].items()}
-        ours = ms.get(forms.OURS)
-        against = [ms[n] / ours if n in ms and ours else None for n in names[:3]]
-        cells = [record["case"], *(_time(record, n) for n in names), *map(_ratio, against)]
-        rows.append(f"| {' | '.join(cells)} |\n")
-    return (
-        "## Whole networks\n\n"
-        "| network | default | channels_last | channels_last, merged | ours "
-        "| channels_last, merged, bf16 | ours, bf16 | vs default | vs channels_last | vs merged |\n"
-        f"|{'---|' * 10}\n" + "".join(rows) + "\n"
-    )
+    parts = []
+    for kind, group in _groups(records, lambda r: r["direction"]).items():
+        parts.append(
+            f"## Whole networks, {kind}\n\n"
+            "| network | default | channels_last | channels_last, merged | ours "
+            "| channels_last, merged, bf16 | ours, bf16 | vs default | vs channels_last "
+            f"| vs merged |\n|{'---|' * 10}\n"
+        )
+        for record in group:
+            ms = {n: t["median_ms"] for n, t in record["timings"].items()}
+            ours = ms.get(forms.OURS)
+            against = [ms[n] / ours if n in ms and ours else None for n in names[:3]]
+            cells = [record["case"], *(_time(record, n) for n in names), *map(_ratio, against)]
+            parts.append(f"| {' | '.join(cells)} |\n")
+        parts.append("\n")
+    return "".join(parts)
 
 
 def _dwconv_row(record: dict) -> str:

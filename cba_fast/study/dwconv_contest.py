@@ -24,10 +24,10 @@ OURS, OURS_CL = "ours", "ours_channels_last"
 NCHW, CL, FFT = "nchw", "channels_last", "fft"
 RIVALS = (NCHW, CL, FFT)
 
-# Relative L2 error against float64 above which a result is wrong and gets no speed. One of 51 taps
-# off by 1 % is 1e-3; the candidates stay below 2e-6 in float32, and in bfloat16 at its rounding,
-# 2^-9 / sqrt(3) = 1.1e-3.
-WRONG = {"float32": 1e-5, "bfloat16": 4e-3}
+# Relative L2 error against float64 above which a result is wrong and gets no speed. In float32 one
+# of 51 x 51 taps off by 1 % is 2e-4, and the candidates stay below 2e-6. In bfloat16 rounding alone
+# is up to 2^-9 = 2e-3, and PyTorch's own kernels reach 5e-3.
+WRONG = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ class DwconvContest:
         seconds: float = 0.5,
     ):
         self.case, self.direction, self.dtype, self.algorithm = case, direction, dtype, algorithm
-        inputs = _inputs(case, direction)
+        inputs = [t.to(DTYPES[dtype]) for t in _inputs(case, direction)]
         exact = _candidates(case, direction, [t.double() for t in inputs], algorithm)[FFT]()
-        rounded = [t.to(DTYPES[dtype]) for t in inputs]
-        self.contest = Contest(_candidates(case, direction, rounded, algorithm), seconds)
+        self.contest = Contest(_candidates(case, direction, inputs, algorithm), seconds)
         self.errors = {n: relative_error(y, exact) for n, y in self.contest.results.items()}
         self.contest.results.clear()
         for name in self.wrong():
@@ -103,6 +102,7 @@ class DwconvContest:
     def record(self) -> dict:
         """Return the result as JSON values: shapes, errors, and milliseconds by candidate."""
         return {
+            "bench": "dwconv",
             "case": str(self.case),
             "direction": self.direction,
             "dtype": self.dtype,

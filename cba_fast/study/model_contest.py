@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 from cba_fast.errors import InputError
 from cba_fast.models import inference_form, merge
-from cba_fast.nn import DepthwiseConv2d
+from cba_fast.nn import DepthwiseConv2d, accelerate
 from cba_fast.nn.depthwise import why_not_covered
 
 from .contest import Contest
@@ -40,6 +40,8 @@ def create(name: str, seed: int = 0) -> nn.Module:
             raise InputError(f"model {name!r}: {e}") from e
         with torch.no_grad():
             for module in model.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.weight.normal_(std=module.weight[0].numel() ** -0.5)
                 if isinstance(module, nn.BatchNorm2d):
                     module.running_mean.uniform_(-0.3, 0.3)
                     module.running_var.uniform_(0.5, 2)
@@ -72,7 +74,40 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
 
 
 class ModelContest:
-    """Forms of one model that take turns on one batch of images.
+    """Ways to run one network that take turns on one batch of images.
+
+    What they return is compared with the first one's; those that differ are not timed.
+
+    Args:
+        functions: from `inference` or `training`.
+        seconds: time of each.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[], Tensor]], seconds: float = 5.0):
+        self.contest = Contest(functions, seconds, most=20)
+        results = list(self.contest.results.values())
+        truth = results[0].double()
+        self.errors = {n: relative_error(y, truth) for n, y in self.contest.results.items()}
+        self.contest.results.clear()
+        for name in self.wrong():
+            self.contest.leave_out(name)
+
+    def wrong(self) -> dict[str, float]:
+        """Return the errors of the ways whose results are wrong."""
+        return {n: e for n, e in self.errors.items() if not e <= WRONG[_dtype(n)]}
+
+    def record(self) -> dict:
+        """Return the errors and the milliseconds as JSON values."""
+        return {
+            "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
+            "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
+        }
+
+
+def inference(
+    model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
+) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that give the features of random images.
 
     ``default``: as PyTorch runs it, with `torch.nn.Conv2d` and contiguous tensors;
     ``channels_last``; ``channels_last_merged``: also with merged branches and folded norms, where
@@ -83,40 +118,47 @@ class ModelContest:
         model: from `create`.
         input_size: side of the images.
         batch: number of images.
-        bfloat16: whether to time the forms in bfloat16 too.
-        seconds: time of each form.
+        bfloat16: whether the forms in bfloat16 are wanted too.
     """
+    x = _images(input_size, batch)
+    return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        input_size: int,
-        batch: int = 1,
-        bfloat16: bool = False,
-        seconds: float = 5.0,
-    ):
-        g = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, 3, input_size, input_size, generator=g)
-        forms = _forms(model, bfloat16)
-        self.input_size, self.batch = input_size, batch
-        functions = {name: _run(form, x, name) for name, form in forms.items()}
-        self.contest = Contest(functions, seconds, most=20)
-        results = self.contest.results
-        self.errors = {n: relative_error(y, results[DEFAULT].double()) for n, y in results.items()}
-        for name in self.wrong():
-            self.contest.leave_out(name)
 
-    def wrong(self) -> dict[str, float]:
-        """Return the errors of the forms whose features are wrong; these are not timed."""
-        return {n: e for n, e in self.errors.items() if not e <= WRONG[_dtype(n)]}
+def training(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that do one training step and give the gradients of the depthwise kernels.
 
-    def record(self, name: str) -> dict:
-        """Return the result as JSON values under the model's name."""
-        return {
-            "case": f"{name} {self.batch}x3x{self.input_size}x{self.input_size}",
-            "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
-            "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
-        }
+    A step is the forward pass, cross-entropy and backward pass, without an optimizer; ``default``
+    and ``channels_last`` with `torch.nn.Conv2d`, ``ours`` with `DepthwiseConv2d` in channels_last.
+
+    Args:
+        model: from `create`.
+        input_size, batch: as in `inference`.
+    """
+    ours = copy.deepcopy(model)
+    accelerate(ours)
+    forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: ours}
+    x = _images(input_size, batch)
+    return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
+
+
+def _images(input_size: int, batch: int) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, input_size, input_size, generator=g)
+
+
+def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
+    if name != DEFAULT:
+        x = x.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    labels = torch.arange(len(x))
+
+    def run() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(x), labels).backward()
+        return torch.cat([w.grad.flatten() for w in kernels])
+
+    return run
 
 
 def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
@@ -148,7 +190,7 @@ def _dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if name.endswith("_bf16") else torch.float32
 
 
-def _run(form: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
+def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
     """Return a function that gives the features of `x`, or the output of a model without."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
