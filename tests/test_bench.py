@@ -240,6 +240,15 @@ def test_table_shows_means_losses_and_the_share_of_the_peak():
     assert "FMA peak 500 GFLOP/s" in text
 
 
+def test_table_of_memory():
+    machine = made()["machine"]
+    kib = {"channels_last": 2048, "ours_channels_last": 3072}
+    record = {"bench": "memory", "case": "c", "direction": "grad_x", "kib": kib, "machine": machine}
+    text = bench_tables.tables([record, made()])
+    assert "| c | 2.0 | 3.0 | 1.50 |" in text
+    assert "## forward, float32" in text
+
+
 def test_machine_is_described():
     where = bench_records.machine()
     assert where["cpu"]

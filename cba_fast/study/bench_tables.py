@@ -17,7 +17,7 @@ def tables(records: list[dict]) -> str:
     for where, of_machine in _groups(records, _machine).items():
         parts.append(f"# {where}\n\n")
         for bench, of_bench in _groups(of_machine, lambda r: r["bench"]).items():
-            parts.append(models_table(of_bench) if bench == "models" else dwconv_table(of_bench))
+            parts.append(_TABLES[bench](of_bench))
     return "".join(parts)
 
 
@@ -105,6 +105,26 @@ def models_table(records: list[dict]) -> str:
             parts.append(f"| {' | '.join(cells)} |\n")
         parts.append("\n")
     return "".join(parts)
+
+
+def memory_table(records: list[dict]) -> str:
+    """Return peaks of memory in MiB as one table per direction."""
+    parts = []
+    for direction, group in _groups(records, lambda r: r["direction"]).items():
+        parts.append(
+            f"## Peak memory, {direction}, MiB\n\n| case | channels_last | ours, channels_last "
+            f"| ours over channels_last |\n|{'---|' * 4}\n"
+        )
+        for record in group:
+            theirs, ours = (record["kib"][n] / 1024 for n in (CL, OURS_CL))
+            parts.append(
+                f"| {record['case']} | {theirs:.1f} | {ours:.1f} | {ours / theirs:.2f} |\n"
+            )
+        parts.append("\n")
+    return "".join(parts)
+
+
+_TABLES = {"dwconv": dwconv_table, "models": models_table, "memory": memory_table}
 
 
 def _dwconv_row(record: dict) -> str:

@@ -87,9 +87,9 @@ class DwconvContest:
         seconds: float = 0.5,
     ):
         self.case, self.direction, self.dtype, self.algorithm = case, direction, dtype, algorithm
-        inputs = [t.to(DTYPES[dtype]) for t in _inputs(case, direction)]
-        exact = _candidates(case, direction, [t.double() for t in inputs], algorithm)[FFT]()
-        self.contest = Contest(_candidates(case, direction, inputs, algorithm), seconds)
+        inputs = [t.to(DTYPES[dtype]) for t in random_inputs(case, direction)]
+        exact = candidates(case, direction, [t.double() for t in inputs], algorithm)[FFT]()
+        self.contest = Contest(candidates(case, direction, inputs, algorithm), seconds)
         self.errors = {n: relative_error(y, exact) for n, y in self.contest.results.items()}
         self.contest.results.clear()
         for name in self.wrong():
@@ -113,7 +113,7 @@ class DwconvContest:
         }
 
 
-def _inputs(case: Case, direction: str) -> list[Tensor]:
+def random_inputs(case: Case, direction: str) -> list[Tensor]:
     """Return float32 (x, weight), (grad, weight) or (grad, x)."""
     g = torch.Generator().manual_seed(0)
     image = (case.batch, case.channels, case.height, case.width)
@@ -121,10 +121,10 @@ def _inputs(case: Case, direction: str) -> list[Tensor]:
     return [torch.randn(shape, generator=g) for shape in (image, second)]
 
 
-def _candidates(
-    case: Case, direction: str, inputs: list[Tensor], algorithm: str
+def candidates(
+    case: Case, direction: str, inputs: list[Tensor], algorithm: str = "auto"
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return the candidates by name."""
+    """Return the candidates of `DwconvContest` by name, as functions without arguments."""
     a, b = inputs
     a_cl = a.to(memory_format=torch.channels_last)
     b_cl = b.to(memory_format=torch.channels_last)
