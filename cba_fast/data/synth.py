@@ -21,7 +21,7 @@ from cba_fast.files import atomic_path, write_json, write_text
 
 MANIFEST = "synth.json"
 # Raised whenever the same seed gives other pixels: an old folder is not taken for a new one then.
-GENERATOR = 1
+GENERATOR = 2
 _JPEG_QUALITY = 90
 
 

@@ -75,7 +75,7 @@ def species(seed: int, index: int) -> Species:
     # Steps of the golden angle keep the hues within a plan apart, however many classes there are;
     # a quarter step between plans does so for the classes of neighbouring plans.
     hue = (first.random() + 0.381966 * (turn + plan_index / len(PLANS))) % 1
-    base, shade = (colorsys.hsv_to_rgb(hue, 0.62, value) for value in rng.permutation((0.72, 0.48)))
+    base, shade = (colorsys.hsv_to_rgb(hue, 0.75, value) for value in rng.permutation((0.72, 0.48)))
     coat = Coat(base, shade, coat_pattern, float(rng.uniform(3, 7)))
     # The mark's second colour: dark on a light mark, light on a dark one.
     ground = MARKS[color]
