@@ -6,8 +6,8 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
+from cba_fast.kernels import native
 from cba_fast.nn import accelerate, conv1x1_is_faster, linears_as_convs
-from cba_fast.ops.dwconv import FORWARD
 
 from .layers import Classifier
 from .merging import merge
@@ -73,8 +73,7 @@ def one_kernel_is_faster(model: nn.Module) -> bool:
     stay: 5.6 against 7, but 2.8 against 3.0, 2.8 against 1.9, 0.9 against 1.0. Without the compiled
     convolution a 51x51 kernel would cost five times the strips.
     """
-    cpp = FORWARD.backends.get("cpp")
-    return isinstance(model, SLaK) and cpp is not None and cpp.unavailable() is None
+    return isinstance(model, SLaK) and native.unavailable() is None
 
 
 def _is_float32(model: nn.Module) -> bool:
