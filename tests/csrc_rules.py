@@ -17,8 +17,9 @@ RELAXED = re.compile(
     r"-Ofast|fast[-_]math|-funsafe-math|-ffinite-math|-fassociative-math|-freciprocal-math"
 )
 # Files compiled for one instruction set, and what they may include.
-ONE_SET = re.compile(r"_(baseline|avx2|avx512|body|kernels)\.(cpp|h)$")
-ONE_SET_INCLUDE = re.compile(r"^(immintrin\.h|stdint\.h|cpu/\w+_(body|kernels|baseline|avx2|avx512)\.h)$")
+_KINDS = "(baseline|avx2|avx512|body|kernels)"
+ONE_SET = re.compile(rf"_{_KINDS}\.(cpp|h)$")
+ONE_SET_INCLUDE = re.compile(rf"^(immintrin\.h|stdint\.h|cpu/\w+_{_KINDS}\.h)$")
 
 
 def broken_rules(root: Path) -> Iterator[str]:

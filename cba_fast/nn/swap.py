@@ -4,7 +4,7 @@ import logging
 
 from torch import nn
 
-from ..ops.dwconv import ALGORITHMS
+from ..ops.dwconv_choice import ALGORITHMS
 from .depthwise import IMPLICIT_GEMM, DepthwiseConv2d, true_padding, why_not_covered
 
 log = logging.getLogger("cba_fast")
