@@ -84,14 +84,6 @@ def test_state_dict_is_that_of_conv2d():
     conv.load_state_dict({k[2:]: v for k, v in torch.load(buffer, weights_only=True).items()})
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated")
-def test_script_trace():
-    module, x = DepthwiseConv2d(4, 4, 5, padding=2, groups=4), torch.randn(1, 4, 8, 8)
-    traced = torch.jit.trace(module, x)
-    other = torch.randn(2, 4, 9, 7)
-    assert torch.equal(traced(other), module(other))
-
-
 # ONNX.
 
 
