@@ -245,7 +245,7 @@ def test_table_of_memory():
     kib = {"channels_last": 2048, "ours_channels_last": 3072}
     record = {"bench": "memory", "case": "c", "direction": "grad_x", "kib": kib, "machine": machine}
     text = bench_tables.tables([record, made()])
-    assert "| c | 2.0 | 3.0 | 1.50 |" in text
+    assert "| c | 2.0 | 3.0 | 1.50 (loss) |" in text
     assert "## forward, float32" in text
 
 

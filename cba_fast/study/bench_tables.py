@@ -107,7 +107,7 @@ def models_table(records: list[dict]) -> str:
 
 
 def memory_table(records: list[dict]) -> str:
-    """Return peaks of memory in MiB as one table per direction."""
+    """Return peaks of memory in MiB as one table per direction; a tenth more is a loss."""
     parts = []
     for direction, group in _groups(records, lambda r: r["direction"]).items():
         parts.append(
@@ -116,9 +116,9 @@ def memory_table(records: list[dict]) -> str:
         )
         for record in group:
             theirs, ours = (record["kib"][n] / 1024 for n in (CL, OURS_CL))
-            parts.append(
-                f"| {record['case']} | {theirs:.1f} | {ours:.1f} | {ours / theirs:.2f} |\n"
-            )
+            ratio = f"{ours / theirs:.2f}" + (" (loss)" if ours > 1.1 * theirs else "")
+            cells = [record["case"], f"{theirs:.1f}", f"{ours:.1f}", ratio]
+            parts.append(f"| {' | '.join(cells)} |\n")
         parts.append("\n")
     return "".join(parts)
 
