@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
     "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
+    "bench": ("bench", "Time depthwise layers or whole networks on this machine."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),
 }
 

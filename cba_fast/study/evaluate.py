@@ -21,7 +21,7 @@ from cba_fast.wsol.score_maps import resize_score_map
 from .config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from .erf_runs import SizeConfig, measure_sizes
 from .generate import constant_lines
-from .inference import iter_localizations, load_model, open_images, report_on
+from .inference import iter_localizations, load_float32, load_model, open_images, report_on
 from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
 
 
@@ -112,6 +112,7 @@ def evaluate(
         scored(done)
     if num_samples > 0:
         sizes = SizeConfig(num_samples, (p,), seed)
+        model = load_float32(model, model_config, run)
         done.erf, lines = _erf_summary(model, records, data, run, sizes, erf_progress)
         done.notes += lines
     return done
