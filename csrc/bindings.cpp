@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -84,34 +85,59 @@ void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int 
 }
 #endif
 
-cba::Maps maps_at(Address maps, Int num, Int height, Int width) {
-  return {pointer<const std::uint8_t>(maps, num * height * width, "maps"), num, height, width};
+cba::MapType parse_map_type(const std::string& dtype) {
+  if (dtype == "uint8") return cba::MapType::kUint8;
+  return cba::parse_dtype(dtype) == cba::DType::kFloat32 ? cba::MapType::kFloat32
+                                                         : cba::MapType::kFloat64;
+}
+
+cba::Maps maps_at(Address maps, Int num, Int height, Int width, const std::string& dtype) {
+  return {pointer<const void>(maps, num * height * width, "maps"), parse_map_type(dtype), num,
+          height, width};
+}
+
+cba::SweepOptions sweep_options(const std::string& isa, const std::string& method,
+                                int num_threads) {
+  require(method == "auto" || method == "segments" || method == "pixels",
+          "method must be auto, segments or pixels, got " + method);
+  return {cba::resolve_isa(isa),
+          method == "auto"       ? cba::Method::kAuto
+          : method == "segments" ? cba::Method::kSegments
+                                 : cba::Method::kPixels,
+          num_threads};
 }
 
 cba::Thresholds thresholds_at(Address thresholds, Int num) {
   const auto* values = pointer<const double>(thresholds, num, "thresholds");
-  for (Int i = 0; i < num; ++i) {  // a level outside the tables would be read otherwise
-    require(values[i] >= 0.0 && values[i] < 1.0,
-            "thresholds must lie in [0, 1), got " + std::to_string(values[i]));
+  // A level outside the tables would be read otherwise.
+  const double* bad =
+      std::find_if(values, values + num, [](double v) { return !(v >= 0 && v < 1); });
+  if (bad != values + num) {  // not `require`: its text would be made for every threshold
+    throw std::invalid_argument("thresholds must lie in [0, 1), got " + std::to_string(*bad));
   }
   return {values, num};
 }
 
-void largest_boxes(Address maps, Int num, Int height, Int width, Address thresholds,
-                   Int num_thresholds, Address boxes, int num_threads) {
-  const cba::Maps m = maps_at(maps, num, height, width);
+Int largest_boxes(Address maps, Int num, Int height, Int width, Address thresholds,
+                  Int num_thresholds, Address boxes, int num_threads, const std::string& dtype,
+                  const std::string& isa, const std::string& method) {
+  const cba::Maps m = maps_at(maps, num, height, width, dtype);
   const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
   auto* out = pointer<std::int32_t>(boxes, num * num_thresholds * 4, "boxes");
+  const cba::SweepOptions options = sweep_options(isa, method, num_threads);
   const py::gil_scoped_release release;
-  cba::largest_boxes(m, t, out, num_threads);
+  return cba::largest_boxes(m, t, out, options);
 }
 
 std::unique_ptr<cba::AllBoxes> all_boxes(Address maps, Int num, Int height, Int width,
-                                         Address thresholds, Int num_thresholds, int num_threads) {
-  const cba::Maps m = maps_at(maps, num, height, width);
+                                         Address thresholds, Int num_thresholds, int num_threads,
+                                         const std::string& dtype, const std::string& isa,
+                                         const std::string& method) {
+  const cba::Maps m = maps_at(maps, num, height, width, dtype);
   const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
+  const cba::SweepOptions options = sweep_options(isa, method, num_threads);
   const py::gil_scoped_release release;
-  return std::make_unique<cba::AllBoxes>(m, t, num_threads);
+  return std::make_unique<cba::AllBoxes>(m, t, options);
 }
 
 void write_all_boxes(const cba::AllBoxes& self, Address boxes, Address offsets, int num_threads) {
@@ -121,17 +147,19 @@ void write_all_boxes(const cba::AllBoxes& self, Address boxes, Address offsets, 
   self.write(to, starts, num_threads);
 }
 
-void best_iou(Address maps, Int num, Int height, Int width, Address thresholds, Int num_thresholds,
-              Address truth_boxes, Address truth_offsets, bool all_contours, Address iou,
-              int num_threads) {
-  const cba::Maps m = maps_at(maps, num, height, width);
+Int best_iou(Address maps, Int num, Int height, Int width, Address thresholds, Int num_thresholds,
+             Address truth_boxes, Address truth_offsets, bool all_contours, Address iou,
+             int num_threads, const std::string& dtype, const std::string& isa,
+             const std::string& method) {
+  const cba::Maps m = maps_at(maps, num, height, width, dtype);
   const cba::Thresholds t = thresholds_at(thresholds, num_thresholds);
   const auto* offsets = pointer<const Int>(truth_offsets, num + 1, "truth_offsets");
   const cba::GroundTruth truth = {pointer<const Int>(truth_boxes, offsets[num] * 4, "truth_boxes"),
                                   offsets};
   auto* out = pointer<double>(iou, num * num_thresholds, "iou");
+  const cba::SweepOptions options = sweep_options(isa, method, num_threads);
   const py::gil_scoped_release release;
-  cba::best_iou(m, t, truth, all_contours, out, num_threads);
+  return cba::best_iou(m, t, truth, all_contours, out, options);
 }
 
 // (address, height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
@@ -223,14 +251,18 @@ PYBIND11_MODULE(_C, m) {
         py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
   m.def("largest_boxes", largest_boxes, py::arg("maps"), py::arg("num"), py::arg("height"),
         py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"), py::arg("boxes"),
-        py::arg("num_threads"));
+        py::arg("num_threads"), py::arg("dtype") = "uint8", py::arg("isa") = "",
+        py::arg("method") = "auto");
   m.def("best_iou", best_iou, py::arg("maps"), py::arg("num"), py::arg("height"), py::arg("width"),
         py::arg("thresholds"), py::arg("num_thresholds"), py::arg("truth_boxes"),
-        py::arg("truth_offsets"), py::arg("all_contours"), py::arg("iou"), py::arg("num_threads"));
+        py::arg("truth_offsets"), py::arg("all_contours"), py::arg("iou"), py::arg("num_threads"),
+        py::arg("dtype") = "uint8", py::arg("isa") = "", py::arg("method") = "auto");
   py::class_<cba::AllBoxes>(m, "AllBoxes")
       .def(py::init(&all_boxes), py::arg("maps"), py::arg("num"), py::arg("height"),
            py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"),
-           py::arg("num_threads"))
+           py::arg("num_threads"), py::arg("dtype") = "uint8", py::arg("isa") = "",
+           py::arg("method") = "auto")
+      .def_property_readonly("first_bad", &cba::AllBoxes::first_bad)
       .def_property_readonly("num_boxes", &cba::AllBoxes::num_boxes)
       .def("write", write_all_boxes, py::arg("boxes"), py::arg("offsets"), py::arg("num_threads"));
 }

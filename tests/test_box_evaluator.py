@@ -12,6 +12,7 @@ from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.ops import best_box_iou
 from cba_fast.wsol import BoxEvaluator
 from cba_fast.wsol import evaluator as evaluator_module
+from cba_fast.wsol.row_table import BLOCK_BYTES, RowTable
 
 
 def make_boxes(n, rng, size=(60, 40), per_image=1):
@@ -319,3 +320,57 @@ def test_evaluators_with_another_ground_truth_are_not_merged():
     whole = scored(boxes, [2])
     whole.merge(scored(part, [0, 1]))
     assert whole.compute() == scored(boxes, [0, 1, 2]).compute()
+
+
+def test_the_batch_of_ious_does_not_matter(monkeypatch):
+    rng = np.random.default_rng(15)
+    boxes = make_boxes(7, rng)
+    maps = make_maps(7, rng)
+    whole, cut = BoxEvaluator(boxes), BoxEvaluator(boxes)
+    whole.update(maps, boxes.image_ids)
+    sizes, best = [], evaluator_module.best_box_iou
+
+    def record(u, *args, **kwargs):
+        sizes.append(len(u))
+        return best(u, *args, **kwargs)
+
+    monkeypatch.setattr(evaluator_module, "best_box_iou", record)
+    monkeypatch.setattr(evaluator_module, "IOU_BYTES", 3 * 8 * len(cut.thresholds))
+    cut.update(maps, boxes.image_ids)
+    assert sizes == [3, 3, 3, 3, 1, 1]  # both modes of each batch
+    assert cut.compute() == whole.compute()
+
+
+def test_memory_is_a_byte_per_image_threshold_and_mode():
+    table = RowTable((2, 1000))
+    for i in range(5000):
+        table.append(str(i), np.full((2, 1000), i % 5, np.uint8))
+    assert 10_000_000 <= sum(b.nbytes for b in table._blocks) <= 10_000_000 + BLOCK_BYTES
+    assert next(table.blocks())[:6, 0, 0].tolist() == [0, 1, 2, 3, 4, 0]
+    assert sum(map(len, table.blocks())) == len(table) == 5000
+    assert table.get("4999")[1, 999] == 4
+    assert table.get("5000") is None
+    np.testing.assert_array_equal(table.take(["7", "3"])[:, 0, 0], [2, 3])
+
+
+def test_the_curve_is_the_accuracy_at_each_threshold():
+    rng = np.random.default_rng(16)
+    boxes = make_boxes(9, rng)
+    evaluator = BoxEvaluator(boxes)
+    evaluator.update(make_maps(9, rng), boxes.image_ids)
+    result = evaluator.compute()
+    for mode in ("largest", "all"):
+        for iou in (0.3, 0.5, 0.7):
+            curve = result.curve(mode, iou)
+            assert curve.shape == (100,)
+            assert curve.max() == result.accuracy(mode, iou)
+            assert curve[12] == result.accuracy_at(mode, iou, float(evaluator.thresholds[12]))
+    with pytest.raises(InputError, match="IoU threshold 0.4"):
+        result.curve("all", 0.4)
+    with pytest.raises(InputError, match="'some'"):
+        result.curve("some", 0.5)
+    for bad in (("some", 0.5, 0.0), ("all", 0.4, 0.0), ("all", 0.5, 0.123)):
+        with pytest.raises(InputError, match="not one of those evaluated"):
+            evaluator.hits(*bad)
+    with pytest.raises(InputError, match="no class labels"):
+        evaluator.per_class(result)

@@ -15,9 +15,8 @@ from data_factory import cub_folder, edit_lines, metadata_folder, write_file, wr
 
 from cba_fast.data import load_boxes, open_image_set
 from cba_fast.errors import InputError
-from cba_fast.study import score
 from cba_fast.study.evaluate import match_images
-from cba_fast.wsol import BoxEvaluator
+from cba_fast.wsol import BoxEvaluator, map_reading
 
 IDS = [f"{c}/{c}_{i}.v1.jpg" for c in ("auk", "jay", "owl") for i in range(3)]
 SIZES = {i: (40 + n, 60 - 2 * n) for n, i in enumerate(IDS)}
@@ -91,6 +90,20 @@ def test_classification_and_localization(here, weights, capsys):
     assert scores["top1_localization"] <= min(scores["top1"], result["max_box_acc"])
     assert result["erf"] is None
     assert "ERF" not in done.out
+
+
+def test_written_predictions_give_the_same_scores_in_two_steps(here, weights, capsys):
+    common = model_arguments(weights)
+    assert run_cli(capsys, "generate-heatmap", *common, "--no_overlay").status == 0
+    boxes = ["--metadata_root", "meta", "--json", "r.json", "--predictions", "p.csv"]
+    done = run_cli(capsys, "evaluate", *common, *boxes, "--num_samples", 0)
+    assert done.status == 0, done.err
+    assert "Predictions  : p.csv" in done.out
+    one = read(here / "r.json")["classification"]
+    assert len((here / "p.csv").read_text().splitlines()) == 1 + 7
+    done = run_cli(capsys, "wsol-eval", *boxes)
+    assert done.status == 0, done.err
+    assert read(here / "r.json")["classification"] == one
 
 
 def test_evaluate_equals_erf_compute(here, weights, capsys):
@@ -268,7 +281,7 @@ def test_options_that_cannot_fit_are_refused_before_the_work(here, weights, caps
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("cba_fast.study.evaluate.load_model", works)
-    monkeypatch.setattr("cba_fast.study.score.read_score_map", works)
+    monkeypatch.setattr("cba_fast.study.score.read_maps", works)
     boxes += ["--threshold_from", "val.json", "--cam_curve_interval", 0.3]
     for command in (["wsol-eval"], ["evaluate", *model_arguments(weights)]):
         done = run_cli(capsys, *command, *boxes)
@@ -403,7 +416,7 @@ def test_results_record_the_ground_truth_that_was_read(here, weights, capsys):
     assert found["metadata_folder"] is None
 
 
-@pytest.mark.parametrize("limit", [1, 3 * 30 * 30 * 8, 1 << 30])
+@pytest.mark.parametrize("limit", [1, 3 * 30 * 30, 1 << 30])
 def test_chunks_keep_below_their_bytes_and_do_not_matter(here, capsys, monkeypatch, limit):
     save_maps(here / "maps", IDS)
     args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--json", "r.json"]
@@ -415,10 +428,10 @@ def test_chunks_keep_below_their_bytes_and_do_not_matter(here, capsys, monkeypat
         sizes.append(maps.nbytes)
         real(self, maps, ids)
 
-    monkeypatch.setattr(score, "CHUNK_BYTES", limit)
+    monkeypatch.setattr(map_reading, "CHUNK_BYTES", limit)
     monkeypatch.setattr(BoxEvaluator, "update", update)
     assert run_cli(capsys, *args).status == 0
-    one = 30 * 30 * 8
+    one = 30 * 30  # the maps arrive as bytes
     assert sum(sizes) == 9 * one
     assert max(sizes) == min(max(limit // one, 1), 9) * one
     assert read(here / "r.json")["largest"] == whole

@@ -15,6 +15,7 @@ from cli_runner import run_cli
 from data_factory import image_folder, write_file
 
 from cba_fast import files
+from cba_fast.data.score_store import ScoreStore, StoreWriter
 
 NAMES = ["a/1.jpg", "a/2.x.png", "b/1.jpg", "b/3.jpg", "c/9.jpg"]
 SMALL = ["--input_size", 128, "--map_size", 64, "--num_workers", 0]
@@ -128,6 +129,62 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", *other))
     assert done.status == 1
     assert "method='cam' (now 'pc1')" in done.err
+
+
+def test_a_store_takes_the_maps_that_files_would_hold(here, weights, capsys, monkeypatch):
+    assert run_cli(capsys, *arguments(weights, "slak", "--no_overlay")).status == 0
+    done = run_cli(capsys, "pack-maps", "--np_root", "np_heatmap_output", "--store", "packed")
+    assert done.status == 0, done.err
+    more = ["--batch_size", 2, "--heatmap_output", "heat", "--store"]
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "store"))
+    assert done.status == 0, done.err
+    assert "Score maps   : store" in done.out
+    assert not (here / "np_heat").exists()
+    assert len(list((here / "heat").glob("*.png"))) == 5
+    # a batch of two and one of eight may differ in a map's last bit, not in its name or place
+    assert (here / "store" / "names.txt").read_bytes() == (
+        here / "packed" / "names.txt"
+    ).read_bytes()
+    whole = snapshot(here / "store")
+    assert run_cli(capsys, *arguments(weights, "slak", "--store", "same")).status == 0
+    assert (here / "same" / "maps.npy").read_bytes() == (here / "packed" / "maps.npy").read_bytes()
+
+    real, written = StoreWriter.write, []
+
+    def fails_in_the_second_batch(self, row, u):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(row)
+        real(self, row, u)
+
+    monkeypatch.setattr(StoreWriter, "write", fails_in_the_second_batch)
+    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
+    monkeypatch.setattr(StoreWriter, "write", real)
+    assert ScoreStore(here / "cut").present.tolist() == [True] * 3 + [False] * 2
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
+    assert done.status == 0, done.err
+    assert "3 made, 2 were there" in done.out
+    assert snapshot(here / "cut") == whole
+    other = ["--resume", "--localization_method", "pc1"]
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", *other))
+    assert done.status == 1
+    assert "method='cam' (now 'pc1')" in done.err
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "heat"))
+    assert done.status == 1
+    assert "heat cannot hold both the overlays and the store" in done.err
+
+
+def test_an_unreadable_image_is_missing_in_the_store(here, weights, capsys):
+    write_file(here / "datasets" / "tiny" / "b" / "1.jpg", b"not an image")
+    done = run_cli(capsys, *arguments(weights, "replknet", "--store", "store"))
+    assert done.status == 0
+    assert "b/1.jpg" in done.err
+    store = ScoreStore(here / "store")
+    assert [name for name, there in zip(store.names, store.present) if not there] == ["b/1"]
+    before = snapshot(here / "store")
+    done = run_cli(capsys, *arguments(weights, "replknet", "--store", "store", "--target", 500))
+    assert done.status == 1
+    assert snapshot(here / "store") == before
 
 
 def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):

@@ -1,14 +1,15 @@
 """DepthwiseConv2d, accelerate() and the exact rewrites of trained convolutions."""
 
 import copy
-import io
 import logging
 import re
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cba_fast
 from cba_fast.nn import (
@@ -30,8 +31,6 @@ def _seed():
 
 def uses_op(module, x):
     """Say whether the module's forward calls the op, as seen by the dispatcher."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     seen = []
 
     class Spy(TorchDispatchMode):
@@ -120,54 +119,6 @@ def test_from_conv_shares_parameters():
     assert DepthwiseConv2d.from_conv(depthwise(bias=False)).bias is None
     with pytest.raises(TypeError, match="got Linear"):
         DepthwiseConv2d.from_conv(nn.Linear(2, 2))
-
-
-def test_deepcopy_and_pickle():
-    module = DepthwiseConv2d.from_conv(depthwise())
-    x = torch.randn(1, 4, 8, 8)
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    for other in (copy.deepcopy(module), torch.load(buffer, weights_only=False)):
-        assert type(other) is DepthwiseConv2d
-        assert other.weight is not module.weight
-        assert torch.equal(other(x), module(x))
-
-
-def small_model():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        DepthwiseConv2d(8, 8, (13, 3), padding=(6, 1), groups=8),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 4, 1),
-    )
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_compile_and_export(memory_format):
-    model = small_model().eval().to(memory_format=memory_format)
-    x = torch.randn(2, 3, 8, 8).to(memory_format=memory_format)
-    expected = model(x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    close(compiled(x), expected)
-    assert compiled(x).stride() == expected.stride()
-    exported = torch.export.export(model, (x,))
-    assert OP in [n.target for n in exported.graph.nodes]
-    close(exported.module()(x), expected)
-
-
-def test_autocast_trains_end_to_end():
-    model = small_model()
-    x = torch.randn(2, 3, 8, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = model(x)
-    assert y.dtype == torch.bfloat16
-    y.float().square().mean().backward()
-    for p in model.parameters():
-        assert p.grad.dtype == torch.float32
-        assert p.grad.isfinite().all()
-        assert p.grad.stride() == p.stride()
 
 
 # accelerate().
@@ -271,14 +222,36 @@ def test_what_cannot_be_swapped_is_left_with_a_logged_reason(caplog):
     assert "'dense'" not in text
 
 
-def test_accelerated_timm_model_computes_the_same():
-    import timm
-
-    model = timm.create_model("test_convnext", num_classes=3).eval()
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # ConvNeXt: one 7x7 per block. InceptionNeXt: 3x3, 1x9 and 9x1 per block.
+    [("test_convnext", 9), ("inception_next_atto", 3 * 12)],
+)
+def test_accelerated_timm_model_computes_the_same(name, count):
+    model = timm.create_model(name, num_classes=3).eval()
     x = torch.randn(1, 3, 64, 64)
     expected = model(x)
-    assert len(accelerate(model)) > 0
+    assert len(accelerate(model)) == count
     close(model(x), expected)
+
+
+def test_the_algorithm_reaches_the_op(monkeypatch):
+    seen = []
+
+    def spy(*args, algorithm, original=depthwise_module.depthwise_conv2d):
+        seen.append(algorithm)
+        return original(*args, algorithm=algorithm)
+
+    monkeypatch.setattr(depthwise_module, "depthwise_conv2d", spy)
+    model = nn.Sequential(depthwise(), nn.ReLU(), depthwise())
+    accelerate(model, algorithm="direct")
+    model[2].algorithm = "auto"
+    copy.deepcopy(model)(torch.randn(1, 4, 8, 8))
+    assert seen == ["direct", "auto"]
+    other = depthwise()
+    with pytest.raises(ValueError, match="'winograd'"):
+        accelerate(other, algorithm="winograd")
+    assert type(other) is nn.Conv2d
 
 
 # Rewrites.

@@ -17,7 +17,13 @@ from .options import (
     run_options,
 )
 from .progress import bar, warn
-from .scores import print_scores, print_transferred, transferred_json, write_scores
+from .scores import (
+    print_classification,
+    print_scores,
+    print_transferred,
+    transferred_json,
+    write_scores,
+)
 
 
 @click.command()
@@ -30,6 +36,11 @@ from .scores import print_scores, print_transferred, transferred_json, write_sco
 @click.option("--p", type=SHARE, default=0.2, help="ERF share.")
 @click.option("--seed", type=SEED, default=0, help="Seed of the ERF sample.")
 @click.option("--threshold_from", type=click.Path(path_type=Path), help="JSON of another run.")
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
 def command(
     model_config,
@@ -41,6 +52,7 @@ def command(
     p,
     seed,
     threshold_from,
+    predictions,
     json_path,
 ):
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
@@ -58,6 +70,7 @@ def command(
     saved = []
 
     def save(found) -> None:
+        _write_predictions(predictions, found)
         if json_path:
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
@@ -84,8 +97,17 @@ def command(
         raise
     warn(found.notes)
     _print(found, threshold_from)
+    if predictions:
+        click.echo(f"Predictions  : {predictions}")
     if json_path:
         click.echo(f"Results      : {json_path}")
+
+
+def _write_predictions(path: Path | None, found) -> None:
+    from cba_fast.data import write_predictions
+
+    if path is not None:
+        write_predictions(path, found.predictions)
 
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
@@ -118,12 +140,7 @@ def _with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
 def _print(found, threshold_from: Path | None) -> None:
     print_scores(found.result, found.box_config.iou_thr)
     if found.classification is not None:
-        c = found.classification
-        click.echo(f"Top-1        : {c['top1']:.2f}% (top-5 {c['top5']:.2f}%)")
-        click.echo(
-            f"Localization : top-1 {c['top1_localization']:.2f}%, top-5 "
-            f"{c['top5_localization']:.2f}%"
-        )
+        print_classification(found.classification)
     if found.erf is not None:
         e = found.erf
         click.echo(

@@ -16,8 +16,15 @@ from .progress import bar, warn
 @run_options()
 @click.option("--heatmap_output", type=click.Path(path_type=Path), default=Path("heatmap_output"))
 @click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Put the score maps into this store (one uint8 array) instead of .npy files.",
+)
 @click.option("--no_overlay", is_flag=True, help="Write the score maps only.")
-def command(model_config, data_config, map_config, run_config, heatmap_output, resume, no_overlay):
+def command(
+    model_config, data_config, map_config, run_config, heatmap_output, resume, store, no_overlay
+):
     """Make CAM or PC1 heatmaps of an image folder.
 
     Writes overlays to HEATMAP_OUTPUT and score maps to np_HEATMAP_OUTPUT/<class>/<stem>.npy. What
@@ -35,6 +42,7 @@ def command(model_config, data_config, map_config, run_config, heatmap_output, r
             heatmap_output,
             resume=resume,
             overlay=not no_overlay,
+            store=store,
             progress=bar("heatmaps"),
         )
     except KeyboardInterrupt:

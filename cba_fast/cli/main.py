@@ -12,7 +12,8 @@ from cba_fast.errors import CbaError
 COMMANDS = {
     "demo": ("demo", "Run the whole study on generated data: no download, no GPU."),
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
-    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc and MaxBoxAccV2."),
+    "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
+    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc, MaxBoxAccV2, PxAP."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
     "erf-compute": ("erf_compute", "Measure the ERF size on sampled images."),
     "collect-erf-wsol": ("collect_erf_wsol", "Train and score experiments of a YAML file."),
@@ -22,6 +23,7 @@ COMMANDS = {
     "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
     "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
+    "bench": ("bench", "Time depthwise layers or whole networks on this machine."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),
 }
 

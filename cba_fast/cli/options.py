@@ -36,11 +36,12 @@ class FiniteRange(click.FloatRange):
 
 SHARE = FiniteRange(0, 1, min_open=True)
 INTERVAL = FiniteRange(1e-5, 1)  # 100,000 thresholds
+CONFIDENCE = FiniteRange(0, 1, min_open=True, max_open=True)
 
 
 def _collect(
     keyword: str,
-    config: type,
+    config: Callable,
     fields: dict[str, str],
     options: list,
     check: Callable = lambda config: None,
@@ -134,7 +135,12 @@ def run_options(batch_size: int = 8) -> Callable:
         click.option("--batch_size", type=POSITIVE, default=batch_size),
         click.option("--num_workers", type=click.IntRange(min=0), default=2),
         click.option("--device", help="cpu, cuda, cuda:1, ...; CUDA where available if absent."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32"),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            default="fp32",
+            help="bf16 and fp16: autocast. On CPUs without bf16 instructions, bf16 is far slower.",
+        ),
         click.option("--channels_last/--no_channels_last", default=True),
         click.option("--strict", is_flag=True, help="End at the first unreadable image."),
     ]
@@ -208,3 +214,51 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
 def _check_boxes(config: BoxConfig) -> None:
     if config.resize_maps and config.eval_size is None:
         raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")
+
+
+def statistics_options() -> Callable:
+    """What is told beside the scores: hands over `statistics`."""
+    options = [
+        click.option(
+            "--predictions",
+            type=click.Path(path_type=Path),
+            help="CSV or JSON of ranked classes: adds top-1 and top-5 localization.",
+        ),
+        click.option("--per_class", is_flag=True, help="Add the figures of each class to --json."),
+        click.option(
+            "--bootstrap",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Confidence intervals from N resamples of the images  [1000 with --compare]",
+        ),
+        click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals."),
+        click.option("--seed", type=SEED, default=0, help="Of the resamples."),
+        click.option(
+            "--compare",
+            type=click.Path(path_type=Path),
+            help="Maps of another run over the same images: is this run really better?",
+        ),
+        click.option(
+            "--compare_predictions",
+            type=click.Path(path_type=Path),
+            help="The other run's --predictions.",
+        ),
+    ]
+    names = ("predictions", "per_class", "confidence", "seed", "compare", "compare_predictions")
+    fields = {k: k for k in names} | {"bootstrap": "num_resamples"}
+    return _collect("statistics", _statistics, fields, options)
+
+
+def _statistics(num_resamples: int | None, **values):
+    """Return the `Statistics`, which need torch: imported when a command runs, not for its help."""
+    from cba_fast.study.score_statistics import Statistics
+
+    if values["compare"] is None and values["compare_predictions"] is not None:
+        raise click.UsageError("--compare_predictions needs --compare")
+    if values["compare"] is not None and num_resamples == 0:
+        raise click.UsageError("--compare needs resamples: give --bootstrap more than 1")
+    if num_resamples == 1:
+        raise click.UsageError("--bootstrap needs at least 2 resamples")
+    if num_resamples is None:
+        num_resamples = 0 if values["compare"] is None else 1000
+    return Statistics(num_resamples=num_resamples, **values)

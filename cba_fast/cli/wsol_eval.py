@@ -4,39 +4,127 @@ from pathlib import Path
 
 import click
 
-from .options import box_options
+from .options import box_options, statistics_options
 from .progress import bar, warn
-from .scores import print_scores, print_transferred, transferred_json, write_scores
+from .scores import (
+    print_pixel_scores,
+    print_scores,
+    print_statistics,
+    print_transferred,
+    transferred_json,
+    write_scores,
+)
+
+BOXES_ONLY = (
+    "cub_root",
+    "iou_thr",
+    "contours",
+    "threshold_from",
+    *("predictions", "per_class", "bootstrap", "confidence", "seed"),
+    *("compare", "compare_predictions"),
+)
 
 
 @click.command()
-@click.option("--np_root", type=click.Path(path_type=Path), default=Path("np_heatmap_output"))
+@click.option(
+    "--np_root",
+    type=click.Path(path_type=Path),
+    default=Path("np_heatmap_output"),
+    help="Folder of maps, or a store of them.",
+)
 @box_options(with_metadata=True, contours="largest")
+@click.option(
+    "--mask_root",
+    type=click.Path(path_type=Path),
+    help="Score against masks instead (PxAP): the folder of the mask paths in the metadata.",
+)
+@statistics_options()
 @click.option("--threshold_from", type=click.Path(path_type=Path), help="JSON of another run.")
+@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
-def command(np_root, box_config, threshold_from, json_path):
-    """Score stored heatmaps against boxes: MaxBoxAcc and MaxBoxAccV2.
+@click.pass_context
+def command(
+    context, np_root, box_config, mask_root, statistics, threshold_from, num_workers, json_path
+):
+    """Score stored heatmaps: MaxBoxAcc and MaxBoxAccV2 against boxes, or PxAP against masks.
 
-    The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT; the boxes come from --cub_root
-    or --metadata_root.
+    The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT, or a store made of such files;
+    the boxes come from --cub_root or --metadata_root.
     """
+    if mask_root is not None:
+        _check_pixel_options(context)
+        _score_pixels(np_root, mask_root, box_config, num_workers, json_path)
+        return
+    if statistics.per_class and json_path is None:
+        raise click.UsageError("--per_class needs --json, where the figures are written")
     from cba_fast.study.score import box_settings, read_tuned, score_folder, versions
 
     tuned = read_tuned(threshold_from) if threshold_from else None
-    scored = score_folder(np_root, box_config, tuned, progress=bar("scoring"))
-    result = scored.result
+    scored = score_folder(
+        np_root, box_config, tuned, bar("scoring"), statistics, num_workers=num_workers
+    )
+    result, found = scored.result, scored.statistics
     if json_path:
         extra = {
-            "settings": box_settings(box_config) | {"np_root": str(np_root)},
+            **found.to_json(),
+            "settings": box_settings(box_config) | _statistics_settings(statistics, np_root),
             "versions": versions(),
         }
         if tuned:
             extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
         write_scores(json_path, result, extra)
     warn(scored.notes)
-    print_scores(result, box_config.iou_thr)
+    print_scores(result, box_config.iou_thr, found.bootstrap)
+    print_statistics(found, box_config.iou_thr, statistics.compare)
     if tuned:
         print_transferred(scored.transferred, threshold_from)
+    _print_end(result, json_path)
+
+
+def _statistics_settings(statistics, np_root: Path) -> dict:
+    from cba_fast.study.config import settings
+
+    return settings(statistics) | {"np_root": str(np_root)}
+
+
+def _check_pixel_options(context: click.Context) -> None:
+    """Refuse what PxAP has no use for: an option without effect would be a trap."""
+    given = [
+        name
+        for name in BOXES_ONLY
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--{given[0]} is about boxes and does not go with --mask_root")
+
+
+def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
+    from cba_fast.study.config import settings
+    from cba_fast.study.score import versions
+    from cba_fast.study.score_pixels import PixelConfig, score_pixels
+
+    if config.metadata_root is None:
+        raise click.UsageError("--mask_root needs --metadata_root")
+    pixel_config = PixelConfig(
+        mask_root,
+        config.metadata_root,
+        config.dataset_name,
+        config.split,
+        config.cam_curve_interval,
+        config.eval_size,
+        config.resize_maps,
+        config.missing_as_miss,
+    )
+    result, notes = score_pixels(np_root, pixel_config, bar("scoring"), num_workers)
+    if json_path:
+        used = settings(pixel_config) | {"np_root": str(np_root)}
+        write_scores(json_path, result, {"settings": used, "versions": versions()})
+    warn(notes)
+    print_pixel_scores(result)
+    _print_end(result, json_path)
+
+
+def _print_end(result, json_path: Path | None) -> None:
     if json_path:
         click.echo(f"Results      : {json_path}")
     elif result.missing:

@@ -21,6 +21,11 @@ _WHERE = {
     "erf_map_transform": "loading",
     "Boxes": "boxes",
     "load_boxes": "boxes",
+    "Masks": "masks",
+    "load_masks": "masks",
+    "ScoreStore": "score_store",
+    "read_predictions": "predictions",
+    "write_predictions": "predictions",
     "prepare_cub": "prepare",
     "generate": "synth",
 }

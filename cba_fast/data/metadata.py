@@ -6,12 +6,26 @@ label>``), ``image_sizes.txt`` (``<id>,<w>,<h>``) and ``localization.txt`` (``<i
 """
 
 import os
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from cba_fast.data.cub import check_same_ids
 from cba_fast.data.records import ImageSet, make_record
 from cba_fast.data.textlines import bad_line, duplicate, read_lines, some
 from cba_fast.errors import BoxError, InputError
+
+
+@dataclass(frozen=True)
+class MaskPaths:
+    """Where the masks of an image lie, below the mask root.
+
+    Attributes:
+        masks: one mask per object; their union is the foreground.
+        ignore: the mask of what is not scored (outside of the foreground), or None.
+    """
+
+    masks: tuple[str, ...]
+    ignore: str | None
 
 
 def find_folder(
@@ -126,6 +140,39 @@ def read_boxes(folder: Path, ids: tuple[str, ...]) -> dict[str, list[tuple[int, 
         boxes.setdefault(image_id, []).append((x0, y0, x1, y1))
     check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, boxes)
     return boxes
+
+
+def read_masks(folder: Path, ids: tuple[str, ...]) -> dict[str, MaskPaths]:
+    """Read the masks of ``localization.txt``: one line ``<id>,<mask path>,<ignore path>`` per mask.
+
+    Raises:
+        InputError: a line is malformed or describes a box, a path is not a plain relative one, a
+            line other than an image's first has an ignore path, or the ids are not those of
+            ``image_ids.txt``.
+    """
+    path = folder / "localization.txt"
+    want = "<id>,<mask path>,<ignore path>"
+    found: dict[str, MaskPaths] = {}
+    for number, text in read_lines(path):
+        image_id, *paths = text.rsplit(",", 2)
+        if len(paths) != 2 or not image_id or not paths[0]:
+            raise bad_line(path, number, text, want)
+        if all(p.isdecimal() for p in paths):
+            raise InputError(
+                f"{path}, line {number} describes a box ({text!r}): this data set is scored by "
+                "boxes (MaxBoxAcc), it has no masks"
+            )
+        for one in filter(None, paths):
+            if PurePosixPath(one).is_absolute() or ".." in one.split("/") or "\\" in one:
+                raise InputError(f"{path}, line {number}: {one!r} is not a plain relative path")
+        if image_id not in found:
+            found[image_id] = MaskPaths((paths[0],), paths[1] or None)
+        elif paths[1]:
+            raise bad_line(path, number, text, "an ignore path on the first line of an image only")
+        else:
+            found[image_id] = MaskPaths((*found[image_id].masks, paths[0]), found[image_id].ignore)
+    check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, found)
+    return found
 
 
 def image_set(

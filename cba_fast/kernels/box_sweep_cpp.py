@@ -1,52 +1,94 @@
-"""Launches the C++ box sweep (CPU tensors; scoremaps uint8, thresholds float64 in [0, 1))."""
+"""Launches the C++ box sweep (CPU tensors; thresholds float64 in [0, 1)).
+
+The maps m are uint8, or floating and quantized as they are read, u = uint8(255 * m); a value that
+is NaN or outside [0, 1] raises the `ScoreMapError` of `reference.quantize`. For tests and
+benchmarks, `isa` chooses the instruction set (empty: that of the process) and `method` how contours
+are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one for each map.
+"""
 
 import torch
 from torch import Tensor
 
 from cba_fast.kernels import native
+from cba_fast.reference.quantize import refuse_value
 
 
-def _arguments(scoremaps: Tensor, thresholds: Tensor) -> tuple:
-    return (scoremaps.data_ptr(), *scoremaps.shape, thresholds.data_ptr(), len(thresholds))
+def _readable(scoremaps: Tensor) -> Tensor:
+    if scoremaps.dtype not in (torch.uint8, torch.float32, torch.float64):
+        scoremaps = scoremaps.float()
+    return scoremaps.contiguous()
 
 
-def box_sweep(scoremaps: Tensor, thresholds: Tensor) -> Tensor:
+def _where(maps: Tensor, thresholds: Tensor) -> tuple:
+    return (maps.data_ptr(), *maps.shape, thresholds.data_ptr(), len(thresholds))
+
+
+def _options(maps: Tensor, isa: str, method: str) -> dict:
+    return {"dtype": str(maps.dtype).removeprefix("torch."), "isa": isa, "method": method}
+
+
+def _core(isa: str):
+    return native.load() if isa else native.load_for_isa()
+
+
+def box_sweep(
+    scoremaps: Tensor, thresholds: Tensor, *, isa: str = "", method: str = "auto"
+) -> Tensor:
     """Return the boxes of the largest contours, (N, T, 4) int32."""
-    scoremaps, thresholds = scoremaps.contiguous(), thresholds.contiguous()
-    boxes = torch.empty((len(scoremaps), len(thresholds), 4), dtype=torch.int32)
-    native.load().largest_boxes(
-        *_arguments(scoremaps, thresholds), boxes.data_ptr(), torch.get_num_threads()
+    maps, thresholds = _readable(scoremaps), thresholds.contiguous()
+    boxes = torch.empty((len(maps), len(thresholds), 4), dtype=torch.int32)
+    first_bad = _core(isa).largest_boxes(
+        *_where(maps, thresholds),
+        boxes.data_ptr(),
+        torch.get_num_threads(),
+        **_options(maps, isa, method),
     )
+    if first_bad >= 0:
+        refuse_value(scoremaps, first_bad)
     return boxes
 
 
-def box_sweep_all(scoremaps: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+def box_sweep_all(
+    scoremaps: Tensor, thresholds: Tensor, *, isa: str = "", method: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return the boxes of all contours, (M, 4) int32, and offsets (N*T+1,) int64."""
-    scoremaps, thresholds = scoremaps.contiguous(), thresholds.contiguous()
+    maps, thresholds = _readable(scoremaps), thresholds.contiguous()
     threads = torch.get_num_threads()
-    found = native.load().AllBoxes(*_arguments(scoremaps, thresholds), threads)
+    found = _core(isa).AllBoxes(*_where(maps, thresholds), threads, **_options(maps, isa, method))
+    if found.first_bad >= 0:
+        refuse_value(scoremaps, found.first_bad)
     boxes = torch.empty((found.num_boxes, 4), dtype=torch.int32)
-    offsets = torch.empty(len(scoremaps) * len(thresholds) + 1, dtype=torch.int64)
+    offsets = torch.empty(len(maps) * len(thresholds) + 1, dtype=torch.int64)
     found.write(boxes.data_ptr(), offsets.data_ptr(), threads)
     return boxes, offsets
 
 
 def best_box_iou(
-    scoremaps: Tensor, gt_boxes: Tensor, gt_offsets: Tensor, thresholds: Tensor, contours: str
+    scoremaps: Tensor,
+    gt_boxes: Tensor,
+    gt_offsets: Tensor,
+    thresholds: Tensor,
+    contours: str,
+    *,
+    isa: str = "",
+    method: str = "auto",
 ) -> Tensor:
     """Return the best IoU of each map at each threshold, (N, T) float64.
 
     gt_boxes (M, 4) int64; those of map i are gt_boxes[gt_offsets[i] : gt_offsets[i + 1]].
     """
-    scoremaps, thresholds = scoremaps.contiguous(), thresholds.contiguous()
+    maps, thresholds = _readable(scoremaps), thresholds.contiguous()
     gt_boxes, gt_offsets = gt_boxes.contiguous(), gt_offsets.contiguous()
-    iou = torch.empty((len(scoremaps), len(thresholds)), dtype=torch.float64)
-    native.load().best_iou(
-        *_arguments(scoremaps, thresholds),
+    iou = torch.empty((len(maps), len(thresholds)), dtype=torch.float64)
+    first_bad = _core(isa).best_iou(
+        *_where(maps, thresholds),
         gt_boxes.data_ptr(),
         gt_offsets.data_ptr(),
         contours == "all",
         iou.data_ptr(),
         torch.get_num_threads(),
+        **_options(maps, isa, method),
     )
+    if first_bad >= 0:
+        refuse_value(scoremaps, first_bad)
     return iou

@@ -3,6 +3,7 @@
 from .build import DEFAULT_MODELS, FAMILIES, build_model
 from .checkpoints import Layout, detect_layout, load_state_dict_file, save_state_dict_file
 from .convnext_study import ConvNeXtStudy
+from .inference import inference_form
 from .layers import mergeable
 from .merging import merge
 from .replknet import RepLKNet
@@ -19,6 +20,7 @@ __all__ = [
     "SLaKFlex",
     "build_model",
     "detect_layout",
+    "inference_form",
     "load_state_dict_file",
     "merge",
     "mergeable",

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,10 @@ class ReparamLargeKernelConv(Mergeable):
     convolution without bias and a batch norm (none with ``norm=False``). Stride 1, zero "same"
     padding, so every branch can be centred in a larger kernel exactly.
 
-    Merged form: one K x K convolution ``lkb_reparam`` with bias; of strips, ``LoRA1`` with all of
-    the bias and the small kernel, and ``LoRA2`` without bias, both without norm: their sum in one
-    K x K kernel would be exact too, but costs K / (2 e) times the work.
+    Merged form: one K x K convolution ``lkb_reparam`` with bias; or, where strips shall stay,
+    ``LoRA1`` with all of the bias and the small kernel, and ``LoRA2`` without bias, both without
+    norm. One K x K kernel is one pass over the input but K / (2 e) times the products, which a
+    Fourier transform does not mind and a direct convolution does.
 
     Args:
         dim: channels.
@@ -91,29 +93,36 @@ class ReparamLargeKernelConv(Mergeable):
         return y
 
     @torch.no_grad()
-    def merge_branches(self) -> None:
+    def merge_branches(self, strips: bool = True) -> None:
         """Go over to the merged form in place (running statistics, whatever mode the module is in).
 
         Kernels and biases are summed in float64 and rounded once, so the outputs differ from the
         training form's by the rounding of the convolutions alone.
+
+        Args:
+            strips: False sums the strips, too, into one K x K kernel.
         """
+        if self.is_merged and (strips or hasattr(self, "lkb_reparam")):
+            return
         fused = {name: _kernel_and_bias(branch) for name, branch in self.named_children()}
+        like = next(self.children()).conv
         bias = sum(b for _, b in fused.values())
-        if "LoRA1" in fused:
-            first, _ = fused["LoRA1"]
-            if "small_conv" in fused:
-                first = first + pad_kernel(fused["small_conv"][0], first.shape[-2:])
-            like = self.LoRA1.conv
+        kernels = {name: kernel for name, (kernel, _) in fused.items()}
+        for name in fused:
+            delattr(self, name)
+        if strips and "LoRA1" in kernels:
+            second = kernels.pop("LoRA2")
+            first = _sum_of(kernels.values(), kernels["LoRA1"].shape[-2:])
             self.LoRA1 = nn.Sequential(OrderedDict(conv=conv_of(first, bias, like)))
-            self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(fused["LoRA2"][0], None, like)))
+            self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(second, None, like)))
         else:
-            kernel, _ = fused["lkb_origin"]
-            if "small_conv" in fused:
-                kernel = kernel + pad_kernel(fused["small_conv"][0], kernel.shape[-2:])
-            self.lkb_reparam = conv_of(kernel, bias, self.lkb_origin.conv)
-            del self.lkb_origin
-        if "small_conv" in fused:
-            del self.small_conv
+            edge = max(kernel.shape[-2] for kernel in kernels.values())
+            self.lkb_reparam = conv_of(_sum_of(kernels.values(), (edge, edge)), bias, like)
+
+
+def _sum_of(kernels: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return the sum of kernels (C,1,kh,kw), each centred in `size`."""
+    return sum(pad_kernel(kernel, size) for kernel in kernels)
 
 
 def _kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:

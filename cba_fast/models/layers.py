@@ -113,8 +113,13 @@ class Mergeable(nn.Module):
         """Whether nothing is left to merge."""
         raise NotImplementedError
 
-    def merge_branches(self) -> None:
-        """Go over to the merged form in place, in evaluation semantics."""
+    def merge_branches(self, strips: bool = True) -> None:
+        """Go over to the merged form in place, in evaluation semantics.
+
+        Args:
+            strips: whether two crossed strips may stay two; else they become one square kernel,
+                those of an already merged module too.
+        """
         raise NotImplementedError
 
 

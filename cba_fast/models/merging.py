@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from cba_fast.nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
 
-from .layers import Classifier, LayerScaleBlock, mergeable
+from .layers import Classifier, LayerScaleBlock, Mergeable
 from .replknet import ConvFFN, RepLKBlock
 
 
-def merge(model: nn.Module) -> nn.Module:
-    """Return the inference form of a model of ours (or of timm's ConvNeXt), for evaluation only.
+def merge(model: nn.Module, *, strips: bool = True) -> nn.Module:
+    """Return a model of ours (or timm's ConvNeXt) with fewer layers, for evaluation only.
 
-    - parallel branches of the large kernels become one kernel (two strips stay two), and
-      slak_flex's mixture one K x K kernel where beta is not 0;
+    - parallel branches of the large kernels become one kernel, and slak_flex's mixture one K x K
+      kernel; two strips (SLaK's, and slak_flex's with beta = 0) stay two if `strips`;
     - a batch norm after a convolution goes into that convolution, one before a 1x1 convolution into
       that one; RepLKNet's last one stays, because CAM needs the features before it;
     - a layer scale goes into the linear layer before it.
@@ -25,6 +25,8 @@ def merge(model: nn.Module) -> nn.Module:
 
     Args:
         model: the model, in any mode; it is left as it is. Running statistics are used.
+        strips: False sums strips, too, into one K x K kernel: one pass over the input and more
+            products, for convolutions by Fourier transforms.
 
     Returns:
         A new module with the same interface, in evaluation mode, parameters not requiring
@@ -39,10 +41,10 @@ def merge(model: nn.Module) -> nn.Module:
             f"merge knows the models of cba_fast and timm's ConvNeXt, got {type(model)}"
         )
     merged = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in mergeable(merged):
-        module.merge_branches()
     for module in list(merged.modules()):
-        if isinstance(module, RepLKBlock):
+        if isinstance(module, Mergeable):
+            module.merge_branches(strips)
+        elif isinstance(module, RepLKBlock):
             _fold_norms(module.pw1, before=module.prelkb_bn)
             module.prelkb_bn = nn.Identity()
         elif isinstance(module, ConvFFN):

@@ -4,7 +4,7 @@ import math
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from cba_fast.nn.fuse import pad_kernel
 
@@ -23,8 +23,9 @@ class MixedLargeKernel(Mergeable):
     1 x K, conv_square of K x K, each with bias, stride 1, zero "same" padding. A part whose
     coefficient is 0 does not run (and gets no gradient).
 
-    Merged form, with the coefficients inside the weights: ``conv_merged`` (K x K, with bias) if
-    beta is not 0, else ``conv_merged_h`` (with all of the bias) and ``conv_merged_w``.
+    Merged form, with the coefficients inside the weights: ``conv_merged`` (K x K, with bias); or,
+    with beta = 0 and where strips shall stay, ``conv_merged_h`` (with all of the bias) and
+    ``conv_merged_w``.
 
     Args:
         dim: channels.
@@ -68,21 +69,37 @@ class MixedLargeKernel(Mergeable):
         return sum(parts[1:], parts[0]) if parts else torch.zeros_like(x)
 
     @torch.no_grad()
-    def merge_branches(self) -> None:
-        """Go over to the merged form in place; sums in float64, rounded once."""
-        h, w, square = (m.weight.double() for m in (self.conv_h, self.conv_w, self.conv_square))
-        bias = self.alpha * (self.conv_h.bias.double() + self.conv_w.bias.double())
+    def merge_branches(self, strips: bool = True) -> None:
+        """Go over to the merged form in place; sums in float64, rounded once.
+
+        Args:
+            strips: False sums the cross of beta = 0, too, into one K x K kernel.
+        """
+        if self.is_merged:
+            if not strips and hasattr(self, "conv_merged_h"):
+                self._square(1.0, self.conv_merged_h, self.conv_merged_w)
+            return
+        if self.beta != 0 or not strips:
+            self._square(self.alpha, self.conv_h, self.conv_w, self.conv_square)
+            return
+        # Two strips cost 2 K products per output, one square K * K.
         like = self.conv_square
-        if self.beta != 0:
-            edge = square.shape[-2:]
-            kernel = self.alpha * (pad_kernel(h, edge) + pad_kernel(w, edge)) + self.beta * square
-            bias = bias + self.beta * self.conv_square.bias.double()
-            self.conv_merged = conv_of(kernel, bias, like)
-        else:
-            # Two strips cost 2 K products per output, one square K * K.
-            self.conv_merged_h = conv_of(self.alpha * h, bias, like)
-            self.conv_merged_w = conv_of(self.alpha * w, None, like)
+        bias = self.alpha * (self.conv_h.bias.double() + self.conv_w.bias.double())
+        self.conv_merged_h = conv_of(self.alpha * self.conv_h.weight.double(), bias, like)
+        self.conv_merged_w = conv_of(self.alpha * self.conv_w.weight.double(), None, like)
         del self.conv_h, self.conv_w, self.conv_square
+
+    def _square(self, alpha: float, *convs: nn.Conv2d) -> None:
+        """Replace conv_h, conv_w and, with coefficient beta, conv_square by their weighted sum."""
+        edge = max(conv.kernel_size[0] for conv in convs)
+        kernel, bias = 0.0, 0.0
+        for coefficient, conv in zip((alpha, alpha, self.beta), convs):
+            kernel = kernel + coefficient * pad_kernel(conv.weight.double(), edge)
+            if conv.bias is not None:
+                bias = bias + coefficient * conv.bias.double()
+        self.conv_merged = conv_of(kernel, bias, convs[0])
+        for name in [n for n, _ in self.named_children() if n != "conv_merged"]:
+            delattr(self, name)
 
 
 class SLaKFlexBlock(LayerScaleBlock):

@@ -22,11 +22,16 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Shape: x (N, C, H, W) or (C, H, W) -> the same shape.
 
+    Attributes:
+        algorithm: of `depthwise_conv2d`, "auto" unless set; "direct" keeps NaN and spikes local.
+
     Notes:
         ``torch.autograd.grad(y, x)`` computes the weight gradient too if the weight requires grad:
         freeze the weights for receptive fields and activation maps. See `depthwise_conv2d` for
-        dtypes and accumulation.
+        dtypes and accumulation. ONNX export writes the plain convolution.
     """
+
+    algorithm = "auto"
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "DepthwiseConv2d":
@@ -50,9 +55,11 @@ class DepthwiseConv2d(nn.Conv2d):
             if not torch.compiler.is_compiling():
                 _log_once(reason)
             return super().forward(x)
-        if x.dim() == 3:
-            return depthwise_conv2d(x.unsqueeze(0), self.weight, self.bias).squeeze(0)
-        return depthwise_conv2d(x, self.weight, self.bias)
+        if torch.onnx.is_in_onnx_export():  # ONNX knows the convolution, not our op
+            return super().forward(x)
+        batch = x.unsqueeze(0) if x.dim() == 3 else x
+        y = depthwise_conv2d(batch, self.weight, self.bias, algorithm=self.algorithm)
+        return y.squeeze(0) if x.dim() == 3 else y
 
 
 def with_parameters(

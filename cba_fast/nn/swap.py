@@ -4,12 +4,13 @@ import logging
 
 from torch import nn
 
+from ..ops.dwconv_choice import ALGORITHMS
 from .depthwise import IMPLICIT_GEMM, DepthwiseConv2d, true_padding, why_not_covered
 
 log = logging.getLogger("cba_fast")
 
 
-def accelerate(model: nn.Module) -> list[str]:
+def accelerate(model: nn.Module, *, algorithm: str = "auto") -> list[str]:
     """Turn every matching depthwise `torch.nn.Conv2d` of a model into a `DepthwiseConv2d`.
 
     Matching are modules whose type is exactly `torch.nn.Conv2d`, or a drop-in named
@@ -20,23 +21,29 @@ def accelerate(model: nn.Module) -> list[str]:
 
     Args:
         model: any module; changed in place. It may be a matching convolution itself.
+        algorithm: of the changed modules, see `depthwise_conv2d`.
 
     Returns:
         The names of the changed modules in the order of ``named_modules``, one name for a module
         that is used in several places. Empty if called again.
+
+    Raises:
+        ValueError: unknown algorithm; nothing is changed.
 
     Notes:
         Depthwise convolutions that are left alone (another configuration, parametrized, an own
         ``forward`` set on the instance) are logged with the reason (logger ``cba_fast``, level
         info).
     """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
     swapped = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d) or isinstance(module, DepthwiseConv2d):
             continue
         reason = _why_left(module)
         if reason is None:
-            _swap(module)
+            _swap(module, algorithm)
             swapped.append(name)
         elif module.groups > 1 and module.groups == module.in_channels:
             log.info("accelerate leaves %r as it is: %s", name, reason)
@@ -54,9 +61,11 @@ def _why_left(module: nn.Conv2d) -> str | None:
     return why_not_covered(module)
 
 
-def _swap(module: nn.Conv2d) -> None:
+def _swap(module: nn.Conv2d, algorithm: str) -> None:
     padding = true_padding(module)
     module.__class__ = DepthwiseConv2d
+    if algorithm != DepthwiseConv2d.algorithm:
+        module.algorithm = algorithm
     if padding != module.padding:
         # Both attributes that `torch.nn.Conv2d` keeps of its padding.
         module.padding = padding

@@ -9,7 +9,7 @@ from torch import Tensor
 from cba_fast.kernels import box_sweep_cpp, native
 from cba_fast.ops.backends import Backend, BackendTable
 from cba_fast.ops.library import backend_argument, register, requested
-from cba_fast.ops.quantize import as_tensor, quantize
+from cba_fast.ops.quantize import as_scoremaps, as_tensor, quantize
 from cba_fast.reference import box_sweep as reference
 
 CONTOURS = ("largest", "all")
@@ -48,7 +48,9 @@ def box_sweep(
 
     Notes:
         Both backends work on the CPU; CUDA maps are quantized on the GPU and their bytes moved.
-        All backends and numbers of threads give the same boxes.
+        All backends and numbers of threads give the same boxes. ``"cpp"`` runs one thread per map:
+        a tree of row segments (0.2 to 0.4 ms for a smooth map of 224x224 with AVX2, whatever the
+        number of thresholds), or a union-find over pixels for maps with very many local maxima.
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of
@@ -57,7 +59,7 @@ def box_sweep(
     _check_contours(contours)
     ops = torch.ops.cba_fast
     op = ops.box_sweep.default if contours == "largest" else ops.box_sweep_all.default
-    return op(_bytes(scoremaps, backend), _as_thresholds(thresholds), backend_argument(backend))
+    return op(as_scoremaps(scoremaps), _as_thresholds(thresholds), backend_argument(backend))
 
 
 def best_box_iou(
@@ -91,21 +93,16 @@ def best_box_iou(
         Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
     """
     _check_contours(contours)
-    u = _bytes(scoremaps, backend)
-    boxes, counts = _pack_boxes(gt_boxes, u.shape[0])
+    maps = as_scoremaps(scoremaps)
+    boxes, counts = _pack_boxes(gt_boxes, maps.shape[0])
     return torch.ops.cba_fast.best_box_iou.default(
-        u, boxes, counts, _as_thresholds(thresholds), contours, backend_argument(backend)
+        maps, boxes, counts, _as_thresholds(thresholds), contours, backend_argument(backend)
     )
 
 
 def _check_contours(contours: str) -> None:
     if contours not in CONTOURS:
         raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
-
-
-def _bytes(scoremaps, backend: str | None) -> Tensor:
-    # The bytes are the same for every backend; only the reference stays clear of compiled code.
-    return quantize(scoremaps, backend="reference" if backend == "reference" else None)
 
 
 def _as_thresholds(thresholds) -> Tensor:
@@ -138,14 +135,16 @@ def _pack_boxes(gt_boxes, num_maps: int) -> tuple[Tensor, Tensor]:
         return boxes[torch.arange(boxes.shape[1]) < counts[:, None]], counts
     if len(gt_boxes) != num_maps:
         raise ValueError(f"gt_boxes has boxes of {len(gt_boxes)} maps, scoremaps has {num_maps}")
-    rows = []
-    for i, boxes in enumerate(gt_boxes):
-        boxes = boxes if isinstance(boxes, Tensor) else np.asarray(boxes)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-            raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {tuple(boxes.shape)}")
-        rows.append(_integers(boxes, f"gt_boxes[{i}]"))
-    counts = torch.tensor([len(boxes) for boxes in rows], dtype=torch.int64)
-    return torch.cat([torch.empty((0, 4), dtype=torch.int64), *rows]), counts
+    # NumPy, since a call of PyTorch per map would take longer than sweeping it.
+    rows = [b.numpy(force=True) if isinstance(b, Tensor) else np.asarray(b) for b in gt_boxes]
+    for i, row in enumerate(rows):
+        if row.ndim != 2 or row.shape[1] != 4 or len(row) == 0:
+            raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {row.shape}")
+        if row.dtype.kind not in "iu":
+            raise TypeError(f"gt_boxes[{i}] must be integer, got {row.dtype}")
+    boxes = np.concatenate([np.empty((0, 4), np.int64), *(row.astype(np.int64) for row in rows)])
+    counts = np.array([len(row) for row in rows], np.int64)
+    return torch.from_numpy(boxes), torch.from_numpy(counts)
 
 
 def _cpp_refuses(scoremaps: Tensor) -> str | None:
@@ -166,28 +165,42 @@ IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
 
 
 def _check_thresholds(thresholds: Tensor) -> None:
-    inside = (thresholds >= 0) & (thresholds < 1)
+    values = thresholds.numpy()  # many times faster than PyTorch on so few
+    inside = (values >= 0) & (values < 1)
     if not inside.all():
-        raise ValueError(f"thresholds must lie in [0, 1), got {float(thresholds[~inside][0])}")
+        raise ValueError(f"thresholds must lie in [0, 1), got {values[~inside][0]}")
+
+
+def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
+    """Return on the CPU what `backend` reads: bytes, or floating maps for the compiled core.
+
+    The core quantizes each row as it reads it, which saves a pass over the batch; maps on a GPU are
+    quantized there, since their bytes are moved sooner. The bytes are the same either way.
+    """
+    if scoremaps.dtype == torch.uint8 or (backend == "cpp" and scoremaps.device.type == "cpu"):
+        return scoremaps.cpu()
+    return quantize(scoremaps, backend="reference" if backend == "reference" else None).cpu()
 
 
 def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
-    if (counts < 1).any():
-        raise ValueError(f"gt_boxes: map {int((counts < 1).nonzero()[0])} has no box")
-    bad = (boxes[:, 2:] < boxes[:, :2]).any(1) | ((boxes < 0) | (boxes >= 2**31)).any(1)
+    b, num = boxes.numpy(), counts.numpy()
+    if (num < 1).any():
+        raise ValueError(f"gt_boxes: map {np.argmax(num < 1)} has no box")
+    bad = ((b[:, 2:] < b[:, :2]) | (b[:, :2] < 0) | (b[:, 2:] >= 2**31)).any(1)
     if bad.any():
-        row = int(bad.nonzero()[0])
-        owner = int(torch.searchsorted(counts.cumsum(0), row, right=True))
+        row = int(np.argmax(bad))
+        owner = int(np.searchsorted(num.cumsum(), row, side="right"))
         raise ValueError(
-            f"gt_boxes: map {owner} has the box {boxes[row].tolist()}; boxes are x0, y0, x1, y1 "
+            f"gt_boxes: map {owner} has the box {b[row].tolist()}; boxes are x0, y0, x1, y1 "
             "with 0 <= x0 <= x1 and 0 <= y0 <= y1, below 2**31"
         )
 
 
 def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
     _check_thresholds(thresholds)
-    maps = scoremaps.cpu()
-    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    chosen = TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
+    if chosen == "cpp":
         boxes = box_sweep_cpp.box_sweep(maps, thresholds)
     else:
         boxes = torch.from_numpy(reference.box_sweep(maps.numpy(), thresholds.numpy()))
@@ -201,8 +214,9 @@ def _box_sweep_fake(scoremaps, thresholds, backend):
 
 def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     _check_thresholds(thresholds)
-    maps = scoremaps.cpu()
-    if TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    chosen = TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
+    if chosen == "cpp":
         boxes, offsets = box_sweep_cpp.box_sweep_all(maps, thresholds)
     else:
         found = reference.box_sweep_all(maps.numpy(), thresholds.numpy())
@@ -222,9 +236,10 @@ def _box_sweep_all_fake(scoremaps, thresholds, backend):
 def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
     _check_thresholds(thresholds)
     _check_boxes(gt_boxes, gt_counts)
-    maps = scoremaps.cpu()
+    chosen = IOU_TABLE.resolve(requested(backend), scoremaps)
+    maps = _maps_for(chosen, scoremaps)
     offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
-    if IOU_TABLE.resolve(requested(backend), scoremaps) == "cpp":
+    if chosen == "cpp":
         iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
     else:
         arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))

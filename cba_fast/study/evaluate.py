@@ -9,13 +9,19 @@ from torch import nn
 from cba_fast.data import ImageRecord, ImageSet, check_map_names, map_name
 from cba_fast.data.boxes import Boxes
 from cba_fast.errors import CbaError, InputError, ScoreMapError
-from cba_fast.wsol import BoxEvaluator, BoxResult, Localization
+from cba_fast.wsol import (
+    BoxEvaluator,
+    BoxResult,
+    Localization,
+    classification_scores,
+    correct_classes,
+)
 from cba_fast.wsol.score_maps import resize_score_map
 
 from .config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from .erf_runs import SizeConfig, measure_sizes
 from .generate import constant_lines
-from .inference import iter_localizations, load_model, open_images, report_on
+from .inference import iter_localizations, load_float32, load_model, open_images, report_on
 from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
 
 
@@ -35,6 +41,7 @@ class EvaluateResult:
         box_config: the ground truth and protocol that were used.
         transferred: see `ScoreResult`.
         notes: what to tell at the end of the run.
+        predictions: the five best classes of each scored image, best first.
     """
 
     result: BoxResult
@@ -45,6 +52,7 @@ class EvaluateResult:
     box_config: BoxConfig
     transferred: list[dict] | None
     notes: list[str]
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
@@ -80,8 +88,7 @@ def evaluate(
     """
     images = open_images(data)
     box_config = _both_modes(box_config, images, maps)
-    boxes = open_boxes(box_config)
-    records, image_ids, notes = match_images(images.records, boxes)
+    records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)
@@ -92,18 +99,20 @@ def evaluate(
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
         result,
-        classification_scores(evaluator, result, seen.top5, _labels(records, image_ids)),
+        _classification(evaluator, result, seen.top5, _labels(records, image_ids)),
         None,
         {records[i].image_id: reason for i, reason in report.failed},
         seen.constant,
         box_config,
         transferred_accuracies(result, tuned) if tuned else None,
         notes + constant_lines(seen.constant) + report.lines(),
+        seen.top5,
     )
     if scored:
         scored(done)
     if num_samples > 0:
         sizes = SizeConfig(num_samples, (p,), seed)
+        model = load_float32(model, model_config, run)
         done.erf, lines = _erf_summary(model, records, data, run, sizes, erf_progress)
         done.notes += lines
     return done
@@ -198,25 +207,16 @@ def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] 
     return None if None in labels.values() else labels
 
 
-def classification_scores(
+def _classification(
     evaluator: BoxEvaluator,
     result: BoxResult,
     top5: dict[str, np.ndarray],
     labels: dict[str, int] | None,
 ) -> dict | None:
-    """Return top-1 and top-5 accuracy and localization in percent; see `EvaluateResult`."""
     if labels is None:
         return None
-    at_half = result.iou_thresholds.index(0.5)
-    threshold = result.modes["largest"].optimal_threshold[at_half]
-    localized = evaluator.localized("largest", 0.5, threshold)
-    counts = dict.fromkeys(("top1", "top5", "top1_localization", "top5_localization"), 0)
-    for image_id, classes in top5.items():
-        for k in (1, 5):
-            right = labels[image_id] in classes[:k]
-            counts[f"top{k}"] += right
-            counts[f"top{k}_localization"] += right and localized[image_id]
-    return {key: 100.0 * count / result.num_images for key, count in counts.items()}
+    correct = correct_classes(list(evaluator.table.index), top5, labels)
+    return classification_scores(evaluator, result, correct)
 
 
 def _erf_summary(

@@ -13,17 +13,19 @@ from cba_fast import files
 from cba_fast.data import ImageRecord, ImageSet, check_map_names, read_image
 from cba_fast.data.reading import cut
 from cba_fast.data.textlines import some
+from cba_fast.errors import InputError
 from cba_fast.wsol import Localization
 
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 from .inference import iter_localizations, load_model, open_images, report_on
-from .outputs import OutputFolder
+from .outputs import NpyFolder, OutputFolder, StoreFolder
 
 
 @dataclass
 class GenerateResult:
     """Where the results are, and how many were made now and were there before.
 
+    `map_folder` is the folder of the maps, or the store that took them.
     `notes` tells of constant maps and of truncated and unreadable images.
     """
 
@@ -48,18 +50,20 @@ def generate_heatmaps(
     *,
     resume: bool = False,
     overlay: bool = True,
+    store: Path | None = None,
     progress: Callable | None = None,
 ) -> GenerateResult:
     """Make and store the maps of an image set.
 
-    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] and, with `overlay`,
-    ``<output>/heatmap_%07d.png`` numbered in dataset order.
+    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] (or their bytes to `store`)
+    and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
 
     Args:
         model_config, data, run, maps: settings.
         heatmap_output: the folder of the overlays.
         resume: continue an earlier run of the same settings; else its files are replaced.
         overlay: write the overlays too.
+        store: the folder of a store that takes the maps instead; see `cba_fast.data.score_store`.
         progress: called with an iterable of batches and their number, returns an iterable.
 
     Raises:
@@ -71,7 +75,8 @@ def generate_heatmaps(
     images = open_images(data)
     check_map_names(images.records)
     model = load_model(model_config, run)
-    outputs = _open_outputs(images, heatmap_output, overlay, _kept(model_config, data, run, maps))
+    kept_settings = _kept(model_config, data, run, maps)
+    outputs = _open_outputs(images, heatmap_output, overlay, kept_settings, store, maps.map_size)
     present = set().union(*[folder.check(resume) for folder in outputs.written])
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
@@ -104,12 +109,12 @@ class _Outputs:
     """The two folders of a run: `maps` and, if they are `drawn`, `overlays`."""
 
     records: tuple[ImageRecord, ...]
-    maps: OutputFolder
+    maps: NpyFolder | StoreFolder
     overlays: OutputFolder
     drawn: bool
 
     @property
-    def written(self) -> list[OutputFolder]:
+    def written(self) -> list[OutputFolder | StoreFolder]:
         return [self.maps, self.overlays] if self.drawn else [self.maps]
 
     def are_in(self, present: set[str], index: int) -> bool:
@@ -122,15 +127,23 @@ class _Outputs:
             self.overlays.discard()  # overlays of the maps that were just cleared
 
 
-def _open_outputs(images: ImageSet, heatmap_output: Path, overlay: bool, kept: dict) -> _Outputs:
-    maps = [record.map_name for record in images.records]
-    overlays = [f"heatmap_{i:07d}.png" for i in range(len(maps))]
-    return _Outputs(
-        images.records,
-        OutputFolder(map_folder(heatmap_output), maps, kept),
-        OutputFolder(heatmap_output, overlays, kept),
-        overlay,
-    )
+def _open_outputs(
+    images: ImageSet,
+    heatmap_output: Path,
+    overlay: bool,
+    kept: dict,
+    store: Path | None,
+    map_size: int,
+) -> _Outputs:
+    names = [record.map_name for record in images.records]
+    overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
+    if store is None:
+        maps = NpyFolder(map_folder(heatmap_output), names, kept)
+    elif store.resolve() == heatmap_output.resolve():
+        raise InputError(f"{store} cannot hold both the overlays and the store")
+    else:
+        maps = StoreFolder(store, names, kept, (map_size, map_size))
+    return _Outputs(images.records, maps, OutputFolder(heatmap_output, overlays, kept), overlay)
 
 
 def _store(
@@ -138,16 +151,17 @@ def _store(
 ) -> tuple[int, list[str]]:
     """Write maps and overlays; return how many, and the ids of the images whose map is constant."""
     made, constant = 0, []
-    for indices, result in results:
-        for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
-            files.write_npy(outputs.maps.root / outputs.maps.names[index], score_map)
-            record = outputs.records[index]
-            if outputs.drawn:
-                path = outputs.overlays.root / outputs.overlays.names[index]
-                write_overlay(path, record, score_map)
-            if empty:
-                constant.append(record.image_id)
-        made += len(indices)
+    with outputs.maps.writing() as write_map:
+        for indices, result in results:
+            for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
+                write_map(index, score_map)
+                record = outputs.records[index]
+                if outputs.drawn:
+                    path = outputs.overlays.root / outputs.overlays.names[index]
+                    write_overlay(path, record, score_map)
+                if empty:
+                    constant.append(record.image_id)
+            made += len(indices)
     return made, constant
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from cba_fast.data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from cba_fast.data.reading import Report, cut, read_batches
 from cba_fast.errors import InputError
-from cba_fast.models import build_model, merge
+from cba_fast.models import build_model, inference_form
 from cba_fast.wsol import Localization, localize
 
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig
@@ -38,7 +38,7 @@ def choose_device(run: RunConfig) -> torch.device:
 
 
 def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
-    """Build the model in its inference form: merged, frozen, in eval mode, on the run's device.
+    """Build the model in its `inference_form` for the run's device, precision and memory format.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
@@ -54,8 +54,23 @@ def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
         beta=config.beta,
         output_stride=config.output_stride,
     )
-    model = merge(model).requires_grad_(False).to(device)
-    return model.to(memory_format=memory_format(run))
+    return inference_form(
+        model,
+        device=device,
+        dtype=PRECISIONS[run.precision] or torch.float32,
+        channels_last=run.channels_last,
+    )
+
+
+def load_float32(model: nn.Module, config: ModelConfig, run: RunConfig) -> nn.Module:
+    """Return `model` if it was loaded for a run in float32, else load it for one.
+
+    Raises:
+        CbaError: as `load_model`.
+    """
+    if PRECISIONS[run.precision] is None:
+        return model
+    return load_model(config, replace(run, precision="fp32"))
 
 
 def memory_format(run: RunConfig) -> torch.memory_format:

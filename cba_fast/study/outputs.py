@@ -1,12 +1,17 @@
 """Output folders that a run owns: listed in a manifest, replaced or continued, never emptied."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from cba_fast import files
+from cba_fast.data.score_store import STORE_FILES, ScoreStore, StoreWriter, create_store
 from cba_fast.errors import InputError
+from cba_fast.ops import quantize
 
 MANIFEST = "manifest.json"
 
@@ -133,6 +138,63 @@ class OutputFolder:
         for folder, _, _ in os.walk(self.root, topdown=False):
             if Path(folder) != self.root and not os.listdir(folder):
                 os.rmdir(folder)
+
+
+class NpyFolder(OutputFolder):
+    """An output folder of score maps, one ``.npy`` file each."""
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[int, np.ndarray], None]]:
+        """Yield a function that writes the map (H, W) of the name of a given index."""
+        yield lambda index, score_map: files.write_npy(self.root / self.names[index], score_map)
+
+
+class StoreFolder:
+    """A store of score maps as an output: `names` are the files that a `NpyFolder` would hold.
+
+    Args:
+        root: the folder of the store.
+        names: the map files, relative, with "/" and ``.npy``.
+        settings: as for `OutputFolder`.
+        shape: (H, W) of every map.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        names: Iterable[str],
+        settings: dict,
+        shape: tuple[int, int],
+    ):
+        self._folder = OutputFolder(root, STORE_FILES, settings)
+        self.root, self.names, self.shape = self._folder.root, list(names), shape
+        self._stored = [name.removesuffix(".npy") for name in self.names]
+
+    def check(self, resume: bool) -> set[str]:
+        """Refuse the folder where it cannot be used; return the maps that are already there.
+
+        Raises:
+            InputError: as `OutputFolder.check`; also, with `resume`, for other names.
+        """
+        if self._folder.check(resume) != set(STORE_FILES):
+            return set()
+        store = ScoreStore(self.root)
+        if store.names != tuple(self._stored) or store.shape != self.shape:
+            raise InputError(f"{self.root}: cannot resume: the list of maps or their size changed")
+        return {name for name, there in zip(self.names, store.present, strict=True) if there}
+
+    def prepare(self, resume: bool) -> set[str]:
+        """Check, then make an empty store (or keep that of the earlier run, with `resume`)."""
+        kept = self.check(resume)
+        if self._folder.prepare(resume) != set(STORE_FILES):
+            create_store(self.root, self._stored, self.shape)
+        return kept
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[int, np.ndarray], None]]:
+        """Yield a function that stores the map (H, W) of the name of a given index, quantized."""
+        with StoreWriter(self.root) as writer:
+            yield lambda index, score_map: writer.write(index, quantize(score_map[None]).numpy()[0])
 
 
 def _is_manifest(value: object) -> bool:

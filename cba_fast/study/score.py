@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from cba_fast.data import load_boxes
 from cba_fast.data.boxes import Boxes
 from cba_fast.data.metadata import find_folder
 from cba_fast.errors import InputError
-from cba_fast.wsol import BoxEvaluator, BoxResult, MapFolder, read_score_map
-from cba_fast.wsol.evaluator import MODES
+from cba_fast.wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
+from cba_fast.wsol.box_result import MODES
+from cba_fast.wsol.map_reading import MapSource, ambiguous_lines
 
 from .config import BoxConfig, settings
-
-CHUNK_BYTES = 64 << 20  # of the maps of a sweep: 56 of float64 at 384x384
+from .score_statistics import FoundStatistics, Statistics, find_statistics, read_all_predictions
 
 
 @dataclass
@@ -28,13 +28,14 @@ class ScoreResult:
     """The scores of a run, and the evaluator that holds the rows.
 
     `transferred` has the accuracies at thresholds tuned elsewhere (see `transferred_accuracies`),
-    or is None; `notes` tell what was noticed.
+    or is None; `notes` tell what was noticed; `statistics` has what was asked for besides.
     """
 
     result: BoxResult
     evaluator: BoxEvaluator
     transferred: list[dict] | None = None
     notes: list[str] = field(default_factory=list)
+    statistics: FoundStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -101,73 +102,64 @@ def score_folder(
     config: BoxConfig,
     tuned: Tuned | None = None,
     progress: Callable | None = None,
+    statistics: Statistics | None = None,
+    num_workers: int = 2,
 ) -> ScoreResult:
-    """Score the maps of a folder.
+    """Score stored maps.
 
     Args:
-        np_root: holds ``<class>/<stem>.npy`` or ``<image_id>.npy``.
+        np_root: a folder with ``<class>/<stem>.npy`` or ``<image_id>.npy``, or a store.
         config: ground truth and protocol.
         tuned: thresholds of another run, at which the accuracies are wanted too.
         progress: called with an iterable and its length, returns an iterable.
+        statistics: what else is wanted.
+        num_workers: threads that read.
 
     Raises:
         ScoreMapError: a map that is not valid, or no folder; the message names the file.
-        InputError: bad ground truth, no image has a map, two images share one, or `tuned` does not
-            fit (see `check_tuned`).
+        InputError: bad ground truth, no image has a map, two images share one, `tuned` does not fit
+            (see `check_tuned`), or `statistics` cannot be had (see
+            `find_statistics`).
     """
-    folder = MapFolder(np_root)
+    source = open_maps(np_root)
+    predictions = read_all_predictions(statistics) if statistics else None
     boxes = open_boxes(config)
-    paths = _find_maps(folder, boxes)
     evaluator = make_evaluator(boxes, config, tuned)
-    items: Iterable = paths.items()
-    if progress:
-        items = progress(items, len(paths))
-    for ids, maps in _chunks(items, config):
-        evaluator.update(maps, ids)
-    notes = []
-    if folder.ambiguous:
-        notes.append(
-            f"{len(folder.ambiguous)} images have two maps; <image_id>.npy was taken: "
-            f"{', '.join(folder.ambiguous[:5])}"
-        )
+    notes = fill_evaluator(evaluator, source, config, progress, num_workers)
     result = evaluator.compute(missing_as_miss=config.missing_as_miss)
     transferred = transferred_accuracies(result, tuned) if tuned else None
-    return ScoreResult(result, evaluator, transferred, notes)
-
-
-def _find_maps(folder: MapFolder, boxes: Boxes) -> dict[str, Path]:
-    """Return the map of each image that has one; no map belongs to two images."""
-    paths = {i: path for i in boxes.image_ids if (path := folder.find(i)) is not None}
-    if not paths:
-        raise InputError(
-            f"{folder.root} holds no map of the {len(boxes.image_ids)} images of the ground truth "
-            f"(looked for {boxes.image_ids[0]}.npy among others)"
+    scored = ScoreResult(result, evaluator, transferred, notes)
+    if statistics:
+        other = None
+        if statistics.compare is not None:
+            other = make_evaluator(boxes, config)
+            other_source = open_maps(statistics.compare)
+            notes += fill_evaluator(other, other_source, config, progress, num_workers)
+        found = find_statistics(
+            statistics, predictions, evaluator, result, other, config.missing_as_miss
         )
-    owner: dict[Path, str] = {}
-    for image_id, path in paths.items():
-        first = owner.setdefault(path, image_id)
-        if first != image_id:
-            raise InputError(
-                f"{path} could be the map of {first} and of {image_id}: name the maps "
-                "<image_id>.npy"
-            )
-    return paths
+        scored.statistics = found
+        notes += found.notes
+    return scored
 
 
-def _chunks(items: Iterable, config: BoxConfig) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Read maps and yield runs of equal shape and dtype, at most `CHUNK_BYTES` (or one map)."""
-    ids: list[str] = []
-    maps: list[np.ndarray] = []
-    for image_id, path in items:
-        m = read_score_map(path, config.eval_size, config.resize_maps)
-        full = (len(maps) + 1) * m.nbytes > CHUNK_BYTES
-        if maps and (full or (m.shape, m.dtype) != (maps[0].shape, maps[0].dtype)):
-            yield ids, np.stack(maps)
-            ids, maps = [], []
-        ids.append(image_id)
-        maps.append(m)
-    if maps:
-        yield ids, np.stack(maps)
+def fill_evaluator(
+    evaluator: BoxEvaluator,
+    source: MapSource,
+    config: BoxConfig,
+    progress: Callable | None,
+    num_workers: int,
+) -> list[str]:
+    """Score the maps of `source`; return notes on what was noticed.
+
+    Raises:
+        ScoreMapError, InputError: as :func:`score_folder`.
+    """
+    found = find_maps(source, evaluator.boxes.image_ids)
+    reading = MapReading(config.eval_size, config.resize_maps, workers=num_workers)
+    for ids, maps in read_maps(source, found, reading, progress):
+        evaluator.update(maps, ids)
+    return ambiguous_lines(source)
 
 
 def read_tuned(path: Path) -> Tuned:

@@ -1,23 +1,44 @@
 """Weakly supervised object localization: maps from a classifier, and their scores."""
 
+from .bootstrap import BootstrapResult, Difference, Interval, bootstrap, compare
+from .box_result import BoxResult, ClassResult
 from .class_activation import cam_from_features
-from .evaluator import BoxEvaluator, BoxResult
+from .classification import classification_scores, correct_classes
+from .evaluator import BoxEvaluator
 from .heatmap import finish_maps
 from .localize import Localization, cam, localize, pc1
+from .map_reading import MapReading, find_maps, open_maps, read_maps
+from .official import evaluate_wsol
+from .pixel_evaluator import PixelEvaluator, PixelResult
 from .principal_component import pc1_from_features
 from .score_maps import MapFolder, check_score_map, read_score_map
 
 __all__ = [
+    "BootstrapResult",
     "BoxEvaluator",
     "BoxResult",
+    "ClassResult",
+    "Difference",
+    "Interval",
     "Localization",
     "MapFolder",
+    "MapReading",
+    "PixelEvaluator",
+    "PixelResult",
+    "bootstrap",
     "cam",
     "cam_from_features",
     "check_score_map",
+    "classification_scores",
+    "compare",
+    "correct_classes",
+    "evaluate_wsol",
+    "find_maps",
     "finish_maps",
     "localize",
+    "open_maps",
     "pc1",
     "pc1_from_features",
+    "read_maps",
     "read_score_map",
 ]

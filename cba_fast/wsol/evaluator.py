@@ -1,7 +1,6 @@
 """MaxBoxAcc and MaxBoxAccV2, accumulated over batches and processes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,79 +10,11 @@ from cba_fast.data.boxes import Boxes
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.ops import best_box_iou, quantize
 
-V2_IOUS = (0.3, 0.5, 0.7)
-MODES = ("largest", "all")
+from .batch import as_batch
+from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
+from .row_table import RowTable
 
-
-@dataclass
-class ModeResult:
-    """The counts of one contour mode and what follows from them.
-
-    Attributes:
-        num_correct: for each IoU threshold, the number of images localized at each threshold.
-        max_box_acc: for each IoU threshold, the best share of images, in percent.
-        optimal_threshold: for each IoU threshold, the lowest threshold that reaches the best.
-    """
-
-    num_correct: list[list[int]]
-    max_box_acc: list[float]
-    optimal_threshold: list[float]
-
-
-@dataclass
-class BoxResult:
-    """What `BoxEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``."""
-
-    num_images: int
-    missing: list[str]
-    thresholds: list[float]
-    iou_thresholds: list[float]
-    modes: dict[str, ModeResult] = field(default_factory=dict)
-
-    @property
-    def max_box_acc(self) -> float | None:
-        """MaxBoxAcc in percent: IoU 0.5, largest contour; None if that mode was not run."""
-        return self.accuracy("largest", 0.5)
-
-    @property
-    def max_box_acc_v2(self) -> float | None:
-        """MaxBoxAccV2 in percent: mean over IoU 0.3, 0.5, 0.7, all contours; None if not run."""
-        if "all" not in self.modes:
-            return None
-        return float(np.mean([self.accuracy("all", iou) for iou in V2_IOUS]))
-
-    def accuracy(self, mode: str, iou: float) -> float | None:
-        """Return the best accuracy in percent, or None if `mode` was not run."""
-        if mode not in self.modes:
-            return None
-        return self.modes[mode].max_box_acc[self.iou_thresholds.index(iou)]
-
-    def accuracy_at(self, mode: str, iou: float, threshold: float) -> float:
-        """Return the accuracy in percent at one of `thresholds` (for instance one tuned on val).
-
-        Raises:
-            InputError: `threshold` was not evaluated, or `mode` was not run.
-        """
-        if mode not in self.modes:
-            raise InputError(f"contour mode {mode!r} was not run")
-        if threshold not in self.thresholds:
-            raise InputError(f"threshold {threshold!r} is not one of those evaluated")
-        counts = self.modes[mode].num_correct[self.iou_thresholds.index(iou)]
-        return 100.0 * counts[self.thresholds.index(threshold)] / self.num_images
-
-    def to_json(self) -> dict:
-        """Return plain lists and numbers, with one entry per contour mode that was run."""
-        out = {
-            "num_images": self.num_images,
-            "missing": self.missing,
-            "thresholds": self.thresholds,
-            "iou_thresholds": self.iou_thresholds,
-            "max_box_acc": self.max_box_acc,
-            "max_box_acc_v2": self.max_box_acc_v2,
-        }
-        for mode, result in self.modes.items():
-            out[mode] = vars(result)
-        return out
+IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
 
 
 class BoxEvaluator:
@@ -106,7 +37,7 @@ class BoxEvaluator:
         InputError: thresholds outside their ranges, an unknown `contours`.
 
     Notes:
-        Memory is one byte per image, threshold and contour mode.
+        Memory is one byte per image, threshold and contour mode, for any number of IoU thresholds.
 
     Source:
         Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", and the
@@ -141,8 +72,8 @@ class BoxEvaluator:
                 self.iou_thresholds.append(float(iou))
         self.boxes = boxes
         self.modes = MODES if contours == "both" else (contours,)
-        # mode -> image id -> (T,) uint8: how many of the sorted IoU thresholds are reached
-        self._rows: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in self.modes}
+        # image id -> (modes, T) uint8: how many of the sorted IoU thresholds are reached
+        self.table = RowTable((len(self.modes), len(self.thresholds)))
 
     def update(
         self,
@@ -162,31 +93,39 @@ class BoxEvaluator:
             ValueError: wrong shapes.
             TypeError: a dtype that is neither floating nor uint8.
         """
-        scoremaps = _as_batch(scoremaps)
+        scoremaps = as_batch(scoremaps)
         if len(scoremaps) != len(image_ids):
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
         self._check_known(image_ids)
-        height, width = scoremaps.shape[1:]
-        gt = [self.boxes.scaled(i, (width, height)) for i in image_ids]
-        levels = np.sort(self.iou_thresholds)
         u = _quantized(scoremaps, image_ids)  # the bytes serve both modes
-        rows = {}
-        for mode in self.modes:
-            iou = best_box_iou(u, gt, self.thresholds, contours=mode).numpy()
-            rows[mode] = np.searchsorted(levels, iou, side="right").astype(np.uint8)
-        self._add(image_ids, rows)
+        step = max(1, IOU_BYTES // (8 * len(self.thresholds)))
+        parts = [
+            self._reached(u[i : i + step], image_ids[i : i + step]) for i in range(0, len(u), step)
+        ]
+        self._add(image_ids, [row for part in parts for row in part])
 
-    def _add(self, image_ids: Sequence[str], rows: dict[str, Sequence[np.ndarray]]) -> None:
-        """Add the rows of all modes, or none if one differs from what is there."""
-        added: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in self.modes}
-        for mode, new in added.items():
-            for image_id, row in zip(image_ids, rows[mode], strict=True):
-                old = new.get(image_id, self._rows[mode].get(image_id))
-                if old is not None and not np.array_equal(old, row):
-                    raise InputError(f"image {image_id!r} was already added with another score map")
+    def _reached(self, u: Tensor, image_ids: Sequence[str]) -> np.ndarray:
+        """Return how many IoU thresholds the maps reach: (n, modes, T) uint8."""
+        height, width = u.shape[1:]
+        gt = [self.boxes.scaled(i, (width, height)) for i in image_ids]
+        reached = np.zeros((len(u), len(self.modes), len(self.thresholds)), np.uint8)
+        for m, mode in enumerate(self.modes):
+            iou = best_box_iou(u, gt, self.thresholds, contours=mode).numpy()
+            for level in self.iou_thresholds:
+                reached[:, m] += iou >= level
+        return reached
+
+    def _add(self, image_ids: Sequence[str], rows: Iterable[np.ndarray]) -> None:
+        """Add the rows (modes, T) of all images, or none if one differs from what is there."""
+        new: dict[str, np.ndarray] = {}
+        for image_id, row in zip(image_ids, rows, strict=True):
+            old = new.get(image_id, self.table.get(image_id))
+            if old is None:
                 new[image_id] = row
-        for mode, new in added.items():
-            self._rows[mode].update(new)
+            elif not np.array_equal(old, row):
+                raise InputError(f"image {image_id!r} was already added with another score map")
+        for image_id, row in new.items():
+            self.table.append(str(image_id), row)
 
     def _check_known(self, image_ids: Iterable[str]) -> None:
         unknown = next((i for i in image_ids if i not in self.boxes.boxes), None)
@@ -194,7 +133,7 @@ class BoxEvaluator:
             raise InputError(f"image id {unknown!r} is not in the ground truth")
 
     def __len__(self) -> int:
-        return len(self._rows[self.modes[0]])
+        return len(self.table)
 
     def merge(self, other: "BoxEvaluator") -> None:
         """Add the images of `other`, an evaluator with the same settings (of another process).
@@ -206,12 +145,17 @@ class BoxEvaluator:
                 hold, or an image with different scores in the two.
         """
         self._check_settings(other._settings())
-        self._check_boxes(other.boxes)
-        ids = list(other._rows[self.modes[0]])
+        self.check_boxes(other.boxes)
+        ids = list(other.table.index)
         self._check_known(ids)
-        self._add(ids, {m: [other._rows[m][i] for i in ids] for m in self.modes})
+        self._add(ids, (row for block in other.table.blocks() for row in block))
 
-    def _check_boxes(self, other: Boxes) -> None:
+    def check_boxes(self, other: Boxes) -> None:
+        """Refuse ground truth that contradicts this evaluator's.
+
+        Raises:
+            InputError: other boxes or sizes of an image that both hold; the message names it.
+        """
         if other is self.boxes:
             return
         for image_id, boxes in self.boxes.boxes.items():
@@ -221,11 +165,11 @@ class BoxEvaluator:
             sizes = (self.boxes.sizes.get(image_id), other.sizes.get(image_id))
             if not np.array_equal(boxes, other.boxes[image_id]):
                 raise InputError(
-                    f"evaluators with different boxes of {image_id!r} cannot be merged"
+                    f"evaluators with different boxes of {image_id!r} do not go together"
                 )
             if None not in sizes and tuple(sizes[0]) != tuple(sizes[1]):
                 raise InputError(
-                    f"evaluators with different sizes of {image_id!r} cannot be merged: "
+                    f"evaluators with different sizes of {image_id!r} do not go together: "
                     f"{sizes[0]} and {sizes[1]}"
                 )
 
@@ -247,13 +191,14 @@ class BoxEvaluator:
         Lists, strings, numbers and (images, T) uint8 tensors: ``torch.load(weights_only=True)``
         reads what ``torch.save`` wrote of it.
         """
-        ids = sorted(self._rows[self.modes[0]])
-        shape = (len(ids), len(self.thresholds))
-        rows = {m: np.array([self._rows[m][i] for i in ids], np.uint8) for m in self.modes}
+        ids = sorted(self.table.index)
+        rows = self.table.take(ids)
         return {
             "settings": self._settings(),
-            "image_ids": [str(i) for i in ids],
-            "rows": {mode: torch.from_numpy(r.reshape(shape)) for mode, r in rows.items()},
+            "image_ids": ids,
+            "rows": {
+                mode: torch.from_numpy(rows[:, m].copy()) for m, mode in enumerate(self.modes)
+            },
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -267,21 +212,42 @@ class BoxEvaluator:
         ids = state["image_ids"]
         self._check_known(ids)
         shape = (len(ids), len(self.thresholds))
-        rows = {
-            mode: torch.as_tensor(state["rows"][mode]).cpu().numpy().copy() for mode in self.modes
-        }
-        for mode, row in rows.items():
+        rows = [torch.as_tensor(state["rows"][mode]).cpu().numpy() for mode in self.modes]
+        for mode, row in zip(self.modes, rows, strict=True):
             if row.shape != shape or row.dtype != np.uint8:
                 raise InputError(
                     f"the rows of {mode!r} must be {shape} uint8, got {row.shape} {row.dtype}"
                 )
-        self._rows = {mode: dict(zip(ids, row)) for mode, row in rows.items()}
+        self.table = RowTable(self.table.row_shape)
+        self._add(ids, np.stack(rows, axis=1))
+
+    def hits(self, mode: str, iou: float, threshold: float) -> np.ndarray:
+        """Return which images are localized at one of the evaluated settings.
+
+        Returns:
+            (N,) bool, in the order of ``table.index``.
+
+        Raises:
+            InputError: `mode`, `iou` or `threshold` was not run.
+        """
+        for name, value, have in (
+            ("contour mode", mode, self.modes),
+            ("IoU threshold", iou, self.iou_thresholds),
+            ("threshold", threshold, self.thresholds),
+        ):
+            if value not in have:
+                raise InputError(f"{name} {value!r} is not one of those evaluated")
+        m, t = self.modes.index(mode), int(np.flatnonzero(self.thresholds == threshold)[0])
+        found = [block[:, m, t] > self.rank(iou) for block in self.table.blocks()]
+        return np.concatenate(found) if found else np.zeros(0, bool)
+
+    def rank(self, iou: float) -> int:
+        """Return the position of an IoU threshold among the sorted ones: a row > it reaches it."""
+        return int(np.searchsorted(np.sort(self.iou_thresholds), iou))
 
     def localized(self, mode: str, iou: float, threshold: float) -> dict[str, bool]:
-        """Return for each image whether it is localized at one of the evaluated settings."""
-        rank = int(np.searchsorted(np.sort(self.iou_thresholds), iou))
-        t = int(np.flatnonzero(self.thresholds == threshold)[0])
-        return {i: bool(row[t] > rank) for i, row in self._rows[mode].items()}
+        """Return for each image whether it is localized; arguments and errors as :meth:`hits`."""
+        return dict(zip(self.table.index, self.hits(mode, iou, threshold).tolist(), strict=True))
 
     def compute(self, *, missing_as_miss: bool = False) -> BoxResult:
         """Return counts, accuracies and optimal thresholds.
@@ -295,43 +261,62 @@ class BoxEvaluator:
         """
         if not len(self):
             raise InputError("no image was evaluated")
-        seen = self._rows[self.modes[0]]
-        missing = [i for i in self.boxes.image_ids if i not in seen]
-        num_images = len(seen) + (len(missing) if missing_as_miss else 0)
+        missing = [i for i in self.boxes.image_ids if i not in self.table.index]
+        num_images = len(self) + (len(missing) if missing_as_miss else 0)
         result = BoxResult(num_images, missing, self.thresholds.tolist(), list(self.iou_thresholds))
-        order = np.sort(self.iou_thresholds)
-        for mode in self.modes:
-            counts = np.zeros((len(order), len(self.thresholds)), dtype=np.int64)
-            for row in self._rows[mode].values():
-                counts += row[None, :] > np.arange(len(order))[:, None]
-            counts = counts[np.searchsorted(order, self.iou_thresholds)]  # the asked order
-            best = counts.max(axis=1)
+        counts = self._counts()
+        for m, mode in enumerate(self.modes):
+            best = counts[m].max(axis=1)
             # the lowest threshold among those that reach the best, whatever their order
-            optimal = [float(self.thresholds[c == b].min()) for c, b in zip(counts, best)]
+            optimal = [float(self.thresholds[c == b].min()) for c, b in zip(counts[m], best)]
             result.modes[mode] = ModeResult(
-                counts.tolist(), (100.0 * best / num_images).tolist(), optimal
+                counts[m].tolist(), (100.0 * best / num_images).tolist(), optimal
             )
         return result
 
+    def _counts(self) -> np.ndarray:
+        """Return how many images reach each IoU threshold (as asked): (modes, IoUs, T) int64."""
+        shape = (len(self.modes), len(self.iou_thresholds), len(self.thresholds))
+        counts = np.zeros(shape, np.int64)
+        for block in self.table.blocks():
+            for k, iou in enumerate(self.iou_thresholds):
+                counts[:, k] += np.count_nonzero(block > self.rank(iou), axis=0)
+        return counts
 
-def _as_batch(scoremaps) -> Tensor | np.ndarray:
-    """Return the score maps as one tensor or array (N, H, W)."""
-    if isinstance(scoremaps, list | tuple):
-        if not scoremaps:
-            return np.zeros((0, 1, 1))
-        kinds = {(tuple(np.shape(m)), str(getattr(m, "dtype", type(m)))) for m in scoremaps}
-        # one dtype, because the rounding of the quantization depends on it
-        if len(kinds) > 1:
-            found = " and ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds)[:2])
-            raise ValueError(f"score maps in a list must have one shape and dtype, got {found}")
-        scoremaps = (torch if torch.is_tensor(scoremaps[0]) else np).stack(scoremaps)
-    if not isinstance(scoremaps, Tensor | np.ndarray):
-        raise TypeError(f"score maps must be a tensor or an array, got {type(scoremaps).__name__}")
-    shape = tuple(scoremaps.shape)
-    if len(shape) != 3 or 0 in shape[1:]:
-        squeeze = "; take the channel out with squeeze(1)" if shape[1:2] == (1,) else ""
-        raise ValueError(f"score maps must be (N, H, W) with H, W >= 1, got {shape}{squeeze}")
-    return scoremaps
+    def per_class(self, result: BoxResult) -> list[ClassResult]:
+        """Return the figures of each class, in the order of their labels.
+
+        Args:
+            result: from :meth:`compute`: its optimal thresholds are taken. If it counts missing
+                images as misses, they count in their classes too.
+
+        Raises:
+            InputError: the ground truth has no labels.
+        """
+        labels = self.boxes.labels
+        if labels is None:
+            raise InputError("the ground truth has no class labels (class_labels.txt)")
+        seen = np.array([labels[i] for i in self.table.index], dtype=np.int64)
+        counted = seen
+        if result.num_images > len(self):
+            counted = np.append(seen, [labels[i] for i in result.missing])
+        totals = np.bincount(counted)
+        hits = {
+            mode: [
+                np.bincount(seen[self.hits(mode, iou, t)], minlength=len(totals))
+                for iou, t in zip(result.iou_thresholds, found.optimal_threshold, strict=True)
+            ]
+            for mode, found in result.modes.items()
+        }
+        return [
+            ClassResult(
+                label,
+                n,
+                {mode: [100.0 * int(h[label]) / n for h in each] for mode, each in hits.items()},
+            )
+            for label, n in enumerate(totals.tolist())
+            if n
+        ]
 
 
 def _quantized(scoremaps: Tensor | np.ndarray, image_ids: Sequence[str]) -> Tensor:

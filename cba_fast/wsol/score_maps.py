@@ -9,6 +9,8 @@ import numpy as np
 from cba_fast.data.records import make_record
 from cba_fast.errors import ScoreMapError
 
+DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8)))
+
 
 class MapFolder:
     """A folder of ``.npy`` score maps, named as the study or as wsolevaluation names them.
@@ -42,6 +44,10 @@ class MapFolder:
                 self.ambiguous.append(image_id)
             return official
         return study if study.is_file() else None
+
+    def describe(self, path: Path) -> str:
+        """Return what to call the map at `path` in a message."""
+        return str(path)
 
 
 def read_score_map(
@@ -90,7 +96,7 @@ def check_score_map(scoremap: np.ndarray, name: str) -> None:
         raise ScoreMapError(f"{name}: shape {scoremap.shape} is not (H, W) with H, W >= 1")
     if scoremap.dtype == np.uint8:
         return
-    if scoremap.dtype not in (np.float16, np.float32, np.float64):
+    if scoremap.dtype not in DTYPES:
         raise ScoreMapError(f"{name}: dtype {scoremap.dtype} is not float16/32/64 or uint8")
     low, high = scoremap.min(), scoremap.max()  # NaN propagates through both
     if np.isnan(low):

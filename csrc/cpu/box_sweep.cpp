@@ -2,10 +2,18 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <memory>
 #include <tuple>
 
+#include "build_config.h"
 #include "common/checks.h"
 #include "common/parallel_for.h"
+#include "cpu/quantize_kernels.h"
+#include "cpu/segment_tree.h"
+#include "cpu/sweep_kernels.h"
 
 namespace cba {
 namespace {
@@ -22,66 +30,223 @@ Box official_box(const Box& b, const Maps& maps) {
           std::min<std::int32_t>(b.y1 + 1, static_cast<std::int32_t>(maps.height) - 1)};
 }
 
-// Calls f(map index, LevelSets with that map) for every map.
+const SweepKernels& sweep_kernels(Isa isa) {
+#if CBA_X86
+  if (isa == Isa::kAvx512) return kSweepAvx512;
+  if (isa == Isa::kAvx2) return kSweepAvx2;
+#else
+  (void)isa;
+#endif
+  return kSweepBaseline;
+}
+
+const QuantizeKernels& quantize_kernels(Isa isa) {
+#if CBA_X86
+  if (isa == Isa::kAvx512) return kQuantizeAvx512;
+  if (isa == Isa::kAvx2) return kQuantizeAvx2;
+#else
+  (void)isa;
+#endif
+  return kQuantizeBaseline;
+}
+
+// Reads maps and finds their contours, by segments or by pixels; one object per thread.
+class MapSweep {
+ public:
+  MapSweep(const Maps& maps, const SweepOptions& options)
+      : maps_(maps),
+        method_(options.method),
+        quantizers_(quantize_kernels(options.isa)),
+        height_(static_cast<std::int32_t>(maps.height)),
+        width_(static_cast<std::int32_t>(maps.width)),
+        tree_(height_, width_, sweep_kernels(options.isa), options.method == Method::kSegments) {}
+
+  // Returns the index of the first value of the map that cannot be quantized, or -1.
+  std::int64_t load(std::int64_t map) {
+    for (std::int32_t y = 0; y < height_; ++y) {
+      const std::int64_t first = (map * height_ + y) * width_;
+      const std::int64_t bad = read_row(first, tree_.row(y));
+      if (bad >= 0) return first + bad;
+    }
+    tree_.load();
+    return -1;
+  }
+
+  int maximum() const { return tree_.maximum(); }
+
+  void largest(Box* box_at_level) {
+    if (method_ == Method::kPixels || !tree_.largest(box_at_level)) {
+      loaded_pixels().largest(box_at_level);
+    }
+  }
+
+  void all(LifeSink& sink) {
+    for (const bool of_holes : {false, true}) {
+      if (method_ == Method::kPixels || !tree_.contours(of_holes, sink)) {
+        loaded_pixels().contours(of_holes, sink);
+      }
+    }
+  }
+
+ private:
+  std::int64_t read_row(std::int64_t first, std::uint8_t* bytes) const {
+    switch (maps_.type) {
+      case MapType::kFloat32:
+        return quantizers_.float32(static_cast<const float*>(maps_.values) + first, bytes, width_);
+      case MapType::kFloat64:
+        return quantizers_.float64(static_cast<const double*>(maps_.values) + first, bytes, width_);
+      default:
+        std::memcpy(bytes, static_cast<const std::uint8_t*>(maps_.values) + first, width_);
+        return -1;
+    }
+  }
+
+  LevelSets& loaded_pixels() {
+    if (!pixels_) pixels_ = std::make_unique<LevelSets>(height_, width_);
+    pixels_->load(tree_.row(0), tree_.row(1) - tree_.row(0));
+    return *pixels_;
+  }
+
+  const Maps& maps_;
+  Method method_;
+  const QuantizeKernels& quantizers_;
+  std::int32_t height_, width_;
+  SegmentTree tree_;
+  std::unique_ptr<LevelSets> pixels_;  // made when the first map needs it
+};
+
+// Calls f(map index, MapSweep with that map) for every map up to the first that cannot be
+// quantized, perhaps for later ones too. Returns the index of the first bad value, or -1.
 template <class F>
-void for_each_map(const Maps& maps, int num_threads, F&& f) {
+std::int64_t for_each_map(const Maps& maps, const SweepOptions& options, F&& f) {
   require(maps.num == 0 || (maps.height >= 1 && maps.width >= 1 &&
                             (maps.height + 2) * (maps.width + 2) < kMaxPixels),
           "maps of " + std::to_string(maps.height) + " x " + std::to_string(maps.width) +
               " pixels cannot be swept");
-  parallel_for(maps.num, num_threads, [&](std::int64_t begin, std::int64_t end) {
-    LevelSets sets(static_cast<std::int32_t>(maps.height), static_cast<std::int32_t>(maps.width));
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> first_bad{kNone};
+  parallel_for(maps.num, options.num_threads, [&](std::int64_t begin, std::int64_t end) {
+    MapSweep sweep(maps, options);
     for (std::int64_t i = begin; i < end; ++i) {
-      sets.load(maps.bytes + i * maps.height * maps.width);
-      f(i, sets);
+      const std::int64_t bad = sweep.load(i);
+      if (bad < 0) {
+        f(i, sweep);
+        continue;
+      }
+      std::int64_t known = first_bad.load();
+      while (bad < known && !first_bad.compare_exchange_weak(known, bad)) {
+      }
+      return;  // a map after this one cannot hold the first bad value
     }
   });
+  return first_bad.load() == kNone ? -1 : first_bad.load();
 }
 
 using BoxTable = std::array<Box, kLevels>;
 
-void largest_by_level(const Maps& maps, LevelSets& sets, BoxTable& table) {
+void largest_by_level(const Maps& maps, MapSweep& sweep, BoxTable& table) {
   table[0] = kNoContour;
-  if (sets.maximum() == 0) return;
-  sets.largest(table.data());
-  for (int level = 0; level < sets.maximum(); ++level) {
+  if (sweep.maximum() == 0) return;
+  sweep.largest(table.data());
+  for (int level = 0; level < sweep.maximum(); ++level) {
     table[level] = official_box(table[level], maps);
   }
 }
 
-// Intersection over union of boxes with inclusive corners, in double, as the official evaluator
-// computes it; `best` is raised to it.
-void raise_to_iou(const Box& a, const std::int64_t* b, double& best) {
+std::int64_t area_of(const std::int64_t* b) { return (b[2] - b[0] + 1) * (b[3] - b[1] + 1); }
+
+std::int64_t intersection(const Box& a, const std::int64_t* b) {
   const std::int64_t width =
       std::min<std::int64_t>(a.x1, b[2]) - std::max<std::int64_t>(a.x0, b[0]);
   const std::int64_t height =
       std::min<std::int64_t>(a.y1, b[3]) - std::max<std::int64_t>(a.y0, b[1]);
-  const std::int64_t both =
-      std::max<std::int64_t>(0, width + 1) * std::max<std::int64_t>(0, height + 1);
+  return std::max<std::int64_t>(0, width + 1) * std::max<std::int64_t>(0, height + 1);
+}
+
+// Intersection over union of boxes with inclusive corners, in double, as the official evaluator
+// computes it.
+double iou_of(const Box& a, const std::int64_t* b) {
+  const std::int64_t both = intersection(a, b);
   const std::int64_t area_a = std::int64_t{a.x1 - a.x0 + 1} * (a.y1 - a.y0 + 1);
-  const std::int64_t area_b = (b[2] - b[0] + 1) * (b[3] - b[1] + 1);
-  const double iou = static_cast<double>(both) / static_cast<double>(area_a + area_b - both);
-  best = std::max(best, iou);
+  return static_cast<double>(both) / static_cast<double>(area_a + area_of(b) - both);
 }
 
 double best_of(const Box& box, const GroundTruth& truth, std::int64_t map) {
   double best = 0.0;
   for (std::int64_t g = truth.offsets[map]; g < truth.offsets[map + 1]; ++g) {
-    raise_to_iou(box, truth.boxes + 4 * g, best);
+    best = std::max(best, iou_of(box, truth.boxes + 4 * g));
   }
   return best;
 }
 
+using LevelIous = std::array<double, kLevels>;
+
+// Raises the IoU at each level of a map to that of its contours.
+class IouSink : public LifeSink {
+ public:
+  IouSink(const Maps& maps, const GroundTruth& truth, std::int64_t map, LevelIous* best)
+      : maps_(maps), truth_(truth), map_(map), best_(*best) {}
+
+  // A box inside the whole one shares with a true box at most what that one shares, and their union
+  // is at least the true box. Conversion and division round monotonically, so this bound holds for
+  // the rounded IoU too.
+  bool wants(const Life& whole) const override {
+    const Box box = official_box(whole.box, maps_);
+    double bound = 0.0;
+    for (std::int64_t g = truth_.offsets[map_]; g < truth_.offsets[map_ + 1]; ++g) {
+      const std::int64_t* b = truth_.boxes + 4 * g;
+      bound = std::max(bound,
+                       static_cast<double>(intersection(box, b)) / static_cast<double>(area_of(b)));
+    }
+    const double* best = best_.data();
+    return std::any_of(best + whole.lowest, best + whole.highest + 1,
+                       [=](double v) { return v < bound; });
+  }
+
+  void add(const Life& life) override {
+    const double value = best_of(official_box(life.box, maps_), truth_, map_);
+    for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
+      best_[level] = std::max(best_[level], value);
+    }
+  }
+
+ private:
+  const Maps& maps_;
+  const GroundTruth& truth_;
+  const std::int64_t map_;
+  LevelIous& best_;
+};
+
+// Collects the boxes at the levels that are needed.
+class TableSink : public LifeSink {
+ public:
+  TableSink(const Maps& maps, const std::vector<bool>& needed, std::vector<std::vector<Box>>* boxes)
+      : maps_(maps), needed_(needed), boxes_(*boxes) {}
+
+  bool wants(const Life&) const override { return true; }
+
+  void add(const Life& life) override {
+    for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
+      if (needed_[level]) boxes_[level].push_back(official_box(life.box, maps_));
+    }
+  }
+
+ private:
+  const Maps& maps_;
+  const std::vector<bool>& needed_;
+  std::vector<std::vector<Box>>& boxes_;
+};
+
 }  // namespace
 
-void largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
-                   int num_threads) {
-  for_each_map(maps, num_threads, [&](std::int64_t map, LevelSets& sets) {
+std::int64_t largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
+                           const SweepOptions& options) {
+  return for_each_map(maps, options, [&](std::int64_t map, MapSweep& sweep) {
     BoxTable table;
-    largest_by_level(maps, sets, table);
+    largest_by_level(maps, sweep, table);
     std::int32_t* out = boxes + map * thresholds.num * 4;
     for (std::int64_t t = 0; t < thresholds.num; ++t, out += 4) {
-      const Box& box = table[level_of(thresholds.values[t], sets.maximum())];
+      const Box& box = table[level_of(thresholds.values[t], sweep.maximum())];
       out[0] = box.x0;
       out[1] = box.y0;
       out[2] = box.x1;
@@ -90,34 +255,30 @@ void largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t*
   });
 }
 
-AllBoxes::AllBoxes(const Maps& maps, const Thresholds& thresholds, int num_threads)
+AllBoxes::AllBoxes(const Maps& maps, const Thresholds& thresholds, const SweepOptions& options)
     : boxes_(maps.num), levels_(maps.num * thresholds.num), offsets_(levels_.size() + 1) {
-  for_each_map(maps, num_threads, [&](std::int64_t map, LevelSets& sets) {
+  first_bad_ = for_each_map(maps, options, [&](std::int64_t map, MapSweep& sweep) {
     BoxesAtLevel& at = boxes_[map];
-    at.resize(std::max(sets.maximum(), 1));
+    at.resize(std::max(sweep.maximum(), 1));
     std::vector<bool> needed(at.size());
     for (std::int64_t t = 0; t < thresholds.num; ++t) {
-      const std::int32_t level = level_of(thresholds.values[t], sets.maximum());
+      const std::int32_t level = level_of(thresholds.values[t], sweep.maximum());
       levels_[map * thresholds.num + t] = level;
       needed[level] = true;
     }
-    if (sets.maximum() == 0) {
+    if (sweep.maximum() == 0) {
       at[0] = {kNoContour};
       return;
     }
-    std::vector<Life> lives;
-    sets.all(&lives);
-    for (const Life& life : lives) {
-      for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
-        if (needed[level]) at[level].push_back(official_box(life.box, maps));
-      }
-    }
+    TableSink sink(maps, needed, &at);
+    sweep.all(sink);
     for (std::vector<Box>& boxes : at) {
       std::sort(boxes.begin(), boxes.end(), [](const Box& a, const Box& b) {
         return std::tie(a.x0, a.y0, a.x1, a.y1) < std::tie(b.x0, b.y0, b.x1, b.y1);
       });
     }
   });
+  if (first_bad_ >= 0) return;
   for (std::size_t i = 0; i < levels_.size(); ++i) {
     const BoxesAtLevel& at = boxes_[i / thresholds.num];
     offsets_[i + 1] = offsets_[i] + static_cast<std::int64_t>(at[levels_[i]].size());
@@ -141,29 +302,23 @@ void AllBoxes::write(std::int32_t* boxes, std::int64_t* offsets, int num_threads
   });
 }
 
-void best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
-              bool all_contours, double* iou, int num_threads) {
-  for_each_map(maps, num_threads, [&](std::int64_t map, LevelSets& sets) {
-    std::array<double, kLevels> best{};
-    if (all_contours && sets.maximum() > 0) {
-      std::vector<Life> lives;
-      sets.all(&lives);
-      for (const Life& life : lives) {
-        const double value = best_of(official_box(life.box, maps), truth, map);
-        for (std::int32_t level = life.lowest; level <= life.highest; ++level) {
-          best[level] = std::max(best[level], value);
-        }
-      }
+std::int64_t best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
+                      bool all_contours, double* iou, const SweepOptions& options) {
+  return for_each_map(maps, options, [&](std::int64_t map, MapSweep& sweep) {
+    LevelIous best{};
+    if (all_contours && sweep.maximum() > 0) {
+      IouSink sink(maps, truth, map, &best);
+      sweep.all(sink);
     } else {
       BoxTable table;
-      largest_by_level(maps, sets, table);
-      for (int level = 0; level < std::max(sets.maximum(), 1); ++level) {
+      largest_by_level(maps, sweep, table);
+      for (int level = 0; level < std::max(sweep.maximum(), 1); ++level) {
         best[level] = best_of(table[level], truth, map);
       }
     }
     double* out = iou + map * thresholds.num;
     for (std::int64_t t = 0; t < thresholds.num; ++t) {
-      out[t] = best[level_of(thresholds.values[t], sets.maximum())];
+      out[t] = best[level_of(thresholds.values[t], sweep.maximum())];
     }
   });
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/level_sets.h"
 
 namespace cba {
@@ -15,8 +16,12 @@ namespace cba {
 // Maps of as many pixels as this, border included, are refused: twice an area must fit 31 bits.
 constexpr std::int64_t kMaxPixels = std::int64_t{1} << 30;
 
+// kUint8 is u itself; other maps are quantized row by row as they are read, u = uint8(255 * m).
+enum class MapType { kUint8, kFloat32, kFloat64 };
+
 struct Maps {
-  const std::uint8_t* bytes;  // [num, height, width]
+  const void* values;  // [num, height, width]
+  MapType type;
   std::int64_t num;
   std::int64_t height, width;
 };
@@ -32,15 +37,36 @@ struct GroundTruth {
   const std::int64_t* offsets;  // [num + 1]
 };
 
+// How the contours of a map are found; the results are the same.
+enum class Method {
+  kAuto,      // segments where the map has few basins, else pixels
+  kSegments,  // SegmentTree
+  kPixels,    // LevelSets
+};
+
+struct SweepOptions {
+  Isa isa;
+  Method method;
+  int num_threads;
+};
+
+// Both functions return the index of the first value that is NaN or outside [0, 1], or -1, and
+// AllBoxes keeps it; with such a value the results are undefined.
+
 // Writes the box of the contour of largest area: boxes [num maps, num thresholds, 4].
-void largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
-                   int num_threads);
+std::int64_t largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
+                           const SweepOptions& options);
+
+// Writes the best IoU between an estimated and a ground-truth box: iou [num maps, num thresholds].
+std::int64_t best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
+                      bool all_contours, double* iou, const SweepOptions& options);
 
 // The boxes of all contours; those of one map and threshold are sorted by x0, y0, x1, y1.
 class AllBoxes {
  public:
-  AllBoxes(const Maps& maps, const Thresholds& thresholds, int num_threads);
+  AllBoxes(const Maps& maps, const Thresholds& thresholds, const SweepOptions& options);
 
+  std::int64_t first_bad() const { return first_bad_; }
   std::int64_t num_boxes() const { return offsets_.back(); }
   std::int64_t num_offsets() const { return static_cast<std::int64_t>(offsets_.size()); }
 
@@ -53,10 +79,7 @@ class AllBoxes {
   std::vector<BoxesAtLevel> boxes_;   // [num maps][level], filled where a threshold needs it
   std::vector<std::int32_t> levels_;  // [num maps * num thresholds]
   std::vector<std::int64_t> offsets_;
+  std::int64_t first_bad_;
 };
-
-// Writes the best IoU between an estimated and a ground-truth box: iou [num maps, num thresholds].
-void best_iou(const Maps& maps, const Thresholds& thresholds, const GroundTruth& truth,
-              bool all_contours, double* iou, int num_threads);
 
 }  // namespace cba

@@ -4,14 +4,6 @@
 #include <cstring>
 
 namespace cba {
-namespace {
-
-Box hull(const Box& a, const Box& b) {
-  return {std::min(a.x0, b.x0), std::min(a.y0, b.y0), std::max(a.x1, b.x1), std::max(a.y1, b.y1)};
-}
-
-}  // namespace
-
 LevelSets::LevelSets(std::int32_t height, std::int32_t width)
     : height_(height),
       width_(width),
@@ -22,10 +14,10 @@ LevelSets::LevelSets(std::int32_t height, std::int32_t width)
       parent_(size_),
       box_(size_) {}
 
-void LevelSets::load(const std::uint8_t* map) {
+void LevelSets::load(const std::uint8_t* map, std::int64_t row_stride) {
   maximum_ = 0;
   for (std::int32_t y = 0; y < height_; ++y) {
-    const std::uint8_t* row = map + static_cast<std::size_t>(y) * width_;
+    const std::uint8_t* row = map + y * row_stride;
     std::memcpy(&values_[(y + 1) * stride_ + 1], row, width_);
     maximum_ = std::max<int>(maximum_, *std::max_element(row, row + width_));
   }
@@ -170,50 +162,47 @@ void LevelSets::largest(Box* box_at_level) {
 // on each side. Both are followed through the steps 0 .. maximum - 1: step s is level
 // maximum - 1 - s for components, and level s for holes.
 
-void LevelSets::all(std::vector<Life>* lives) {
-  lives->clear();
+void LevelSets::contours(bool of_holes, LifeSink& sink) {
   sort_pixels(values_);
   since_.resize(size_);
-  follow(false, lives);
-  follow(true, lives);
+  follow(of_holes, sink);
 }
 
 // Records the box that the component of `root` had until the step before `now`.
-void LevelSets::end_life(std::int32_t root, std::int32_t now, bool holes,
-                         std::vector<Life>* lives) const {
+void LevelSets::end_life(std::int32_t root, std::int32_t now, bool holes, LifeSink& sink) const {
   const std::int32_t first = since_[root], last = now - 1;
   if (first > last) return;
   const Box& b = box_[root];
   if (holes) {
-    lives->push_back({{b.x0 - 1, b.y0 - 1, b.x1 + 1, b.y1 + 1}, first, last});
+    sink.add({{b.x0 - 1, b.y0 - 1, b.x1 + 1, b.y1 + 1}, first, last});
   } else {
-    lives->push_back({b, maximum_ - 1 - last, maximum_ - 1 - first});
+    sink.add({b, maximum_ - 1 - last, maximum_ - 1 - first});
   }
 }
 
 // Joins two components at step `now`. A component whose box is already that of both lives on.
 std::int32_t LevelSets::merge_lives(std::int32_t a, std::int32_t b, std::int32_t now, bool holes,
-                                    std::vector<Life>* lives) {
+                                    LifeSink& sink) {
   a = find(a);
   b = find(b);
   if (a == b) return a;
   if (b < a) std::swap(a, b);
   parent_[b] = a;
   if (a == 0) {  // the outside of the map swallows a hole
-    end_life(b, now, holes, lives);
+    end_life(b, now, holes, sink);
     return a;
   }
   const Box both = hull(box_[a], box_[b]);
   const bool keep_a = box_[a] == both && (!(box_[b] == both) || since_[a] <= since_[b]);
   const bool keep_b = !keep_a && box_[b] == both;
-  if (!keep_a) end_life(a, now, holes, lives);
-  if (!keep_b) end_life(b, now, holes, lives);
+  if (!keep_a) end_life(a, now, holes, sink);
+  if (!keep_b) end_life(b, now, holes, sink);
   since_[a] = keep_a ? since_[a] : keep_b ? since_[b] : now;
   box_[a] = both;
   return a;
 }
 
-void LevelSets::follow(bool holes, std::vector<Life>* lives) {
+void LevelSets::follow(bool holes, LifeSink& sink) {
   reset();
   if (holes) enter_outside();
   const std::int32_t neighbors[8] = {-stride_,     -1,          1,           stride_,
@@ -229,12 +218,12 @@ void LevelSets::follow(bool holes, std::vector<Life>* lives) {
       std::int32_t root = pixel;
       for (int k = 0; k < connectivity; ++k) {
         const std::int32_t q = pixel + neighbors[k];
-        if (parent_[q] >= 0) root = merge_lives(root, q, step, holes, lives);
+        if (parent_[q] >= 0) root = merge_lives(root, q, step, holes, sink);
       }
     }
   }
   for (std::int32_t pixel : order_) {
-    if (parent_[pixel] == pixel) end_life(pixel, maximum_, holes, lives);
+    if (parent_[pixel] == pixel) end_life(pixel, maximum_, holes, sink);
   }
 }
 

@@ -6,6 +6,7 @@
 // background {u <= L} from the lowest to the highest.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -21,10 +22,23 @@ struct Box {
   }
 };
 
+inline Box hull(const Box& a, const Box& b) {
+  return {std::min(a.x0, b.x0), std::min(a.y0, b.y0), std::max(a.x1, b.x1), std::max(a.y1, b.y1)};
+}
+
 // The bounding box of one contour, and the levels (both inclusive) at which it has that box.
 struct Life {
   Box box;
   std::int32_t lowest, highest;
+};
+
+// Takes the lives of all contours of a map, in any order.
+class LifeSink {
+ public:
+  virtual ~LifeSink() = default;
+  // Whether a life can matter whose levels and box lie within those of `whole`.
+  virtual bool wants(const Life& whole) const = 0;
+  virtual void add(const Life& life) = 0;
 };
 
 // Scratch memory and results for maps of one size; one object per thread.
@@ -32,16 +46,17 @@ class LevelSets {
  public:
   LevelSets(std::int32_t height, std::int32_t width);
 
-  // Takes over a map. Afterwards maximum() is its largest value: its levels are 0 .. maximum() - 1.
-  void load(const std::uint8_t* map);
+  // Takes over a map; its rows start `row_stride` bytes apart. Afterwards maximum() is its largest
+  // value: its levels are 0 .. maximum() - 1.
+  void load(const std::uint8_t* map, std::int64_t row_stride);
   int maximum() const { return maximum_; }
 
   // Finds the bounding box of the contour of largest area at each level, as
   // max(cv2.findContours(u > L, RETR_TREE, ...), key=cv2.contourArea) would.
   void largest(Box* box_at_level);
 
-  // Finds the bounding boxes of all contours: outer borders and hole borders.
-  void all(std::vector<Life>* lives);
+  // Finds the bounding boxes of all outer borders, or of all hole borders.
+  void contours(bool of_holes, LifeSink& sink);
 
  private:
   void fill_holes();
@@ -51,10 +66,10 @@ class LevelSets {
   std::int32_t find(std::int32_t pixel);
   std::int32_t join(std::int32_t a, std::int32_t b);
   std::int32_t grow(std::int32_t pixel);
-  void follow(bool holes, std::vector<Life>* lives);
-  void end_life(std::int32_t root, std::int32_t now, bool holes, std::vector<Life>* lives) const;
+  void follow(bool holes, LifeSink& sink);
+  void end_life(std::int32_t root, std::int32_t now, bool holes, LifeSink& sink) const;
   std::int32_t merge_lives(std::int32_t a, std::int32_t b, std::int32_t now, bool holes,
-                           std::vector<Life>* lives);
+                           LifeSink& sink);
   Box pixel_box(std::int32_t pixel) const {
     const std::int32_t y = pixel / stride_ - 1, x = pixel % stride_ - 1;
     return {x, y, x, y};

@@ -1,0 +1,293 @@
+"""MaxBoxAcc's box sweep against the official algorithm: ``pytest benchmarks/bench_box_sweep.py``.
+
+Every case first checks that the IoUs are equal, then times the public op and the baselines in
+turns, round by round, in one process and on one thread. The baselines are the official algorithm
+(Choe et al., CVPR 2020; clovaai/wsolevaluation) written plainly with OpenCV, the same with the
+boxes of equal masks remembered, and the op's own union-find. All start from float64 maps (the
+union-find from bytes) and end with the best IoU at each threshold. Times are CPU times of the
+thread, so that other processes on a shared machine do not count; two threads are timed by the wall
+clock. The table and one JSON line per case go to ``benchmarks/results/``; a run of some cases
+replaces the lines of those only.
+"""
+
+import json
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cba_fast import ops
+from cba_fast.kernels import box_sweep_cpp, native
+from cba_fast.reference.box_sweep import box_iou
+
+RESULTS = Path(__file__).parent / "results"
+MODES = ("largest", "all")
+ROUNDS = 3
+CALLS = 5  # of the op in a row, for each run of OpenCV, which repeats itself 1,000 times
+COARSE = (7, 12, 56)
+KINDS = ("bicubic", "bilinear", "blurred", "cam")
+# On these maps 1,000 thresholds take OpenCV up to two minutes: it is timed on every 20th, times 20.
+HARD_STEP = 20
+
+
+def smooth(coarse: int, kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A map of `coarse` x `coarse` random values, upsampled and scaled to [0, 1]."""
+    values = rng.random((coarse, coarse))
+    if kind == "cam":  # a blob or two on noise, as ReLU leaves them
+        y, x = np.mgrid[:coarse, :coarse] / coarse
+        blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 0.05) for a, b in rng.random((2, 2))]
+        values = np.maximum(sum(blobs) + 0.5 * values - 0.4, 0)
+    cubic = kind in ("bicubic", "blurred")
+    method = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+    values = cv2.resize(values, (size, size), interpolation=method)
+    if kind == "blurred":
+        values = cv2.GaussianBlur(values, (0, 0), size / 60)
+    return (values - values.min()) / np.ptp(values)
+
+
+def upsampled(coarse: int, kind: str, size: int) -> np.ndarray:
+    """Two maps, or one where OpenCV needs a second and more for it."""
+    rng = np.random.default_rng(coarse)
+    return np.stack([smooth(coarse, kind, size, rng) for _ in range(1 if coarse == 56 else 2)])
+
+
+def spiral(n: int) -> np.ndarray:
+    """A path of ones, one pixel wide, that winds inwards with a gap of one pixel."""
+    mask, y, x, length = np.zeros((n, n)), 0, 0, n - 1
+    for turn in range(n - 1):
+        dy, dx = ((0, 1), (1, 0), (0, -1), (-1, 0))[turn % 4]
+        if turn > 2 and turn % 2 == 1:
+            length -= 2
+        for _ in range(length):
+            mask[y, x] = 1
+            y, x = y + dy, x + dx
+    mask[y, x] = 1
+    return mask
+
+
+def hard(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A map with many or long contours; with ", levels" each pixel gets a random value."""
+    y, x = np.mgrid[:size, :size]
+    ring = np.maximum(abs(y - size // 2), abs(x - size // 2))
+    shapes = {
+        "noise": lambda: np.ones((size, size)),
+        "checkerboard": lambda: (y + x) % 2,
+        "spiral": lambda: spiral(size),
+        "rings": lambda: ring % 2 * (ring + 1) / (size // 2 + 1),
+        "sparse dots": lambda: (y % 4 == 1) & (x % 4 == 1),
+        "diagonals": lambda: (y + x) % 4 == 0,
+    }
+    name, _, levels = kind.partition(", ")
+    values = shapes[name]() * (rng.random((size, size)) if levels or name == "noise" else 1.0)
+    return values / values.max()
+
+
+HARD = [
+    *("noise", "checkerboard", "checkerboard, levels", "spiral", "spiral, levels", "rings"),
+    *("sparse dots", "sparse dots, levels", "diagonals", "diagonals, levels"),
+]
+
+
+def official(maps: np.ndarray, truth: np.ndarray, thresholds, mode: str, remember: bool):
+    """Return the best IoU of each map at each threshold as the official evaluator finds it."""
+    rows = []
+    for scoremap in maps:
+        height, width = scoremap.shape
+        image = np.expand_dims((scoremap * 255).astype(np.uint8), 2)
+        known: dict[int, list] = {}
+        boxes, counts = [], []
+        for t in thresholds:
+            level = int(t * np.max(image))
+            here = known.get(level) if remember else None
+            if here is None:
+                _, mask = cv2.threshold(image, level, 255, cv2.THRESH_BINARY)
+                found = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+                if mode == "largest" and found:
+                    found = [max(found, key=cv2.contourArea)]
+                here = [
+                    [x, y, min(x + w, width - 1), min(y + h, height - 1)]
+                    for x, y, w, h in map(cv2.boundingRect, found)
+                ] or [[0, 0, 0, 0]]
+                known[level] = here
+            boxes += here
+            counts.append(len(here))
+        iou = box_iou(np.asarray(boxes), truth).max(1)
+        rows.append([part.max() for part in np.split(iou, np.cumsum(counts)[:-1])])
+    return np.array(rows)
+
+
+def cpu_name() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.processor()
+
+
+class Records:
+    """The results of this run, merged into the file of this processor."""
+
+    def __init__(self):
+        self.machine = {
+            "cpu": cpu_name(),
+            "isa": native.build_info()["isa"],
+            "compiler": native.build_info()["compiler"],
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+            "numpy": np.__version__,
+        }
+        slug = re.sub(r"[^a-z0-9]+", "-", self.machine["cpu"].lower()).strip("-")
+        self.path = RESULTS / f"box_sweep_{slug}.jsonl"
+        self.table_path = self.path.with_suffix(".md")
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.rows = {self.key(row): row for row in map(json.loads, lines)}
+
+    @staticmethod
+    def key(row: dict) -> tuple:
+        return tuple(row[k] for k in ("isa", "case", "size", "contours", "thresholds", "threads"))
+
+    def add(self, **row) -> None:
+        row |= self.machine
+        self.rows[self.key(row)] = row
+        self.write()  # now, so that a run that is stopped keeps what it has
+
+    def write(self) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()))
+        columns = ("case", "size", "contours", "thresholds", "threads", "isa", "ours_ms")
+        columns += ("official_ms", "remembering_ms", "union_find_ms", "speedup")
+        table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        for row in self.rows.values():
+            cells = [row.get(c, "") for c in columns]
+            cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+            table.append("| " + " | ".join(cells) + " |")
+        self.table_path.write_text("\n".join(table) + "\n")
+
+
+@pytest.fixture(scope="module")
+def records(request):
+    found = Records()
+    yield found
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{found.table_path.read_text()}")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before, cv_before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    yield
+    torch.set_num_threads(before)
+    cv2.setNumThreads(cv_before)
+
+
+def seconds(f: Callable, clock: Callable[[], float] = time.thread_time) -> float:
+    start = clock()
+    f()
+    return clock() - start
+
+
+def truth_for(size: int) -> np.ndarray:
+    return np.array([[size // 5, size // 4, size * 2 // 3, size * 3 // 4]])
+
+
+def compare(benchmark, records, maps, mode, thresholds, step, **labels) -> None:
+    """Check, then time in turns; a time is that of one map, in milliseconds."""
+    truth, some = truth_for(maps.shape[-1]), thresholds[::step]
+    tensors, gt = torch.from_numpy(maps), [truth] * len(maps)
+    expected = official(maps, truth, some, mode, remember=False)
+    found = ops.best_box_iou(tensors, gt, thresholds, contours=mode).numpy()
+    assert np.array_equal(found[:, ::step], expected)
+    u, boxes = ops.quantize(tensors), torch.from_numpy(np.concatenate(gt))
+    offsets, levels = torch.arange(len(maps) + 1), torch.from_numpy(thresholds)
+    pixels = {"method": "pixels"}
+    times = {"official_ms": [], "remembering_ms": [], "union_find_ms": [], "ours_ms": []}
+    runs = {
+        "official_ms": lambda: official(maps, truth, some, mode, remember=False),
+        "remembering_ms": lambda: official(maps, truth, some, mode, remember=True),
+        "union_find_ms": lambda: box_sweep_cpp.best_box_iou(
+            u, boxes, offsets, levels, mode, **pixels
+        ),
+    }
+    if step > 1:
+        del runs["remembering_ms"]  # few thresholds share a level then
+
+    def baselines():
+        for name, run in runs.items():
+            times[name].append(seconds(run) * (step if name == "official_ms" else 1))
+
+    def ours():
+        for _ in range(CALLS):
+            ops.best_box_iou(tensors, gt, thresholds, contours=mode)
+
+    benchmark.pedantic(
+        lambda: times["ours_ms"].append(seconds(ours) / CALLS), setup=baselines, rounds=ROUNDS
+    )
+    times = {name: 1e3 * np.array(t) / len(maps) for name, t in times.items() if t}
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    speedups = times["official_ms"] / times["ours_ms"]
+    records.add(
+        **labels,
+        size=maps.shape[-1],
+        contours=mode,
+        thresholds=len(thresholds),
+        threads=1,
+        **medians,
+        speedup=medians["official_ms"] / medians["ours_ms"],
+        speedup_p20_p80=np.percentile(speedups, (20, 80)).tolist(),
+        official_timed_on=len(some),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coarse", COARSE)
+def test_upsampled(benchmark, records, coarse, kind, size, mode):
+    maps = upsampled(coarse, kind, size)
+    case = f"{coarse}x{coarse} {kind}"
+    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.001), 1, case=case)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coarse", COARSE)
+def test_100_thresholds(benchmark, records, coarse, kind, mode):
+    maps = upsampled(coarse, kind, 224)
+    case = f"{coarse}x{coarse} {kind}"
+    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.01), 1, case=case)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", HARD)
+def test_hard(benchmark, records, kind, mode):
+    maps = hard(kind, 224, np.random.default_rng(1))[None]
+    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.001), HARD_STEP, case=kind)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_threads(benchmark, records, mode):
+    rng = np.random.default_rng(2)
+    maps = torch.from_numpy(np.stack([smooth(12, "bicubic", 224, rng) for _ in range(256)]))
+    gt, thresholds = [truth_for(224)] * len(maps), np.arange(0, 1, 0.001)
+    times: dict[int, list[float]] = {1: [], 2: []}
+
+    def run(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        return ops.best_box_iou(maps, gt, thresholds, contours=mode)
+
+    def timed(threads: int) -> None:
+        times[threads].append(seconds(lambda: run(threads), time.perf_counter))
+
+    assert torch.equal(run(1), run(2))
+    benchmark.pedantic(timed, args=(2,), setup=lambda: timed(1), rounds=ROUNDS * CALLS)
+    # The quickest round of each: whatever else runs takes more from two threads than from one.
+    one, two = (1e3 * min(times[n]) / len(maps) for n in (1, 2))
+    case = f"{len(maps)} maps 12x12 bicubic, two threads against one"
+    labels = {"case": case, "size": 224, "contours": mode, "thresholds": len(thresholds)}
+    records.add(**labels, threads=2, ours_ms=two, one_thread_ms=one, speedup=one / two)

@@ -1,0 +1,39 @@
+"""Whole networks, PyTorch's ways against ours: inference at batch 1, and a training step.
+
+    pytest benchmarks/bench_models.py -k "replknet and 384"
+    pytest benchmarks/bench_models.py -k inference --dtype bfloat16   # the forms in both types
+    python benchmarks/table.py
+
+The results of every form are compared with the default form's first; the weights are random.
+"""
+
+import pytest
+from cases import MODEL_SIZES, MODELS, TRAINING
+
+from cba_fast.study.bench import model_record
+from cba_fast.study.model_contest import OURS, ModelContest, create, inference, training
+
+PER_MODEL = 10  # times the seconds of a layer
+
+
+@pytest.mark.parametrize("input_size", MODEL_SIZES)
+@pytest.mark.parametrize("name", MODELS)
+def test_inference(name, input_size, benchmark, play, record, pytestconfig):
+    dtype = pytestconfig.getoption("dtype")
+    functions = inference(create(name), input_size, bfloat16=dtype == "bfloat16")
+    contest = ModelContest(functions, PER_MODEL * pytestconfig.getoption("seconds"))
+    assert not contest.wrong()
+    benchmark.group = f"{name} {input_size}"
+    play(contest.contest, OURS)
+    record("models", model_record(contest, name, input_size, 1, dtype))
+
+
+@pytest.mark.parametrize(("name", "input_size", "batch"), TRAINING)
+def test_training_step(name, input_size, batch, benchmark, play, record, pytestconfig):
+    functions = training(create(name), input_size, batch)
+    contest = ModelContest(functions, PER_MODEL * pytestconfig.getoption("seconds"))
+    assert not contest.wrong()
+    benchmark.group = f"{name} {input_size} training"
+    play(contest.contest, OURS)
+    values = model_record(contest, name, input_size, batch, "float32", "training step")
+    record("models", values)

@@ -1,0 +1,59 @@
+"""Options of the benchmarks, and the file that their records go to."""
+
+import os
+from pathlib import Path
+
+# After each parallel region OpenMP's threads spin for a while and take the cores from whoever has
+# the next turn; under load, times then come in steps of 8 ms. To be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("cba_fast")
+    group.addoption("--seconds", type=float, default=0.5, help="Time of each candidate and case.")
+    group.addoption("--algorithm", default="auto", help="Of our op: auto, fft or direct.")
+    group.addoption("--dtype", default="float32", help="float32 or bfloat16.")
+    group.addoption("--threads", type=int, help="Default: torch's.")
+    group.addoption("--results", type=Path, help="JSON lines; default benchmarks/results/.")
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig):
+    """Return a function that files the record of a benchmark."""
+    import torch
+    from peak import fma_peak_gflops
+
+    from cba_fast.study.bench_records import add_record, device_slug, machine
+
+    if pytestconfig.getoption("threads"):
+        torch.set_num_threads(pytestconfig.getoption("threads"))
+    peak = fma_peak_gflops(torch.get_num_threads())
+    where = machine() | {"fma_peak_gflops": peak and round(peak, 1)}
+
+    def add(bench: str, values: dict) -> None:
+        path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
+        add_record(path, {**values, "machine": where})
+
+    return add
+
+
+@pytest.fixture
+def play(benchmark):
+    """Return a function that plays a contest, one of its functions timed by pytest-benchmark."""
+
+    def run(contest, name: str) -> None:
+        rounds = contest.rounds(name)
+        played = iter(range(rounds))
+
+        def others():
+            contest.round(next(played) / rounds, without=name)
+            contest.warm(name)
+
+        benchmark.pedantic(contest.functions[name], setup=others, rounds=rounds, iterations=1)
+        contest.samples[name] = list(benchmark.stats.stats.data)
+
+    return run

@@ -1,0 +1,85 @@
+"""``cba-fast bench``."""
+
+import os
+from pathlib import Path
+
+import click
+
+from .options import POSITIVE, FiniteRange
+
+DIRECTIONS = ("forward", "grad_x", "grad_weight")
+
+
+@click.command()
+@click.option("--model", default="replknet_31b", help="A model of timm's or of the study.")
+@click.option("--input_size", type=POSITIVE, default=384)
+@click.option("--batch_size", type=POSITIVE, default=1)
+@click.option(
+    "--what",
+    type=click.Choice(["layers", "model"]),
+    default="layers",
+    help="Each different depthwise convolution, or the whole network at inference.",
+)
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NxCxHxW_kKHxKW",
+    help="Measure this convolution instead of a model's; may be repeated.",
+)
+@click.option(
+    "--direction",
+    "directions",
+    type=click.Choice(DIRECTIONS),
+    multiple=True,
+    default=["forward"],
+    help="Of the layers; may be repeated.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--algorithm", type=click.Choice(["auto", "fft", "direct"]), default="auto")
+@click.option("--seconds", type=FiniteRange(0, 600, min_open=True), default=0.5, help="Per timing.")
+@click.option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Add the records here.")
+def command(
+    model,
+    input_size,
+    batch_size,
+    what,
+    cases,
+    directions,
+    dtype,
+    algorithm,
+    seconds,
+    threads,
+    json_path,
+):
+    """Time depthwise convolutions, or a whole network, against PyTorch's ways to run them.
+
+    Candidates take turns in one process on random data, and their results are checked first.
+    Printed are medians in milliseconds with the 20th and 80th percentiles, and ratios; the JSON
+    file gets one line per measurement, in place of an older line of the same.
+    """
+    # OpenMP's threads would spin after each of PyTorch's turns and slow the next candidate.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+
+    from cba_fast.study import bench
+    from cba_fast.study.bench_records import add_record
+    from cba_fast.study.bench_tables import tables
+    from cba_fast.study.dwconv_contest import Case
+
+    if threads:
+        torch.set_num_threads(threads)
+    if what == "model":
+        found = iter([bench.bench_model(model, input_size, batch_size, dtype, seconds)])
+    else:
+        chosen = [Case.parse(c) for c in cases]
+        chosen = chosen or bench.layer_cases(model, input_size, batch_size)
+        found = bench.bench_layers(chosen, directions, dtype, algorithm, seconds)
+    records = []
+    for record in found:
+        records.append(record)
+        click.echo(f"{record['case']} {record.get('direction', '')}", err=True)
+        if json_path:
+            add_record(json_path, record)
+    click.echo(tables(records))

@@ -1,0 +1,101 @@
+"""Ground-truth masks of a split, from wsolevaluation's metadata (OpenImages)."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cba_fast.data import metadata
+from cba_fast.data.metadata import MaskPaths
+from cba_fast.errors import ImageError, InputError
+
+BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
+OFFICIAL_SIZE = 224
+
+
+@dataclass
+class Masks:
+    """The mask files of one split.
+
+    Attributes:
+        root: what the paths are relative to.
+        image_ids: the ids in data set order.
+        paths: the mask files per id.
+        size: the side of the masks in pixels, to which the files are resized.
+    """
+
+    root: Path
+    image_ids: tuple[str, ...]
+    paths: dict[str, MaskPaths]
+    size: int = OFFICIAL_SIZE
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Read the mask of an image: the union of its objects, and what is ignored.
+
+        Each file is read as grey, resized to `size` with OpenCV's nearest neighbour, and taken as
+        set where it is above 0.5. The ignored region counts only outside of the foreground.
+
+        Returns:
+            (size, size) uint8: `BACKGROUND`, `FOREGROUND` or `IGNORED`.
+
+        Raises:
+            KeyError: unknown `image_id`.
+            ImageError: a file cannot be read; the message names it.
+
+        Source: wsolevaluation (Choe et al., 2020), equal to its ``get_mask``.
+        """
+        paths = self.paths[image_id]
+        foreground = np.zeros((self.size, self.size), bool)
+        for path in paths.masks:
+            foreground |= self._read_one(path)
+        mask = np.where(foreground, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
+        if paths.ignore is not None:
+            mask[self._read_one(paths.ignore) & ~foreground] = IGNORED
+        return mask
+
+    def _read_one(self, path: str) -> np.ndarray:
+        try:
+            data = np.fromfile(self.root / path, np.uint8)
+        except OSError as e:
+            raise ImageError(f"{self.root / path}: cannot be read: {e.strerror}") from e
+        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        if grey is None:
+            raise ImageError(f"{self.root / path}: not a readable image")
+        size = (self.size, self.size)
+        return cv2.resize(grey, size, interpolation=cv2.INTER_NEAREST) > 0
+
+
+def load_masks(
+    metadata_root: str | os.PathLike,
+    mask_root: str | os.PathLike,
+    *,
+    dataset_name: str | None = None,
+    split: str = "test",
+    size: int = OFFICIAL_SIZE,
+    image_ids: Sequence[str] | None = None,
+) -> Masks:
+    """Read which masks belong to the images of a split.
+
+    Args:
+        metadata_root, dataset_name, split: as for :func:`cba_fast.data.load_boxes`.
+        mask_root: the folder that the paths in ``localization.txt`` are relative to.
+        size: the side of the masks; 224 in the official protocol.
+        image_ids: only these, in this order; None takes the whole split.
+
+    Raises:
+        InputError: a file of the metadata is missing or malformed, or describes boxes; no folder
+            `mask_root`; an id of `image_ids` is not in the split.
+    """
+    folder = metadata.find_folder(metadata_root, dataset_name, split)
+    root = Path(mask_root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder of masks")
+    ids = metadata.read_ids(folder)
+    paths = metadata.read_masks(folder, ids)
+    for image_id in image_ids or ():
+        if image_id not in paths:
+            raise InputError(f"image {image_id!r} has no mask in {folder}")
+    return Masks(root, tuple(image_ids or ids), paths, size)

@@ -1,0 +1,103 @@
+"""Files of ranked class predictions, for top-1 and top-5 localization.
+
+CSV with a header, one line per image: ``image_id,top1,top2,...``, 0-based classes, best first (an
+id with a comma is quoted, as CSV has it). Or JSON, an object of lists: ``{"<id>": [best, ...]}``.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cba_fast import files
+from cba_fast.errors import InputError
+
+HEADER = "image_id"
+
+
+def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
+    """Read the predicted classes of each image, best first.
+
+    Args:
+        path: a file ``*.json``, or of any other name with CSV.
+
+    Raises:
+        InputError: not readable, a missing header, an image without classes or given twice, or a
+            class that is no integer >= 0; the message names file, line (or image) and value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: predictions cannot be read: {e}") from e
+    rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
+    found: dict[str, list[int]] = {}
+    for where, image_id, classes in rows:
+        if image_id in found:
+            raise InputError(f"{where}: image {image_id!r} was given before")
+        if not classes:
+            raise InputError(f"{where}: image {image_id!r} has no predicted class")
+        found[image_id] = [_label(where, image_id, value) for value in classes]
+    if not found:
+        raise InputError(f"{path}: holds no predictions")
+    return found
+
+
+def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequence[int]]) -> None:
+    """Write the predicted classes of each image, in the format that the suffix of `path` asks for.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    lists = {image_id: [int(c) for c in classes] for image_id, classes in predictions.items()}
+    if Path(path).suffix.lower() == ".json":
+        files.write_json(path, lists)
+        return
+    most = max(map(len, lists.values()), default=0)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([HEADER, *(f"top{k}" for k in range(1, most + 1))])
+    writer.writerows([image_id, *classes] for image_id, classes in lists.items())
+    files.write_text(path, out.getvalue())
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
+    def pairs(items: list[tuple[str, object]]) -> list[tuple[str, object]]:
+        return items  # a dict would hide an image that is given twice
+
+    try:
+        items = json.loads(text, object_pairs_hook=pairs)
+    except ValueError as e:
+        raise InputError(f"{path}: not JSON: {e}") from e
+    if text.lstrip()[:1] != "{":
+        raise InputError(f"{path}: expected an object of lists, one per image id")
+    for image_id, classes in items:
+        if not isinstance(classes, list):
+            raise InputError(f"{path}: image {image_id!r} has no list of classes: {classes!r}")
+    return [(str(path), image_id, classes) for image_id, classes in items]
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = next(reader, [])
+    if header[:1] != [HEADER]:
+        raise InputError(f"{path}, line 1: expected the header {HEADER},top1,..., got {header}")
+    rows = []
+    for row in reader:
+        if row:
+            # rows may differ in length; the cells that a spreadsheet fills up with are empty
+            classes = [cell.strip() for cell in row[1:]]
+            while classes and not classes[-1]:
+                classes.pop()
+            rows.append((f"{path}, line {reader.line_num}", row[0], classes))
+    return rows
+
+
+def _label(where: str, image_id: str, value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise InputError(f"{where}: {value!r} of image {image_id!r} is not a 0-based class")

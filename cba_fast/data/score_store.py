@@ -1,0 +1,237 @@
+"""A compact store of score maps: one uint8 array with an index, in NumPy's own format.
+
+A store is a folder with
+
+- ``maps.npy``: (N, H, W) uint8, the bytes u = uint8(255 * m) that MaxBoxAcc starts from;
+- ``names.txt``: N lines; line i is the name that the map i would have as a file, without ``.npy``
+  (an image id, or the study's ``<folder>/<stem>``);
+- ``present.npy``: (N,) uint8, 1 where the map is written.
+
+``numpy.load`` reads all of it. The bytes of a map are an eighth of its float64 file, and the scores
+are the same: MaxBoxAcc sees a map through these bytes alone (PxAP does not).
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cba_fast import files
+from cba_fast.data.records import make_record, map_name
+from cba_fast.data.textlines import duplicate, read_lines
+from cba_fast.errors import InputError, ScoreMapError
+
+MAPS, NAMES, PRESENT = "maps.npy", "names.txt", "present.npy"
+STORE_FILES = (MAPS, NAMES, PRESENT)
+
+
+def is_store(path: str | os.PathLike) -> bool:
+    """Return whether `path` is a folder with the files of a store."""
+    return all((Path(path) / name).is_file() for name in STORE_FILES)
+
+
+class ScoreStore:
+    """Read the maps of a store by image id.
+
+    Args:
+        root: the folder of the store.
+
+    Attributes:
+        names: the names of the maps, in the order of their rows.
+        shape: (H, W) of every map.
+        ambiguous: ids that both an official and a study's name fitted (the official one is taken).
+
+    Raises:
+        ScoreMapError: a file of the store is missing or does not fit the others.
+        InputError: a name is duplicate or not a plain relative path.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        self.names = _read_names(self.root / NAMES)
+        maps = _open_npy(self.root / MAPS)
+        if maps.ndim != 3 or maps.dtype != np.uint8 or not maps.flags.c_contiguous:
+            raise ScoreMapError(
+                f"{self.root / MAPS} must be (N, H, W) uint8 in C order, got {maps.shape} "
+                f"{maps.dtype}"
+            )
+        if len(maps) != len(self.names):
+            raise ScoreMapError(
+                f"{self.root / MAPS} has {len(maps)} maps, {NAMES} has {len(self.names)} names"
+            )
+        self.shape: tuple[int, int] = maps.shape[1:]
+        self._offset = maps.offset
+        self.present = self.read_present()
+        self.ambiguous: list[str] = []
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names) if self.present[row]}
+
+    def read_present(self) -> np.ndarray:
+        """Return (N,) bool: which maps are written, as the files say now.
+
+        Raises:
+            ScoreMapError: ``present.npy`` is not (N,) uint8.
+        """
+        path = self.root / PRESENT
+        present = np.array(_open_npy(path))
+        if present.shape != (len(self.names),) or present.dtype != np.uint8:
+            raise ScoreMapError(
+                f"{path} must be ({len(self.names)},) uint8, got {present.shape} {present.dtype}"
+            )
+        return present.astype(bool)
+
+    def find(self, image_id: str) -> int | None:
+        """Return the row of the map of `image_id`, or None; the rule is that of `MapFolder`.
+
+        Raises:
+            InputError: the id is no plain relative path.
+        """
+        make_record(image_id, self.root / image_id, None, str(self.root))
+        official = self._rows.get(image_id)
+        study_name = map_name(image_id).removesuffix(".npy")
+        study = self._rows.get(study_name)
+        if official is None:
+            return study
+        if study is not None and study_name != image_id:
+            self.ambiguous.append(image_id)
+        return official
+
+    def describe(self, row: int) -> str:
+        """Return what to call the map of a row in a message."""
+        return f"{self.root / MAPS}, map {self.names[row]!r}"
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Read the maps of `rows`: (len(rows), H, W) uint8.
+
+        The file is read, not mapped: pages of a mapped file count as the process's memory for as
+        long as the map lives, which for a whole data set are gigabytes.
+
+        Raises:
+            ScoreMapError: the file ends before a map.
+        """
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        size = self.shape[0] * self.shape[1]
+        # runs of neighbouring rows are read at once
+        ends = [i for i in range(1, len(rows) + 1) if i == len(rows) or rows[i] != rows[i - 1] + 1]
+        starts = [0, *ends[:-1]]
+        with open(self.root / MAPS, "rb", buffering=0) as f:
+            for start, end in zip(starts, ends):
+                f.seek(self._offset + int(rows[start]) * size)
+                view = memoryview(out[start:end]).cast("B")
+                while len(view):
+                    count = f.readinto(view)
+                    if not count:
+                        raise ScoreMapError(f"{self.root / MAPS} is cut: it ends inside of a map")
+                    view = view[count:]
+        return out
+
+
+class StoreWriter:
+    """Fill a store, row by row, in any order.
+
+    A map counts once its byte in ``present.npy`` is set, which comes after its own bytes: a killed
+    run leaves whole maps and missing ones, and a later writer goes on with the missing ones.
+
+    Args:
+        root: the folder of a store that `create_store` has made.
+
+    Raises:
+        ScoreMapError, InputError: as :class:`ScoreStore`.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self._store = ScoreStore(root)
+        self._maps = open(self._store.root / MAPS, "r+b", buffering=0)  # noqa: SIM115
+        self._present = open(self._store.root / PRESENT, "r+b", buffering=0)  # noqa: SIM115
+        self._present_offset = _open_npy(self._store.root / PRESENT).offset
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._maps.close()
+        self._present.close()
+
+    def write(self, row: int, u: np.ndarray) -> None:
+        """Write the map of a row.
+
+        Args:
+            row: 0 <= row < N.
+            u: (H, W) uint8, from :func:`cba_fast.ops.quantize`.
+
+        Raises:
+            ScoreMapError: a wrong shape or dtype.
+            OSError: the store cannot be written; the message names its file.
+        """
+        store = self._store
+        if u.shape != store.shape or u.dtype != np.uint8:
+            raise ScoreMapError(
+                f"{store.describe(row)}: the store holds {store.shape} uint8, got {u.shape} "
+                f"{u.dtype}"
+            )
+        _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
+        _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
+
+
+def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int, int]) -> None:
+    """Make an empty store: every map is missing. Files of an earlier store are replaced.
+
+    Args:
+        root: the folder; it need not exist.
+        names: one name per map, each a plain relative path with "/".
+        shape: (H, W) of every map.
+
+    Raises:
+        InputError: no names, or one that is duplicate, not a plain relative path, or of several
+            lines.
+        OSError: the folder cannot be written.
+    """
+    root = Path(root)
+    if not names:
+        raise InputError(f"{root}: a store of no maps cannot be made")
+    seen: set[str] = set()
+    for name in names:
+        if name != name.strip() or len(name.splitlines()) != 1:
+            raise InputError(f"{root}: the name {name!r} does not fit into one line of {NAMES}")
+        make_record(name, root / name, None, str(root))
+        if name in seen:
+            raise InputError(f"{root}: two maps have the name {name!r}")
+        seen.add(name)
+    with files.atomic_path(root / MAPS) as tmp:
+        # The file is sparse until the maps are written.
+        np.lib.format.open_memmap(tmp, "w+", np.uint8, (len(names), *shape)).flush()
+    files.write_npy(root / PRESENT, np.zeros(len(names), np.uint8))
+    files.write_text(root / NAMES, "".join(f"{name}\n" for name in names))
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    names: dict[str, int] = {}
+    for number, name in read_lines(path):
+        if name in names:
+            raise duplicate(path, number, repr(name))
+        names[name] = number
+    if not names:
+        raise ScoreMapError(f"{path} names no map")
+    return tuple(names)
+
+
+def _open_npy(path: Path) -> np.memmap:
+    try:
+        return np.lib.format.open_memmap(path, "r")
+    except (OSError, ValueError, EOFError) as e:
+        raise ScoreMapError(f"{path}: not a readable array: {e}") from e
+
+
+def _put(file, offset: int, data: np.ndarray) -> None:
+    """Write all bytes of `data` at `offset`; the error of a full disk names the file."""
+    view = memoryview(data).cast("B")
+    try:
+        file.seek(offset)
+        while len(view):
+            view = view[file.write(view) :]
+    except OSError as e:
+        raise OSError(e.errno, e.strerror or str(e), file.name) from e

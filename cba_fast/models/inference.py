@@ -1,0 +1,87 @@
+"""The form in which a model computes fastest."""
+
+import copy
+
+import torch
+from timm.models.convnext import ConvNeXt
+from torch import nn
+
+from cba_fast.kernels import native
+from cba_fast.nn import accelerate, conv1x1_is_faster, linears_as_convs
+
+from .layers import Classifier
+from .merging import merge
+from .slak import SLaK
+
+
+def inference_form(
+    model: nn.Module,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> nn.Module:
+    """Return a copy of a model for evaluation, rearranged for speed; its outputs are the same.
+
+    - `merge`, for the models that it knows; where the compiled FFT convolution runs, SLaK's strips
+      become one square kernel, too (see `one_kernel_is_faster`);
+    - matching depthwise convolutions become `cba_fast.nn.DepthwiseConv2d` (`accelerate`);
+    - on a CPU, linear layers over maps (ConvNeXt's and SLaK's) become 1x1 convolutions, where this
+      processor computes these faster in float32 (`conv1x1_is_faster`, measured once per process);
+    - weights in channels_last, which all of these prefer;
+    - in a half type, the weights of convolutions and linear layers are stored rounded, as autocast
+      would round them in every pass (on two cores a tenth of the pass). The classifier's stay, for
+      CAM reads them.
+
+    Args:
+        model: any model, in any mode; it is left as it is.
+        device: where the copy goes; None leaves it there.
+        dtype: float32, or bfloat16 or float16 for use under ``torch.autocast`` of that type alone.
+        channels_last: False keeps contiguous weights, for contiguous images.
+
+    Returns:
+        A new module with the same interface, in evaluation mode, whose parameters do not require
+        gradients. Outputs differ by rounding.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    on_cpu = torch.device(device or next(model.parameters()).device).type == "cpu"
+    if isinstance(model, Classifier | ConvNeXt):
+        form = merge(model, strips=not (on_cpu and one_kernel_is_faster(model)))
+    else:
+        form = copy.deepcopy(model).eval().requires_grad_(False)
+    accelerate(form)
+    form = form.to(device)
+    if on_cpu and dtype == torch.float32 and _is_float32(form) and conv1x1_is_faster():
+        linears_as_convs(form)
+    if channels_last:
+        form = form.to(memory_format=torch.channels_last)
+    if dtype != torch.float32:
+        _store_rounded(form, dtype)
+    return form
+
+
+def one_kernel_is_faster(model: nn.Module) -> bool:
+    """Say whether one square kernel is faster on CPUs than the two strips of this model.
+
+    A transform costs the same for every kernel. On two threads with AVX2, in milliseconds, at the
+    stages of SLaK-T at 384 pixels: one 51x51 kernel 6.1, the strips 51x5 and 5x51 and their sum
+    10.5; further 2.7 against 4.0, 3.2 against 3.8, 1.0 against 1.3. Strips of width 1, slak_flex's,
+    stay: 5.6 against 7, but 2.8 against 3.0, 2.8 against 1.9, 0.9 against 1.0. Without the compiled
+    convolution a 51x51 kernel would cost five times the strips.
+    """
+    return isinstance(model, SLaK) and native.unavailable() is None
+
+
+def _is_float32(model: nn.Module) -> bool:
+    return all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def _store_rounded(model: nn.Module, dtype: torch.dtype) -> None:
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not classifier:
+            module.to(dtype)

@@ -1,0 +1,164 @@
+"""Benchmark records as Markdown tables, losses included."""
+
+import math
+from collections.abc import Iterable
+
+from . import model_contest as forms
+from .dwconv_contest import CL, FFT, NCHW, OURS, OURS_CL, RIVALS
+
+
+def tables(records: list[dict]) -> str:
+    """Return the tables of records, which may be of several benchmarks and machines.
+
+    Times are medians in milliseconds with the 20th and 80th percentiles. A ratio below 1 is a loss
+    and marked as one; what computed a wrong result shows its relative error instead of a time.
+    """
+    parts = []
+    for where, of_machine in _groups(records, _machine).items():
+        # Measured anew in each session; the best one is nearest to the truth.
+        peaks = [r["machine"].get("fma_peak_gflops") for r in of_machine]
+        peak = max((p for p in peaks if p), default=None)
+        parts.append(f"# {where}{f', FMA peak {peak:.0f} GFLOP/s' if peak else ''}\n\n")
+        for bench, of_bench in _groups(of_machine, lambda r: r["bench"]).items():
+            parts.append(_TABLES[bench](of_bench))
+    return "".join(parts)
+
+
+def _groups(records: list[dict], key) -> dict:
+    groups: dict = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _machine(record: dict) -> str:
+    where = record["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    isa = where["isa"] or "no compiled core"
+    return f"{where['cpu']}, {isa}, {where['threads']} threads ({versions})"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of positive numbers; NaN of none."""
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def ratios(record: dict) -> dict[str, float]:
+    """Return how many times faster ours is, per candidate of ours, than the rivals.
+
+    Returns:
+        ``best`` and ``best_channels_last``: the fastest of PyTorch's ways over ours, on contiguous
+        and on channels_last tensors; ``nchw``: PyTorch's convolution on contiguous tensors over
+        ours on the same. What was not timed (a wrong result) is left out.
+    """
+    ms = {name: t["median_ms"] for name, t in record["timings"].items()}
+    rivals = [ms[n] for n in RIVALS if n in ms]
+    found = {}
+    if rivals and OURS in ms:
+        found["best"] = min(rivals) / ms[OURS]
+    if rivals and OURS_CL in ms:
+        found["best_channels_last"] = min(rivals) / ms[OURS_CL]
+    if NCHW in ms and OURS in ms:
+        found["nchw"] = ms[NCHW] / ms[OURS]
+    return found
+
+
+def dwconv_table(records: list[dict]) -> str:
+    """Return records of `DwconvContest` as one table per direction, dtype and algorithm.
+
+    GFLOP/s are those of our faster layout, counted as a direct convolution needs them, the share is
+    that of the machine's measured peak; a transform does less work and can exceed 100 %.
+    """
+    parts = []
+    groups = _groups(records, lambda r: (r["direction"], r["dtype"], r["algorithm"]))
+    for (direction, dtype, algorithm), group in groups.items():
+        parts.append(
+            f"## {direction}, {dtype}, algorithm={algorithm}\n\n"
+            "| case | NCHW | channels_last | torch.fft | ours | ours, channels_last | vs best "
+            "| vs best, channels_last | vs NCHW | GFLOP/s | % of peak |\n"
+            f"|{'---|' * 11}\n"
+        )
+        parts.extend(_dwconv_row(record) for record in group)
+        parts.append(_means(group) + "\n")
+    return "".join(parts)
+
+
+def models_table(records: list[dict]) -> str:
+    """Return records of `ModelContest` as one table per kind of run."""
+    names = (forms.DEFAULT, forms.CHANNELS_LAST, forms.MERGED, forms.OURS)
+    names += (f"{forms.MERGED}_bf16", f"{forms.OURS}_bf16")
+    parts = []
+    for kind, group in _groups(records, lambda r: r["direction"]).items():
+        parts.append(
+            f"## Whole networks, {kind}\n\n"
+            "| network | default | channels_last | channels_last, merged | ours "
+            "| channels_last, merged, bf16 | ours, bf16 | vs default | vs channels_last "
+            f"| vs merged |\n|{'---|' * 10}\n"
+        )
+        for record in group:
+            ms = {n: t["median_ms"] for n, t in record["timings"].items()}
+            ours = ms.get(forms.OURS)
+            against = [ms[n] / ours if n in ms and ours else None for n in names[:3]]
+            cells = [record["case"], *(_time(record, n) for n in names), *map(_ratio, against)]
+            parts.append(f"| {' | '.join(cells)} |\n")
+        parts.append("\n")
+    return "".join(parts)
+
+
+def memory_table(records: list[dict]) -> str:
+    """Return peaks of memory in MiB as one table per direction; a tenth more is a loss."""
+    parts = []
+    for direction, group in _groups(records, lambda r: r["direction"]).items():
+        parts.append(
+            f"## Peak memory, {direction}, MiB\n\n| case | channels_last | ours, channels_last "
+            f"| ours over channels_last |\n|{'---|' * 4}\n"
+        )
+        for record in group:
+            theirs, ours = (record["kib"][n] / 1024 for n in (CL, OURS_CL))
+            ratio = f"{ours / theirs:.2f}" + (" (loss)" if ours > 1.1 * theirs else "")
+            cells = [record["case"], f"{theirs:.1f}", f"{ours:.1f}", ratio]
+            parts.append(f"| {' | '.join(cells)} |\n")
+        parts.append("\n")
+    return "".join(parts)
+
+
+_TABLES = {"dwconv": dwconv_table, "models": models_table, "memory": memory_table}
+
+
+def _dwconv_row(record: dict) -> str:
+    found = ratios(record)
+    cells = [record["case"], *(_time(record, n) for n in (NCHW, CL, FFT, OURS, OURS_CL))]
+    cells += [_ratio(found.get(n)) for n in ("best", "best_channels_last", "nchw")]
+    ms = [record["timings"][n]["median_ms"] for n in (OURS, OURS_CL) if n in record["timings"]]
+    rate = record["gflop"] / (1e-3 * min(ms)) if ms else None
+    peak = record["machine"].get("fma_peak_gflops")
+    cells.append(f"{rate:.0f}" if rate else "")
+    cells.append(f"{100 * rate / peak:.0f}" if rate and peak else "")
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _time(record: dict, name: str) -> str:
+    if name not in record["timings"]:
+        return f"wrong ({record['errors'][name]:.1g})" if name in record["errors"] else ""
+    t = record["timings"][name]
+    return f"{t['median_ms']:.3g} ({t['p20_ms']:.3g}-{t['p80_ms']:.3g})"
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (" (loss)" if value < 1 else "")
+
+
+def _means(group: list[dict]) -> str:
+    def mean(name: str) -> str:
+        values = [r[name] for r in map(ratios, group) if name in r]
+        if not values:
+            return "none"
+        return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    return (
+        f"\nGeometric means: {mean('best')} times the best of torch, "
+        f"{mean('best_channels_last')} on channels_last, {mean('nchw')} times NCHW.\n"
+    )

@@ -1,0 +1,124 @@
+"""Time functions against each other: one process, the same inputs and threads, turn by turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+QUICK = 0.1  # seconds; what takes longer needs no call to warm the caches before it is timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median, the 20th and the 80th percentile, and the number of calls."""
+
+    median: float
+    p20: float
+    p80: float
+    calls: int
+
+    @classmethod
+    def of(cls, samples: list[float]) -> "Timing":
+        """Summarize samples (at least one)."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        fifths = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(statistics.median(samples), fifths[0], fifths[-1], len(samples))
+
+    def in_ms(self) -> dict[str, float | int]:
+        """Return JSON values: ``median_ms``, ``p20_ms``, ``p80_ms``, ``calls``."""
+        ms = {f"{k}_ms": round(1e3 * getattr(self, k), 5) for k in ("median", "p20", "p80")}
+        return {**ms, "calls": self.calls}
+
+
+class Contest:
+    """Functions that take turns, so that a slow minute of the machine slows all of them.
+
+    A turn is an untimed call, which brings the function's data back into the caches that the others
+    have filled (left out where one call takes more than 0.1 s), and a timed one. Each function has
+    `seconds` of its own; what has used up its share sits out until the share has grown, so that
+    slow functions are spread over the contest and end with few samples, at least one.
+
+    Args:
+        functions: what is timed, by name; called without arguments.
+        seconds: time of each function.
+        most: largest number of timed calls of a function.
+
+    Attributes:
+        results: what the first call of each function returned, to be checked.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[[], object]],
+        seconds: float = 1.0,
+        most: int = 50,
+    ):
+        self.functions = dict(functions)
+        self.seconds, self.most = seconds, most
+        self.samples: dict[str, list[float]] = {name: [] for name in self.functions}
+        self.results: dict[str, object] = {}
+        self._last: dict[str, float] = {}
+        for name, function in self.functions.items():
+            start = time.perf_counter()
+            self.results[name] = function()
+            self._last[name] = time.perf_counter() - start
+        self._spent = dict.fromkeys(self.functions, 0.0)
+
+    def leave_out(self, name: str) -> None:
+        """Take a function out, such as one whose result is wrong."""
+        del self.functions[name]
+
+    def rounds(self, name: str | None = None) -> int:
+        """Return how many turns a function can have in its time, 3 to `most`.
+
+        Args:
+            name: the function; None for the fastest.
+        """
+        # First calls build plans and pools; the second ones tell how long a call takes.
+        quick = [n for n in self.functions if self._last[n] < QUICK]
+        names = [name] if name else quick or list(self.functions)
+        seconds = min(_timed(self.functions[n]) for n in names)
+        return max(3, min(self.most, int(self.seconds / (2 * seconds))))
+
+    def turn(self, name: str) -> None:
+        """Let one function have its turn."""
+        before = time.perf_counter()
+        self.warm(name)
+        self._last[name] = _timed(self.functions[name])
+        self.samples[name].append(self._last[name])
+        self._spent[name] += time.perf_counter() - before
+
+    def warm(self, name: str) -> None:
+        """Call a quick function once without timing it."""
+        if self._last[name] < QUICK:
+            self.functions[name]()
+
+    def round(self, share: float, without: str | None = None) -> None:
+        """Give a turn to each function that has had none or less than `share` of its seconds.
+
+        Args:
+            share: 0 in the first round, rising to 1.
+            without: a function that somebody else times.
+        """
+        for name in self.functions:
+            behind = self._spent[name] <= share * self.seconds
+            if name != without and (behind or not self.samples[name]):
+                self.turn(name)
+
+    def run(self) -> dict[str, Timing]:
+        """Play all rounds; return the timings."""
+        rounds = self.rounds()
+        for index in range(rounds):
+            self.round(index / rounds)
+        return self.timings()
+
+    def timings(self) -> dict[str, Timing]:
+        """Return the timings so far, of the functions that had a turn."""
+        return {name: Timing.of(samples) for name, samples in self.samples.items() if samples}
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -1,0 +1,108 @@
+"""What a box evaluation gives: counts, accuracies, the curve over thresholds, figures by class."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cba_fast.errors import InputError
+
+V2_IOUS = (0.3, 0.5, 0.7)
+MODES = ("largest", "all")
+
+
+@dataclass
+class ModeResult:
+    """The counts of one contour mode and what follows from them.
+
+    Attributes:
+        num_correct: for each IoU threshold, the number of images localized at each threshold.
+        max_box_acc: for each IoU threshold, the best share of images, in percent.
+        optimal_threshold: for each IoU threshold, the lowest threshold that reaches the best.
+    """
+
+    num_correct: list[list[int]]
+    max_box_acc: list[float]
+    optimal_threshold: list[float]
+
+
+@dataclass
+class ClassResult:
+    """The figures of one class at the thresholds that are optimal for the whole set.
+
+    Attributes:
+        label: the 0-based class.
+        num_images: images of the class that count.
+        box_acc: contour mode -> for each IoU threshold the share of images, in percent. Their
+            means, weighted with the numbers of images, are the accuracies of the whole set.
+    """
+
+    label: int
+    num_images: int
+    box_acc: dict[str, list[float]]
+
+
+@dataclass
+class BoxResult:
+    """What `BoxEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``."""
+
+    num_images: int
+    missing: list[str]
+    thresholds: list[float]
+    iou_thresholds: list[float]
+    modes: dict[str, ModeResult] = field(default_factory=dict)
+
+    @property
+    def max_box_acc(self) -> float | None:
+        """MaxBoxAcc in percent: IoU 0.5, largest contour; None if that mode was not run."""
+        return self.accuracy("largest", 0.5)
+
+    @property
+    def max_box_acc_v2(self) -> float | None:
+        """MaxBoxAccV2 in percent: mean over IoU 0.3, 0.5, 0.7, all contours; None if not run."""
+        if "all" not in self.modes:
+            return None
+        return float(np.mean([self.accuracy("all", iou) for iou in V2_IOUS]))
+
+    def accuracy(self, mode: str, iou: float) -> float | None:
+        """Return the best accuracy in percent, or None if `mode` was not run."""
+        if mode not in self.modes:
+            return None
+        return self.modes[mode].max_box_acc[self.iou_thresholds.index(iou)]
+
+    def curve(self, mode: str, iou: float) -> np.ndarray:
+        """Return the accuracy in percent at each of `thresholds`: (T,) float64.
+
+        Raises:
+            InputError: `mode` or `iou` was not run.
+        """
+        if mode not in self.modes:
+            raise InputError(f"contour mode {mode!r} was not run")
+        if iou not in self.iou_thresholds:
+            raise InputError(f"IoU threshold {iou!r} is not one of those evaluated")
+        counts = self.modes[mode].num_correct[self.iou_thresholds.index(iou)]
+        return 100.0 * np.asarray(counts) / self.num_images
+
+    def accuracy_at(self, mode: str, iou: float, threshold: float) -> float:
+        """Return the accuracy in percent at one of `thresholds` (for instance one tuned on val).
+
+        Raises:
+            InputError: `mode`, `iou` or `threshold` was not run.
+        """
+        curve = self.curve(mode, iou)
+        if threshold not in self.thresholds:
+            raise InputError(f"threshold {threshold!r} is not one of those evaluated")
+        return float(curve[self.thresholds.index(threshold)])
+
+    def to_json(self) -> dict:
+        """Return plain lists and numbers, with one entry per contour mode that was run."""
+        out = {
+            "num_images": self.num_images,
+            "missing": self.missing,
+            "thresholds": self.thresholds,
+            "iou_thresholds": self.iou_thresholds,
+            "max_box_acc": self.max_box_acc,
+            "max_box_acc_v2": self.max_box_acc_v2,
+        }
+        for mode, result in self.modes.items():
+            out[mode] = vars(result)
+        return out

@@ -1,0 +1,159 @@
+"""``evaluate_wsol`` with the arguments and meanings of clovaai/wsolevaluation."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from cba_fast.data.boxes import load_boxes
+from cba_fast.data.masks import OFFICIAL_SIZE, load_masks
+from cba_fast.errors import InputError, ScoreMapError
+
+from .batch import as_batch
+from .box_result import BoxResult
+from .evaluator import BoxEvaluator
+from .map_reading import MapReading, find_maps, open_maps, read_maps
+from .pixel_evaluator import PixelEvaluator, PixelResult
+
+BOX_DATASETS = ("CUB", "ILSVRC")
+MASK_DATASET = "OpenImages"
+
+ScoreMap = Tensor | np.ndarray
+Batches = Iterable[tuple[ScoreMap | Sequence[ScoreMap], Sequence[str]]]
+
+
+def evaluate_wsol(
+    scoremap_root: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
+    metadata_root: str | os.PathLike,
+    mask_root: str | os.PathLike | None,
+    dataset_name: str,
+    split: str,
+    multi_contour_eval: bool,
+    multi_iou_eval: bool,
+    iou_threshold_list: Sequence[int],
+    cam_curve_interval: float = 0.001,
+) -> float:
+    """Return the score of a method as the official function of this name does.
+
+    For CUB and ILSVRC with ``multi_contour_eval=False, multi_iou_eval=False`` this is MaxBoxAcc,
+    with both true and the IoU thresholds 30, 50, 70 MaxBoxAccV2; for OpenImages it is PxAP.
+
+    Args:
+        scoremap_root: the folder of the score maps ``<image_id>.npy`` (224, 224), floating in
+            [0, 1], or a store of them. Beyond the official function also maps in memory: a mapping
+            from image ids to maps (H, W), or an iterable of batches (maps (N, H, W), N image ids);
+            torch or NumPy.
+        metadata_root: the folder that holds ``<dataset_name>/<split>``.
+        mask_root: the folder that holds ``OpenImages`` with the masks; not used for boxes.
+        dataset_name: "CUB", "ILSVRC" or "OpenImages".
+        split: "val", "test", ...
+        multi_contour_eval: take the boxes of all contours, not of the largest one.
+        multi_iou_eval: the mean over `iou_threshold_list`; else the score at IoU threshold 50.
+        iou_threshold_list: integers, in percent; not used for OpenImages.
+        cam_curve_interval: step between score thresholds.
+
+    Returns:
+        Percent. Nothing is printed.
+
+    Raises:
+        ScoreMapError: an image without a map, or a map of another size or with values that are not
+            valid; the message names it.
+        InputError: an unknown data set, bad metadata, or IoU thresholds that do not fit.
+
+    Source:
+        Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. That takes maps of
+        every floating dtype in float64: the bytes are the same, as 255 * m in float32 never rounds
+        up to an integer.
+    """
+    evaluator: BoxEvaluator | PixelEvaluator
+    folder = Path(metadata_root) / dataset_name / split
+    if dataset_name == MASK_DATASET:
+        evaluator = _pixel_evaluator(folder, mask_root, cam_curve_interval)
+        return _scored(evaluator, scoremap_root, evaluator.masks.image_ids).px_ap
+    ious = _iou_thresholds(iou_threshold_list, multi_iou_eval)
+    mode = "all" if multi_contour_eval else "largest"
+    evaluator = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode)
+    result = _scored(evaluator, scoremap_root, evaluator.boxes.image_ids)
+    wanted = ious if multi_iou_eval else [0.5]
+    return float(np.average([result.accuracy(mode, iou) for iou in wanted]))
+
+
+def _scored(
+    evaluator: BoxEvaluator | PixelEvaluator,
+    scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
+    image_ids: Sequence[str],
+) -> BoxResult | PixelResult:
+    for ids, maps in _batches(scoremaps, image_ids, isinstance(evaluator, BoxEvaluator)):
+        evaluator.update(maps, ids)
+    result = evaluator.compute()
+    if result.missing:
+        raise ScoreMapError(
+            f"{len(result.missing)} images have no score map, such as {result.missing[0]!r}"
+        )
+    return result
+
+
+def _check_folder(folder: Path) -> Path:
+    # No search in other places, as `load_boxes` does: another split's score would come silently.
+    if not (folder / "image_ids.txt").is_file():
+        raise InputError(f"no image_ids.txt in {folder}")
+    return folder
+
+
+def _box_evaluator(
+    folder: Path, dataset_name: str, cam_curve_interval: float, ious: list[float], mode: str
+) -> BoxEvaluator:
+    if dataset_name not in BOX_DATASETS:
+        known = (*BOX_DATASETS, MASK_DATASET)
+        raise InputError(f"dataset_name must be one of {known}, got {dataset_name!r}")
+    return BoxEvaluator(
+        load_boxes(metadata_root=_check_folder(folder)),
+        cam_curve_interval=cam_curve_interval,
+        iou_thresholds=ious,
+        contours=mode,
+    )
+
+
+def _pixel_evaluator(
+    folder: Path, mask_root: str | os.PathLike | None, cam_curve_interval: float
+) -> PixelEvaluator:
+    if mask_root is None:
+        raise InputError("OpenImages is scored against masks: give mask_root")
+    masks = load_masks(_check_folder(folder), Path(mask_root) / MASK_DATASET, size=OFFICIAL_SIZE)
+    return PixelEvaluator(masks, cam_curve_interval=cam_curve_interval)
+
+
+def _iou_thresholds(percent: Sequence[int], multi_iou_eval: bool) -> list[float]:
+    for value in percent:
+        if not 1 <= value <= 100:  # 0.5 is a slip, not half a percent
+            raise InputError(f"iou_threshold_list is in percent, 1 to 100, got {value!r}")
+    if not len(percent):
+        raise InputError("iou_threshold_list is empty")
+    if not multi_iou_eval and 50 not in percent:
+        raise InputError(f"without multi_iou_eval the list must hold 50, got {list(percent)}")
+    return [value / 100 for value in percent]
+
+
+def _batches(
+    scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
+    image_ids: Sequence[str],
+    as_bytes: bool,
+) -> Iterator[tuple[Sequence[str], ScoreMap]]:
+    """Yield (ids, maps) with maps of the official size, from files as bytes if asked for."""
+    if isinstance(scoremaps, str | os.PathLike):
+        source = open_maps(scoremaps)
+        reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes)
+        yield from read_maps(source, find_maps(source, image_ids), reading)
+        return
+    if isinstance(scoremaps, Mapping):
+        scoremaps = (([m], [i]) for i, m in scoremaps.items())
+    for maps, ids in scoremaps:
+        maps = as_batch(maps)
+        if len(maps) and tuple(maps.shape[1:]) != (OFFICIAL_SIZE, OFFICIAL_SIZE):
+            raise ScoreMapError(
+                f"image {ids[0]!r}: the official protocol takes maps of {OFFICIAL_SIZE}x"
+                f"{OFFICIAL_SIZE} pixels, got {tuple(maps.shape[1:])}"
+            )
+        yield ids, maps
