@@ -1,11 +1,6 @@
 """Options of the benchmarks, and the file that their records go to."""
 
-import os
 from pathlib import Path
-
-# After each parallel region OpenMP's threads spin for a while and take the cores from whoever has
-# the next turn; under load, times then come in steps of 8 ms. To be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 

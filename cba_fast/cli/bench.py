@@ -1,6 +1,5 @@
 """``cba-fast bench``."""
 
-import os
 from pathlib import Path
 
 import click
@@ -59,8 +58,6 @@ def command(
     Printed are medians in milliseconds with the 20th and 80th percentiles, and ratios; the JSON
     file gets one line per measurement, in place of an older line of the same.
     """
-    # OpenMP's threads would spin after each of PyTorch's turns and slow the next candidate.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     from cba_fast.study import bench

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -60,20 +61,31 @@ struct ThreadMemory {
 thread_local ThreadMemory thread_memory;  // one for all kinds of tasks
 std::atomic<std::int64_t> calls{0};
 
+// In channels_last two groups of eight channels share each cache line of the output: they go to the
+// same thread, as long as that leaves every thread something to do.
+std::int64_t items_per_unit(const ConvParams& conv, int width, std::int64_t items,
+                            int num_threads) {
+  constexpr int kLine = 64 / sizeof(float);
+  if (conv.reduce || conv.out.stride_c != 1 || width >= kLine) return 1;
+  const std::int64_t unit = kLine / width * conv.images;
+  return items >= unit * num_threads ? unit : 1;
+}
+
 template <class Task>
 void run(const Task& task, const ConvKernel<Task>& kernel, int width, int num_threads) {
   const std::int64_t call = ++calls;
   const ConvParams& conv = task.conv;
   const std::int64_t groups = (conv.channels + width - 1) / width;
   const std::int64_t floats = kernel.scratch(task);
-  parallel_for(conv.reduce ? groups : groups * conv.images, num_threads,
-               [&](std::int64_t begin, std::int64_t end) {
-                 ThreadMemory& memory = thread_memory;
-                 memory.reserve(floats);
-                 if (memory.call != call) kernel.prepare(task, memory.data.get());
-                 memory.call = call;
-                 kernel.run(task, begin, end, memory.data.get());
-               });
+  const std::int64_t items = conv.reduce ? groups : groups * conv.images;
+  const std::int64_t unit = items_per_unit(conv, width, items, num_threads);
+  parallel_for((items + unit - 1) / unit, num_threads, [&](std::int64_t begin, std::int64_t end) {
+    ThreadMemory& memory = thread_memory;
+    memory.reserve(floats);
+    if (memory.call != call) kernel.prepare(task, memory.data.get());
+    memory.call = call;
+    kernel.run(task, begin * unit, std::min(end * unit, items), memory.data.get());
+  });
 }
 
 // `taps` are the kernel's planes: B, or out where products are summed.
