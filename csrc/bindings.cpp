@@ -165,9 +165,14 @@ Int best_iou(Address maps, Int num, Int height, Int width, Address thresholds, I
 // (address, height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
 using PlanesArgument = std::tuple<Address, Int, Int, std::array<Int, 4>>;
 
+// Kernels count in 32 bits within a plane of 16 channels.
+constexpr Int kMostPixels = Int{1} << 20;
+
 cba::Planes planes_at(const PlanesArgument& argument, const std::string& dtype, const char* name) {
   const auto& [address, height, width, strides] = argument;
   require(height > 0 && width > 0, std::string(name) + ": empty plane");
+  require(height <= kMostPixels && width <= kMostPixels / height,
+          std::string(name) + ": more than 2^20 pixels in a plane");
   require(strides[1] == 1 || strides[3] == 1,
           std::string(name) + ": neither channels nor columns are contiguous");
   return {pointer<void>(address, 1, name),
@@ -178,6 +183,11 @@ cba::Planes planes_at(const PlanesArgument& argument, const std::string& dtype, 
           strides[1],
           strides[2],
           strides[3]};
+}
+
+void require_kernel(const cba::Planes& taps) {
+  require(taps.height % 2 == 1 && taps.width % 2 == 1 && taps.height <= 63 && taps.width <= 63,
+          "the kernel must be odd and at most 63 x 63");
 }
 
 cba::ConvCall conv_call(Int images, Int channels, const std::string& algorithm,
@@ -194,7 +204,7 @@ void depthwise_conv2d(const PlanesArgument& x, const PlanesArgument& kernel, Add
   const cba::Planes from = planes_at(x, dtype, "x"), taps = planes_at(kernel, dtype, "kernel");
   const cba::Planes to = planes_at(y, dtype, "y");
   require(from.height == to.height && from.width == to.width, "x and y differ in size");
-  require(taps.height % 2 == 1 && taps.width % 2 == 1, "the kernel must be odd");
+  require_kernel(taps);
   const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
   const auto* add = reinterpret_cast<const float*>(bias);  // null: none
   const py::gil_scoped_release release;
@@ -208,7 +218,7 @@ void depthwise_conv2d_grad_weight(const PlanesArgument& grad, const PlanesArgume
   const cba::Planes g = planes_at(grad, dtype, "grad"), from = planes_at(x, dtype, "x");
   const cba::Planes taps = planes_at(kernel, dtype, "kernel");
   require(from.height == g.height && from.width == g.width, "x and grad differ in size");
-  require(taps.height % 2 == 1 && taps.width % 2 == 1, "the kernel must be odd");
+  require_kernel(taps);
   const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
   const py::gil_scoped_release release;
   cba::depthwise_conv2d_grad_weight(g, from, taps, call);

@@ -1,5 +1,7 @@
 """The compiled depthwise convolution: algorithms, instruction sets, threads, and the choice."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,6 +93,21 @@ def test_any_shape(isa, algorithm, dtype, memory_format, shape, size):
 )
 def test_transforms_of_large_maps(isa, memory_format, shape, size):
     check(*arguments(shape, size, torch.float32, memory_format), memory_format, "fft", isa)
+
+
+@pytest.mark.parametrize("size", [(13, 13), (21, 3)])
+@pytest.mark.parametrize("algorithm", ["fft", "direct"])
+def test_strides_of_slices_and_transposes(algorithm, size):
+    wide = torch.randn(2, 11, 20, 22)
+    views = [
+        wide[:, 1:, 2:-1, 3:-2],
+        wide.to(memory_format=CL)[:, 1:, 2:-1, 3:-2],
+        torch.randn(2, 10, 17, 17).transpose(2, 3),
+        torch.randn(1, 10, 17, 17).expand(2, -1, -1, -1),
+    ]
+    weight, bias = torch.randn(10, 1, *size), torch.randn(10)
+    for x, grad in itertools.product(views, views):
+        check(x, weight, bias, grad, CF, algorithm, "")
 
 
 def test_all_lengths_of_the_transform():
@@ -207,3 +224,35 @@ def test_bad_calls_of_the_op_are_refused():
         op(x.double(), weight.double(), None, "fft", "torch", "torch")
     with pytest.raises(ValueError, match="isa|avx9"):
         dwconv_cpp.forward(x, weight, None, CF, "fft", isa="avx9")
+
+
+def test_kernels_and_planes_that_are_too_large_are_refused():
+    x, weight = torch.randn(1, 1, 200, 1), torch.randn(1, 1, 401, 1)
+    with pytest.raises(ValueError, match="at most 63 x 63"):
+        dwconv_cpp.forward(x, weight, None, CF, "fft")
+    x = torch.empty(1, 1, 1 << 11, (1 << 9) + 1)
+    with pytest.raises(ValueError, match="more than 1048576 pixels"):
+        depthwise_conv2d(x, torch.empty(1, 1, 3, 3), backend="cpp")
+
+
+def test_forward_mode_derivatives_are_refused():
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
+    with pytest.raises(NotImplementedError, match="depthwise_conv2d has no derivative in forward"):
+        torch.func.jvp(lambda t: depthwise_conv2d(t, weight), (x,), (x,))
+
+
+@pytest.mark.parametrize("kernel_size", [(3.0, 3), "3", None])
+def test_kernel_sizes_that_are_no_integers_are_refused(kernel_size):
+    x = torch.randn(1, 2, 5, 5)
+    with pytest.raises(TypeError, match="integer"):
+        depthwise_conv2d_grad_weight(x, x, kernel_size)
+
+
+def test_a_missing_core_does_not_break_the_compiler(monkeypatch):
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_error", ModuleNotFoundError("none", name="cba_fast._C"))
+    monkeypatch.setattr(native, "_reason", None)
+    native.unavailable()  # as at import
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 3, 3)
+    compiled = torch.compile(depthwise_conv2d, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x, weight), depthwise_conv2d(x, weight, backend="torch"))

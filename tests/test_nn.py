@@ -348,3 +348,23 @@ def test_pad_kernel_shapes():
     for size in ((1, 1), (2, 3), (1, 4)):
         with pytest.raises(ValueError, match=f"1x3 kernel cannot be centred in {size[0]}x"):
             pad_kernel(weight, size)
+
+
+def test_other_derivatives_get_the_plain_convolution():
+    conv = DepthwiseConv2d(2, 2, 3, padding=1, groups=2)
+    plain = torch.nn.Conv2d(2, 2, 3, padding=1, groups=2)
+    plain.load_state_dict(conv.state_dict())
+    x, v = torch.randn(2, 1, 2, 5, 5)
+    for frozen in (False, True):
+        conv.requires_grad_(not frozen)
+        _, tangent = torch.func.jvp(conv, (x,), (v,))
+        torch.testing.assert_close(tangent, torch.func.jvp(plain, (x,), (v,))[1])
+    gradient = torch.func.grad(lambda t: conv(t).sum())(x)
+    torch.testing.assert_close(gradient, torch.func.grad(lambda t: plain(t).sum())(x))
+
+
+def test_a_symbolic_trace_has_one_node_for_the_convolution():
+    model = torch.nn.Sequential(DepthwiseConv2d(2, 2, 3, padding=1, groups=2), torch.nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    x = torch.randn(1, 2, 5, 5)
+    assert torch.equal(traced(x), model(x))

@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from cba_fast.kernels import native, quantize_cpp
+from cba_fast.kernels import native, openmp, quantize_cpp
 
 parallel_for = native.load().parallel_for
+
+
+@pytest.fixture(autouse=True, params=["OpenMP", "own"])
+def threads_of(request):
+    """Run each test on PyTorch's threads and on the pool of the core."""
+    core = native.load()
+    core.use_openmp(openmp.entry_point() if request.param == "OpenMP" else 0)
+    yield request.param
+    core.use_openmp(openmp.entry_point())
 
 
 def visits(n: int, threads: int) -> list[int]:
@@ -215,10 +224,38 @@ def test_an_interrupt_reaches_the_main_thread():
     code = (
         "import os, signal, time; from cba_fast.kernels import native\n"
         "native.load().parallel_for(9, 3, lambda a, b: None)\n"
-        "try: print('ready', flush=True); time.sleep(60)\n"
+        "try:\n"
+        "    print('ready', flush=True)\n"
+        # not one long sleep: it may begin just after the signal
+        "    for _ in range(600): time.sleep(0.1)\n"
         "except KeyboardInterrupt: print('interrupted')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == "interrupted\n"
+
+
+def test_the_runtime_of_openmp_is_found_only_where_it_is_clear(monkeypatch, tmp_path):
+    row = "7f0000000000-7f0000001000 r-xp 00000000 00:00 1 "
+    maps = tmp_path / "maps"
+    monkeypatch.setattr(openmp, "_MAPS", maps)
+    assert openmp.entry_point() == 0  # no such file: not Linux
+    for libraries in ([], ["/a/libgomp.so.1", "/b/libomp.so"], ["/nowhere/libgomp.so.1"]):
+        maps.write_bytes("\n".join(row + p for p in libraries).encode() + b"\n/tmp/omp\xff")
+        assert openmp.entry_point() == 0
+
+
+def test_a_fork_whose_parent_never_loaded_the_core():
+    code = (
+        "import os, signal, torch\n"
+        "from cba_fast.kernels import native\n"
+        "torch.set_num_threads(2); torch.randn(1000, 1000).exp_()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(20)\n"
+        "    native.load().parallel_for(100, 2, lambda a, b: None)\n"
+        "    os._exit(0)\n"
+        "raise SystemExit(os.waitpid(child, 0)[1])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

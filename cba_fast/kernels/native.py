@@ -1,17 +1,14 @@
 """Loads the compiled core ``cba_fast._C`` and says what it holds, or why it is not there."""
 
-import ctypes
 import importlib
-import os
 import types
-from pathlib import Path
-
-import torch
 
 from cba_fast.errors import InputError
+from cba_fast.kernels import openmp
 
 _module: types.ModuleType | None = None
 _error: ImportError | None = None
+_reason: str | None = None  # `torch.compile` can trace this, but no exception with a cause
 
 
 def load() -> types.ModuleType:
@@ -24,36 +21,12 @@ def load() -> types.ModuleType:
     if _module is None and _error is None:
         try:
             _module = importlib.import_module("cba_fast._C")
-            _module.use_openmp(openmp_of_torch())
+            _module.use_openmp(openmp.entry_point())
         except ImportError as e:
             _error = e
     if _module is None:
         raise ImportError(f"the compiled core cannot be loaded: {_describe(_error)}") from _error
     return _module
-
-
-def openmp_of_torch() -> int:
-    """Return the address of ``GOMP_parallel`` in the OpenMP runtime of PyTorch, or 0.
-
-    A process may hold several runtimes; it is the one in PyTorch's own folders, or the only one.
-    """
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:  # not Linux
-        return 0
-    paths = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
-    names = ("libgomp", "libiomp", "libomp")
-    runtimes = [p for p in map(Path, paths) if p.name.startswith(names)]
-    site = Path(torch.__file__).parent.parent
-    own = [p for p in runtimes if site / "torch" in p.parents or site / "torch.libs" in p.parents]
-    if len(own or runtimes) != 1:
-        return 0
-    try:
-        # NOLOAD: a second copy of the runtime would be of no use.
-        library = ctypes.CDLL(str((own or runtimes)[0]), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
-    except (OSError, AttributeError):
-        return 0
 
 
 def load_for_isa() -> types.ModuleType:
@@ -78,11 +51,13 @@ def _describe(error: ImportError) -> str:
 
 def unavailable() -> str | None:
     """Return why the compiled core cannot be used, or None."""
-    try:
-        load()
-    except ImportError as e:
-        return str(e)
-    return None
+    global _reason
+    if _module is None and _reason is None:
+        try:
+            load()
+        except ImportError as e:
+            _reason = str(e)
+    return _reason
 
 
 def cuda_unavailable() -> str | None:

@@ -48,7 +48,7 @@ def inference_form(
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-    on_cpu = torch.device(device or next(model.parameters()).device).type == "cpu"
+    on_cpu = torch.device(device or next(model.parameters(), torch.empty(0)).device).type == "cpu"
     if isinstance(model, Classifier | ConvNeXt):
         form = merge(model, strips=not (on_cpu and one_kernel_is_faster(model)))
     else:

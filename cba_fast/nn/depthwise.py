@@ -3,12 +3,16 @@
 import logging
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..ops.dwconv import depthwise_conv2d
 from ..ops.dwconv_checks import DTYPES, MAX_KERNEL
 
 log = logging.getLogger("cba_fast")
+
+_DEVICES = ("cpu", "cuda", "meta")
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -28,7 +32,8 @@ class DepthwiseConv2d(nn.Conv2d):
     Notes:
         ``torch.autograd.grad(y, x)`` computes the weight gradient too if the weight requires grad:
         freeze the weights for receptive fields and activation maps. See `depthwise_conv2d` for
-        dtypes and accumulation. ONNX export writes the plain convolution.
+        dtypes and accumulation. ONNX export, forward-mode derivatives, `torch.func` transforms and
+        devices other than CPUs and GPUs of CUDA get the plain convolution. It cannot be scripted.
     """
 
     algorithm = "auto"
@@ -49,7 +54,8 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x, (N, C, H, W) or (C, H, W)."""
         reason = why_not_covered(self)
-        if reason is None and self.weight.dtype not in DTYPES:
+        symbolic = isinstance(x, torch.fx.Proxy)  # which has no dtype or device to look at
+        if reason is None and not symbolic and self.weight.dtype not in DTYPES:
             reason = f"the weight is {self.weight.dtype}"
         if reason is not None:
             if not torch.compiler.is_compiling():
@@ -57,9 +63,28 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x)
         if torch.onnx.is_in_onnx_export():  # ONNX knows the convolution, not our op
             return super().forward(x)
-        batch = x.unsqueeze(0) if x.dim() == 3 else x
-        y = depthwise_conv2d(batch, self.weight, self.bias, algorithm=self.algorithm)
-        return y.squeeze(0) if x.dim() == 3 else y
+        if not symbolic and (_differentiated_otherwise() or x.device.type not in _DEVICES):
+            return super().forward(x)
+        return _convolve(x, self.weight, self.bias, self.algorithm)
+
+
+@torch.fx.wrap  # one node of a symbolic trace
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str) -> Tensor:
+    batch = x.unsqueeze(0) if x.dim() == 3 else x
+    y = depthwise_conv2d(batch, weight, bias, algorithm=algorithm)
+    return y.squeeze(0) if x.dim() == 3 else y
+
+
+def _differentiated_otherwise() -> bool:
+    """Say whether forward-mode derivatives or a transform of `torch.func` are at work.
+
+    PyTorch cannot take an op registered from Python through them.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def with_parameters(

@@ -21,10 +21,11 @@ from .dwconv_checks import (
     check_image,
     check_kernel_size,
     check_shapes,
+    kernel_sides,
     output_format,
 )
 from .dwconv_choice import check_method, choose
-from .library import AUTO, backend_argument, check_tensors, register
+from .library import AUTO, backend_argument, check_tensors, refuse_forward_mode, register
 
 
 def depthwise_conv2d(
@@ -64,9 +65,9 @@ def depthwise_conv2d(
     Notes:
         Transforms are more accurate than sums of products on the whole (relative L2 error of about
         2e-7 against 5e-7 for 31x31 in float32), but their error is global: it is relative to the
-        largest value of the plane, so that a spike of 1000 leaves an error of about 1e-5 far away
-        from it, and a NaN or an infinity spreads over its whole plane. "direct" keeps both under
-        the kernel.
+        largest value of the plane, so that a spike of 1000 leaves absolute errors of about 1e-4
+        everywhere in its plane, and a NaN or an infinity spreads over all of it. "direct" keeps
+        both under the kernel.
 
         Half types are accumulated in float32 and rounded once. Under autocast the arguments are
         cast as those of `conv2d`. On CUDA the torch backend follows
@@ -77,6 +78,7 @@ def depthwise_conv2d(
     """
     check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     check_shapes("x", x, weight)
+    refuse_forward_mode("depthwise_conv2d", x, weight, bias)
     methods = choose(x, weight.shape[2:], backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d.default(x, weight, bias, *methods)
 
@@ -101,6 +103,7 @@ def depthwise_conv2d_grad_x(
     """
     check_tensors(grad=grad, weight=weight)
     check_shapes("grad", grad, weight)
+    refuse_forward_mode("depthwise_conv2d_grad_x", grad, weight)
     methods = choose(grad, weight.shape[2:], backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d_grad_x.default(grad, weight, *methods)
 
@@ -130,9 +133,10 @@ def depthwise_conv2d_grad_weight(
         TypeError, ValueError: as `depthwise_conv2d`.
     """
     check_tensors(grad=grad, x=x)
-    size = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
+    size = kernel_sides(kernel_size)
     check_image("x", x)
     check_kernel_size(size)
+    refuse_forward_mode("depthwise_conv2d_grad_weight", grad, x)
     methods = choose(x, size, backend_argument(backend), algorithm)
     return torch.ops.cba_fast.depthwise_conv2d_grad_weight.default(grad, x, size, *methods)
 
@@ -256,7 +260,8 @@ def _grad_x_backward(ctx, v):
     ops = torch.ops.cba_fast
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_grad = ops.depthwise_conv2d.default(v, weight, None, *ctx.how)
+        with torch.autocast(v.device.type, enabled=False):  # of the derivatives it alone would cast
+            grad_grad = ops.depthwise_conv2d.default(v, weight, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_weight = ops.depthwise_conv2d_grad_weight.default(grad, v, ctx.kernel_size, *ctx.how)
     return grad_grad, grad_weight, None, None, None
@@ -274,7 +279,8 @@ def _grad_weight_backward(ctx, v):
     ops = torch.ops.cba_fast
     grad_grad = grad_x = None
     if ctx.needs_input_grad[0]:
-        grad_grad = ops.depthwise_conv2d.default(x, v, None, *ctx.how)
+        with torch.autocast(v.device.type, enabled=False):  # as above
+            grad_grad = ops.depthwise_conv2d.default(x, v, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_x = ops.depthwise_conv2d_grad_x.default(grad, v, *ctx.how)
     return grad_grad, grad_x, None, None, None, None

@@ -3,6 +3,9 @@
 Shared by the kernels and their fakes.
 """
 
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,13 @@ def _check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise TypeError(f"{name} and {other_name} differ in dtype: {value.dtype} and {other.dtype}")
     if value.device != other.device:
         raise ValueError(f"{name} is on {value.device}, {other_name} on {other.device}")
+
+
+def kernel_sides(kernel_size) -> list[int]:
+    """Return (kh, kw) of one integer or two; a `TypeError` for anything else."""
+    if isinstance(kernel_size, Sequence):
+        return [operator.index(k) for k in kernel_size]
+    return [operator.index(kernel_size)] * 2
 
 
 def check_kernel_size(kernel_size) -> None:

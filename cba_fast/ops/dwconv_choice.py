@@ -17,6 +17,7 @@ from .library import AUTO, requested
 ALGORITHMS = (AUTO, "fft", "direct")
 METHODS = ("fft", "direct", "torch", "reference")
 _COMPILED = ("fft", "direct")
+_MOST_PIXELS = 1 << 20  # some algorithms keep whole planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,9 +34,9 @@ def fastest(
 ) -> str:
     """Return the fastest method on a CPU: "fft", "direct" or "torch".
 
-    The rule was read off a table of 50 shapes (maps of 7 to 96, square kernels of 3 to 31, batch 1
-    and 8, one and two threads with AVX2; ``benchmarks/results``). It is the same for all numbers of
-    threads: what wins on one thread wins on two.
+    The rule was read off measurements of 50 shapes (maps of 7 to 96, square kernels of 3 to 31,
+    batch 1 and 8, one and two threads, with AVX2; strips were looked at afterwards). It is the same
+    for all numbers of threads: what won on one thread won on two.
 
     Args:
         direction: "forward", "grad_x" or "grad_weight".
@@ -60,6 +61,8 @@ def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
         return f"it runs on CPUs, not on {image.device.type}"
     if image.dtype not in _CPP_DTYPES:
         return f"it computes in float32, not for {image.dtype}"
+    if not torch.compiler.is_compiling() and image.shape[2] * image.shape[3] > _MOST_PIXELS:
+        return f"a plane has more than {_MOST_PIXELS} pixels"
     return None
 
 

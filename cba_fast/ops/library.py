@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "cba_fast"
@@ -62,6 +63,17 @@ def check_tensors(**arguments) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Raise a `NotImplementedError` if a tensor carries a tangent, which the op would drop.
+
+    Autograd of an op registered from Python has no forward mode; it says nothing, returns zeros.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(f"{op} has no derivative in forward mode")
 
 
 def backend_argument(backend: str | None) -> str:

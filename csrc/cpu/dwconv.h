@@ -27,7 +27,8 @@ struct ConvCall {
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
                       bool turned, const ConvCall& call);
 
-// kernel = the weight gradient; all of it is written.
+// kernel = the weight gradient. It must hold zeros: taps that lie outside of the image everywhere
+// are left alone.
 void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Planes& kernel,
                                   const ConvCall& call);
 

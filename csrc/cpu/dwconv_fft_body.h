@@ -3,8 +3,8 @@
 // Rows first: two real rows make one complex transform, from which both spectra are separated; of
 // their columns one of each pair of opposite frequencies is kept (57 of 112). Then column by
 // column: transform, multiply, transform back, all within 2 * n complex vectors, which stay in the
-// first level of cache. Last the rows again. The columns lie in `Plane`s of half a megabyte at
-// most.
+// first level of cache. Last the rows again. The columns of an image lie in a `Plane`: 361 kB for
+// 96 x 96 in 8 lanes, twice that in 16.
 //
 // Include after a vec_<isa>.h.
 #pragma once

@@ -6,8 +6,20 @@
 #include "build_config.h"
 #include "common/checks.h"
 
+#if CBA_X86
+#include <cpuid.h>
+#endif
+
 namespace cba {
 namespace {
+
+#if CBA_X86
+// The one feature that g++ 9 and 10 do not know by name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 bool runs_here(Isa isa) {
 #if CBA_X86
@@ -16,11 +28,11 @@ bool runs_here(Isa isa) {
     case Isa::kBaseline:
       return true;
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("fma");
+             __builtin_cpu_supports("fma") && has_f16c();
   }
 #endif
   return isa == Isa::kBaseline;
