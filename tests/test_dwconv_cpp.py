@@ -256,3 +256,14 @@ def test_a_missing_core_does_not_break_the_compiler(monkeypatch):
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 3, 3)
     compiled = torch.compile(depthwise_conv2d, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x, weight), depthwise_conv2d(x, weight, backend="torch"))
+
+
+@pytest.mark.parametrize("side", [7, 24])
+def test_an_exported_graph_takes_maps_of_any_size(side):
+    h, w = torch.export.Dim("h", min=2, max=64), torch.export.Dim("w", min=2, max=64)
+    sizes = ({2: h, 3: w}, None)
+    x, weight = torch.randn(1, 4, side, side), torch.randn(4, 1, 13, 13)
+    exported = torch.export.export(Convolution(), (x, weight), dynamic_shapes=sizes).module()
+    for height, width in ((24, 24), (7, 7), (40, 9)):
+        x = torch.randn(1, 4, height, width)
+        torch.testing.assert_close(exported(x, weight), depthwise_conv2d(x, weight))

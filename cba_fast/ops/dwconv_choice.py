@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels import native
 from .backends import Backend, BackendTable
@@ -44,11 +45,13 @@ def fastest(
         kernel_size: (kh, kw).
         channels_last: whether the image is in that format.
     """
-    pixels, taps = size[0] * size[1], kernel_size[0] * kernel_size[1]
+    taps = kernel_size[0] * kernel_size[1]
+    # A size that is only a symbol counts as large: a comparison would tie the graph to one side.
+    small = statically_known_true(size[0] * size[1] <= 100)
     if direction == "grad_weight":
         # PyTorch's weight gradient is 2 to 400 times slower than these.
-        return "direct" if taps <= 81 or pixels <= 100 else "fft"
-    if pixels <= 100:
+        return "direct" if taps <= 81 or small else "fft"
+    if small:
         return "direct"  # a transform has more padding than data
     return "torch" if taps < (81 if channels_last else 49) else "fft"
 
@@ -61,7 +64,7 @@ def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
         return f"it runs on CPUs, not on {image.device.type}"
     if image.dtype not in _CPP_DTYPES:
         return f"it computes in float32, not for {image.dtype}"
-    if not torch.compiler.is_compiling() and image.shape[2] * image.shape[3] > _MOST_PIXELS:
+    if statically_known_true(image.shape[2] * image.shape[3] > _MOST_PIXELS):
         return f"a plane has more than {_MOST_PIXELS} pixels"
     return None
 
