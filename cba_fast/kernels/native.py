@@ -7,6 +7,7 @@ from cba_fast.errors import InputError
 from cba_fast.kernels import openmp
 
 _module: types.ModuleType | None = None
+_usable: types.ModuleType | None = None  # _module, once its instruction set is known to run
 _error: ImportError | None = None
 _reason: str | None = None  # `torch.compile` can trace this, but no exception with a cause
 
@@ -36,11 +37,14 @@ def load_for_isa() -> types.ModuleType:
         ImportError: as `load`.
         InputError: CBA_ISA names a set that is not there or that this machine cannot run.
     """
-    module = load()
-    info = module.build_info()
-    if info["isa"] is None:
-        raise InputError(info["isa_reason"])
-    return module
+    global _usable
+    if _usable is None:  # a hundredth of a millisecond that no call but the first pays
+        module = load()
+        info = module.build_info()
+        if info["isa"] is None:
+            raise InputError(info["isa_reason"])
+        _usable = module
+    return _usable
 
 
 def _describe(error: ImportError) -> str:

@@ -46,14 +46,26 @@ def fastest(
         channels_last: whether the image is in that format.
     """
     taps = kernel_size[0] * kernel_size[1]
-    # A size that is only a symbol counts as large: a comparison would tie the graph to one side.
-    small = statically_known_true(size[0] * size[1] <= 100)
+    small = not _exceeds(size, 100)
     if direction == "grad_weight":
         # PyTorch's weight gradient is 2 to 400 times slower than these.
         return "direct" if taps <= 81 or small else "fft"
     if small:
         return "direct"  # a transform has more padding than data
     return "torch" if taps < (81 if channels_last else 49) else "fft"
+
+
+def _exceeds(size: tuple[int, int], pixels: int, symbols: bool = True) -> bool:
+    """Say whether H * W > `pixels`; for a size that is only a symbol say `symbols`.
+
+    A comparison with a symbol would tie an exported graph to one side of it.
+    """
+    area = size[0] * size[1]
+    if isinstance(area, int):
+        return area > pixels
+    if symbols:
+        return not statically_known_true(area <= pixels)
+    return statically_known_true(area > pixels)
 
 
 # The backends, best first. Predicates get (image, kernel_size, algorithm).
@@ -64,7 +76,7 @@ def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
         return f"it runs on CPUs, not on {image.device.type}"
     if image.dtype not in _CPP_DTYPES:
         return f"it computes in float32, not for {image.dtype}"
-    if statically_known_true(image.shape[2] * image.shape[3] > _MOST_PIXELS):
+    if _exceeds(image.shape[2:], _MOST_PIXELS, symbols=False):
         return f"a plane has more than {_MOST_PIXELS} pixels"
     return None
 

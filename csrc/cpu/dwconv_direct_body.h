@@ -109,7 +109,6 @@ class DirectConv {
     a_ = block(scratch, conv_.a);
     b_ = block(scratch, conv_.b);
     out_ = block(scratch, conv_.out);
-    row_ = scratch.take(int64_t(larger(b_.width, out_.width)) * kLanes);
     // The kernel is B, or out where the products are summed.
     const Planes& kernel = conv_.reduce ? conv_.out : conv_.b;
     rh_ = static_cast<int>(kernel.height / 2);
@@ -129,9 +128,9 @@ class DirectConv {
         load_b(0, group);
       }
       clear_out();
-      load_a(image, group);
+      load(conv_.a, image, group, a_);
       correlate(a_, b_, out_, rh_, rw_);
-      store(image, group, false);
+      store(image, group);
     }
   }
 
@@ -139,11 +138,12 @@ class DirectConv {
     for (int64_t group = begin; group < end; ++group) {
       clear_out();
       for (int64_t image = 0; image < conv_.images; ++image) {
-        load_a(image, group);
+        load(conv_.a, image, group, a_);
         load_b(image, group);
         correlate(a_, b_, out_, rh_, rw_);
       }
-      store(0, group, true);
+      turn(out_);
+      store(0, group);
     }
   }
 
@@ -154,53 +154,56 @@ class DirectConv {
     return block;
   }
 
-  void load_a(int64_t image, int64_t group) {
+  // Rows without gaps are read and written as one: short rows would cost a partial vector each.
+  static bool has_gaps(const Planes& p) { return p.stride_h != p.stride_w * p.width; }
+
+  void load(const Planes& from, int64_t image, int64_t group, const Block& to) const {
     const int lanes = lanes_of_group(conv_, group);
-    if (conv_.a.stride_h == conv_.a.stride_w * conv_.a.width) {  // one long row
-      load_row(conv_.a, image, group * kLanes, lanes, 0, 0, a_.height * a_.width, a_.data);
+    if (!has_gaps(from)) {
+      load_row(from, image, group * kLanes, lanes, 0, 0, to.height * to.width, to.data);
       return;
     }
-    for (int h = 0; h < a_.height; ++h) {
-      load_row(conv_.a, image, group * kLanes, lanes, h, 0, a_.width, a_.at(h, 0));
+    for (int h = 0; h < to.height; ++h) {
+      load_row(from, image, group * kLanes, lanes, h, 0, to.width, to.at(h, 0));
     }
   }
 
   void load_b(int64_t image, int64_t group) {
-    const int lanes = lanes_of_group(conv_, group);
-    for (int h = 0; h < b_.height; ++h) {
-      float* to = b_.at(flipped_ ? b_.height - 1 - h : h, 0);
-      load_row(conv_.b, image, group * kLanes, lanes, h, 0, b_.width, flipped_ ? row_ : to);
-      if (flipped_) reverse(row_, b_.width, to);
-    }
+    load(conv_.b, image, group, b_);
+    if (flipped_) turn(b_);
   }
 
   void clear_out() {
     for (int64_t i = 0; i < out_.floats(); i += kLanes) Vec::zero().store(out_.data + i);
   }
 
-  void store(int64_t image, int64_t group, bool turn) {
+  void store(int64_t image, int64_t group) const {
     const int lanes = lanes_of_group(conv_, group);
     const Vec one = Vec::broadcast(1.0f), bias = bias_of(conv_, group);
+    if (!has_gaps(conv_.out)) {
+      store_row(out_.data, conv_.out, image, group * kLanes, lanes, 0, 0, out_.height * out_.width,
+                one, bias);
+      return;
+    }
     for (int h = 0; h < out_.height; ++h) {
-      const float* from = out_.at(turn ? out_.height - 1 - h : h, 0);
-      if (turn) {
-        reverse(from, out_.width, row_);
-        from = row_;
-      }
-      store_row(from, conv_.out, image, group * kLanes, lanes, h, 0, out_.width, one, bias);
+      store_row(out_.at(h, 0), conv_.out, image, group * kLanes, lanes, h, 0, out_.width, one,
+                bias);
     }
   }
 
-  static void reverse(const float* from, int count, float* to) {
-    for (int t = 0; t < count; ++t) {
-      Vec::load(from + int64_t(t) * kLanes).store(to + int64_t(count - 1 - t) * kLanes);
+  // By 180 degrees: the elements in reverse order.
+  static void turn(const Block& block) {
+    float *first = block.data, *last = block.data + block.floats() - kLanes;
+    for (; first < last; first += kLanes, last -= kLanes) {
+      const Vec value = Vec::load(first);
+      Vec::load(last).store(first);
+      value.store(last);
     }
   }
 
   const ConvParams& conv_;
   const bool flipped_;
   Block a_, b_, out_;
-  float* row_;
   int rh_, rw_;
   int64_t used_;
 };
