@@ -374,3 +374,20 @@ def test_the_curve_is_the_accuracy_at_each_threshold():
             evaluator.hits(*bad)
     with pytest.raises(InputError, match="no class labels"):
         evaluator.per_class(result)
+
+
+def test_as_many_iou_thresholds_as_a_byte_counts():
+    """One more would wrap around to 0 where all of them are reached."""
+    rng = np.random.default_rng(15)
+    boxes = make_boxes(2, rng)
+    many = np.linspace(0.001, 1, 252)
+    evaluator = BoxEvaluator(boxes, thresholds=[0.0], iou_thresholds=many)
+    assert len(evaluator.iou_thresholds) == 255
+    map_of_box = np.zeros((1, 40, 60))
+    x0, y0, x1, y1 = boxes.boxes[boxes.image_ids[0]][0]
+    map_of_box[0, y0:y1, x0:x1] = 1  # a box ends one pixel behind its contour
+    evaluator.update(map_of_box, boxes.image_ids[:1])
+    assert (evaluator.table.get(boxes.image_ids[0]) == 255).all()
+    assert evaluator.compute().accuracy("all", 1.0) == 100
+    with pytest.raises(InputError, match="at most 255 IoU thresholds fit, got 256"):
+        BoxEvaluator(boxes, iou_thresholds=[*many, 0.12345])

@@ -15,6 +15,7 @@ from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
 from .row_table import RowTable
 
 IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
+MAX_IOUS = 255  # what a byte of a row can count
 
 
 class BoxEvaluator:
@@ -30,11 +31,13 @@ class BoxEvaluator:
         boxes: the ground truth with the images' sizes.
         thresholds: (T,) score thresholds in [0, 1); None for ``arange(0, 1, cam_curve_interval)``.
         cam_curve_interval: the official name of the step between thresholds.
-        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them.
+        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them, and with
+            them there are at most 255.
         contours: ``"largest"``, ``"all"`` or ``"both"``.
 
     Raises:
-        InputError: thresholds outside their ranges, an unknown `contours`.
+        InputError: thresholds outside their ranges, more than 255 IoU thresholds, an unknown
+            `contours`.
 
     Notes:
         Memory is one byte per image, threshold and contour mode, for any number of IoU thresholds.
@@ -70,6 +73,10 @@ class BoxEvaluator:
                 raise InputError(f"IoU threshold {iou} is outside (0, 1]")
             if iou not in self.iou_thresholds:
                 self.iou_thresholds.append(float(iou))
+        if len(self.iou_thresholds) > MAX_IOUS:
+            raise InputError(
+                f"at most {MAX_IOUS} IoU thresholds fit, got {len(self.iou_thresholds)}"
+            )
         self.boxes = boxes
         self.modes = MODES if contours == "both" else (contours,)
         # image id -> (modes, T) uint8: how many of the sorted IoU thresholds are reached
