@@ -99,6 +99,9 @@ def test_masks_score_as_the_official_function_does(tmp_path, dtype):
     meta, masks = root / "OpenImages" / "test", tmp_path / "dataset" / "OpenImages"
     assert found == official_pxap(maps, ids, meta, masks, 0.001)
     assert evaluate_wsol([(torch.from_numpy(maps), ids)], *args) == found
+    save(tmp_path / "maps", ids[3:4], [(255 * maps[3]).astype(np.uint8)])
+    with pytest.raises(ScoreMapError, match=r"003\.jpg\.npy: uint8; PxAP needs the scores"):
+        evaluate_wsol(tmp_path / "maps", *args)
     with pytest.raises(InputError, match="give mask_root"):
         evaluate_wsol(tmp_path / "maps", root, None, *args[2:])
 
