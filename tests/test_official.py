@@ -136,3 +136,14 @@ def test_bad_use_is_refused(birds, tmp_path):
         call(tmp_path / "small")
     with pytest.raises(ScoreMapError, match=r"image '001\.bird/3\.jpg'.* has the value 1\.\d+ at"):
         call(memory | {ids[3]: maps[3] * 2})
+
+
+def test_two_maps_of_an_image_are_logged(birds, tmp_path, caplog):
+    metadata_root, ids = birds
+    maps = make_maps(N)
+    root = save(tmp_path / "maps", ids, maps)
+    np.save(root / "000.bird" / "0.npy", maps[1])  # the study's name of the first image
+    args = (metadata_root, None, "CUB", "val", False, False, [50], INTERVAL)
+    found = evaluate_wsol(root, *args)
+    assert f"{root}: 1 images have two maps" in caplog.text
+    assert found == evaluate_wsol([(maps, ids)], *args)
