@@ -170,9 +170,9 @@ def test_damaged_arrays_are_refused_by_name(tmp_path, kind, name):
 def test_a_row_that_is_not_there_is_not_written(tmp_path, row):
     create_store(tmp_path, IDS, (5, 7))
     before = {name: (tmp_path / name).read_bytes() for name in (MAPS, NAMES, PRESENT)}
-    with StoreWriter(tmp_path) as writer:
-        with pytest.raises(ScoreMapError, match=rf"{MAPS}: no row {row} among 4 maps"):
-            writer.write(row, np.ones((5, 7), np.uint8))
+    match = rf"{MAPS}: no row {row} among 4 maps"
+    with StoreWriter(tmp_path) as writer, pytest.raises(ScoreMapError, match=match):
+        writer.write(row, np.ones((5, 7), np.uint8))
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
