@@ -206,3 +206,42 @@ def test_bad_use_is_refused():
         compare(a, moved)
     with pytest.raises(InputError, match="in common"):
         compare(make_evaluator(5, 0, contours="all"), make_evaluator(5, 0, contours="largest"))
+
+
+def test_a_comparison_with_misses_takes_images_of_either_run():
+    """As if the absent images had been added with rows of zeros; their classes count as wrong."""
+    a, b = make_evaluator(30, 1, total=34), make_evaluator(32, 2, total=34)
+    short = make_evaluator(30, 1, total=34)
+    short.table = RowTable(a.table.row_shape)
+    ids = a.boxes.image_ids
+    for image_id in ids[5:30]:
+        short.table.append(image_id, a.table.get(image_id))
+    full = []
+    for run in (short, b):
+        whole = make_evaluator(1, 0, total=34)
+        whole.table = RowTable(run.table.row_shape)
+        # in the order of `compare`, which decides what a draw means
+        for image_id in [*short.table.index, *(i for i in b.table.index if i not in ids[5:30])]:
+            row = run.table.get(image_id)
+            whole.table.append(image_id, np.zeros(whole.table.row_shape) if row is None else row)
+        full.append(whole)
+    right = {i: k % 3 > 0 for k, i in enumerate(ids)}
+
+    def correct(run, held):
+        return {"top1": np.array([right[i] and i in held.table.index for i in run.table.index])}
+
+    found = compare(
+        *(short, b), num_resamples=40, missing_as_miss=True,
+        correct=(correct(short, short), correct(b, b)),
+    )  # fmt: skip
+    want = compare(
+        *full, num_resamples=40, missing_as_miss=True,
+        correct=(correct(full[0], short), correct(full[1], b)),
+    )  # fmt: skip
+    assert found == want
+    assert found.num_images == 34
+    assert found.find("top1_localization").b > 0
+    with pytest.raises(InputError, match="ground truths must list the same images; 1 are in one"):
+        compare(a, make_evaluator(30, 1, total=33), missing_as_miss=True)
+    with pytest.raises(InputError, match="no image was evaluated"):
+        compare(a, BoxEvaluator(a.boxes, thresholds=THRESHOLDS), missing_as_miss=True)

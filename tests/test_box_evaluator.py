@@ -374,3 +374,59 @@ def test_the_curve_is_the_accuracy_at_each_threshold():
             evaluator.hits(*bad)
     with pytest.raises(InputError, match="no class labels"):
         evaluator.per_class(result)
+
+
+def test_as_many_iou_thresholds_as_a_byte_counts():
+    """One more would wrap around to 0 where all of them are reached."""
+    rng = np.random.default_rng(15)
+    boxes = make_boxes(2, rng)
+    many = np.linspace(0.001, 1, 252)
+    evaluator = BoxEvaluator(boxes, thresholds=[0.0], iou_thresholds=many)
+    assert len(evaluator.iou_thresholds) == 255
+    map_of_box = np.zeros((1, 40, 60))
+    x0, y0, x1, y1 = boxes.boxes[boxes.image_ids[0]][0]
+    map_of_box[0, y0:y1, x0:x1] = 1  # a box ends one pixel behind its contour
+    evaluator.update(map_of_box, boxes.image_ids[:1])
+    assert (evaluator.table.get(boxes.image_ids[0]) == 255).all()
+    assert evaluator.compute().accuracy("all", 1.0) == 100
+    with pytest.raises(InputError, match="at most 255 IoU thresholds fit, got 256"):
+        BoxEvaluator(boxes, iou_thresholds=[*many, 0.12345])
+
+
+def test_figures_of_classes_with_large_labels_take_no_memory_of_their_size():
+    rng = np.random.default_rng(16)
+    boxes = make_boxes(6, rng)
+    maps = make_maps(6, rng)
+    rows = []
+    for names in ([0, 1, 2], [7, 2**30, 2**31 - 1]):
+        boxes.labels = {i: names[k % 3] for k, i in enumerate(boxes.image_ids)}
+        evaluator = BoxEvaluator(boxes)
+        evaluator.update(maps[:5], boxes.image_ids[:5])
+        rows.append(evaluator.per_class(evaluator.compute(missing_as_miss=True)))
+        assert [r.label for r in rows[-1]] == names
+    for small, large in zip(*rows, strict=True):
+        assert (small.num_images, small.box_acc) == (large.num_images, large.box_acc)
+    assert [r.num_images for r in rows[0]] == [2, 2, 2]
+
+
+def test_a_refused_state_changes_nothing():
+    rng = np.random.default_rng(17)
+    boxes = make_boxes(3, rng)
+    evaluator = BoxEvaluator(boxes, thresholds=[0.1, 0.2])
+    evaluator.update(make_maps(3, rng), boxes.image_ids)
+    before, state = evaluator.compute().to_json(), evaluator.state_dict()
+    first = state["image_ids"][0]
+    for message, change in (
+        ("'c/0\\.jpg' is repeated", {"image_ids": [first, *state["image_ids"][:2]]}),
+        (
+            "count 4 of 3 IoU thresholds",
+            {"rows": {k: torch.full_like(v, 4) for k, v in state["rows"].items()}},
+        ),
+        ("has no 'all'", {"rows": {"largest": state["rows"]["largest"]}}),
+        ("has no 'iou_thresholds'", {"settings": {"thresholds": [0.1, 0.2]}}),
+        *((f"has no '{key}'", {key: None}) for key in state),
+    ):
+        bad = {k: v for k, v in (state | change).items() if v is not None}
+        with pytest.raises(InputError, match=message):
+            evaluator.load_state_dict(bad)
+        assert evaluator.compute().to_json() == before

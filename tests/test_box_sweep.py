@@ -390,3 +390,45 @@ def test_gpu_maps():
     found = sweep(maps.cuda(), thresholds, gt)
     assert all(result.is_cuda for result in found)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found, sweep(maps, thresholds, gt)))
+
+
+OP_ARGUMENTS = {
+    "scoremaps": torch.zeros((2, 6, 6), dtype=torch.uint8),
+    "gt_boxes": torch.tensor([[0, 0, 3, 3], [1, 1, 2, 2], [0, 0, 5, 5]]),
+    "gt_counts": torch.tensor([1, 2]),
+    "thresholds": torch.tensor([0.1, 0.5], dtype=torch.float64),
+    "contours": "all",
+    "backend": "auto",
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scoremaps", torch.zeros((2, 6, 6), dtype=torch.int32), "floating or uint8"),
+        ("scoremaps", torch.zeros((2, 6), dtype=torch.uint8), r"\(N, H, W\)"),
+        ("thresholds", torch.tensor([0.1, 0.5]), "thresholds must be torch.float64, got torch.fl"),
+        ("thresholds", torch.tensor([[0.1]], dtype=torch.float64), r"\(any\), got \(1, 1\)"),
+        ("gt_boxes", OP_ARGUMENTS["gt_boxes"].int(), "gt_boxes must be torch.int64, got torch.int"),
+        ("gt_boxes", torch.zeros((3, 5), dtype=torch.int64), r"\(any, 4\), got \(3, 5\)"),
+        ("gt_boxes", torch.zeros(12, dtype=torch.int64), r"\(any, 4\), got \(12,\)"),
+        ("gt_counts", torch.tensor([1, 5000]), "gt_counts: 5001 boxes in all, gt_boxes has 3"),
+        ("gt_counts", torch.tensor([1, 1]), "gt_counts: 2 boxes in all, gt_boxes has 3"),
+        ("gt_counts", torch.tensor([4, -1]), "map 1 has no box"),
+        ("gt_counts", torch.tensor([2**62, 2**62]), f"gt_counts: {2**63} boxes in all"),
+        ("gt_counts", torch.tensor([3]), r"gt_counts must have the shape \(2\), got \(1,\)"),
+        ("gt_counts", torch.tensor([1, 2], dtype=torch.int32), "gt_counts must be torch.int64"),
+        ("contours", "foo", "contours must be one of .* got 'foo'"),
+    ],
+)
+def test_the_registered_ops_check_what_the_backends_rely_on(backend, name, value, message):
+    values = OP_ARGUMENTS | {"backend": backend}
+    assert torch.ops.cba_fast.best_box_iou.default(*values.values()).shape == (2, 2)
+    values[name] = value
+    with pytest.raises((TypeError, ValueError), match=message):
+        torch.ops.cba_fast.best_box_iou.default(*values.values())
+    if name in ("scoremaps", "thresholds"):
+        for op in (torch.ops.cba_fast.box_sweep, torch.ops.cba_fast.box_sweep_all):
+            with pytest.raises((TypeError, ValueError), match=message):
+                op.default(values["scoremaps"], values["thresholds"], backend)

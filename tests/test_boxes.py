@@ -110,6 +110,13 @@ def test_missing_files_are_named(meta, name):
         ("localization.txt", "c/x.jpg,1,2,3", "<id>,<x0>,<y0>,<x1>,<y1>"),
         ("localization.txt", "c/x.jpg,1,2,3,4.5", "<id>,<x0>,<y0>,<x1>,<y1>"),
         ("localization.txt", ",1,2,3,4", "<id>,<x0>,<y0>,<x1>,<y1>"),
+        (
+            "localization.txt",
+            f"c/x.jpg,1,2,3,{10**20}",
+            "<id>,<x0>,<y0>,<x1>,<y1>, numbers below 2**31",
+        ),
+        ("image_sizes.txt", f"c/x.jpg,{2**31},4", "<id>,<width>,<height>, numbers below 2**31"),
+        ("class_labels.txt", f"c/x.jpg,{2**31}", "<id>,<0-based label>, numbers below 2**31"),
     ],
 )
 def test_malformed_lines_are_quoted(meta, name, line, want):

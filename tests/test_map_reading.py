@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from broken_npy import BROKEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,10 +61,14 @@ def test_files_of_every_kind_come_in_order(tmp_path, workers):
     assert list(found) == ids
     for image_id, m in arrays.items():
         np.testing.assert_array_equal(found[image_id], as_bytes(m))
-    found = read_all(tmp_path, ids, MapReading(workers=workers, as_bytes=False))
-    for image_id, m in arrays.items():
+    floating = {i: m for i, m in arrays.items() if m.dtype != np.uint8}
+    found = read_all(tmp_path, list(floating), MapReading(workers=workers, as_bytes=False))
+    for image_id, m in floating.items():
         assert found[image_id].dtype == m.dtype
         np.testing.assert_array_equal(found[image_id], m)
+    first = next(i for i in ids if i not in floating)
+    with pytest.raises(ScoreMapError, match=rf"{first}\.npy: uint8; PxAP needs the scores"):
+        read_all(tmp_path, ids, MapReading(workers=workers, as_bytes=False))
 
 
 def test_float32_maps_have_the_bytes_of_their_float64_copies():
@@ -133,6 +138,15 @@ def test_cut_files_are_named(tmp_path, keep):
         read_all(tmp_path, ["m"])
 
 
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_files_are_named(tmp_path, kind):
+    for n in range(3):
+        save(tmp_path, f"m{n}", np.zeros((2, 5)))
+    (tmp_path / "m1.npy").write_bytes(BROKEN[kind])
+    with pytest.raises(ScoreMapError, match=r"m1\.npy: not a readable score map: ."):
+        read_all(tmp_path, ["m0", "m1", "m2"])
+
+
 def test_maps_are_demanded_or_resized(tmp_path):
     rng = np.random.default_rng(2)
     ids = [f"{n}.jpg" for n in range(20)]
@@ -167,6 +181,35 @@ def test_progress_sees_every_group(tmp_path):
 
     assert len(read_all(tmp_path, ids, progress=progress)) == 40
     assert seen == [3, 3, 3]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_large_maps_are_read_ahead_in_smaller_groups(tmp_path, monkeypatch, stored):
+    ids = [f"{n}.jpg" for n in range(40)]
+    if stored:
+        create_store(tmp_path, ids, (32, 32))
+        with StoreWriter(tmp_path) as writer:
+            for row in range(40):
+                writer.write(row, np.zeros((32, 32), np.uint8))
+    else:
+        for image_id in ids:
+            save(tmp_path, image_id, np.zeros((32, 32), np.uint8))
+    totals = []
+
+    def progress(items, total):
+        totals.append(total)
+        return items
+
+    # with the header of a file five of them do not fit
+    for limit, reading in (
+        (5 * 1024, MapReading()),
+        (5 * 8 * 64 * 64, MapReading(64, resize=True)),
+        (1, MapReading()),
+    ):
+        if not (stored and reading.resize):
+            monkeypatch.setattr(map_reading, "CHUNK_BYTES", limit)
+            assert len(read_all(tmp_path, ids, reading, progress=progress)) == 40
+    assert totals == ([8, 40] if stored else [10, 8, 40])
 
 
 def test_prefetch_keeps_order_and_stays_a_few_items_ahead():

@@ -99,6 +99,9 @@ def test_masks_score_as_the_official_function_does(tmp_path, dtype):
     meta, masks = root / "OpenImages" / "test", tmp_path / "dataset" / "OpenImages"
     assert found == official_pxap(maps, ids, meta, masks, 0.001)
     assert evaluate_wsol([(torch.from_numpy(maps), ids)], *args) == found
+    save(tmp_path / "maps", ids[3:4], [(255 * maps[3]).astype(np.uint8)])
+    with pytest.raises(ScoreMapError, match=r"003\.jpg\.npy: uint8; PxAP needs the scores"):
+        evaluate_wsol(tmp_path / "maps", *args)
     with pytest.raises(InputError, match="give mask_root"):
         evaluate_wsol(tmp_path / "maps", root, None, *args[2:])
 
@@ -133,3 +136,14 @@ def test_bad_use_is_refused(birds, tmp_path):
         call(tmp_path / "small")
     with pytest.raises(ScoreMapError, match=r"image '001\.bird/3\.jpg'.* has the value 1\.\d+ at"):
         call(memory | {ids[3]: maps[3] * 2})
+
+
+def test_two_maps_of_an_image_are_logged(birds, tmp_path, caplog):
+    metadata_root, ids = birds
+    maps = make_maps(N)
+    root = save(tmp_path / "maps", ids, maps)
+    np.save(root / "000.bird" / "0.npy", maps[1])  # the study's name of the first image
+    args = (metadata_root, None, "CUB", "val", False, False, [50], INTERVAL)
+    found = evaluate_wsol(root, *args)
+    assert f"{root}: 1 images have two maps" in caplog.text
+    assert found == evaluate_wsol([(maps, ids)], *args)

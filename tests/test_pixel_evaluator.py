@@ -218,6 +218,31 @@ def test_the_command_scores_masks(tmp_path, monkeypatch, capsys):
     assert run_cli(capsys, *args, "--eval_size", 100, "--resize_maps").status == 0
 
 
+def test_the_command_prints_a_score_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, _, ids = mask_dataset(tmp_path, 2)
+    save_maps(tmp_path / "maps", ids, make_maps(2))
+    (tmp_path / "file").touch()
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    done = run_cli(capsys, *args, "--json", "file/r.json")
+    assert done.status == 1
+    assert done.out.startswith("PxAP         : ")
+    assert "Error: file" in done.err
+
+
+def test_the_command_names_a_map_of_bytes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, _, ids = mask_dataset(tmp_path, 3)
+    maps = make_maps(3)
+    save_maps(tmp_path / "maps", ids[:2], maps)
+    save_maps(tmp_path / "maps", ids[2:], (255 * maps[2:]).astype(np.uint8))
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    done = run_cli(capsys, *args)
+    assert done.status == 1
+    assert f"{ids[2]}.npy: uint8; PxAP needs the scores themselves, floating" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_the_command_refuses_what_is_about_boxes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, _, ids = mask_dataset(tmp_path, 2)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cba_fast.data import read_predictions, write_predictions
 from cba_fast.errors import InputError
+from cba_fast.study.score import read_tuned
 from cba_fast.wsol import correct_classes
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=8)
@@ -57,6 +58,13 @@ def test_the_formats_are_those_of_the_docs(tmp_path):
         ("p.json", '{"a": []}', "image 'a' has no predicted class"),
         ("p.json", "{}", "holds no predictions"),
         ("p.csv", "\udcff", "cannot be read"),
+        ("p.csv", f"image_id,top1\n{'a' * 140_000},1\n", "line 2: not CSV: field larger"),
+        ("p.csv", f"{'a' * 140_000}\n", "line 1: not CSV"),
+        ("p.csv", f"image_id,top1\na,{'7' * 5000}\n", r"line 2: '7{39}\.\.\. of image 'a'"),
+        ("p.csv", f"image_id,top1\na,{2**31}\n", "line 2: '2147483648' of image 'a' is not"),
+        ("p.json", f'{{"a": [{2**31}]}}', "2147483648 of image 'a' is not a 0-based class"),
+        ("p.json", f'{{"a": [{"7" * 5000}]}}', "not JSON|is not a 0-based"),
+        ("p.json", '{"a": ' + "[" * 100_000, "not JSON"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, text, message):
@@ -88,3 +96,20 @@ def test_top5_needs_five_predictions_or_all_classes():
         correct_classes(["a", "b"], {"a": [0]}, labels)
     with pytest.raises(InputError, match="no class labels"):
         correct_classes(["a"], {"a": [0]}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "cannot be read as JSON"),
+        (
+            '{"iou_thresholds": [1%s], "all": {"optimal_threshold": [0]}}' % ("0" * 400),
+            "not a resu",
+        ),
+    ],
+)
+def test_bad_files_of_tuned_thresholds_are_named(tmp_path, text, message):
+    path = tmp_path / "val.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"val\.json: {message}"):
+        read_tuned(path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from broken_npy import BROKEN
 
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.wsol import MapFolder, check_score_map, read_score_map
@@ -97,6 +98,15 @@ def test_npz_is_refused(tmp_path):
     np.savez(path, a=np.zeros((2, 2)))
     with pytest.raises(ScoreMapError, match="several arrays"):
         read_score_map(path)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_files_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / "damaged.npy"
+    path.write_bytes(BROKEN[kind])
+    with pytest.raises(ScoreMapError, match=r"damaged\.npy: not a readable score map: .") as e:
+        read_score_map(path)
+    assert "\n" not in str(e.value)
 
 
 def test_eval_size_demands_or_resizes(tmp_path):

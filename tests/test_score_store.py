@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from broken_npy import BROKEN
 
+from cba_fast import files
 from cba_fast.data.score_store import (
     MAPS,
     NAMES,
@@ -155,6 +157,25 @@ def test_stores_that_do_not_fit_together_are_refused(tmp_path):
     np.testing.assert_array_equal(store.read([0, 1]), maps[:2])
 
 
+@pytest.mark.parametrize("name", [MAPS, PRESENT])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_arrays_are_refused_by_name(tmp_path, kind, name):
+    fill(tmp_path, IDS, make_maps(4))
+    (tmp_path / name).write_bytes(BROKEN[kind])
+    with pytest.raises(ScoreMapError, match=rf"{name}: not a readable array: ."):
+        ScoreStore(tmp_path)
+
+
+@pytest.mark.parametrize("row", [-1, 4, 10**12])
+def test_a_row_that_is_not_there_is_not_written(tmp_path, row):
+    create_store(tmp_path, IDS, (5, 7))
+    before = {name: (tmp_path / name).read_bytes() for name in (MAPS, NAMES, PRESENT)}
+    match = rf"{MAPS}: no row {row} among 4 maps"
+    with StoreWriter(tmp_path) as writer, pytest.raises(ScoreMapError, match=match):
+        writer.write(row, np.ones((5, 7), np.uint8))
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
 def test_a_map_of_another_kind_is_not_written(tmp_path):
     create_store(tmp_path, IDS, (5, 7))
     with StoreWriter(tmp_path) as writer:
@@ -170,3 +191,20 @@ def test_a_new_store_replaces_the_old_one(tmp_path):
     store = ScoreStore(tmp_path)
     assert store.names == ("other",)
     assert not store.present.any()
+
+
+@pytest.mark.parametrize("at", [MAPS, PRESENT, NAMES])
+def test_a_half_made_store_is_none(tmp_path, monkeypatch, at):
+    """Killed at any file, a new store of the same number and size has not the old one's names."""
+    fill(tmp_path, IDS, make_maps(4))
+    real = files.atomic_path
+
+    def killed(path):
+        if path.name == at:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(files, "atomic_path", killed)
+    with pytest.raises(KeyboardInterrupt):
+        create_store(tmp_path, [f"new/{i}" for i in IDS], (5, 7))
+    assert not is_store(tmp_path)

@@ -107,6 +107,21 @@ def test_packing_is_resumed_to_the_same_files(here, capsys, monkeypatch):
     assert len(ScoreStore(here / "cut").names) == 44
 
 
+def test_packing_follows_links_but_not_in_circles(here, capsys):
+    (here / "maps" / "owl").rename(here / "owls")
+    (here / "maps" / "owl").symlink_to(here / "owls")
+    (here / "maps" / "ern").symlink_to(here / "owls")  # a second name of the same maps
+    (here / "maps" / "jay" / "up").symlink_to(here / "maps")
+    _, want = evaluate(capsys, "maps")
+    done = run_cli(capsys, "pack-maps", "--np_root", "maps", "--store", "store")
+    assert done.status == 0, done.err
+    names = ScoreStore(here / "store").names
+    assert len(names) == 60
+    assert {n.split("/")[0] for n in names} == {"auk", "ern", "jay", "owl"}
+    _, found = evaluate(capsys, "store")
+    assert scores(found) == scores(want)
+
+
 def test_packing_refuses_what_it_cannot_store(here, capsys):
     def refused(*args, np_root="maps", store="s"):
         done = run_cli(capsys, "pack-maps", "--np_root", np_root, "--store", store, *args)
@@ -228,6 +243,51 @@ def test_a_comparison_with_another_run(here, capsys):
     done = run_cli(capsys, *args)
     assert done.status == 1
     assert "1 are in one of them only, such as 'owl/owl_00.v1.jpg'" in done.err
+
+
+def test_a_comparison_counts_what_only_one_run_holds_as_a_miss(here, capsys):
+    save(here / "other", make_maps(0, noise=1.4))
+    for name in ("other/owl/owl_00.npy", "maps/jay/jay_03.npy", "other/auk/auk_01.npy"):
+        (here / name).unlink()
+    for n in range(2):
+        ranked = {i: [(LABELS[i] + (k % 3 == n)) % 3, 0] for k, i in enumerate(IDS)}
+        write_predictions(f"{n}.csv", ranked)
+    top = ["--predictions", "0.csv", "--compare_predictions", "1.csv", "--missing_as_miss"]
+    _, found = evaluate(capsys, "maps", "--compare", "other", *top)
+    _, other = evaluate(capsys, "other", "--predictions", "1.csv", "--missing_as_miss")
+    comparison = found["comparison"]
+    assert comparison["num_images"] == 45
+    rows = {(r["metric"], r["contours"], r["iou"]): r for r in comparison["intervals"]}
+    for run, side in ((found, "a"), (other, "b")):
+        for mode in ("largest", "all"):
+            for iou, score in zip(run["iou_thresholds"], run[mode]["max_box_acc"]):
+                assert rows["box_acc", mode, iou][side] == pytest.approx(score)
+        top1 = run["classification"]["top1_localization"]
+        assert rows["top1_localization", None, None][side] == pytest.approx(top1)
+
+
+def test_a_comparison_without_all_predictions_says_so(here, capsys):
+    write_predictions("p.csv", {i: [LABELS[i], 0] for i in IDS})
+    for given, needed in (
+        ("--predictions", "--compare_predictions"),
+        ("--compare_predictions", "--predictions"),
+    ):
+        done, found = evaluate(capsys, "maps", "--compare", "maps", given, "p.csv")
+        assert f"top-1 and top-5 localization are not compared: no {needed}\n" in done.err
+        assert {r["metric"] for r in found["comparison"]["intervals"]} == {
+            "box_acc",
+            "max_box_acc_v2",
+        }
+
+
+def test_scores_are_printed_though_they_cannot_be_written(here, capsys):
+    write_file(here / "file", "")
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta"]
+    want = run_cli(capsys, *args, "--compare", "maps").out
+    done = run_cli(capsys, *args, "--compare", "maps", "--json", "file/r.json")
+    assert done.status == 1
+    assert done.out == want
+    assert "Error: file" in done.err
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,12 @@ def command(
         np_root, box_config, tuned, bar("scoring"), statistics, num_workers=num_workers
     )
     result, found = scored.result, scored.statistics
-    if json_path:
+    warn(scored.notes)
+    print_scores(result, box_config.iou_thr, found.bootstrap)
+    print_statistics(found, box_config.iou_thr, statistics.compare)
+    if tuned:
+        print_transferred(scored.transferred, threshold_from)
+    if json_path:  # last: if it cannot be written, the scores are on the screen
         extra = {
             **found.to_json(),
             "settings": box_settings(box_config) | _statistics_settings(statistics, np_root),
@@ -73,11 +78,6 @@ def command(
         if tuned:
             extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
         write_scores(json_path, result, extra)
-    warn(scored.notes)
-    print_scores(result, box_config.iou_thr, found.bootstrap)
-    print_statistics(found, box_config.iou_thr, statistics.compare)
-    if tuned:
-        print_transferred(scored.transferred, threshold_from)
     _print_end(result, json_path)
 
 
@@ -116,11 +116,11 @@ def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
         config.missing_as_miss,
     )
     result, notes = score_pixels(np_root, pixel_config, bar("scoring"), num_workers)
+    warn(notes)
+    print_pixel_scores(result)
     if json_path:
         used = settings(pixel_config) | {"np_root": str(np_root)}
         write_scores(json_path, result, {"settings": used, "versions": versions()})
-    warn(notes)
-    print_pixel_scores(result)
     _print_end(result, json_path)
 
 

@@ -14,6 +14,8 @@ from cba_fast.data.records import ImageSet, make_record
 from cba_fast.data.textlines import bad_line, duplicate, read_lines, some
 from cba_fast.errors import BoxError, InputError
 
+MAX_NUMBER = 2**31 - 1  # of labels, sizes and box corners
+
 
 @dataclass(frozen=True)
 class MaskPaths:
@@ -204,6 +206,9 @@ def _split(path: Path, number: int, text: str, count: int, want: str) -> tuple[s
     try:
         if len(values) != count or not image_id:
             raise ValueError
-        return image_id, [int(v) for v in values]
+        numbers = [int(v) for v in values]
     except ValueError:
         raise bad_line(path, number, text, want) from None
+    if max(map(abs, numbers)) > MAX_NUMBER:
+        raise bad_line(path, number, text, f"{want}, numbers below 2**31")
+    return image_id, numbers

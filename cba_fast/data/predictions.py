@@ -8,13 +8,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cba_fast import files
 from cba_fast.errors import InputError
 
 HEADER = "image_id"
+MAX_DIGITS = 40  # of a class, with leading zeros, and of a value that a message quotes
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
@@ -25,7 +26,8 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
 
     Raises:
         InputError: not readable, a missing header, an image without classes or given twice, or a
-            class that is no integer >= 0; the message names file, line (or image) and value.
+            class that is no integer from 0 to below 2**31; the message names file, line (or image)
+            and value.
     """
     path = Path(path)
     try:
@@ -69,7 +71,7 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
 
     try:
         items = json.loads(text, object_pairs_hook=pairs)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not JSON: {e}") from e
     if text.lstrip()[:1] != "{":
         raise InputError(f"{path}: expected an object of lists, one per image id")
@@ -81,11 +83,12 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
     reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
+    lines = _csv_lines(path, reader)
+    header = next(lines, [])
     if header[:1] != [HEADER]:
         raise InputError(f"{path}, line 1: expected the header {HEADER},top1,..., got {header}")
     rows = []
-    for row in reader:
+    for row in lines:
         if row:
             # rows may differ in length; the cells that a spreadsheet fills up with are empty
             classes = [cell.strip() for cell in row[1:]]
@@ -95,9 +98,20 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
     return rows
 
 
+def _csv_lines(path: Path, reader) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as e:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV: {e}") from e
+
+
 def _label(where: str, image_id: str, value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise InputError(f"{where}: {value!r} of image {image_id!r} is not a 0-based class")
+    number = value
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < MAX_DIGITS:
+        number = int(value)
+    if type(number) is int and 0 <= number < 2**31:
+        return number
+    text = repr(value)
+    if len(text) > MAX_DIGITS:
+        text = f"{text[:MAX_DIGITS]}..."
+    raise InputError(f"{where}: {text} of image {image_id!r} is not a 0-based class below 2**31")

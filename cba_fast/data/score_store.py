@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cba_fast import files
+from cba_fast.data.npy_header import NPY_ERRORS, check_npy
 from cba_fast.data.records import make_record, map_name
 from cba_fast.data.textlines import duplicate, read_lines
 from cba_fast.errors import InputError, ScoreMapError
@@ -164,10 +165,12 @@ class StoreWriter:
             u: (H, W) uint8, from :func:`cba_fast.ops.quantize`.
 
         Raises:
-            ScoreMapError: a wrong shape or dtype.
+            ScoreMapError: no such row, or a wrong shape or dtype; nothing is written then.
             OSError: the store cannot be written; the message names its file.
         """
         store = self._store
+        if not 0 <= row < len(store.names):
+            raise ScoreMapError(f"{store.root / MAPS}: no row {row} among {len(store.names)} maps")
         if u.shape != store.shape or u.dtype != np.uint8:
             raise ScoreMapError(
                 f"{store.describe(row)}: the store holds {store.shape} uint8, got {u.shape} "
@@ -201,6 +204,8 @@ def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int
         if name in seen:
             raise InputError(f"{root}: two maps have the name {name!r}")
         seen.add(name)
+    # Without names there is no store: a killed run leaves no mixture of the old one and the new.
+    (root / NAMES).unlink(missing_ok=True)
     with files.atomic_path(root / MAPS) as tmp:
         # The file is sparse until the maps are written.
         np.lib.format.open_memmap(tmp, "w+", np.uint8, (len(names), *shape)).flush()
@@ -221,9 +226,11 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 def _open_npy(path: Path) -> np.memmap:
     try:
+        with open(path, "rb") as f:
+            check_npy(f)
         return np.lib.format.open_memmap(path, "r")
-    except (OSError, ValueError, EOFError) as e:
-        raise ScoreMapError(f"{path}: not a readable array: {e}") from e
+    except NPY_ERRORS as e:
+        raise ScoreMapError(f"{path}: not a readable array: {e or type(e).__name__}") from e
 
 
 def _put(file, offset: int, data: np.ndarray) -> None:

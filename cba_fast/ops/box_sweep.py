@@ -161,10 +161,26 @@ _BACKENDS = [
 TABLE = BackendTable("box_sweep", _BACKENDS)
 IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
 
-# The registered ops. What depends on values is checked here, where they are at hand.
+# The registered ops. They are called by their own names too: all that a backend relies on is
+# checked here.
+
+
+def _check_layout(name: str, value: Tensor, dtype: torch.dtype, shape: tuple) -> None:
+    """Refuse what the backends would misread, who take addresses; None in `shape` is any length."""
+    fits = len(shape) == value.dim() and all(
+        want in (None, have) for want, have in zip(shape, value.shape)
+    )
+    if not fits:
+        sides = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} must have the shape ({sides}), got {tuple(value.shape)}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
+    if value.device.type != "cpu":
+        raise ValueError(f"{name} must lie on the CPU, not on {value.device}")
 
 
 def _check_thresholds(thresholds: Tensor) -> None:
+    _check_layout("thresholds", thresholds, torch.float64, (None,))
     values = thresholds.numpy()  # many times faster than PyTorch on so few
     inside = (values >= 0) & (values < 1)
     if not inside.all():
@@ -182,10 +198,14 @@ def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
     return quantize(scoremaps, backend="reference" if backend == "reference" else None).cpu()
 
 
-def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
+def _check_boxes(boxes: Tensor, counts: Tensor, num_maps: int) -> None:
+    _check_layout("gt_boxes", boxes, torch.int64, (None, 4))
+    _check_layout("gt_counts", counts, torch.int64, (num_maps,))
     b, num = boxes.numpy(), counts.numpy()
     if (num < 1).any():
         raise ValueError(f"gt_boxes: map {np.argmax(num < 1)} has no box")
+    if sum(num.tolist()) != len(b):  # Python's integers: those of NumPy could wrap around
+        raise ValueError(f"gt_counts: {sum(num.tolist())} boxes in all, gt_boxes has {len(b)}")
     bad = ((b[:, 2:] < b[:, :2]) | (b[:, :2] < 0) | (b[:, 2:] >= 2**31)).any(1)
     if bad.any():
         row = int(np.argmax(bad))
@@ -197,6 +217,7 @@ def _check_boxes(boxes: Tensor, counts: Tensor) -> None:
 
 
 def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
+    scoremaps = as_scoremaps(scoremaps)
     _check_thresholds(thresholds)
     chosen = TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
@@ -213,6 +234,7 @@ def _box_sweep_fake(scoremaps, thresholds, backend):
 
 
 def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    scoremaps = as_scoremaps(scoremaps)
     _check_thresholds(thresholds)
     chosen = TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
@@ -234,8 +256,10 @@ def _box_sweep_all_fake(scoremaps, thresholds, backend):
 
 
 def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend):
+    scoremaps = as_scoremaps(scoremaps)
     _check_thresholds(thresholds)
-    _check_boxes(gt_boxes, gt_counts)
+    _check_contours(contours)
+    _check_boxes(gt_boxes, gt_counts, len(scoremaps))
     chosen = IOU_TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
     offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])

@@ -1,6 +1,6 @@
 """``pack-maps``: put a folder of ``.npy`` score maps into a store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def pack_maps(
     ``wsol-eval`` finds the same maps in the store as in the folder, and gives the same counts.
 
     Args:
-        np_root: the folder; all ``*.npy`` below it are maps.
+        np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
         store: the folder of the store. What an earlier run wrote there is replaced.
         eval_size: the side that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
@@ -78,5 +78,20 @@ def pack_maps(
 
 
 def _names(root: Path) -> list[str]:
-    paths = (p for p in root.rglob("*.npy") if not p.name.startswith(".tmp-"))
+    paths = (p for p in _files(root, ()) if p.suffix == ".npy" and not p.name.startswith(".tmp-"))
     return sorted(p.relative_to(root).as_posix() for p in paths)
+
+
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files below a folder, also of linked folders, which `MapFolder` finds too.
+
+    A link to a folder that it lies in would never end; it is left out.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, (*above, real))
+        else:
+            yield path

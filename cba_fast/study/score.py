@@ -50,7 +50,7 @@ class Tuned:
 
 
 def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) -> BoxEvaluator:
-    """Return the evaluator of the protocol in `config`, which will evaluate at `tuned` too.
+    """Return the evaluator of the protocol in `config`; its thresholds must hold those of `tuned`.
 
     Raises:
         InputError: as :func:`check_tuned`.
@@ -170,7 +170,7 @@ def read_tuned(path: Path) -> Tuned:
     """
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: cannot be read as JSON: {e}") from e
     try:
         ious = found["iou_thresholds"]
@@ -180,7 +180,7 @@ def read_tuned(path: Path) -> Tuned:
             if mode in found
             for iou, threshold in zip(ious, found[mode]["optimal_threshold"], strict=True)
         }
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a result of wsol-eval or evaluate: {e!r}") from e
     return Tuned(path, best)
 

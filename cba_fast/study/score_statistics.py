@@ -119,7 +119,10 @@ def find_statistics(
         theirs = _correct(other, predictions[1], asked.compare_predictions, found.notes)
         both = None
         if correct is not None and theirs is not None:
-            both = (correct, _in_order(theirs, other, evaluator))
+            both = (correct, theirs)
+        elif correct is not None or theirs is not None:
+            needed = "--compare_predictions" if theirs is None else "--predictions"
+            found.notes.append(f"top-1 and top-5 localization are not compared: no {needed}")
         found.comparison = compare(evaluator, other, correct=both, **options)
     return found
 
@@ -138,11 +141,3 @@ def _correct(
     if unused:
         notes.append(f"{path}: {len(unused)} predictions have no score map: {some(sorted(unused))}")
     return correct
-
-
-def _in_order(
-    correct: dict[str, np.ndarray], of: BoxEvaluator, like: BoxEvaluator
-) -> dict[str, np.ndarray]:
-    """Bring `correct` from the image order of one evaluator to that of another with the same."""
-    order = [of.table.index[i] for i in like.table.index if i in of.table.index]
-    return {name: right[order] for name, right in correct.items()}

@@ -9,6 +9,7 @@ from cba_fast.errors import InputError
 
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
+from .row_table import RowTable
 
 BATCH_BYTES = 100 << 20  # of the weights, or counts, of the resamples that are scored at a time
 TIE = 1e-9  # percent points, far below one image: equal means of three may differ by rounding
@@ -144,27 +145,27 @@ def compare(
     Args:
         a, b: evaluators of the same images with the same ground truth; their thresholds may differ,
             contour modes and IoU thresholds that only one of them has are left out.
-        num_resamples, confidence, seed, missing_as_miss: as for :func:`bootstrap`.
-        correct: that argument of :func:`bootstrap` for `a` and for `b`.
+        num_resamples, confidence, seed: as for :func:`bootstrap`.
+        missing_as_miss: as for :func:`bootstrap`; an image that only one run holds is a miss of the
+            other.
+        correct: that argument of :func:`bootstrap` for `a` and for `b`, each in the order of its
+            own ``table.index``.
 
     Returns:
         The intervals are `Difference` objects.
 
     Raises:
-        InputError: the runs hold different images (one is named), other ground truth, or nothing
-            that both have.
+        InputError: the runs hold different images (with `missing_as_miss`: their ground truths
+            do; one is named), other ground truth, or nothing that both have.
     """
     _check(num_resamples, confidence)
     a.check_boxes(b.boxes)
-    ids = list(a.table.index)
-    only = sorted(a.table.index.keys() ^ b.table.index.keys())
-    if only:
-        raise InputError(
-            f"the two runs must hold the same images; {len(only)} are in one of them only, such as "
-            f"{only[0]!r}"
-        )
-    total = _total(a, missing_as_miss)
-    runs = [_Run(e, ids, c) for e, c in zip((a, b), (None, None) if correct is None else correct)]
+    ids = _images_of_both(a, b, missing_as_miss)
+    total, _ = (_total(run, missing_as_miss) for run in (a, b))  # equal; an empty run is refused
+    runs = [
+        _Run(e, ids, None if c is None else _in_order(c, e, ids))
+        for e, c in zip((a, b), (None, None) if correct is None else correct)
+    ]
     one = np.ones((1, len(ids)), np.uint16)
     points = [run.scores(one, total) for run in runs]
     keys = [key for key in points[0] if key in points[1]]
@@ -183,6 +184,29 @@ def compare(
         p = min(1.0, 2 * side / (1 + num_resamples))
         differences.append(Difference(*key, *_summary(x - y, drawn, confidence), x, y, p))
     return BootstrapResult(num_resamples, confidence, seed, total, differences)
+
+
+def _images_of_both(a: BoxEvaluator, b: BoxEvaluator, missing_as_miss: bool) -> list[str]:
+    """Return the images that at least one of two runs holds, those of `a` first."""
+    sets: tuple = (a.table.index.keys(), b.table.index.keys())
+    what = "runs must hold"
+    if missing_as_miss:  # what is missing follows from the ground truth
+        sets, what = (set(a.boxes.image_ids), set(b.boxes.image_ids)), "ground truths must list"
+    only = sorted(sets[0] ^ sets[1])
+    if only:
+        raise InputError(
+            f"the two {what} the same images; {len(only)} are in one of them only, such as "
+            f"{only[0]!r}"
+        )
+    return list(a.table.index | b.table.index)
+
+
+def _in_order(
+    correct: dict[str, np.ndarray], evaluator: BoxEvaluator, ids: list[str]
+) -> dict[str, np.ndarray]:
+    """Bring `correct` from the order of an evaluator to that of `ids`; False for other images."""
+    at = [evaluator.table.index.get(i, -1) for i in ids]
+    return {name: np.append(right, False)[at] for name, right in correct.items()}
 
 
 def _check(num_resamples: int, confidence: float) -> None:
@@ -231,7 +255,10 @@ def _summary(
 
 
 class _Run:
-    """The images of an evaluator in a given order, ready to be scored under weights."""
+    """Images in a given order, ready to be scored under weights.
+
+    Those of `ids` that the evaluator does not hold are misses at all thresholds.
+    """
 
     def __init__(
         self, evaluator: BoxEvaluator, ids: list[str], correct: dict[str, np.ndarray] | None
@@ -275,7 +302,7 @@ class _Run:
         for start in range(0, len(self.ids), IMAGES):
             part = slice(start, start + IMAGES)
             w = weights[:, part].astype(np.float32)
-            rows = np.take(evaluator.table.take(self.ids[part]), self.columns, axis=2)
+            rows = np.take(_rows(evaluator.table, self.ids[part]), self.columns, axis=2)
             for mode, iou in keys:
                 reached = rows[:, evaluator.modes.index(mode)] > evaluator.rank(iou)
                 reached = reached.astype(np.float32)
@@ -284,6 +311,14 @@ class _Run:
                     for name, right in self.correct.items():
                         hits[name] += (w * right[part]) @ reached
         return counts, hits
+
+
+def _rows(table: RowTable, ids: list[str]) -> np.ndarray:
+    """Return the rows of `ids`, (len(ids), M, T); zeros for those that have none."""
+    here = np.array([i in table.index for i in ids], bool)
+    rows = np.zeros((len(ids), *table.row_shape), np.uint8)
+    rows[here] = table.take([i for i in ids if i in table.index])
+    return rows
 
 
 def _distinct_columns(evaluator: BoxEvaluator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """MaxBoxAcc and MaxBoxAccV2, accumulated over batches and processes."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
 from .row_table import RowTable
 
 IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
+MAX_IOUS = 255  # what a byte of a row can count
 
 
 class BoxEvaluator:
@@ -30,11 +32,13 @@ class BoxEvaluator:
         boxes: the ground truth with the images' sizes.
         thresholds: (T,) score thresholds in [0, 1); None for ``arange(0, 1, cam_curve_interval)``.
         cam_curve_interval: the official name of the step between thresholds.
-        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them.
+        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them, and with
+            them there are at most 255.
         contours: ``"largest"``, ``"all"`` or ``"both"``.
 
     Raises:
-        InputError: thresholds outside their ranges, an unknown `contours`.
+        InputError: thresholds outside their ranges, more than 255 IoU thresholds, an unknown
+            `contours`.
 
     Notes:
         Memory is one byte per image, threshold and contour mode, for any number of IoU thresholds.
@@ -70,6 +74,10 @@ class BoxEvaluator:
                 raise InputError(f"IoU threshold {iou} is outside (0, 1]")
             if iou not in self.iou_thresholds:
                 self.iou_thresholds.append(float(iou))
+        if len(self.iou_thresholds) > MAX_IOUS:
+            raise InputError(
+                f"at most {MAX_IOUS} IoU thresholds fit, got {len(self.iou_thresholds)}"
+            )
         self.boxes = boxes
         self.modes = MODES if contours == "both" else (contours,)
         # image id -> (modes, T) uint8: how many of the sorted IoU thresholds are reached
@@ -202,24 +210,34 @@ class BoxEvaluator:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Replace the rows by those of `state`; its settings must be this evaluator's.
+        """Replace the rows by those of `state`, all of them, or none if it is refused.
 
         Raises:
-            InputError: other settings, an image that is not in the ground truth, or rows that do
-                not fit.
+            InputError: a missing key, other settings than this evaluator's, an image that is not in
+                the ground truth or that is repeated, or rows that do not fit.
         """
-        self._check_settings(state["settings"])
-        ids = state["image_ids"]
+        try:
+            settings, ids, rows_of = state["settings"], state["image_ids"], state["rows"]
+            rows = [torch.as_tensor(rows_of[mode]).cpu().numpy() for mode in self.modes]
+            self._check_settings(settings)
+        except KeyError as e:
+            raise InputError(f"the state of an evaluator has no {e}") from e
         self._check_known(ids)
-        shape = (len(ids), len(self.thresholds))
-        rows = [torch.as_tensor(state["rows"][mode]).cpu().numpy() for mode in self.modes]
+        repeated = next((i for i, n in Counter(ids).items() if n > 1), None)
+        if repeated is not None:
+            raise InputError(f"image {repeated!r} is repeated in the state")
+        shape, most = (len(ids), len(self.thresholds)), len(self.iou_thresholds)
         for mode, row in zip(self.modes, rows, strict=True):
             if row.shape != shape or row.dtype != np.uint8:
                 raise InputError(
                     f"the rows of {mode!r} must be {shape} uint8, got {row.shape} {row.dtype}"
                 )
-        self.table = RowTable(self.table.row_shape)
-        self._add(ids, np.stack(rows, axis=1))
+            if row.max(initial=0) > most:
+                raise InputError(f"the rows of {mode!r} count {row.max()} of {most} IoU thresholds")
+        table = RowTable(self.table.row_shape)
+        for image_id, row in zip(ids, np.stack(rows, axis=1), strict=True):
+            table.append(str(image_id), row)
+        self.table = table
 
     def hits(self, mode: str, iou: float, threshold: float) -> np.ndarray:
         """Return which images are localized at one of the evaluated settings.
@@ -300,10 +318,13 @@ class BoxEvaluator:
         counted = seen
         if result.num_images > len(self):
             counted = np.append(seen, [labels[i] for i in result.missing])
-        totals = np.bincount(counted)
+        # by the labels that there are: a label can be any number below 2**31
+        names, of = np.unique(counted, return_inverse=True)
+        totals = np.bincount(of, minlength=len(names))
+        of = of[: len(seen)]
         hits = {
             mode: [
-                np.bincount(seen[self.hits(mode, iou, t)], minlength=len(totals))
+                np.bincount(of[self.hits(mode, iou, t)], minlength=len(names))
                 for iou, t in zip(result.iou_thresholds, found.optimal_threshold, strict=True)
             ]
             for mode, found in result.modes.items()
@@ -312,10 +333,9 @@ class BoxEvaluator:
             ClassResult(
                 label,
                 n,
-                {mode: [100.0 * int(h[label]) / n for h in each] for mode, each in hits.items()},
+                {mode: [100.0 * int(h[k]) / n for h in each] for mode, each in hits.items()},
             )
-            for label, n in enumerate(totals.tolist())
-            if n
+            for k, (label, n) in enumerate(zip(names.tolist(), totals.tolist(), strict=True))
         ]
 
 

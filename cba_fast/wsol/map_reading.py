@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from cba_fast.data.npy_header import NPY_ERRORS, is_plain_shape
 from cba_fast.data.score_store import ScoreStore, is_store
 from cba_fast.data.textlines import some
 from cba_fast.errors import InputError, ScoreMapError
@@ -83,8 +84,8 @@ class MapReading:
     Attributes:
         eval_size: the side that a map must have; None takes any size.
         resize: resize maps of other sizes to `eval_size`, bilinearly.
-        as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the maps as
-            they are stored.
+        as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the scores as
+            they are stored, floating (bytes are refused, they are no scores).
         workers: threads that read.
     """
 
@@ -117,7 +118,10 @@ def read_maps(
             the message names it.
     """
     ids = list(found)
-    groups = [ids[i : i + GROUP] for i in range(0, len(ids), GROUP)]
+    size = GROUP
+    if ids:
+        size = max(1, min(GROUP, CHUNK_BYTES // _map_bytes(source, found[ids[0]], reading)))
+    groups = [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def read(group: list[str]) -> list[Run]:
         return list(_read_group(source, group, [found[i] for i in group], reading))
@@ -170,6 +174,21 @@ def chunked(runs: Iterable[Run]) -> Iterator[Run]:
         yield ids, np.concatenate(parts)
 
 
+def _map_bytes(source: MapSource, key: Path | int, reading: MapReading) -> int:
+    """Return about how many bytes a map takes when it is read: what the first one says.
+
+    What is read ahead is bounded by it: large maps are read in smaller groups.
+    """
+    if isinstance(source, ScoreStore):
+        return max(1, math.prod(source.shape))
+    try:
+        stored = key.stat().st_size
+    except OSError:  # the reader will say what is wrong with the file
+        stored = 1
+    resized = 8 * reading.eval_size**2 if reading.eval_size and reading.resize else 0
+    return max(1, stored, resized)
+
+
 def _read_group(
     source: MapSource, ids: list[str], keys: list, reading: MapReading
 ) -> Iterator[Run]:
@@ -182,6 +201,10 @@ def _read_group(
         if reading.as_bytes:
             maps = _as_bytes(maps, names)
         else:
+            if maps.dtype == np.uint8:
+                raise ScoreMapError(
+                    f"{names[0]}: uint8; PxAP needs the scores themselves, floating"
+                )
             _check_all(maps, names)
         yield ids[start : start + len(maps)], maps
         start += len(maps)
@@ -242,6 +265,8 @@ def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
                     break
                 if out is None:
                     size = math.prod(layout[0]) * layout[1].itemsize
+                    if os.fstat(f.fileno()).st_size < HEADER + size:
+                        break
                     out = np.empty((_room(len(paths), size), *layout[0]), layout[1])
                 if count == len(out) or (out.shape[1:], out.dtype) != layout:
                     break
@@ -266,9 +291,9 @@ def _layout(header: bytes) -> tuple[tuple[int, int], np.dtype] | None:
         if np.lib.format.read_magic(f) != (1, 0):
             return None
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    except ValueError:
+    except NPY_ERRORS:
         return None
-    plain = f.tell() == HEADER and not fortran and len(shape) == 2 and 0 not in shape
+    plain = f.tell() == HEADER and not fortran and len(shape) == 2 and is_plain_shape(shape)
     return (shape, dtype) if plain and dtype in DTYPES else None
 
 

@@ -1,5 +1,6 @@
 """``evaluate_wsol`` with the arguments and meanings of clovaai/wsolevaluation."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from cba_fast.errors import InputError, ScoreMapError
 from .batch import as_batch
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator
-from .map_reading import MapReading, find_maps, open_maps, read_maps
+from .map_reading import MapReading, ambiguous_lines, find_maps, open_maps, read_maps
 from .pixel_evaluator import PixelEvaluator, PixelResult
+
+log = logging.getLogger("cba_fast")
 
 BOX_DATASETS = ("CUB", "ILSVRC")
 MASK_DATASET = "OpenImages"
@@ -55,7 +58,7 @@ def evaluate_wsol(
         cam_curve_interval: step between score thresholds.
 
     Returns:
-        Percent. Nothing is printed.
+        Percent. Nothing is printed; where an image has two maps, a warning is logged.
 
     Raises:
         ScoreMapError: an image without a map, or a map of another size or with values that are not
@@ -145,7 +148,10 @@ def _batches(
     if isinstance(scoremaps, str | os.PathLike):
         source = open_maps(scoremaps)
         reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes)
-        yield from read_maps(source, find_maps(source, image_ids), reading)
+        found = find_maps(source, image_ids)
+        for line in ambiguous_lines(source):
+            log.warning("%s: %s", source.root, line)
+        yield from read_maps(source, found, reading)
         return
     if isinstance(scoremaps, Mapping):
         scoremaps = (([m], [i]) for i, m in scoremaps.items())

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cba_fast.data.npy_header import NPY_ERRORS, check_npy
 from cba_fast.data.records import make_record
 from cba_fast.errors import ScoreMapError
 
@@ -69,11 +70,10 @@ def read_score_map(
     """
     try:
         with open(path, "rb") as f:
-            scoremap = np.load(f, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise ScoreMapError(f"{path}: not a readable score map: {e}") from e
-    if not isinstance(scoremap, np.ndarray):
-        raise ScoreMapError(f"{path}: holds several arrays (.npz); a score map is one .npy array")
+            check_npy(f)
+            scoremap = np.lib.format.read_array(f, allow_pickle=False)
+    except NPY_ERRORS as e:
+        raise ScoreMapError(f"{path}: not a readable score map: {e or type(e).__name__}") from e
     check_score_map(scoremap, str(path))
     if eval_size is not None and scoremap.shape != (eval_size, eval_size):
         if not resize:
