@@ -251,8 +251,7 @@ def test_kernel_sizes_that_are_no_integers_are_refused(kernel_size):
 def test_a_missing_core_does_not_break_the_compiler(monkeypatch):
     monkeypatch.setattr(native, "_module", None)
     monkeypatch.setattr(native, "_error", ModuleNotFoundError("none", name="cba_fast._C"))
-    monkeypatch.setattr(native, "_reason", None)
-    native.unavailable()  # as at import
+    monkeypatch.setattr(native, "_message", "not built")
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 3, 3)
     compiled = torch.compile(depthwise_conv2d, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x, weight), depthwise_conv2d(x, weight, backend="torch"))

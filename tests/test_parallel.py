@@ -223,6 +223,8 @@ def test_forked_workers_as_a_data_loader_has_them():
 def test_an_interrupt_reaches_the_main_thread():
     code = (
         "import os, signal, time; from cba_fast.kernels import native\n"
+        # A shell lets its background jobs ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "native.load().parallel_for(9, 3, lambda a, b: None)\n"
         "try:\n"
         "    print('ready', flush=True)\n"

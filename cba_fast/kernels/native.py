@@ -9,7 +9,7 @@ from cba_fast.kernels import openmp
 _module: types.ModuleType | None = None
 _usable: types.ModuleType | None = None  # _module, once its instruction set is known to run
 _error: ImportError | None = None
-_reason: str | None = None  # `torch.compile` can trace this, but no exception with a cause
+_message = ""  # what _error says: `torch.compile` can trace a text, but no exception with a cause
 
 
 def load() -> types.ModuleType:
@@ -18,16 +18,21 @@ def load() -> types.ModuleType:
     Raises:
         ImportError: it is not built or cannot be loaded; the first cause is attached.
     """
-    global _module, _error
     if _module is None and _error is None:
-        try:
-            _module = importlib.import_module("cba_fast._C")
-            _module.use_openmp(openmp.entry_point())
-        except ImportError as e:
-            _error = e
+        _import()
     if _module is None:
-        raise ImportError(f"the compiled core cannot be loaded: {_describe(_error)}") from _error
+        raise ImportError(_message) from _error
     return _module
+
+
+def _import() -> None:
+    global _module, _error, _message
+    try:
+        module = importlib.import_module("cba_fast._C")
+        module.use_openmp(openmp.entry_point())
+        _module = module
+    except ImportError as e:
+        _error, _message = e, f"the compiled core cannot be loaded: {_describe(e)}"
 
 
 def load_for_isa() -> types.ModuleType:
@@ -55,13 +60,9 @@ def _describe(error: ImportError) -> str:
 
 def unavailable() -> str | None:
     """Return why the compiled core cannot be used, or None."""
-    global _reason
-    if _module is None and _reason is None:
-        try:
-            load()
-        except ImportError as e:
-            _reason = str(e)
-    return _reason
+    if _module is None and _error is None:
+        _import()
+    return None if _module is not None else _message
 
 
 def cuda_unavailable() -> str | None:
