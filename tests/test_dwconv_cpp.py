@@ -193,6 +193,7 @@ def test_derivatives_of_second_order(algorithm):
         ("forward", (56, 56), (3, 3), False, "torch"),
         ("forward", (96, 96), (51, 5), True, "fft"),
         ("grad_x", (96, 96), (51, 1), False, "fft"),
+        ("forward", (96, 96), (1, 51), True, "torch"),
         ("grad_x", (28, 28), (5, 5), True, "torch"),
         ("grad_weight", (96, 96), (31, 31), True, "fft"),
         ("grad_weight", (56, 56), (7, 7), True, "direct"),

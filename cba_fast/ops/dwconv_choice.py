@@ -52,6 +52,8 @@ def fastest(
         return "direct" if taps <= 81 or small else "fft"
     if small:
         return "direct"  # a transform has more padding than data
+    if channels_last and 1 in kernel_size:
+        return "torch"  # 51x1 and 1x51 at 96x96: 1.1 to 1.6 times faster
     return "torch" if taps < (81 if channels_last else 49) else "fft"
 
 
