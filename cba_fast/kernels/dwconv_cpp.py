@@ -78,7 +78,10 @@ def grad_weight(
 
 def _strides(x: Tensor) -> tuple[int, ...]:
     """Return x's strides, 1 in dimensions of size 1 (theirs may be anything)."""
-    return tuple(s if n > 1 else 1 for n, s in zip(x.shape, x.stride(), strict=True))
+    shape, strides = x.shape, x.stride()
+    if 1 not in shape:
+        return strides
+    return tuple([s if n > 1 else 1 for n, s in zip(shape, strides, strict=True)])
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def is_channels_last(t: Tensor) -> bool:
     tensor that is both (1x1 maps, one channel) counts as contiguous unless its strides say else.
     """
     n, c, h, w = t.stride()
-    if c == 0:  # expanded over channels
+    if c > w or c == 0:  # contiguous, or expanded over channels
         return False
     smallest = 0
     for size, stride in ((t.shape[1], c), (t.shape[3], w), (t.shape[2], h)):

@@ -1,12 +1,14 @@
-// The product of planes tap by tap, one channel per lane: for small maps, where a transform has
-// more padding than data, and for whoever wants a NaN to reach only the pixels under the kernel.
+// The product of planes tap by tap, one channel per lane: for small maps and strips, where a
+// transform has more padding than data, and for whoever wants a NaN to reach only the pixels under
+// the kernel.
 //
 //   out[i][j] = sum over h, w of A[h][w] * B[h - i + rh][w - j + rw]
 //
 // forward and grad_x: A = image, B = kernel (turned for grad_x), out = image. grad_weight: A =
 // grad, B = x, out = kernel turned by 180 degrees, because h - i + rh = h + i' - rh with i' = 2 rh
-// - i. Two rows and up to six columns of out are in registers; each element of A is loaded once for
-// them and meets twelve of B. No product is formed with padding.
+// - i. A tile of Rows x Columns of out is in registers. For row h of A and column d of B it takes
+// Columns elements of A and Rows of B for Rows * Columns products: 7 loads for 12. No product is
+// formed with padding: at the edges some rows and columns of the tile are left out.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -16,103 +18,246 @@
 namespace cba {
 namespace {
 
-constexpr int kTileRows = 2, kTileColumns = 6;
-
 struct Block {
   float* data;
   int height, width;
+  int64_t row;  // floats from a row to the next
 
-  int64_t floats() const { return int64_t(height) * width * kLanes; }
-  float* at(int h, int w) const { return data + (int64_t(h) * width + w) * kLanes; }
+  int64_t floats() const { return height * row; }
+  float* at(int h, int w) const { return data + h * row + int64_t(w) * kLanes; }
 };
 
-// Adds what a row of A gives to a tile of out: `top` and `bottom` are the rows of B that it meets
-// for the tile's two rows, `shift` is the column of B that A[0] meets for the tile's first column.
-template <int Columns, bool kTop, bool kBottom>
-CBA_INLINE inline void accumulate_row(Vec (&sum)[kTileRows][Columns], const float* a, int a_width,
-                                      const float* top, const float* bottom, int b_width,
-                                      int shift) {
-  const int begin = larger(0, -shift), end = smaller(a_width, Columns - 1 + b_width - shift);
-  // Between these all columns of the tile have a tap.
-  const int full_begin = smaller(end, larger(begin, Columns - 1 - shift));
-  const int full_end = larger(full_begin, smaller(end, b_width - shift));
-  const auto edge = [&](int from, int to) CBA_INLINE {
-    for (int w = from; w < to; ++w) {
-      const Vec value = Vec::load(a + int64_t(w) * kLanes);
-      unroll<Columns>([&](auto c) CBA_INLINE {
-        const int tap = w + shift - c;
-        if (tap < 0 || tap >= b_width) return;
-        if (kTop) sum[0][c] = fma(value, Vec::load(top + int64_t(tap) * kLanes), sum[0][c]);
-        if (kBottom) sum[1][c] = fma(value, Vec::load(bottom + int64_t(tap) * kLanes), sum[1][c]);
+struct Product {
+  Block a, b, out;
+  int rh, rw;
+};
+
+// A tile of at most 4 rows, with as many columns as registers hold: of 16, 12 are sums, 3 hold
+// elements of A and one of B; of 32, 24 are sums. (More than 12 sums in one row bring nothing.)
+constexpr int kMostRows = 4;
+constexpr int kTileColumns[kMostRows + 1] = {0, 12, kLanes == 16 ? 12 : 6, kLanes == 16 ? 8 : 4,
+                                             kLanes == 16 ? 6 : 3};
+
+// Sums of a tile. A row of A meets row `q` of B for the tile's first row, q - 1 for the second, ...
+// Column d of B meets column d + shift + c of A for the tile's column c.
+template <int Rows, int Columns>
+struct Tile {
+  Vec sum[Rows][Columns];
+
+  CBA_INLINE inline void load(const Block& out, int i, int j) {
+    unroll<Rows>([&](auto r) CBA_INLINE {
+      unroll<Columns>([&](auto c) CBA_INLINE { sum[r][c] = Vec::load(out.at(i + r, j + c)); });
+    });
+  }
+  CBA_INLINE inline void store(const Block& out, int i, int j) const {
+    unroll<Rows>([&](auto r) CBA_INLINE {
+      unroll<Columns>([&](auto c) CBA_INLINE { sum[r][c].store(out.at(i + r, j + c)); });
+    });
+  }
+
+  // Column d of B, for rows [kFirstRow, kEndRow) and columns [kFirst, kEnd) of the tile.
+  template <int kFirstRow, int kEndRow, int kFirst, int kEnd>
+  CBA_INLINE inline void step(const float* a, const float* b, int64_t b_row) {
+    constexpr int kCount = kEnd - kFirst;
+    if constexpr (kEndRow - kFirstRow == 1) {
+      const Vec tap = Vec::load(b - kFirstRow * b_row);
+      unroll<kCount>([&](auto i) CBA_INLINE {
+        constexpr int c = kFirst + decltype(i)::value;
+        sum[kFirstRow][c] = fma(Vec::load(a + c * kLanes), tap, sum[kFirstRow][c]);
+      });
+    } else {
+      Vec value[kCount];
+      unroll<kCount>([&](auto i) CBA_INLINE { value[i] = Vec::load(a + (kFirst + i) * kLanes); });
+      unroll<kEndRow - kFirstRow>([&](auto k) CBA_INLINE {
+        constexpr int r = kFirstRow + decltype(k)::value;
+        const Vec tap = Vec::load(b - r * b_row);
+        unroll<kCount>([&](auto i) CBA_INLINE {
+          sum[r][kFirst + i] = fma(value[i], tap, sum[r][kFirst + i]);
+        });
       });
     }
-  };
-  edge(begin, full_begin);
-  for (int w = full_begin; w < full_end; ++w) {
-    const Vec value = Vec::load(a + int64_t(w) * kLanes);
-    const int64_t tap = int64_t(w + shift) * kLanes;
-    unroll<Columns>([&](auto c) CBA_INLINE {
-      if (kTop) sum[0][c] = fma(value, Vec::load(top + tap - c * kLanes), sum[0][c]);
-      if (kBottom) sum[1][c] = fma(value, Vec::load(bottom + tap - c * kLanes), sum[1][c]);
-    });
   }
-  edge(full_end, end);
-}
 
-template <int Columns>
-void correlate_tile(const Block& a, const Block& b, const Block& out, int i, int j, int rh,
-                    int rw) {
-  const int rows = smaller(kTileRows, out.height - i);
-  Vec sum[kTileRows][Columns];
-  for (int r = 0; r < kTileRows; ++r) {
-    unroll<Columns>([&](auto c) CBA_INLINE {
-      sum[r][c] = r < rows ? Vec::load(out.at(i + r, j + c)) : Vec::zero();
-    });
-  }
-  // Row h of A meets row h - i + rh of B for the first row of out, the one before for the second.
-  const int begin = larger(0, i - rh), end = smaller(a.height, i + rows - 1 - rh + b.height);
-  for (int h = begin; h < end; ++h) {
-    const int row = h - i + rh;
-    const bool has_top = row < b.height, has_bottom = row > 0 && rows > 1;
-    const float *x = a.at(h, 0), *top = b.at(row, 0), *bottom = b.at(row - 1, 0);
-    if (has_top && has_bottom) {
-      accumulate_row<Columns, true, true>(sum, x, a.width, top, bottom, b.width, rw - j);
-    } else if (has_top) {
-      accumulate_row<Columns, true, false>(sum, x, a.width, top, bottom, b.width, rw - j);
-    } else {
-      accumulate_row<Columns, false, true>(sum, x, a.width, top, bottom, b.width, rw - j);
+  // The row of A where every element meets a column of B for all columns of the tile, as in maps
+  // half as wide as the kernel.
+  template <int kFirstRow, int kEndRow>
+  CBA_INLINE inline void add_covered_row(const float* a, int a_width, int shift, const float* b,
+                                         int64_t b_row) {
+    const float* tap = b - shift * kLanes;
+    for (int w = 0; w < a_width; ++w, a += kLanes, tap += kLanes) {
+      const Vec value = Vec::load(a);
+      unroll<kEndRow - kFirstRow>([&](auto k) CBA_INLINE {
+        constexpr int r = kFirstRow + decltype(k)::value;
+        unroll<Columns>([&](auto c) CBA_INLINE {
+          sum[r][c] = fma(value, Vec::load(tap - r * b_row - c * kLanes), sum[r][c]);
+        });
+      });
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    unroll<Columns>([&](auto c) CBA_INLINE { sum[r][c].store(out.at(i + r, j + c)); });
+
+  // The only row of B, which meets a row of A for each row of the tile.
+  template <int kFirst, int kEnd>
+  CBA_INLINE inline void step_rows(const float* a, int64_t a_row, const float* b) {
+    const Vec tap = Vec::load(b);
+    unroll<Rows>([&](auto r) CBA_INLINE {
+      unroll<kEnd - kFirst>([&](auto i) CBA_INLINE {
+        constexpr int c = kFirst + decltype(i)::value;
+        sum[r][c] = fma(Vec::load(a + r * a_row + c * kLanes), tap, sum[r][c]);
+      });
+    });
   }
+
+  // All columns of B: first those that only the tile's last columns meet, ... at last those that
+  // only its first ones meet. `step(first, end, d)` takes columns [first, end) of the tile.
+  template <class Step>
+  static CBA_INLINE inline void for_columns(int a_width, int b_width, int shift, Step step) {
+    const auto met = [&](int d) CBA_INLINE { return 0 <= d && d < b_width; };
+    const int full_begin = larger(0, -shift);
+    const int full_end = smaller(b_width, a_width - shift - (Columns - 1));
+    if (shift < 0) {
+      unroll<Columns - 1>([&](auto i) CBA_INLINE {
+        constexpr int c = Columns - 1 - decltype(i)::value;
+        if (met(-shift - c)) step(Index<c>(), Index<Columns>(), -shift - c);
+      });
+    }
+    for (int d = full_begin; d < full_end; ++d) step(Index<0>(), Index<Columns>(), d);
+    if (full_end < b_width) {
+      unroll<Columns - 1>([&](auto i) CBA_INLINE {
+        constexpr int c = Columns - 1 - decltype(i)::value;
+        if (met(a_width - shift - c)) step(Index<0>(), Index<c>(), a_width - shift - c);
+      });
+    }
+  }
+};
+
+// What rows [begin, end) of A give to the tile of out at (i, j). B has at least Rows rows and A at
+// least Columns columns: what lies outside of them is on one side of the tile at a time.
+template <int Rows, int Columns>
+void correlate_tile(const Product& p, int i, int j, int begin, int end) {
+  Tile<Rows, Columns> tile;
+  tile.load(p.out, i, j);
+  const int a_width = p.a.width, b_width = p.b.width, b_height = p.b.height, shift = j - p.rw;
+  const int64_t b_row = p.b.row;
+  const bool covered = shift + Columns <= 1 && a_width - shift <= b_width;
+  for (int h = begin; h < end; ++h) {
+    const int q = h - i + p.rh;
+    const float *x = p.a.at(h, 0), *taps = p.b.data + q * b_row;
+    const auto add = [&](auto first_row, auto end_row) CBA_INLINE {
+      if (covered) {
+        return tile.template add_covered_row<first_row, end_row>(x, a_width, shift, taps, b_row);
+      }
+      tile.for_columns(a_width, b_width, shift, [&](auto first, auto last, int d) CBA_INLINE {
+        tile.template step<first_row, end_row, first, last>(x + (d + shift) * kLanes,
+                                                            taps + d * kLanes, b_row);
+      });
+    };
+    if (q >= Rows - 1 && q < b_height) {
+      add(Index<0>(), Index<Rows>());
+      continue;
+    }
+    unroll<Rows - 1>([&](auto k) CBA_INLINE {
+      constexpr int r = decltype(k)::value + 1;
+      if (q < b_height && q + 1 == r) {
+        add(Index<0>(), Index<r>());
+      } else if (q >= b_height && q - b_height + 1 == r) {
+        add(Index<r>(), Index<Rows>());
+      }
+    });
+  }
+  tile.store(p.out, i, j);
+}
+
+// The tile of out at (i, j) where B is a single row, which row h of A meets for row i of out.
+template <int Rows, int Columns>
+void correlate_rows(const Product& p, int i, int j, int h, int) {
+  Tile<Rows, Columns> tile;
+  tile.load(p.out, i, j);
+  const int shift = j - p.rw;
+  const float *x = p.a.at(h, 0), *taps = p.b.data;
+  tile.for_columns(p.a.width, p.b.width, shift, [&](auto first, auto last, int d) CBA_INLINE {
+    tile.template step_rows<first, last>(x + (d + shift) * kLanes, p.a.row, taps + d * kLanes);
+  });
+  tile.store(p.out, i, j);
+}
+
+using TileFunction = void (*)(const Product&, int, int, int, int);
+
+struct TileTable {
+  TileFunction at[kMostRows + 1][kTileColumns[1] + 1];
+  TileFunction single_row[kMostRows + 1][kTileColumns[kMostRows] + 1];
+};
+
+template <int Rows, int Columns>
+constexpr void fill_tiles(TileTable& table) {
+  table.at[Rows][Columns] = correlate_tile<Rows, Columns>;
+  if constexpr (Columns <= kTileColumns[kMostRows]) {
+    table.single_row[Rows][Columns] = correlate_rows<Rows, Columns>;
+  }
+  if constexpr (Columns > 1) {
+    fill_tiles<Rows, Columns - 1>(table);
+  } else if constexpr (Rows > 1) {
+    fill_tiles<Rows - 1, kTileColumns[Rows - 1]>(table);
+  }
+}
+
+constexpr TileTable all_tiles() {
+  TileTable table{};
+  fill_tiles<kMostRows, kTileColumns[kMostRows]>(table);
+  return table;
+}
+
+constexpr TileTable kTiles = all_tiles();
+
+// Calls f(begin, count) for `size` cut into pieces of nearly equal length: 7 = 4 + 3.
+template <class F>
+inline void for_pieces(int begin, int end, int longest, F f) {
+  const int size = end - begin, pieces = (size + longest - 1) / longest;
+  for (int p = 0; p < pieces; ++p) {
+    const int from = size * p / pieces, to = size * (p + 1) / pieces;
+    f(begin + from, to - from);
+  }
+}
+
+// Rows of A and B that stay in the first-level cache while all tiles of a few rows of out use them.
+inline int rows_at_a_time(const Product& p) {
+  constexpr int kCachedFloats = 6144;
+  return larger(1, kCachedFloats / ((p.a.width + p.b.width) * kLanes));
 }
 
 // Adds the product to `out`.
-inline void correlate(const Block& a, const Block& b, const Block& out, int rh, int rw) {
-  using Tile = void (*)(const Block&, const Block&, const Block&, int, int, int, int);
-  static constexpr Tile kTiles[] = {nullptr,           correlate_tile<1>, correlate_tile<2>,
-                                    correlate_tile<3>, correlate_tile<4>, correlate_tile<5>,
-                                    correlate_tile<6>};
-  const int tiles = (out.width + kTileColumns - 1) / kTileColumns;
-  for (int i = 0; i < out.height; i += kTileRows) {
-    for (int t = 0; t < tiles; ++t) {  // of nearly equal widths: 7 = 4 + 3
-      const int from = out.width * t / tiles, to = out.width * (t + 1) / tiles;
-      kTiles[to - from](a, b, out, i, from, rh, rw);
-    }
+inline void correlate(const Product& p) {
+  if (p.b.height == 1) {
+    const int columns = smaller(kTileColumns[kMostRows], p.a.width);
+    const int begin = larger(0, p.rh), end = smaller(p.out.height, p.rh + p.a.height);
+    return for_pieces(begin, end, kMostRows, [&](int i, int rows) {
+      for_pieces(0, p.out.width, columns,
+                 [&](int j, int count) { kTiles.single_row[rows][count](p, i, j, i - p.rh, 0); });
+    });
   }
+  const int most_rows = smaller(kMostRows, p.b.height);
+  const int columns = smaller(kTileColumns[most_rows], p.a.width);
+  const int step = rows_at_a_time(p);
+  for_pieces(0, p.out.height, most_rows, [&](int i, int rows) {
+    const int end = smaller(p.a.height, i - p.rh + p.b.height + rows - 1);
+    for (int h = larger(0, i - p.rh); h < end; h += step) {
+      for_pieces(0, p.out.width, columns, [&](int j, int count) {
+        kTiles.at[rows][count](p, i, j, h, smaller(end, h + step));
+      });
+    }
+  });
 }
 
 class DirectConv {
  public:
   DirectConv(const DirectTask& task, Scratch scratch) : conv_(task.conv), flipped_(task.flipped) {
-    a_ = block(scratch, conv_.a);
-    b_ = block(scratch, conv_.b);
-    out_ = block(scratch, conv_.out);
     // The kernel is B, or out where the products are summed.
     const Planes& kernel = conv_.reduce ? conv_.out : conv_.b;
-    rh_ = static_cast<int>(kernel.height / 2);
-    rw_ = static_cast<int>(kernel.width / 2);
+    // The longer side of a strip is the inner loop's.
+    swapped_ = kernel.height > kernel.width;
+    const int rh = static_cast<int>(kernel.height / 2), rw = static_cast<int>(kernel.width / 2);
+    product_ = {block(scratch, conv_.a), block(scratch, conv_.b), block(scratch, conv_.out),
+                swapped_ ? rw : rh, swapped_ ? rh : rw};
+    row_ = scratch.take(swapped_ ? longest_row() : 0);
     used_ = scratch.used();
   }
 
@@ -128,8 +273,8 @@ class DirectConv {
         load_b(0, group);
       }
       clear_out();
-      load(conv_.a, image, group, a_);
-      correlate(a_, b_, out_, rh_, rw_);
+      load(conv_.a, image, group, product_.a);
+      correlate(product_);
       store(image, group);
     }
   }
@@ -138,20 +283,31 @@ class DirectConv {
     for (int64_t group = begin; group < end; ++group) {
       clear_out();
       for (int64_t image = 0; image < conv_.images; ++image) {
-        load(conv_.a, image, group, a_);
+        load(conv_.a, image, group, product_.a);
         load_b(image, group);
-        correlate(a_, b_, out_, rh_, rw_);
+        correlate(product_);
       }
-      turn(out_);
+      turn(product_.out);
       store(0, group);
     }
   }
 
  private:
-  static Block block(Scratch& scratch, const Planes& planes) {
-    Block block{nullptr, static_cast<int>(planes.height), static_cast<int>(planes.width)};
+  Block block(Scratch& scratch, const Planes& planes) const {
+    const int height = static_cast<int>(swapped_ ? planes.width : planes.height);
+    const int width = static_cast<int>(swapped_ ? planes.height : planes.width);
+    // Swapped, a row of the tensor is a column here: an odd number of cache lines from element to
+    // element spreads it over all sets of the cache.
+    const int64_t line = 16, floats = int64_t(width) * kLanes;
+    const int64_t row = swapped_ ? (floats + line - 1) / line * line | line : floats;
+    Block block{nullptr, height, width, row};
     block.data = scratch.take(block.floats());
     return block;
+  }
+
+  int64_t longest_row() const {
+    const int a = product_.a.height, b = product_.b.height, out = product_.out.height;
+    return int64_t(larger(larger(a, b), out)) * kLanes;
   }
 
   // Rows without gaps are read and written as one: short rows would cost a partial vector each.
@@ -159,52 +315,71 @@ class DirectConv {
 
   void load(const Planes& from, int64_t image, int64_t group, const Block& to) const {
     const int lanes = lanes_of_group(conv_, group);
-    if (!has_gaps(from)) {
-      load_row(from, image, group * kLanes, lanes, 0, 0, to.height * to.width, to.data);
-      return;
-    }
-    for (int h = 0; h < to.height; ++h) {
-      load_row(from, image, group * kLanes, lanes, h, 0, to.width, to.at(h, 0));
+    const int height = static_cast<int>(from.height), width = static_cast<int>(from.width);
+    const int64_t c = group * kLanes;
+    if (swapped_) {
+      for (int h = 0; h < height; ++h) {
+        load_row(from, image, c, lanes, h, 0, width, row_);
+        for (int w = 0; w < width; ++w) Vec::load(row_ + w * kLanes).store(to.at(w, h));
+      }
+    } else if (has_gaps(from)) {
+      for (int h = 0; h < height; ++h) {
+        load_row(from, image, c, lanes, h, 0, width, to.at(h, 0));
+      }
+    } else {
+      load_row(from, image, c, lanes, 0, 0, height * width, to.data);
     }
   }
 
   void load_b(int64_t image, int64_t group) {
-    load(conv_.b, image, group, b_);
-    if (flipped_) turn(b_);
+    load(conv_.b, image, group, product_.b);
+    if (flipped_) turn(product_.b);
   }
 
   void clear_out() {
-    for (int64_t i = 0; i < out_.floats(); i += kLanes) Vec::zero().store(out_.data + i);
+    const Block& out = product_.out;
+    for (int64_t i = 0; i < out.floats(); i += kLanes) Vec::zero().store(out.data + i);
   }
 
   void store(int64_t image, int64_t group) const {
+    const Block& from = product_.out;
+    const Planes& to = conv_.out;
     const int lanes = lanes_of_group(conv_, group);
+    const int height = static_cast<int>(to.height), width = static_cast<int>(to.width);
+    const int64_t c = group * kLanes;
     const Vec one = Vec::broadcast(1.0f), bias = bias_of(conv_, group);
-    if (!has_gaps(conv_.out)) {
-      store_row(out_.data, conv_.out, image, group * kLanes, lanes, 0, 0, out_.height * out_.width,
-                one, bias);
-      return;
-    }
-    for (int h = 0; h < out_.height; ++h) {
-      store_row(out_.at(h, 0), conv_.out, image, group * kLanes, lanes, h, 0, out_.width, one,
-                bias);
+    if (swapped_) {
+      for (int h = 0; h < height; ++h) {
+        for (int w = 0; w < width; ++w) Vec::load(from.at(w, h)).store(row_ + w * kLanes);
+        store_row(row_, to, image, c, lanes, h, 0, width, one, bias);
+      }
+    } else if (has_gaps(to)) {
+      for (int h = 0; h < height; ++h) {
+        store_row(from.at(h, 0), to, image, c, lanes, h, 0, width, one, bias);
+      }
+    } else {
+      store_row(from.data, to, image, c, lanes, 0, 0, height * width, one, bias);
     }
   }
 
-  // By 180 degrees: the elements in reverse order.
+  // By 180 degrees.
   static void turn(const Block& block) {
-    float *first = block.data, *last = block.data + block.floats() - kLanes;
-    for (; first < last; first += kLanes, last -= kLanes) {
-      const Vec value = Vec::load(first);
-      Vec::load(last).store(first);
-      value.store(last);
+    for (int h = 0, other = block.height - 1; h <= other; ++h, --other) {
+      float *first = block.at(h, 0), *last = block.at(other, block.width - 1);
+      const float* end = h < other ? block.at(h, block.width) : block.at(h, block.width / 2);
+      for (; first < end; first += kLanes, last -= kLanes) {
+        const Vec value = Vec::load(first);
+        Vec::load(last).store(first);
+        value.store(last);
+      }
     }
   }
 
   const ConvParams& conv_;
   const bool flipped_;
-  Block a_, b_, out_;
-  int rh_, rw_;
+  bool swapped_;
+  Product product_;
+  float* row_;
   int64_t used_;
 };
 

@@ -25,6 +25,15 @@ inline T* element(const Planes& p, int64_t n, int64_t c, int64_t h, int64_t w) {
          w * p.stride_w;
 }
 
+// kLanes channels at a time: calls f(t) for blocks of elements [t, t + kLanes). The last one
+// overlaps the one before where kLanes does not divide count; needs count >= kLanes.
+template <class F>
+CBA_INLINE inline void for_blocks(int count, F f) {
+  int t = 0;
+  for (; t + kLanes <= count; t += kLanes) f(t);
+  if (t < count) f(count - kLanes);
+}
+
 template <class T>
 void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, int count,
                 float* to) {
@@ -35,6 +44,15 @@ void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, in
     }
     return;
   }
+  if (lanes == kLanes && count >= kLanes) {
+    return for_blocks(count, [&](int t) CBA_INLINE {
+      Vec block[kLanes];
+      unroll<kLanes>([&](auto l) CBA_INLINE { block[l] = Vec::load(from + l * stride_c + t); });
+      transpose(block);
+      unroll<kLanes>([&](auto i) CBA_INLINE { block[i].store(to + (t + i) * kLanes); });
+    });
+  }
+  // The choices take three times as long as the rest.
   for (int t = 0; t < count; t += kLanes) {
     const int width = count - t < kLanes ? count - t : kLanes;
     Vec block[kLanes];
@@ -63,6 +81,16 @@ void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, i
       }
     }
     return;
+  }
+  if (lanes == kLanes && count >= kLanes) {
+    return for_blocks(count, [&](int t) CBA_INLINE {
+      Vec block[kLanes];
+      unroll<kLanes>([&](auto i) CBA_INLINE {
+        block[i] = fma(Vec::load(from + (t + i) * kLanes), scale, bias);
+      });
+      transpose(block);
+      unroll<kLanes>([&](auto l) CBA_INLINE { block[l].store(to + l * stride_c + t); });
+    });
   }
   for (int t = 0; t < count; t += kLanes) {
     const int width = count - t < kLanes ? count - t : kLanes;
