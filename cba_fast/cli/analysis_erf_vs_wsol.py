@@ -175,7 +175,7 @@ def _print_tables(found) -> None:
     from cba_fast.study.per_image_report import COLUMNS, TITLES
 
     c = found.correlations
-    names = [n for n in COLUMNS if n in ("iou", *found.predictors)]
+    names = [n for n in COLUMNS if not found.undefined(n)]
     models = _table("Means over the images", "model", "images", "MaxBoxAcc %", "threshold")
     for name in names:
         models.add_column(TITLES[name], justify="right", overflow="fold")

@@ -6,7 +6,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,18 @@ from cba_fast.data import ImageDataset
 from cba_fast.data.reading import Report
 from cba_fast.erf import Partial, Walk, input_gradient
 from cba_fast.erf.walk import State, with_finite_gradient
+from cba_fast.errors import ImageError
 from cba_fast.files import write_bytes
 from cba_fast.wsol import cam_from_features, finish_maps
 from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import is_constant
-from cba_fast.wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality
+from cba_fast.wsol.map_quality import (
+    active_pixels,
+    box_coverage,
+    box_mask,
+    map_quality,
+    object_channels,
+)
 
 from .collect_plan import stamp
 from .config import RunConfig
@@ -51,6 +58,9 @@ class Measurement:
         object_pixels: (n,) int64, pixels of the CAM in the union of the boxes.
         erf_size: (n,) float64, pixels.
         object_channels, pc1_explained, pc1_cam_iou: (n,) float64, see `MapQuality`.
+        other_box_channels: (n,) float64, ``object_channels`` with the boxes of the sample's next
+            image (cyclically): what the usual places of objects explain. NaN where that image's
+            size cannot be read.
         constant: (n,) bool, CAMs without a positive value: maps of zeros.
         notes: what to tell at the end.
     """
@@ -63,6 +73,7 @@ class Measurement:
     object_channels: np.ndarray
     pc1_explained: np.ndarray
     pc1_cam_iou: np.ndarray
+    other_box_channels: np.ndarray
     constant: np.ndarray
     notes: list[str]
 
@@ -149,7 +160,8 @@ class _Step:
 
     def first(self) -> State:
         columns = len(thresholds_of(self.settings))
-        floats = ("erf_size", "object_channels", "pc1_explained", "pc1_cam_iou")
+        floats = ["erf_size", "object_channels", "pc1_explained", "pc1_cam_iou"]
+        floats.append("other_box_channels")
         return {
             "index": torch.empty(0, dtype=torch.int64),
             "iou": torch.empty(0, columns, dtype=torch.float64),
@@ -189,18 +201,33 @@ class _Step:
     def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
         side, thresholds = self.settings.map_size, thresholds_of(self.settings)
         gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
+        grid = tuple(features.shape[2:])
         small = cam_from_features(features, weights).cpu().numpy()
         maps = finish_maps(small, side)
         u = ops.quantize(maps)
-        coverage = np.stack([box_coverage(b, side, features.shape[2:]) for b in gt])
+        coverage = np.stack([box_coverage(b, side, grid) for b in gt])
+        others = np.stack([self._other_coverage(i, grid) for i in indices])
         quality = map_quality(features, weights, coverage, side)
         return {
             "iou": ops.best_box_iou(u, gt, thresholds, contours="largest"),
             "active": active_pixels(u.numpy(), thresholds),
             "object_pixels": np.array([box_mask(b, side).sum() for b in gt]),
             "constant": is_constant(maps),
+            "other_box_channels": object_channels(features, weights, others),
             **vars(quality),
         }
+
+    def _other_coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
+        """Return the coverage by the boxes of the sample's next image; zeros if there is none."""
+        ids, side = self.sample.ids, self.settings.map_size
+        other = (index + 1) % len(ids)
+        if other == index:
+            return np.zeros(grid)
+        try:
+            boxes = self.sample.boxes.scaled(ids[other], (side, side))
+        except ImageError:  # its own turn reports it
+            return np.zeros(grid)
+        return box_coverage(boxes, side, grid)
 
 
 def _how(settings: Settings) -> RunConfig:
@@ -222,6 +249,7 @@ def _described(subject: Subject, sample: Sample, score: str) -> dict:
     return {
         **measured_settings(subject.settings),
         "score": score,
+        "arrays": [f.name for f in fields(Measurement)],
         "weights_sha256": stamp(subject.weights)["sha256"],
         "images_sha256": digest.hexdigest(),
         "device": str(choose_device(_how(subject.settings))),

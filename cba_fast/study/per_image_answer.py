@@ -1,7 +1,11 @@
 """What the correlations of measured images say: in words, and as the rows of the forest plot."""
 
+import numpy as np
+
+from cba_fast.wsol.map_quality import LEVEL
+
 from .correlations import WITHIN, Question, Value
-from .per_image_report import ERF, OBJECT, TITLES, Findings
+from .per_image_report import BLIND, CONTROL, ERF, QUALITY, TITLES, Findings
 from .plots import Bar
 
 ALL = "within models"
@@ -17,6 +21,7 @@ def answer_lines(found: Findings) -> list[str]:
         f"{_count(c.num_images, 'image')}, {_count(c.num_models, 'model')}, {c.num_rows} rows. In"
         f" brackets: {100 * c.confidence:g} % intervals from {c.num_resamples} resamples of the"
         " images, all models of an image kept together.",
+        *_channel_line(found),
         *_simple_lines(found, at, where),
     ]
     if found.quality:
@@ -32,14 +37,30 @@ def answer_lines(found: Findings) -> list[str]:
 
 
 def text_of(value: Value | None, sign: str = "+", percent: bool = False) -> str:
-    """Return a statistic with its interval as text: ``+0.12 [+0.05, +0.19]``."""
-    if value is None or value.estimate is None:
+    """Return a statistic with its interval as text: ``+0.12 [+0.05, +0.19]``, or times 100."""
+    if value is None:
+        return ""
+    if value.estimate is None:
         return "undefined"
     scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.2f")
-    text = f"{scale * value.estimate:{form}}" + (" %" if percent else "")
+    text = f"{scale * value.estimate:{form}}"
     if value.low is None:
         return f"{text} [no interval]"
     return f"{text} [{scale * value.low:{form}}, {scale * value.high:{form}}]"
+
+
+def _channel_line(found: Findings) -> list[str]:
+    if "object_channels" not in found.quality:
+        return []
+    shares = []
+    for name in ("object_channels", CONTROL):
+        values = np.concatenate([m.columns[name] for m in found.models])
+        values = values[np.isfinite(values)]
+        shares.append(f"{100 * values.mean():.0f} %" if len(values) else "unknown")
+    return [
+        f"Channels on the object beyond chance: {shares[0]} on average; {shares[1]} for the box of"
+        f" another image (what the usual places explain), {100 * LEVEL:g} % by chance alone."
+    ]
 
 
 def _simple_lines(found: Findings, at: dict, where: str) -> list[str]:
@@ -73,23 +94,42 @@ def _given_lines(found: Findings, at: dict) -> list[str]:
     kept = "keeps a relation" if erf.pearson.excludes_zero else "shows no clear relation"
     return [
         f"Given the feature maps ({names}), the ERF size {kept} with the IoU: partial r"
-        f" {text_of(erf.pearson)}; it explains {text_of(erf.r2, '', True)} of what they leave"
+        f" {text_of(erf.pearson)}; it explains {text_of(erf.r2, '', True)} % of what they leave"
         f" (by chance {100 * erf.r2_by_chance:.1f} %).",
-        f"Given the ERF size, the feature maps explain {text_of(maps.r2, '', True)} of what it"
+        f"Given the ERF size, the feature maps explain {text_of(maps.r2, '', True)} % of what it"
         f" leaves (by chance {100 * maps.r2_by_chance:.1f} %).",
-        f"Difference {text_of(difference, '+', True)} points: {verdict}.",
+        f"Difference {text_of(difference, '+', True)} percentage points: {verdict}.",
+        *_blind_lines(found, at),
+    ]
+
+
+def _blind_lines(found: Findings, at: dict) -> list[str]:
+    """Tell the same with the measures that, unlike the IoU, do not see the boxes."""
+    c = found.correlations
+    if not set(BLIND) < set(found.quality):
+        return []
+    erf, maps = c.find(xs=ERF, given=BLIND, **at), c.find(xs=BLIND, given=(ERF,), **at)
+    if erf.reason or maps.reason:
+        return []
+    return [
+        f"With the measures alone that do not use the boxes ({TITLES[BLIND[0]]},"
+        f" {TITLES[BLIND[1]]}): given them, the ERF size has a partial r of"
+        f" {text_of(erf.pearson)}; given it, they explain {text_of(maps.r2, '', True)} %."
     ]
 
 
 def _sign_line(found: Findings) -> str:
-    """Tell whether the models agree."""
-    each = [found.correlations.find("model", ERF, model=m.name).pearson for m in found.models]
-    clear = [v for v in each if v.excludes_zero]
-    up = sum(v.estimate > 0 for v in clear)
-    return (
-        f"One by one, IoU rises with the ERF size in {up} of {_count(len(each), 'model')}, falls in"
-        f" {len(clear) - up}, and shows no clear trend in {len(each) - len(clear)}."
-    )
+    """Tell whether the models agree: a mean of opposite trends is no trend."""
+    parts = []
+    for given, text in (((), ""), (tuple(found.quality), "; given the feature maps, it does in")):
+        if text and not found.quality:
+            continue
+        each = [found.correlations.find("model", ERF, given, m.name) for m in found.models]
+        clear = [r.pearson.estimate for r in each if r.pearson.excludes_zero]
+        up = sum(v > 0 for v in clear)
+        start = text or "One by one, the IoU rises clearly with the ERF size in"
+        parts.append(f"{start} {up} of {len(each)} models, falls in {len(clear) - up}")
+    return "".join(parts) + "."
 
 
 def _between_line(found: Findings) -> str:
@@ -139,6 +179,15 @@ def forest_groups(found: Findings) -> tuple[dict[str, list[Bar]], list[str]]:
 
 
 def title_of(question: Question) -> str:
-    """Return a question as text: ``ERF size | object channels, PC1 explained``."""
-    text = " + ".join(TITLES[x] for x in question.xs)
-    return text + (f" | {', '.join(TITLES[g] for g in question.given)}" if question.given else "")
+    """Return a question as text: ``ERF size | feature maps``, read "given the feature maps"."""
+    xs, given = _titles(question.xs), _titles(question.given)
+    return xs + (f" | {given}" if given else "")
+
+
+def _titles(names: tuple[str, ...]) -> str:
+    """Return titles of variables; several measures of feature maps are named by their set."""
+    maps = tuple(n for n in names if n in QUALITY)
+    if len(maps) < 2:
+        return ", ".join(TITLES[n] for n in names)
+    both = "feature maps (no box)" if maps == BLIND else "feature maps"
+    return ", ".join([both, *(TITLES[n] for n in names if n not in maps)])

@@ -20,8 +20,13 @@ OUTCOME = "iou"
 ERF = "erf_size"
 # Measures of the feature maps that use no threshold of the score; see docs/analysis.md.
 QUALITY = ("object_channels", "pc1_explained", "pc1_cam_iou")
+# Those of them that do not see the boxes.
+BLIND = ("pc1_explained", "pc1_cam_iou")
 AREA, OBJECT = "activated_area", "object_area"
-COLUMNS = (OUTCOME, ERF, *QUALITY, AREA, OBJECT)
+PREDICTORS = (ERF, *QUALITY, AREA, OBJECT)
+# No predictor: what chance and the usual places of objects make of the object channels.
+CONTROL = "other_box_channels"
+COLUMNS = (OUTCOME, *PREDICTORS, CONTROL)
 TITLES = {
     OUTCOME: "IoU",
     ERF: "ERF size",
@@ -30,6 +35,7 @@ TITLES = {
     "pc1_cam_iou": "PC1-CAM IoU",
     AREA: "activated area",
     OBJECT: "object area",
+    CONTROL: "channels on another box",
 }
 
 
@@ -79,6 +85,10 @@ class Findings:
     images: dict[str, int]
     notes: list[str] = field(default_factory=list)
 
+    def undefined(self, name: str) -> bool:
+        """Whether no model has a value of this column."""
+        return all(np.isnan(m.columns[name]).all() for m in self.models)
+
 
 def model_columns(subject: Subject, sample: Sample, found: Measurement) -> ModelColumns:
     """Return a model's columns, taken at the optimal threshold of its own MaxBoxAcc.
@@ -94,7 +104,7 @@ def model_columns(subject: Subject, sample: Sample, found: Measurement) -> Model
     columns = {
         OUTCOME: found.iou[:, best],
         ERF: found.erf_size,
-        **{name: getattr(found, name) for name in QUALITY},
+        **{name: getattr(found, name) for name in (*QUALITY, CONTROL)},
         AREA: found.active[:, best] / pixels,
         OBJECT: pixels / subject.settings.map_size**2,
     }
@@ -133,7 +143,7 @@ def find(
     """
     notes = []
     predictors = []
-    for name in COLUMNS[1:]:
+    for name in PREDICTORS:
         without = [m.name for m in models if np.isnan(m.columns[name]).all()]
         if without:
             notes.append(f"{TITLES[name]} is undefined for {', '.join(without)}: left out")
@@ -190,7 +200,8 @@ def _questions(
         asked.append(maps)
     asked.append(Question((ERF,), (*quality, OBJECT)))
     asked.append(Question(tuple(quality), (ERF, OBJECT)))
-    asked.append(Question((ERF,), (*quality, AREA)))
+    if set(BLIND) < set(quality):
+        asked += [Question((ERF,), BLIND), Question(BLIND, (ERF,))]
     return asked, (erf, maps)
 
 

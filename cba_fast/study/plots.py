@@ -134,7 +134,7 @@ def plot_forest(
     """
     colors = dict(zip(labels, [*_model_colors(len(labels) - 1), "k"]))
     count = sum(len(bars) for bars in groups.values()) + len(groups)
-    fig, ax = _figure(show, figsize=(8, 1.6 + 0.17 * count))
+    fig, ax = _figure(show, figsize=(8, 1.5 + 0.11 * count))
     y, ticks, seen = 0.0, [], set()
     for bars in groups.values():
         top = y
@@ -149,7 +149,7 @@ def plot_forest(
                 y,
                 "D" if main else "o",
                 color=colors[bar.label],
-                ms=6 if main else 4,
+                ms=5 if main else 3.5,
                 label=None if bar.label in seen else bar.label,
             )
             seen.add(bar.label)
@@ -159,9 +159,11 @@ def plot_forest(
     ax.axvline(0, color="0.4", lw=1)
     ax.set_yticks(ticks, list(groups))
     ax.set_ylim(y - 0.5, -1)
+    ax.set_xlim(-1, 1)
     _dress(ax, "(partial) correlation with the IoU", "", "What goes with localization")
     ax.grid(False, axis="y")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    ax.get_legend().remove()
+    fig.legend(loc="outside lower center", ncols=min(len(seen), 4), fontsize=8)
     return fig
 
 

@@ -143,8 +143,8 @@ def object_channels(
     excess = mass - mass[:, :, :1]
     tie = excess.abs() <= _TIE * total
     above = ((excess > 0) & ~tie).sum(dim=2)
-    phi = ((level * h * w - above) / tie.sum(dim=2)).clamp(0, 1)
-    share = phi.double().mean(dim=1)
+    phi = ((level * h * w - above.double()) / tie.sum(dim=2)).clamp(0, 1)
+    share = phi.mean(dim=1)
     flat = boxes.amax(dim=(1, 2)) - boxes.amin(dim=(1, 2)) <= _TIE
     return torch.where(flat, torch.nan, share).cpu().numpy()
 
