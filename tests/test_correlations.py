@@ -154,7 +154,7 @@ def test_equal_seeds_give_equal_results_as_json():
 def test_intervals_cover_the_truth_and_need_the_clusters():
     """Four models see the same images: rows taken for independent give too narrow intervals."""
     rng = np.random.default_rng(0)
-    rho, images, runs = 0.5, 60, 100
+    rho, images, runs = 0.5, 60, 80
     covered = {"clusters": 0, "rows": 0}
     models = np.repeat(np.arange(4), images)
     ids = np.tile(np.arange(images), 4)
@@ -164,7 +164,7 @@ def test_intervals_cover_the_truth_and_need_the_clusters():
         x, e = share**0.5 * common[:, ids] + (1 - share) ** 0.5 * own
         y = rho * x + (1 - rho**2) ** 0.5 * e
         for name, cluster in (("clusters", ids), ("rows", np.arange(4 * images))):
-            found = run({"y": y, "x": x}, models, cluster, (X,), "abcd", num_resamples=200)
+            found = run({"y": y, "x": x}, models, cluster, (X,), "abcd", num_resamples=150)
             value = found.find(WITHIN, "x").pearson
             covered[name] += value.low <= rho <= value.high
     # nominal 0.95, standard error 0.02; the rows' intervals are half as wide, and hold 0.7
@@ -172,15 +172,18 @@ def test_intervals_cover_the_truth_and_need_the_clusters():
     assert covered["rows"] / runs < 0.83
 
 
-def test_contrast_is_the_difference_with_an_interval_of_its_own():
+def test_contrast_is_the_difference_of_adjusted_r2_with_an_interval_of_its_own():
     values, models, ids = data()
-    asked = (X, Question(("w",)))
+    asked = (GIVEN_Z, BOTH)
     found = run(values, models, ids, asked, contrast=asked, num_resamples=200)
     within = next(c for c in found.contrasts if c.level == WITHIN)
-    first, second = (found.find(WITHIN, v).r2 for v in "xw")
-    assert within.difference.estimate == pytest.approx(second.estimate - first.estimate)
+    one, two = found.find(WITHIN, "x", ("z",)).r2, found.find(WITHIN, ("x", "w"), ("z",)).r2
+    left = 83 - 3 - 1  # rows, means of models, control
+    one, two = (1 - (1 - r.estimate) * left / (left - k) for r, k in ((one, 1), (two, 2)))
+    assert within.difference.estimate == pytest.approx(two - one)
     assert within.difference.low < within.difference.estimate < within.difference.high
-    assert len(found.contrasts) == 6
+    assert [c.level for c in found.contrasts] == ["model"] * 3 + [WITHIN, POOLED, BETWEEN]
+    assert found.contrasts[-1].difference.estimate is None
 
 
 def test_models_as_the_sample():

@@ -203,24 +203,29 @@ def test_one_unreadable_image_is_told_and_does_not_end_the_run(made, tmp_path, c
 
 
 def test_images_without_a_box_are_left_out_and_counted(here, capsys):
-    (subject, _), _ = load_subjects(write())
-    whole = draw_sample(subject.settings)
-    kept = whole.ids[:1] + whole.ids[2:7] + ["not/there.jpg"]
-    boxes = {i: [(5, 5, 40, 50)] for i in kept}
-    metadata_folder(here / "meta", boxes, dict.fromkeys(kept, (64, 64)), dict.fromkeys(kept, 0))
-    config = write(metadata_root="meta", test_dataset="cub/images_of_test")
-    images = here / "cub/images"
-    for record in whole.records:
-        target = here / "flat" / record.image_id
+    """Class folders of all 12 images, of which the test split of the boxes knows 10."""
+    for path in (here / "cub/images").glob("*/*"):
+        target = here / "flat" / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(images / record.image_id)
-    config = write(metadata_root="meta", test_dataset="flat")
-    done = run(capsys, config, "--num_samples", 8, "--seed", 1)
+        target.symlink_to(path)
+    done = run(capsys, write(test_dataset="flat", cub_root="cub"), "--num_samples", 11)
     assert done.status == 0, done.err
     found = json.loads(Path("out/per_image.json").read_text())["images"]
-    assert found["drawn"] == 8
-    assert 0 < found["without_box"] == 8 - found["measured"]
-    assert f"{found['without_box']} of 8 sampled images have no ground truth" in done.err
+    assert (found["drawn"], found["missing_file"]) == (11, 0)
+    assert 0 < found["without_box"] == 11 - found["measured"]
+    assert f"{found['without_box']} of 11 sampled images have no ground truth" in done.err
+
+
+def test_images_that_are_not_there_are_left_out_and_counted(here):
+    (subject, _), _ = load_subjects(write())
+    ids = [*draw_sample(subject.settings).ids[:4], "not/there.jpg"]
+    boxes = {i: [(5, 5, 40, 50)] for i in ids}
+    metadata_folder(here / "meta", boxes, dict.fromkeys(ids, (64, 64)), dict.fromkeys(ids, 0))
+    (subject, _), _ = load_subjects(write(metadata_root="meta", test_dataset="cub/images"))
+    sample = draw_sample(subject.settings)
+    assert sample.missing == ["not/there.jpg"]
+    assert sorted(sample.ids) == sorted(ids[:4])
+    assert "1 of 5 sampled images have ground truth and no file" in sample.notes()[0]
 
 
 def test_one_model_says_so(here, capsys):
@@ -292,8 +297,8 @@ def test_the_answer_follows_the_data():
     assert "the ERF size shows no clear relation" in text
     text = answer(made_up("a", maps=0, erf=1), made_up("b", seed=1, maps=0, erf=1))
     assert "the ERF size explains more" in text
-    assert "the ERF size keeps a relation" in text
-    assert "rises clearly with the ERF size in 2 of 2 models" in text
+    assert "the ERF size still goes with a higher IoU" in text
+    assert "clearly rises with the ERF size in 2 of 2 models and falls in 0; given" in text
     text = answer(made_up("a", maps=0), made_up("b", seed=1, maps=0))
     assert "do not tell which" in text
 

@@ -58,10 +58,12 @@ def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool,
     feature maps cover the object; correlations and partial correlations with bootstrap intervals,
     a CSV, a JSON file and pictures. What is measured is kept: the same command goes on.
     """
-    if save_fig:
-        from cba_fast.study.plots import check_picture
+    from cba_fast.study.plots import check_display, check_picture
 
+    if save_fig:
         check_picture(save_fig)
+    if show:
+        check_display()
     if per_image:
         _per_image(Path(config), save_fig, show, **options)
         return

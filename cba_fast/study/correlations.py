@@ -74,7 +74,11 @@ class Relation:
 
 @dataclass(frozen=True)
 class Contrast:
-    """r2 of `second` minus r2 of `first`, at one level, its interval from common resamples."""
+    """The r2 of `second` minus that of `first`, at one level; the interval is of common resamples.
+
+    Both are adjusted for their numbers of variables, 1 - (1 - r2) * f / (f - k) with k variables
+    and f degrees of freedom without them, so that the longer list does not win by its length.
+    """
 
     level: str
     model: str | None
@@ -177,8 +181,8 @@ def correlate(
         model_names: M names.
         outcome: one of `values`.
         questions: over the others of `values`.
-        contrast: two of `questions`; the difference of their r2 (second minus first) gets an
-            interval of its own, from the same resamples.
+        contrast: two of `questions`; the difference of their r2 (second minus first, adjusted)
+            gets an interval of its own, from the same resamples.
         num_resamples: R >= 2.
         confidence: in (0, 1).
         seed: of the resampling.
@@ -282,12 +286,20 @@ class _Run:
         return Relation(level, model, question, *signed, r2, chance, reason)
 
     def contrast(self, at: int, level: str, model: str | None, first: int, second: int) -> Contrast:
-        """Return r2 of question `second` minus r2 of question `first`."""
+        """Return the adjusted r2 of question `second` minus that of question `first`."""
         pair = [self.asked.questions[k] for k in (first, second)]
-        unknown = any(self._left(at, level, q) <= len(q.xs) for q in pair)
-        own, draws = self.estimate[at, :, 2], self.draws[:, at, :, 2]
-        own, draws = own[second] - own[first], draws[:, second] - draws[:, first]
-        return Contrast(level, model, *pair, self._value([own], draws[:, None], 0, unknown))
+        left = [self._left(at, level, q) for q in pair]
+        if any(n <= len(q.xs) for n, q in zip(left, pair)):
+            return Contrast(level, model, *pair, Value(None, None, None))
+        adjusted = [
+            [
+                1 - (1 - r2) * n / (n - len(q.xs))
+                for r2 in (self.estimate[at, k, 2], self.draws[:, at, k, 2])
+            ]
+            for k, q, n in zip((first, second), pair, left)
+        ]
+        own, draws = (b - a for a, b in zip(*adjusted))
+        return Contrast(level, model, *pair, self._value([own], draws[:, None], 0, False))
 
     def _left(self, at: int, level: str, question: Question) -> int:
         """Return the degrees of freedom that means and controls leave."""

@@ -91,14 +91,17 @@ def _given_lines(found: Findings, at: dict) -> list[str]:
         verdict = "the feature maps explain more of the IoU than the ERF size does"
     else:
         verdict = "the ERF size explains more of the IoU than the feature maps do"
-    kept = "keeps a relation" if erf.pearson.excludes_zero else "shows no clear relation"
+    kept = "shows no clear relation with the IoU"
+    if erf.pearson.excludes_zero:
+        kept = f"still goes with a {'higher' if erf.pearson.estimate > 0 else 'lower'} IoU"
     return [
-        f"Given the feature maps ({names}), the ERF size {kept} with the IoU: partial r"
+        f"Given the feature maps ({names}), the ERF size {kept}: partial r"
         f" {text_of(erf.pearson)}; it explains {text_of(erf.r2, '', True)} % of what they leave"
         f" (by chance {100 * erf.r2_by_chance:.1f} %).",
         f"Given the ERF size, the feature maps explain {text_of(maps.r2, '', True)} % of what it"
         f" leaves (by chance {100 * maps.r2_by_chance:.1f} %).",
-        f"Difference {text_of(difference, '+', True)} percentage points: {verdict}.",
+        f"Difference, adjusted for the number of measures: {text_of(difference, '+', True)}"
+        f" percentage points; {verdict}.",
         *_blind_lines(found, at),
     ]
 
@@ -119,17 +122,18 @@ def _blind_lines(found: Findings, at: dict) -> list[str]:
 
 
 def _sign_line(found: Findings) -> str:
-    """Tell whether the models agree: a mean of opposite trends is no trend."""
-    parts = []
-    for given, text in (((), ""), (tuple(found.quality), "; given the feature maps, it does in")):
-        if text and not found.quality:
-            continue
-        each = [found.correlations.find("model", ERF, given, m.name) for m in found.models]
-        clear = [r.pearson.estimate for r in each if r.pearson.excludes_zero]
-        up = sum(v > 0 for v in clear)
-        start = text or "One by one, the IoU rises clearly with the ERF size in"
-        parts.append(f"{start} {up} of {len(each)} models, falls in {len(clear) - up}")
-    return "".join(parts) + "."
+    """Tell whether the models agree: opposite trends cancel within models."""
+    text = f"One by one, the IoU clearly rises with the ERF size in {_signs(found, ())}"
+    if found.quality:
+        text += f"; given the feature maps it rises in {_signs(found, tuple(found.quality))}"
+    return f"{text}."
+
+
+def _signs(found: Findings, given: tuple[str, ...]) -> str:
+    each = [found.correlations.find("model", ERF, given, m.name).pearson for m in found.models]
+    clear = [v.estimate for v in each if v.excludes_zero]
+    up = sum(v > 0 for v in clear)
+    return f"{up} of {len(each)} models and falls in {len(clear) - up}"
 
 
 def _between_line(found: Findings) -> str:
@@ -143,7 +147,7 @@ def _between_line(found: Findings) -> str:
     for b in rows:
         spread = "" if b.low is None else f" [{b.low:+.2f}, {b.high:+.2f}]"
         parts.append(f"{TITLES[b.x]} {b.r:+.2f}{spread}, p = {b.p_value:.2g}")
-    few = " So few models tell next to nothing." if c.num_models < 10 else ""
+    few = " With so few models, one of them can turn these figures." if c.num_models < 10 else ""
     return (
         f"Across the means of {c.num_models} models (intervals: the models as a sample), IoU with "
         + "; ".join(parts)

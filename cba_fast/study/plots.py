@@ -246,6 +246,15 @@ def check_picture(path: str | os.PathLike) -> None:
         raise InputError(f"{path}: unknown picture format; use one of {', '.join(sorted(known))}")
 
 
+def check_display() -> None:
+    """Refuse to open windows where there are none, before a long run as well as after it."""
+    import matplotlib.pyplot as plt
+
+    # What pyplot falls back to without a display, and the backends that only write files.
+    if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
+        raise InputError("--show needs a display; without it, save the figure to a file")
+
+
 def show_figures() -> None:
     """Open the figures that were made with ``show=True`` and wait until they are closed."""
     import matplotlib.pyplot as plt
@@ -257,9 +266,7 @@ def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure"
     if show:
         import matplotlib.pyplot as plt
 
-        # What pyplot falls back to without a display, and the backends that only write files.
-        if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
-            raise InputError("--show needs a display; without it, save the figure to a file")
+        check_display()
         fig = plt.figure(figsize=figsize, layout="constrained")
     else:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
