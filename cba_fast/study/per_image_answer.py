@@ -5,10 +5,14 @@ import numpy as np
 from cba_fast.wsol.map_quality import LEVEL
 
 from .correlations import WITHIN, Question, Value
-from .per_image_report import BLIND, CONTROL, ERF, QUALITY, TITLES, Findings
+from .per_image import CONTROL
+from .per_image_report import BLIND, ERF, QUALITY, TITLES, Findings
 from .plots import Bar
 
 ALL = "within models"
+# Nominal 95 % intervals of r = 0.5 held it in 88, 92, 91, 94 % of 400 simulations with 10, 20, 30,
+# 60 images.
+FEW_IMAGES = 30
 
 
 def answer_lines(found: Findings) -> list[str]:
@@ -20,7 +24,7 @@ def answer_lines(found: Findings) -> list[str]:
     lines = [
         f"{_count(c.num_images, 'image')}, {_count(c.num_models, 'model')}, {c.num_rows} rows. In"
         f" brackets: {100 * c.confidence:g} % intervals from {c.num_resamples} resamples of the"
-        " images, all models of an image kept together.",
+        " images" + ("." if single else ", all models of an image kept together."),
         *_channel_line(found),
         *_simple_lines(found, at, where),
     ]
@@ -28,6 +32,8 @@ def answer_lines(found: Findings) -> list[str]:
         lines += _given_lines(found, at)
     if not single:
         lines += [_sign_line(found), _between_line(found)]
+    if c.num_images < FEW_IMAGES:
+        lines.append(f"With fewer than {FEW_IMAGES} images such intervals are somewhat too narrow.")
     lines.append(
         "Read it as association over images of this data set: not as cause, and not as a"
         " statement on other models, trainings or data. IoU and map measures come from the same"

@@ -12,7 +12,7 @@ from cba_fast import files
 from cba_fast.errors import InputError
 
 from .correlations import Correlations, Question, correlate
-from .per_image import Measurement, thresholds_of
+from .per_image import CONTROL, Measurement, thresholds_of
 from .per_image_sample import Sample, Subject
 from .score import versions
 
@@ -24,8 +24,6 @@ QUALITY = ("object_channels", "pc1_explained", "pc1_cam_iou")
 BLIND = ("pc1_explained", "pc1_cam_iou")
 AREA, OBJECT = "activated_area", "object_area"
 PREDICTORS = (ERF, *QUALITY, AREA, OBJECT)
-# No predictor: what chance and the usual places of objects make of the object channels.
-CONTROL = "other_box_channels"
 COLUMNS = (OUTCOME, *PREDICTORS, CONTROL)
 TITLES = {
     OUTCOME: "IoU",
