@@ -375,12 +375,13 @@ def subject_stub(**settings):
 def test_scatter_has_a_line_within_each_model():
     a, b = made_up("a", erf=1), made_up("b", seed=1, erf_size=np.zeros(80))
     columns = {m.name: (m.columns["erf_size"], m.columns["iou"]) for m in (a, b)}
-    ax = plots.plot_images(columns, "x", "y").axes[0]
+    fig = plots.plot_images(columns, "x", "y")
+    ax = fig.axes[0]
     assert [len(c.get_offsets()) for c in ax.collections] == [80, 80]
     x, y = ax.lines[0].get_xydata().T
     slope, intercept = np.polyfit(*columns["a"], 1)
     np.testing.assert_allclose(y, slope * x + intercept)
-    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    texts = [t.get_text() for t in fig.legends[0].get_texts()]
     assert texts[0].startswith("a (80 images), r +")
     assert texts[1] == "b (80 images), no line"
 

@@ -109,6 +109,7 @@ def plot_images(
         r = "undefined" if fit.pearson is None else f"{fit.pearson:+.2f}"
         ax.plot(ends, fit.slope * ends + fit.intercept, "-", color=color, label=f"{label}, r {r}")
     _dress(ax, xlabel, ylabel, "Each image and model, and a line within each model")
+    _legend_below(fig, ax, 2)
     return fig
 
 
@@ -162,8 +163,7 @@ def plot_forest(
     ax.set_xlim(-1, 1)
     _dress(ax, "(partial) correlation with the IoU", "", "What goes with localization")
     ax.grid(False, axis="y")
-    ax.get_legend().remove()
-    fig.legend(loc="outside lower center", ncols=min(len(seen), 4), fontsize=8)
+    _legend_below(fig, ax, 4)
     return fig
 
 
@@ -284,3 +284,9 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
     ax.grid(True, linestyle="--", alpha=0.4)
     ax.set_axisbelow(True)
     ax.legend()
+
+
+def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:
+    """Move the legend out of the axes, where points fill them."""
+    ax.get_legend().remove()
+    fig.legend(loc="outside lower center", ncols=columns, fontsize=8)
