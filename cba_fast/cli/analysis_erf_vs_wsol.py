@@ -1,6 +1,13 @@
-"""``cba-fast analysis-erf-vs-wsol``: correlate ERF size and MaxBoxAcc over models."""
+"""``cba-fast analysis-erf-vs-wsol``: correlate ERF size and localization, by model or by image."""
+
+import time
+from pathlib import Path
 
 import click
+from click.core import ParameterSource
+
+from .options import CONFIDENCE, POSITIVE, SEED
+from .progress import bar, warn
 
 
 @click.command("analysis-erf-vs-wsol")
@@ -9,18 +16,68 @@ import click
     type=click.Path(exists=True, dir_okay=False),
     required=True,
     help='JSON list of {"name", "erf_path", "maxboxacc"}; erf_path is relative to the working'
-    " directory, maxboxacc a fraction (up to 1) or percent.",
+    " directory, maxboxacc a fraction (up to 1) or percent. With --per_image: a file of experiments"
+    " as collect-erf-wsol takes it (YAML or JSON), whose weights exist.",
 )
-@click.option("--save_fig", type=click.Path(dir_okay=False), help="Write the scatter plot here.")
-@click.option("--show", is_flag=True, help="Open the scatter plot in a window.")
-def command(config: str, save_fig: str | None, show: bool) -> None:
-    """Correlate mean ERF size and MaxBoxAcc: Pearson, linear fit and R2 over the models."""
-    from cba_fast.study.analysis import fit_models, load_config, report_lines
+@click.option(
+    "--save_fig",
+    type=click.Path(dir_okay=False),
+    help="Write the scatter plot here (--per_image: besides <output>/scatter.png).",
+)
+@click.option("--show", is_flag=True, help="Open the pictures in windows.")
+@click.option(
+    "--per_image",
+    is_flag=True,
+    help="Measure each model image by image, and ask what goes with the IoU: the ERF size or the"
+    " feature maps (docs/analysis.md).",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("erf_wsol_per_image"),
+    help="Folder of the results.",
+)
+@click.option("--num_samples", type=POSITIVE, help="Images drawn.  [default: the file's, 200]")
+@click.option("--seed", type=SEED, help="Of the sample.  [default: the file's erf_seed, 0]")
+@click.option(
+    "--score",
+    type=click.Choice(["prob", "logit", "logprob"]),
+    default="prob",
+    help="Top-1 score whose gradient is the ERF's; prob is the study's.",
+)
+@click.option("--resamples", type=click.IntRange(min=2), default=2000, help="Of the bootstrap.")
+@click.option("--bootstrap_seed", type=SEED, default=0, help="Of the bootstrap.")
+@click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals.")
+@click.option("--resume/--no_resume", default=True, help="Keep what an earlier run has measured.")
+@click.pass_context
+def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool, **options) -> None:
+    """Correlate mean ERF size and MaxBoxAcc over models; with --per_image, over images.
+
+    Without --per_image: Pearson, linear fit and R2 of one point per model, as the study. With it:
+    per image and model the ERF size, the IoU at the model's optimal threshold, and how well its
+    feature maps cover the object; correlations and partial correlations with bootstrap intervals,
+    a CSV, a JSON file and pictures. What is measured is kept: the same command goes on.
+    """
+    from cba_fast.study.plots import check_display, check_picture
 
     if save_fig:
-        from cba_fast.study.plots import check_picture
-
         check_picture(save_fig)
+    if show:
+        check_display()
+    if per_image:
+        _per_image(Path(config), save_fig, show, **options)
+        return
+    given = [
+        name for name in options if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--{given[0]} belongs to --per_image")
+    _per_model(config, save_fig, show)
+
+
+def _per_model(config: str, save_fig: str | None, show: bool) -> None:
+    from cba_fast.study.analysis import fit_models, load_config, report_lines
+
     models = load_config(config)
     fit = fit_models(models)
     for line in report_lines(models, fit):
@@ -35,3 +92,140 @@ def command(config: str, save_fig: str | None, show: bool) -> None:
         click.echo(f"figure: {save_fig}")
     if show:
         show_figures()
+
+
+def _per_image(
+    config: Path,
+    save_fig: str | None,
+    show: bool,
+    output: Path,
+    num_samples: int | None,
+    seed: int | None,
+    score: str,
+    resamples: int,
+    bootstrap_seed: int,
+    confidence: float,
+    resume: bool,
+) -> None:
+    from cba_fast.study.per_image import measure
+    from cba_fast.study.per_image_answer import answer_lines
+    from cba_fast.study.per_image_report import find, model_columns, write_findings
+    from cba_fast.study.per_image_sample import draw_sample, load_subjects
+
+    start = time.perf_counter()
+    subjects, notes = load_subjects(config, num_samples, seed)
+    sample = draw_sample(subjects[0].settings)
+    warn(notes + sample.notes())
+    models = []
+    for subject in subjects:
+        try:
+            found = measure(
+                subject, sample, output, score=score, resume=resume, progress=bar(subject.name)
+            )
+        except KeyboardInterrupt:
+            click.echo("Interrupted: the same command goes on from the finished part.", err=True)
+            raise
+        models.append(model_columns(subject, sample, found))
+        warn(_of_model(subject.name, found.notes))
+    findings = find(
+        models, sample, num_resamples=resamples, confidence=confidence, seed=bootstrap_seed
+    )
+    warn(findings.notes)
+    answer = answer_lines(findings)
+    _print_tables(findings)
+    for line in answer:
+        click.echo(line)
+    settings = {
+        "config": str(config),
+        "score": score,
+        "num_samples": subjects[0].settings.num_samples,
+    }
+    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    paths = write_findings(output, findings, settings, answer)
+    paths += _draw(findings, output, save_fig, show)
+    click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
+    if show:
+        from cba_fast.study.plots import show_figures
+
+        show_figures()
+
+
+def _of_model(name: str, notes: list[str]) -> list[str]:
+    return [n if n.startswith(" ") else f"{name}: {n}" for n in notes]
+
+
+def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, ...]:
+    from cba_fast.study.per_image_answer import forest_groups
+    from cba_fast.study.per_image_report import ERF, OUTCOME
+    from cba_fast.study.plots import plot_forest, plot_images, save_figure
+
+    columns = {m.name: (m.columns[ERF], m.columns[OUTCOME]) for m in found.models}
+    scatter = plot_images(columns, "ERF size (pixels)", "IoU at the optimal threshold", show=show)
+    forest = plot_forest(*forest_groups(found), show=show)
+    paths = (output / "scatter.png", output / "forest.png")
+    for figure, path in zip((scatter, forest), paths, strict=True):
+        save_figure(figure, path)
+    if save_fig:
+        save_figure(scatter, save_fig)
+        paths += (Path(save_fig),)
+    return paths
+
+
+def _print_tables(found) -> None:
+    from cba_fast.study.correlations import BETWEEN, POOLED, WITHIN
+    from cba_fast.study.per_image_answer import text_of, title_of
+    from cba_fast.study.per_image_report import COLUMNS, TITLES
+
+    c = found.correlations
+    names = [n for n in COLUMNS if not found.undefined(n)]
+    models = _table("Means over the images", "model", "images", "MaxBoxAcc %", "threshold")
+    for name in names:
+        models.add_column(TITLES[name], justify="right", overflow="fold")
+    for m in found.models:
+        figures = [f"{_mean(m.columns[n]):.3g}" for n in names]
+        models.add_row(
+            m.name, str(len(m.image_ids)), f"{m.max_box_acc:.2f}", f"{m.threshold:.3g}", *figures
+        )
+    levels = [("model", found.models[0].name)]
+    if c.num_models > 1:
+        levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
+    columns = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
+    related = _table("The IoU and ... (after | : given)", "", *columns, f"R2 ({levels[0][0]})")
+    for question in dict.fromkeys(r.question for r in c.relations):
+        rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
+        cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]
+        related.add_row(title_of(question), *cells, text_of(rows[0].r2, ""))
+    each = _table("Pearson's r of the IoU, model by model", "")
+    for m in found.models:
+        each.add_column(m.name, overflow="fold")
+    for question in dict.fromkeys(r.question for r in c.relations if r.pearson is not None):
+        cells = [
+            text_of(c.find("model", question.xs, question.given, m.name).pearson)
+            for m in found.models
+        ]
+        each.add_row(title_of(question), *cells)
+    _print(models, related, *([each] if c.num_models > 1 else []))
+
+
+def _mean(values) -> float:
+    known = values[values == values]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _table(title: str, *columns: str):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(*tables) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # Piped, rich assumes 80 columns and breaks the figures.
+    console = console if console.is_terminal else Console(width=200)
+    for table in tables:
+        console.print(table)

@@ -1,14 +1,15 @@
-"""Pictures of the study: ERF size against MaxBoxAcc, and ERF maps."""
+"""Pictures of the study: ERF size against localization, by model and by image, and ERF maps."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cba_fast.errors import InputError
 from cba_fast.files import atomic_path
-from cba_fast.study.analysis import Fit, ModelScore
+from cba_fast.study.analysis import Fit, ModelScore, fit_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +81,92 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
     return fig
 
 
+def plot_images(
+    columns: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    show: bool = False,
+) -> "Figure":
+    """Draw one point per image and model, and each model's own least-squares line.
+
+    Args:
+        columns: (n,) x and (n,) y by model name; rows with NaN are left out.
+        xlabel, ylabel: of the axes.
+        show: as in :func:`plot_analysis`.
+    """
+    fig, ax = _figure(show)
+    for (name, (x, y)), color in zip(columns.items(), _model_colors(len(columns))):
+        known = np.isfinite(x) & np.isfinite(y)
+        x, y = x[known], y[known]
+        ax.scatter(x, y, s=10, color=color, alpha=0.35, linewidths=0)
+        label = f"{name} ({len(x)} images)"
+        fit = fit_line(x, y) if len(x) else None
+        if fit is None:
+            ax.plot([], [], "-", color=color, label=f"{label}, no line")
+            continue
+        ends = np.array([x.min(), x.max()])
+        r = "undefined" if fit.pearson is None else f"{fit.pearson:+.2f}"
+        ax.plot(ends, fit.slope * ends + fit.intercept, "-", color=color, label=f"{label}, r {r}")
+    _dress(ax, xlabel, ylabel, "Each image and model, and a line within each model")
+    _legend_below(fig, ax, 2)
+    return fig
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A statistic and its interval in a forest plot; `low` and `high` None draw the point alone."""
+
+    label: str
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def plot_forest(
+    groups: Mapping[str, Sequence[Bar]], labels: Sequence[str], *, show: bool = False
+) -> "Figure":
+    """Draw correlations with their intervals, group by group from top to bottom.
+
+    Args:
+        groups: the bars of each group by its title; what is undefined is left out.
+        labels: all labels, in the order of their colours; the last one is drawn black and larger.
+        show: as in :func:`plot_analysis`.
+    """
+    colors = dict(zip(labels, [*_model_colors(len(labels) - 1), "k"]))
+    count = sum(len(bars) for bars in groups.values()) + len(groups)
+    fig, ax = _figure(show, figsize=(8, 1.5 + 0.11 * count))
+    y, ticks, seen = 0.0, [], set()
+    for bars in groups.values():
+        top = y
+        for bar in bars:
+            main = bar.label == labels[-1]
+            if bar.low is not None:
+                ax.plot(
+                    [bar.low, bar.high], [y, y], color=colors[bar.label], lw=2.2 if main else 1.1
+                )
+            ax.plot(
+                bar.estimate,
+                y,
+                "D" if main else "o",
+                color=colors[bar.label],
+                ms=5 if main else 3.5,
+                label=None if bar.label in seen else bar.label,
+            )
+            seen.add(bar.label)
+            y += 1
+        ticks.append((top + max(y - 1, top)) / 2)
+        y += 1
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set_yticks(ticks, list(groups))
+    ax.set_ylim(y - 0.5, -1)
+    ax.set_xlim(-1, 1)
+    _dress(ax, "(partial) correlation with the IoU", "", "What goes with localization")
+    ax.grid(False, axis="y")
+    _legend_below(fig, ax, 4)
+    return fig
+
+
 def plot_erf_map(
     erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, show: bool = False
 ) -> "Figure":
@@ -130,6 +217,14 @@ def family_colors(families: Sequence[str]) -> dict[str, str]:
     return known | {f: free[i % len(free)] for i, f in enumerate(others)}
 
 
+def _model_colors(count: int) -> list:
+    from matplotlib import colormaps
+
+    if count <= 10:
+        return list(colormaps["tab10"].colors[:count])
+    return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
+
+
 def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
     """Write the figure, in the format that the file's ending names, in one step.
 
@@ -151,6 +246,15 @@ def check_picture(path: str | os.PathLike) -> None:
         raise InputError(f"{path}: unknown picture format; use one of {', '.join(sorted(known))}")
 
 
+def check_display() -> None:
+    """Refuse to open windows where there are none, before a long run as well as after it."""
+    import matplotlib.pyplot as plt
+
+    # What pyplot falls back to without a display, and the backends that only write files.
+    if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
+        raise InputError("--show needs a display; without it, save the figure to a file")
+
+
 def show_figures() -> None:
     """Open the figures that were made with ``show=True`` and wait until they are closed."""
     import matplotlib.pyplot as plt
@@ -162,9 +266,7 @@ def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure"
     if show:
         import matplotlib.pyplot as plt
 
-        # What pyplot falls back to without a display, and the backends that only write files.
-        if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
-            raise InputError("--show needs a display; without it, save the figure to a file")
+        check_display()
         fig = plt.figure(figsize=figsize, layout="constrained")
     else:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -182,3 +284,9 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
     ax.grid(True, linestyle="--", alpha=0.4)
     ax.set_axisbelow(True)
     ax.legend()
+
+
+def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:
+    """Move the legend out of the axes, where points fill them."""
+    ax.get_legend().remove()
+    fig.legend(loc="outside lower center", ncols=columns, fontsize=8)
