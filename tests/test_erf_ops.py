@@ -134,7 +134,7 @@ def test_opcheck(layout):
     out = torch.zeros(grad.shape[2:], dtype=torch.float64)
     ops = torch.ops.cba_fast
     torch.library.opcheck(ops.erf_size.default, (grad, [0.2, 0.5], "auto"))
-    torch.library.opcheck(ops.erf_accumulate.default, (grad, out, "auto"))
+    torch.library.opcheck(ops.erf_accumulate.default, (grad, out, "relu", "auto"))
 
 
 def test_compile_fullgraph():

@@ -1,0 +1,16 @@
+#include "cpu/vec_baseline.h"
+// The Vec type comes first.
+#include "cpu/erf_body.h"
+
+namespace cba {
+namespace {
+
+int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_t* patterns) {
+  return collect_one_by_one(values, Vec::kWidth, low, high, patterns);
+}
+
+}  // namespace
+
+const ErfKernels kErfBaseline = erf_kernels();
+
+}  // namespace cba
