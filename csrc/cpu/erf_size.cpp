@@ -178,70 +178,83 @@ class Selection {
     return std::ldexp(2 * fine + 0x1p15, q);
   }
 
+  // Values that have been passed on the way down: their sum and number.
+  struct Passed {
+    double sum = 0;
+    std::int64_t number = 0;
+  };
+
+  // Passes buckets, from `key` down, that hold n values, as long as the threshold is not reached;
+  // returns the bucket in which it is, or the lowest one. That bucket is not empty.
+  static int pass(const ErfBin* bins, int key, std::int64_t n, double threshold, Passed& passed) {
+    for (;; --key) {
+      const std::int64_t here = number_in(bins[key]);
+      if (here == 0) continue;
+      if (here == n || passed.sum + sum_in(bins[key]) >= threshold) return key;
+      passed.sum += sum_in(bins[key]);
+      passed.number += here;
+      n -= here;
+    }
+  }
+
   // The smallest k for which our sum of the k largest values is at least `threshold`, or the number
   // of pixels.
   std::int64_t select(double threshold) {
-    double sum = 0;
-    std::int64_t above = 0;
-    int key = highest_;
-    for (; key > lowest_ && sum + sum_in(tables_[key]) < threshold; --key) {
-      sum += sum_in(tables_[key]);
-      above += number_in(tables_[key]);
-    }
+    Passed passed;
+    const int key = pass(tables_.get(), highest_, pixels_, threshold, passed);
     if (collected_ != key) {
       const Bits low = static_cast<Bits>(key) << kShift;
       num_members_ = collect(low, low + (Bits{1} << kShift));
       collected_ = key;
     }
-    return above + select_member(sum, threshold);
+    return select_member(passed, threshold);
   }
 
-  // The same within the bucket in members_; `sum`: of all above it.
-  std::int64_t select_member(double sum, double threshold) {
+  // The same, with the bucket in members_ and all above it `passed`.
+  std::int64_t select_member(Passed passed, double threshold) {
     Bits* values = members_.get();
-    std::int64_t n = num_members_, above = 0;
+    std::int64_t n = num_members_;
     // Maps of few levels: every value would wait for the addition of the one before.
     const auto differs = [&](Bits bits) { return bits != values[0]; };
     if (std::none_of(values, values + n, differs)) {
-      return select_equal(value_of(values[0]), n, sum, threshold);
+      return select_equal(value_of(values[0]), n, passed, threshold);
     }
     for (int shift = kShift; n > kFew && shift > 0;) {
       const int digit = std::min(kBinBits, shift);
       shift -= digit;
-      const Bits mask = (Bits{1} << digit) - 1;
+      const int mask = (1 << digit) - 1;
+      const auto digit_of = [&](Bits bits) { return static_cast<int>(bits >> shift) & mask; };
       std::fill_n(digits_, mask + 1, ErfBin{});
       for (std::int64_t i = 0; i < n; ++i) {
-        digits_[values[i] >> shift & mask] += ErfBin{static_cast<double>(value_of(values[i])), 1.0};
+        digits_[digit_of(values[i])] += ErfBin{static_cast<double>(value_of(values[i])), 1.0};
       }
-      Bits key = mask;
-      for (; key > 0 && sum + sum_in(digits_[key]) < threshold; --key) {
-        sum += sum_in(digits_[key]);
-        above += number_in(digits_[key]);
-      }
-      const auto is_key = [&](Bits bits) { return (bits >> shift & mask) == key; };
+      const int key = pass(digits_, mask, n, threshold, passed);
+      const auto is_key = [&](Bits bits) { return digit_of(bits) == key; };
       n = std::copy_if(values, values + n, spare_.get(), is_key) - spare_.get();
       values = spare_.get();
-      if (shift == 0) return above + select_equal(value_of(values[0]), n, sum, threshold);
+      if (shift == 0) return select_equal(value_of(values[0]), n, passed, threshold);
     }
     std::sort(values, values + n, std::greater<Bits>());
     for (std::int64_t i = 0; i < n; ++i) {
-      sum += value_of(values[i]);
-      if (sum >= threshold) return above + i + 1;
+      passed.sum += value_of(values[i]);
+      if (passed.sum >= threshold) return passed.number + i + 1;
     }
-    return above + n;
+    return passed.number + n;
   }
 
-  static std::int64_t select_equal(double value, std::int64_t n, double sum, double threshold) {
+  // The same with n equal values left.
+  static std::int64_t select_equal(double value, std::int64_t n, const Passed& passed,
+                                   double threshold) {
     std::int64_t low = 1, high = n;
     while (low < high) {
       const std::int64_t middle = low + (high - low) / 2;
-      if (sum + static_cast<double>(middle) * value >= threshold) {
+      if (passed.sum + static_cast<double>(middle) * value >= threshold) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    return low;
+    return passed.number + low;
   }
 
   // Adds the fine values as the definition does; returns false if the total is not finite.
