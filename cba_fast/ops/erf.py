@@ -84,10 +84,12 @@ def erf_accumulate(
             backend cannot run.
 
     Notes:
-        The channels of an image are added up in order, then the images with compensation, then
-        `out`. All terms are >= 0, so nothing cancels: with u = 2**-53 what is added to `out` has a
-        relative error of at most about (C + 1) * u, however many images there are (a plain sum:
-        N * C * u), and each call adds u. Equal bits for any strides, threads and backend. A NaN
+        Images and channels are added up in order, 8 images at a time, then these sums with
+        compensation, then `out`. All terms are >= 0, so nothing cancels: with u = 2**-53 what is
+        added to `out` has a relative error of at most about (8 * C + 1) * u however many images
+        there are (a plain sum: N * C * u), and each call adds u. That is 3e-15 for RGB, far below
+        what float32 gradients carry (6e-8); compensating each addition would take twice the time
+        on CPUs. Equal bits for any strides, threads and backend. A NaN
         makes its pixel NaN, and so does an infinite f: leave such images out before. Not
         differentiable.
 

@@ -12,6 +12,7 @@ MODES = {
     "abs": torch.abs,
     "square": torch.square,
 }
+GROUP = 8
 
 
 def erf_size(grad: Tensor, p: Sequence[float]) -> Tensor:
@@ -61,16 +62,17 @@ def refuse_image(grad: Tensor, index: int) -> NoReturn:
 def erf_accumulate(grad: Tensor, out: Tensor, mode: str = "relu") -> None:
     """Add the sum over N and C of f(grad) to out (H, W), in float64; f is one of `MODES`.
 
-    grad (N, C, H, W). Channels are added up in order; so are images, and what the rounding of these
-    sums takes away is exact (Knuth's two-sum), added up, and added in the end.
+    grad (N, C, H, W). Images and their channels are added up in order, `GROUP` images at a time.
+    Those sums are added up in order too, and the errors of these additions, which are known exactly
+    (Knuth's two-sum), in the end.
     """
     sums, errors = torch.zeros_like(out), torch.zeros_like(out)
-    for image in grad:
-        of_image = torch.zeros_like(out)
-        for channel in image:
-            of_image += MODES[mode](channel.double())
-        total = sums + of_image
+    for start in range(0, len(grad), GROUP):
+        of_group = torch.zeros_like(out)
+        for channel in grad[start : start + GROUP].flatten(0, 1):
+            of_group += MODES[mode](channel.double())
+        total = sums + of_group
         added = total - sums
-        errors += (sums - (total - added)) + (of_image - added)
+        errors += (sums - (total - added)) + (of_group - added)
         sums = total
     out += sums + errors

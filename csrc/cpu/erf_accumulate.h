@@ -6,9 +6,9 @@
 
 namespace cba {
 
-// For each pixel: the channels of an image are added up in order, the images in order with the
-// error of each addition kept (compensated), and that sum is added to the map. Pixels are shared
-// out among threads.
+// For each pixel: channels and images are added up in order, eight images at a time; those sums
+// with the error of each addition kept (compensated), and that sum is added to the map. Pixels are
+// shared out among threads.
 void erf_accumulate(const Gradients& grad, ErfMode mode, const ErfMap& map, Isa isa,
                     int num_threads);
 

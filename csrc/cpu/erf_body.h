@@ -127,9 +127,9 @@ void add_rows(const W* const* rows, int64_t n, bool first, Sum* sum, F f) {
   }
 }
 
-// sum[x] = f(value(0, x)) + f(value(1, x)) + ... from left to right.
+// The same for all channels of a run.
 template <class T, class Sum, class F>
-void sum_channels(const PixelRun& run, Sum* sum, F f) {
+void sum_channels(const PixelRun& run, bool first, Sum* sum, F f) {
   Staging<T> staging;
   const Wide<T>* rows[kPlanes];
   for (int64_t c = 0; c < run.channels; c += kPlanes) {
@@ -138,28 +138,28 @@ void sum_channels(const PixelRun& run, Sum* sum, F f) {
     read_rows<T>(run, c, planes, staging, rows);
     switch (planes) {
       case 1:
-        add_rows<1>(rows, run.count, c == 0, sum, f);
+        add_rows<1>(rows, run.count, first && c == 0, sum, f);
         break;
       case 2:
-        add_rows<2>(rows, run.count, c == 0, sum, f);
+        add_rows<2>(rows, run.count, first && c == 0, sum, f);
         break;
       default:
-        add_rows<kPlanes>(rows, run.count, c == 0, sum, f);
+        add_rows<kPlanes>(rows, run.count, first && c == 0, sum, f);
     }
   }
 }
 
 template <class T>
 void mean_of_channels(const PixelRun& run, Wide<T>* mean) {
-  sum_channels<T>(run, mean, [](auto x) { return magnitude(x); });
+  sum_channels<T>(run, true, mean, [](auto x) { return magnitude(x); });
   const Wide<T> channels = static_cast<Wide<T>>(run.channels);
   for (int64_t x = 0; x < run.count; ++x) mean[x] /= channels;
 }
 
 // A NaN stays one in all three.
 template <ErfMode Mode, class T>
-void sum_of_channels(const PixelRun& run, double* sum) {
-  sum_channels<T>(run, sum, [](auto x) {
+void sum_of_channels(const PixelRun& run, bool first, double* sum) {
+  sum_channels<T>(run, first, sum, [](auto x) {
     if constexpr (Mode == ErfMode::kRelu) return x < decltype(x){} ? decltype(x){} : x;
     if constexpr (Mode == ErfMode::kAbs) return magnitude(x);
     if constexpr (Mode == ErfMode::kSquare) return x * x;

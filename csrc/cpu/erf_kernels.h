@@ -51,9 +51,9 @@ struct ErfKernels {
   int64_t (*collect_float64)(const double* values, int64_t n, uint64_t low, uint64_t high,
                              uint64_t* patterns);
 
-  // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order, in float64; by ErfMode and
-  // GradType.
-  void (*sum[kErfModes][kGradTypes])(const PixelRun& run, double* sum);
+  // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order, in float64, before them the old
+  // sum[x] unless `first`; by ErfMode and GradType.
+  void (*sum[kErfModes][kGradTypes])(const PixelRun& run, bool first, double* sum);
 
   // Adds `values` to `sums`; what rounding takes away is added to `errors`.
   void (*add_compensated)(const double* values, int64_t n, double* sums, double* errors);
