@@ -12,13 +12,13 @@ import ctypes
 import os
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from cba_fast import ops
+from cba_fast.kernels import native
 from cba_fast.study.bench_records import read_records
 from cba_fast.study.contest import Contest
 
@@ -151,13 +151,18 @@ def test_accumulate(mode, layout, threads, read_all, play, file, pytestconfig):
     assert torch.equal(ops.erf_accumulate(grad, total.clone(), mode=mode), expected)
     size = grad.numel() * grad.element_size()
     parts = [(grad.data_ptr() + i * (size // threads), size // threads) for i in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        functions = {
-            OURS: lambda: ops.erf_accumulate(grad, total, mode=mode),
-            READ: lambda: list(pool.map(lambda part: read_all(*part), parts)),
-        }
-        contest = Contest(functions, 4 * pytestconfig.getoption("seconds"))
-        play(contest, OURS)
+
+    def read(begin: int, end: int) -> None:
+        for part in parts[begin:end]:
+            read_all(*part)
+
+    functions = {
+        OURS: lambda: ops.erf_accumulate(grad, total, mode=mode),
+        # On the same threads: others would have to wait for those to sleep.
+        READ: lambda: native.load().parallel_for(threads, threads, read),
+    }
+    contest = Contest(functions, 4 * pytestconfig.getoption("seconds"))
+    play(contest, OURS)
     gb_per_s = {n: round(size / t.median / 1e9, 2) for n, t in contest.timings().items()}
     share = round(gb_per_s[OURS] / gb_per_s[READ], 3)
     file(contest, "erf_accumulate", f"64 x {mode}", layout, gb_per_s=gb_per_s, share=share)

@@ -32,6 +32,20 @@ int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_
   return __builtin_popcount(mask);
 }
 
+// The 24 values in three registers, channels abcabc...: every lane is of another channel in each of
+// them, so that two blends collect a channel and a permutation sorts it.
+void part_three(const float* from, float* a, float* b, float* c) {
+  const __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + 8);
+  const __m256 z = _mm256_loadu_ps(from + 16);
+  constexpr int k147 = 0x92, k25 = 0x24, k036 = 0x49;  // lanes
+  const __m256 as = _mm256_blend_ps(_mm256_blend_ps(x, y, k147), z, k25);
+  const __m256 bs = _mm256_blend_ps(_mm256_blend_ps(x, y, k25), z, k036);
+  const __m256 cs = _mm256_blend_ps(_mm256_blend_ps(x, y, k036), z, k147);
+  _mm256_storeu_ps(a, _mm256_permutevar8x32_ps(as, _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5)));
+  _mm256_storeu_ps(b, _mm256_permutevar8x32_ps(bs, _mm256_setr_epi32(1, 4, 7, 2, 5, 0, 3, 6)));
+  _mm256_storeu_ps(c, _mm256_permutevar8x32_ps(cs, _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7)));
+}
+
 }  // namespace
 
 const ErfKernels kErfAvx2 = erf_kernels();

@@ -1,5 +1,5 @@
-// The kernels of the ERF ops, written once over a Vec type and append_between, which each
-// erf_<isa>.cpp provides.
+// The kernels of the ERF ops, written once over a Vec type, append_between and part_three, which
+// each erf_<isa>.cpp provides.
 //
 // Values are brought to contiguous float32 or float64 rows first. From there on the loops are
 // element by element, and the compiler makes vectors of them without changing a bit.
@@ -14,6 +14,9 @@ namespace {
 // Writes the patterns of those of kWidth values that are in [low, high); returns how many. May
 // write kWidth.
 int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_t* patterns);
+
+// a[i] = from[3 * i], b[i] = from[3 * i + 1], c[i] = from[3 * i + 2] for i < kWidth.
+void part_three(const float* from, float* a, float* b, float* c);
 
 template <class T>
 struct WideType {
@@ -42,9 +45,12 @@ void widen(const Half* from, int64_t n, float* to) {
 }
 
 template <class W>
-void part_channels(const W* __restrict from, int64_t n, W* __restrict a, W* __restrict b,
-                   W* __restrict c) {
-  for (int64_t x = 0; x < n; ++x) {
+void part_channels(const W* from, int64_t n, W* a, W* b, W* c) {
+  int64_t x = 0;
+  if constexpr (sizeof(W) == sizeof(float)) {
+    for (; x + Vec::kWidth <= n; x += Vec::kWidth) part_three(from + 3 * x, a + x, b + x, c + x);
+  }
+  for (; x < n; ++x) {
     a[x] = from[3 * x];
     b[x] = from[3 * x + 1];
     c[x] = from[3 * x + 2];
