@@ -43,8 +43,8 @@ def erf_size(
         equal to NumPy's ``np.abs(grad).mean(axis=0)`` for fewer than 8 channels; the cumulative sum
         is sequential and in float64, so the result does not depend on device, batch, strides,
         threads or backend. The C++ backend sorts no more than the values whose rounding could
-        change the result, and reads strided tensors in place; it keeps some 12 bytes per pixel
-        and thread between calls. Not differentiable.
+        change the result, and reads strided tensors in place; it keeps 12 to 32 bytes per
+        pixel and thread between calls. Not differentiable.
 
     Source:
         The ERF measure of the reproduction of S. Yasuki and M. Taki (2024), "CAM Back Again".
