@@ -18,6 +18,8 @@
 #include "common/parallel_for.h"
 #include "cpu/box_sweep.h"
 #include "cpu/dwconv.h"
+#include "cpu/erf_accumulate.h"
+#include "cpu/erf_size.h"
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
 #if CBA_CUDA
@@ -224,6 +226,51 @@ void depthwise_conv2d_grad_weight(const PlanesArgument& grad, const PlanesArgume
   cba::depthwise_conv2d_grad_weight(g, from, taps, call);
 }
 
+// (address, dtype, (N, C, H, W), strides), strides in elements.
+using GradArgument = std::tuple<Address, std::string, std::array<Int, 4>, std::array<Int, 4>>;
+
+cba::Gradients gradients_at(const GradArgument& argument) {
+  const auto& [address, dtype, shape, strides] = argument;
+  require(*std::min_element(shape.begin(), shape.end()) >= 0, "grad: negative size");
+  // Kernels of ERF sizes rely on it for their error bound.
+  require(shape[2] == 0 || shape[3] < (Int{1} << 31) / shape[2], "grad: 2^31 pixels or more");
+  const Int empty = std::count(shape.begin(), shape.end(), 0);
+  return {pointer<const void>(address, empty ? 0 : 1, "grad"),
+          cba::parse_grad_type(dtype),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
+}
+
+Int erf_size(const GradArgument& grad, const std::vector<double>& shares, Address sizes,
+             const std::string& isa, int num_threads) {
+  const cba::Gradients g = gradients_at(grad);
+  require(g.channels > 0, "erf_size: no channels");
+  require(std::all_of(shares.begin(), shares.end(), [](double p) { return p >= 0 && p <= 1; }),
+          "erf_size: shares must lie in [0, 1]");
+  auto* to = pointer<Int>(sizes, g.images * static_cast<Int>(shares.size()), "sizes");
+  const cba::Isa set = cba::resolve_isa(isa);
+  const py::gil_scoped_release release;
+  return cba::erf_size(g, shares, to, set, num_threads);
+}
+
+void erf_accumulate(const GradArgument& grad, const std::string& mode, Address map,
+                    const std::array<Int, 2>& map_strides, const std::string& isa,
+                    int num_threads) {
+  const cba::Gradients g = gradients_at(grad);
+  const cba::ErfMap to = {pointer<double>(map, g.height * g.width, "map"), map_strides[0],
+                          map_strides[1]};
+  const cba::ErfMode what = cba::parse_erf_mode(mode);
+  const cba::Isa set = cba::resolve_isa(isa);
+  const py::gil_scoped_release release;
+  cba::erf_accumulate(g, what, to, set, num_threads);
+}
+
 // The address of GOMP_parallel, or 0 for threads of our own.
 void use_openmp(Address parallel) {
   cba::use_openmp(reinterpret_cast<cba::OpenMpParallel>(parallel));
@@ -259,6 +306,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("depthwise_conv2d_grad_weight", depthwise_conv2d_grad_weight, py::arg("grad"), py::arg("x"),
         py::arg("kernel"), py::arg("dtype"), py::arg("images"), py::arg("channels"),
         py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
+  m.def("erf_size", erf_size, py::arg("grad"), py::arg("shares"), py::arg("sizes"), py::arg("isa"),
+        py::arg("num_threads"));
+  m.def("erf_accumulate", erf_accumulate, py::arg("grad"), py::arg("mode"), py::arg("map"),
+        py::arg("map_strides"), py::arg("isa"), py::arg("num_threads"));
   m.def("largest_boxes", largest_boxes, py::arg("maps"), py::arg("num"), py::arg("height"),
         py::arg("width"), py::arg("thresholds"), py::arg("num_thresholds"), py::arg("boxes"),
         py::arg("num_threads"), py::arg("dtype") = "uint8", py::arg("isa") = "",

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cba_fast.ops import erf_accumulate, erf_size
+from cba_fast.ops.erf import SIZE
+
+BACKENDS = ["cpp", "reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +40,10 @@ def test_sizes_of_known_maps():
     flat = torch.full((1, 3, 4, 5), 0.25)
     steps = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
     assert erf_size(point).tolist() == [1]
-    assert erf_size(flat, [0.05, 0.2, 0.21, 0.5, 1.0]).tolist() == [[1, 4, 5, 10, 20]]
+    assert erf_size(flat, [0, 0.05, 0.2, 0.21, 0.5, 1]).tolist() == [[1, 1, 4, 5, 10, 20]]
     assert erf_size(steps, [0.4, 0.41, 0.7, 0.71, 0.9, 1.0]).tolist() == [[1, 2, 2, 3, 3, 4]]
     assert erf_size(torch.zeros(2, 3, 4, 5)).tolist() == [0, 0]
+    assert erf_size(torch.zeros(1, 3, 4, 5), [0, 1]).tolist() == [[0, 0]]
 
 
 def test_channels_are_averaged_by_magnitude():
@@ -56,11 +60,12 @@ def test_channels_are_averaged_by_magnitude():
         hnp.array_shapes(min_dims=4, max_dims=4, max_side=5),
         elements=st.floats(-1e3, 1e3, width=32),
     ),
-    st.floats(0.01, 1.0),
+    st.floats(0.0, 1.0),
 )
 def test_sizes_equal_the_definition(grad, p):
     expected = [size_by_counting(g, p) for g in grad]
-    assert erf_size(torch.from_numpy(grad), p).tolist() == expected
+    for backend in BACKENDS:
+        assert erf_size(torch.from_numpy(grad), p, backend=backend).tolist() == expected
 
 
 def test_shares_and_images_are_independent():
@@ -107,6 +112,16 @@ def test_accumulation_is_float64_in_place_and_positive():
     assert (erf_accumulate(tiny, out.clone()) > out).all()  # lost in float32
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modes_of_accumulation(backend):
+    grad = torch.tensor([[-2.0, 3.0], [4.0, -0.5]]).view(1, 2, 1, 2)
+    expected = {"relu": [4.0, 3.0], "abs": [6.0, 3.5], "square": [20.0, 9.25]}
+    for mode, values in expected.items():
+        out = torch.zeros(1, 2, dtype=torch.float64)
+        erf_accumulate(grad, out, mode=mode, backend=backend)
+        assert out.tolist() == [values]
+
+
 def test_accumulating_parts_equals_the_whole():
     grad = torch.randn(4, 3, 6, 7)
     whole = erf_accumulate(grad, torch.zeros(6, 7, dtype=torch.float64))
@@ -124,8 +139,9 @@ def test_empty_batches():
     assert torch.equal(erf_accumulate(empty, out.clone()), out)
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-def test_opcheck(layout):
+def test_opcheck(layout, backend):
     grad = torch.randn(2, 3, 5, 6)
     if layout == "channels_last":
         grad = grad.to(memory_format=torch.channels_last)
@@ -133,8 +149,8 @@ def test_opcheck(layout):
         grad = grad.transpose(2, 3)
     out = torch.zeros(grad.shape[2:], dtype=torch.float64)
     ops = torch.ops.cba_fast
-    torch.library.opcheck(ops.erf_size.default, (grad, [0.2, 0.5], "auto"))
-    torch.library.opcheck(ops.erf_accumulate.default, (grad, out, "auto"))
+    torch.library.opcheck(ops.erf_size.default, (grad, [0.2, 0.5], backend))
+    torch.library.opcheck(ops.erf_accumulate.default, (grad, out, "relu", backend))
 
 
 def test_compile_fullgraph():
@@ -168,7 +184,7 @@ INFINITE[2, 1, 0, 0] = -torch.inf
     [
         ((NAN,), ValueError, "image 1 holds NaN"),
         ((INFINITE,), ValueError, "image 2 holds NaN or infinite"),
-        ((G, 0.0), ValueError, "at most 1, got 0.0"),
+        ((G, -1e-9), ValueError, "at least 0 and at most 1, got -1e-09"),
         ((G, 1.01), ValueError, "got 1.01"),
         ((G, [0.2, float("nan")]), ValueError, "got nan"),
         ((G, "0.2"), TypeError, "p must be a number"),
@@ -199,10 +215,27 @@ def test_bad_arguments_of_erf_accumulate(args, error, message):
         erf_accumulate(*args)
 
 
+def test_bad_modes_and_backends():
+    out = torch.zeros(4, 4).double()
+    with pytest.raises(ValueError, match="one of relu, abs, square, got 'max'"):
+        erf_accumulate(G, out, mode="max")
+    with pytest.raises(TypeError, match="mode must be a string, got int"):
+        erf_accumulate(G, out, mode=2)
+    for op, args in ((erf_size, (G,)), (erf_accumulate, (G, out))):
+        with pytest.raises(ValueError, match="has no backend 'triton'; it has cpp, reference"):
+            op(*args, backend="triton")
+    meta = torch.empty(1, 3, 4, 4, device="meta")
+    assert "on meta" in SIZE.backends["cpp"].reason(meta)
+    huge = torch.zeros(1).expand(1, 1, 2**16, 2**15)
+    assert "65536 x 32768 are more than" in SIZE.backends["cpp"].reason(huge)
+
+
 @pytest.mark.gpu
 def test_cuda_equals_cpu():
+    with pytest.raises(ValueError, match="'cpp' cannot run: the tensor is on cuda"):
+        erf_size(G.cuda(), backend="cpp")
     grad = torch.randn(3, 3, 40, 30)
     assert torch.equal(erf_size(grad.cuda(), [0.2, 0.9]).cpu(), erf_size(grad, [0.2, 0.9]))
     out = erf_accumulate(grad.cuda(), torch.zeros(40, 30, dtype=torch.float64, device="cuda"))
     expected = erf_accumulate(grad, torch.zeros(40, 30, dtype=torch.float64))
-    torch.testing.assert_close(out.cpu(), expected, rtol=1e-14, atol=0)
+    assert torch.equal(out.cpu(), expected)

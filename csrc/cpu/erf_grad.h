@@ -1,0 +1,53 @@
+// Input gradients as the ERF ops take them, and the runs of pixels they are read in.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "cpu/erf_kernels.h"
+#include "cpu/isa.h"
+
+namespace cba {
+
+// A tensor (N,C,H,W), strides in elements.
+struct Gradients {
+  const void* data;
+  GradType type;
+  std::int64_t images, channels, height, width;
+  std::int64_t stride_n, stride_c, stride_h, stride_w;
+};
+
+// A float64 tensor (H,W) that is written alongside.
+struct ErfMap {
+  double* data;
+  std::int64_t stride_h, stride_w;
+};
+
+GradType parse_grad_type(const std::string& name);
+ErfMode parse_erf_mode(const std::string& name);
+const ErfKernels& erf_kernels_for(Isa isa);
+
+// All pixels of a map, cut into runs along the axis that memory follows most closely; where rows
+// follow each other in memory, the whole map is one row.
+class Runs {
+ public:
+  explicit Runs(const Gradients& grad, const ErfMap& map = {nullptr, 0, 0});
+
+  std::int64_t size() const { return grad_.height * per_row_; }
+  PixelRun run(std::int64_t image, std::int64_t index) const;
+  double* in_map(std::int64_t index) const {
+    return map_.data + y(index) * map_.stride_h + x(index) * map_.stride_w;
+  }
+  std::int64_t map_stride() const { return map_.stride_w; }
+
+ private:
+  std::int64_t y(std::int64_t index) const { return index / per_row_; }
+  std::int64_t x(std::int64_t index) const { return index % per_row_ * kRun; }
+
+  Gradients grad_;  // transposed or flattened, as `map_`
+  ErfMap map_;
+  std::int64_t per_row_;
+};
+
+}  // namespace cba

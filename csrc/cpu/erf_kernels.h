@@ -1,0 +1,68 @@
+// What the kernels of an instruction set for effective receptive fields take and provide; no C++
+// library header, see csrc/README.md. Strides are in elements.
+#pragma once
+
+#include <stdint.h>
+
+namespace cba {
+
+enum class GradType : int { kFloat32, kFloat64, kFloat16, kBFloat16 };
+constexpr int kGradTypes = 4;
+
+// What a gradient x adds to the map: max(x, 0), |x| or x * x.
+enum class ErfMode : int { kRelu, kAbs, kSquare };
+constexpr int kErfModes = 3;
+
+// Pixels x = 0 .. count - 1 of one image; value (c, x) is at data + c * stride_c + x * stride_x.
+struct PixelRun {
+  const void* data;
+  int64_t channels, stride_c, stride_x, count;
+};
+
+// The most pixels of a run. What a kernel keeps of a run (24 KB at most) stays in the L1 cache.
+constexpr int kRun = 1024;
+
+// Sum and number of the values of one bucket, in one register.
+typedef double ErfBin __attribute__((vector_size(16)));
+
+// The bucket of a value: the top bits of its pattern below the sign, 8 bits of exponent and 3 of
+// mantissa for float32, 11 of exponent for float64. Neighbours in a run go to different tables,
+// or an addition would wait for the one before it wherever pixels are alike.
+constexpr int kBinBits = 11;
+constexpr int kBins = 1 << kBinBits;
+constexpr int kBinTables = 4;
+
+struct ErfKernels {
+  // mean[x] = (|value(0, x)| + |value(1, x)| + ...) / channels, in this order, in the type of the
+  // gradient or, for half types, in float32.
+  void (*mean_float32)(const PixelRun& run, float* mean);
+  void (*mean_float64)(const PixelRun& run, double* mean);
+  void (*mean_float16)(const PixelRun& run, float* mean);
+  void (*mean_bfloat16)(const PixelRun& run, float* mean);
+
+  // Adds n values, none of them negative, to `tables`, kBinTables of kBins each.
+  void (*bin_float32)(const float* values, int64_t n, ErfBin* tables);
+  void (*bin_float64)(const double* values, int64_t n, ErfBin* tables);
+
+  // Writes the patterns p of the values with low <= p < high; returns how many. `patterns` has room
+  // for kCollectSlack more.
+  int64_t (*collect_float32)(const float* values, int64_t n, uint32_t low, uint32_t high,
+                             uint32_t* patterns);
+  int64_t (*collect_float64)(const double* values, int64_t n, uint64_t low, uint64_t high,
+                             uint64_t* patterns);
+
+  // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order, in float64, before them the old
+  // sum[x] unless `first`; by ErfMode and GradType.
+  void (*sum[kErfModes][kGradTypes])(const PixelRun& run, bool first, double* sum);
+
+  // Adds `values` to `sums`; what rounding takes away is added to `errors`.
+  void (*add_compensated)(const double* values, int64_t n, double* sums, double* errors);
+};
+
+constexpr int64_t kCollectSlack = 16;
+
+extern const ErfKernels kErfBaseline;
+extern const ErfKernels kErfAvx2;
+extern const ErfKernels kErfAvx512;
+
+}  // namespace cba

@@ -1,0 +1,350 @@
+// Selection without sorting, and yet with the roundings of a sum in sorted order.
+//
+// The values are put into buckets by the top bits of their patterns, which are ordered as they
+// are. Sums over buckets from the top lead to the bucket in which p * total is reached; that one
+// is split by its next bits, and so on.
+//
+// When is a sum of buckets the sum that adding one value after the other gives? Let all sums be at
+// most U = 2^e, and q = U * 2^-53. A multiple of q up to U is a float64, so as long as only
+// multiples of q are added, every sum is exact in any order. A value with m bits of mantissa is a
+// multiple of q if it is at least q * 2^m: "coarse"; the others are "fine". In descending order the
+// coarse values come first, therefore
+//
+//   - without fine values (other than 0) everything is exact;
+//   - sums over coarse values are exact in any case, and only the fine values need to be sorted and
+//     added one by one to have the total and all other sums as the definition has them.
+//
+// For float32 fine means less than 2^-30 * U, below a thousandth of the mean for 384 x 384 pixels.
+//
+// Even that is rarely necessary. Every addition that involves fine values is off by at most q / 2,
+// so are the products p * total, which gives a bound D on how far sums of buckets and the threshold
+// may be from those of the definition. If the same size is found for threshold - D and for
+// threshold + D, then that is the size.
+#include "cpu/erf_size.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "common/parallel_for.h"
+
+namespace cba {
+namespace {
+
+template <class Scalar>
+struct Format;
+
+template <>
+struct Format<float> {
+  using Bits = std::uint32_t;
+  static constexpr int kMantissa = 23, kBias = 127, kSmallest = -149;  // 2^kSmallest > 0
+  static constexpr auto kBin = &ErfKernels::bin_float32;
+  static constexpr auto kCollect = &ErfKernels::collect_float32;
+};
+
+template <>
+struct Format<double> {
+  using Bits = std::uint64_t;
+  static constexpr int kMantissa = 52, kBias = 1023, kSmallest = -1074;
+  static constexpr auto kBin = &ErfKernels::bin_float64;
+  static constexpr auto kCollect = &ErfKernels::collect_float64;
+};
+
+// Fewer values than this are sorted rather than split further.
+constexpr std::int64_t kFew = 128;
+
+double sum_in(const ErfBin& bin) { return bin[0]; }
+std::int64_t number_in(const ErfBin& bin) { return static_cast<std::int64_t>(bin[1]); }
+
+// Sorts in ascending order, digit by digit; returns `keys` or `spare`, which holds the result.
+template <class Bits>
+Bits* radix_sort(Bits* keys, Bits* spare, std::int64_t n) {
+  constexpr int kDigit = 11;
+  for (int shift = 0; shift < static_cast<int>(8 * sizeof(Bits)); shift += kDigit) {
+    std::int64_t starts[1 << kDigit] = {};
+    const auto digit = [&](Bits key) { return key >> shift & ((1 << kDigit) - 1); };
+    for (std::int64_t i = 0; i < n; ++i) ++starts[digit(keys[i])];
+    std::int64_t before = 0;
+    for (std::int64_t& start : starts) before += std::exchange(start, before);
+    for (std::int64_t i = 0; i < n; ++i) spare[starts[digit(keys[i])]++] = keys[i];
+    std::swap(keys, spare);
+  }
+  return keys;
+}
+
+// The sizes of one image after another, of at most `pixels` pixels.
+template <class Scalar>
+class Selection {
+  using F = Format<Scalar>;
+  using Bits = typename F::Bits;
+
+ public:
+  using Mean = void (*)(const PixelRun&, Scalar*);
+
+  explicit Selection(std::int64_t pixels)
+      : room_(pixels),
+        values_(new Scalar[pixels]),
+        members_(new Bits[pixels + kCollectSlack]),
+        spare_(new Bits[pixels + kCollectSlack]),
+        tables_(new ErfBin[kBinTables * kBins]) {}
+
+  std::int64_t room() const { return room_; }
+
+  // Returns false if a mean or the total is not finite.
+  bool run(const ErfKernels& kernels, Mean mean, const Runs& runs, std::int64_t image,
+           const std::vector<double>& shares, std::int64_t* sizes) {
+    kernels_ = &kernels;
+    if (!load(mean, runs, image)) return false;
+    if (total_ == 0) {
+      std::fill_n(sizes, shares.size(), 0);
+      return true;
+    }
+    const double off = bound();
+    if (!std::isfinite(off) && !add_fine_in_order()) return false;
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+      if (std::isfinite(off)) {
+        const double threshold = shares[i] * total_;
+        sizes[i] = select(threshold - off);
+        if (off == 0 || select(threshold + off) == sizes[i]) continue;
+        if (fine_sums_.empty()) add_fine_in_order();
+      }
+      sizes[i] = select_in_order(shares[i]);
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int kShift = 8 * sizeof(Bits) - 1 - kBinBits;
+  static constexpr Bits kInfinity = Bits{2 * F::kBias + 1} << F::kMantissa;
+
+  static Scalar value_of(Bits bits) {
+    Scalar value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+  std::int64_t collect(Bits low, Bits high) {
+    return (kernels_->*F::kCollect)(values_.get(), pixels_, low, high, members_.get());
+  }
+
+  // Reads the means, fills the buckets; returns false if a mean is not finite.
+  bool load(Mean mean, const Runs& runs, std::int64_t image) {
+    std::fill_n(tables_.get(), kBinTables * kBins, ErfBin{});
+    pixels_ = 0;
+    for (std::int64_t index = 0; index < runs.size(); ++index) {
+      const PixelRun run = runs.run(image, index);
+      mean(run, values_.get() + pixels_);
+      (kernels_->*F::kBin)(values_.get() + pixels_, run.count, tables_.get());
+      pixels_ += run.count;
+    }
+    fine_sums_.clear();
+    collected_ = -1;
+    lowest_ = kBins;
+    highest_ = -1;
+    total_ = 0;
+    for (int key = kBins - 1; key >= 0; --key) {
+      ErfBin& bin = tables_[key];
+      for (int t = 1; t < kBinTables; ++t) bin += tables_[t * kBins + key];
+      if (number_in(bin) == 0) continue;
+      lowest_ = key;
+      highest_ = std::max(highest_, key);
+      total_ += sum_in(bin);
+    }
+    return highest_ < static_cast<int>(kInfinity >> kShift);
+  }
+
+  // Sets which values are fine; returns D, infinity where sums may overflow.
+  double bound() {
+    fine_below_ = kInfinity;
+    if (!(total_ < 0x1p1022)) return std::numeric_limits<double>::infinity();
+    fine_below_ = 0;
+    // A sum of fewer than 2^31 values is off by less than 2^-21 of itself.
+    const int e = std::ilogb(total_ * (1 + 0x1p-20)) + 1;
+    const int q = e - 53;
+    if (q <= F::kSmallest) return 0;  // all numbers are multiples of q
+    fine_below_ = static_cast<Bits>(q + F::kMantissa + F::kBias) << F::kMantissa;
+    double fine = 0;
+    for (int key = lowest_; key < static_cast<int>(fine_below_ >> kShift); ++key) {
+      if (sum_in(tables_[key]) > 0) fine += tables_[key][1];
+    }
+    if (fine == 0) return 0;
+    // Additions that may be inexact: `fine` and fewer than 2^15 over buckets in a sum of ours and
+    // in our total, `fine` each in S_k and in S_last.
+    return std::ldexp(2 * fine + 0x1p15, q);
+  }
+
+  // Values that have been passed on the way down: their sum and number.
+  struct Passed {
+    double sum = 0;
+    std::int64_t number = 0;
+  };
+
+  // Passes buckets, from `key` down, that hold n values, as long as the threshold is not reached;
+  // returns the bucket in which it is, or the lowest one. That bucket is not empty.
+  static int pass(const ErfBin* bins, int key, std::int64_t n, double threshold, Passed& passed) {
+    for (;; --key) {
+      const std::int64_t here = number_in(bins[key]);
+      if (here == 0) continue;
+      if (here == n || passed.sum + sum_in(bins[key]) >= threshold) return key;
+      passed.sum += sum_in(bins[key]);
+      passed.number += here;
+      n -= here;
+    }
+  }
+
+  // The smallest k for which our sum of the k largest values is at least `threshold`, or the number
+  // of pixels.
+  std::int64_t select(double threshold) {
+    Passed passed;
+    const int key = pass(tables_.get(), highest_, pixels_, threshold, passed);
+    if (collected_ != key) {
+      const Bits low = static_cast<Bits>(key) << kShift;
+      num_members_ = collect(low, low + (Bits{1} << kShift));
+      collected_ = key;
+    }
+    return select_member(passed, threshold);
+  }
+
+  // The same, with the bucket in members_ and all above it `passed`.
+  std::int64_t select_member(Passed passed, double threshold) {
+    Bits* values = members_.get();
+    std::int64_t n = num_members_;
+    // Maps of few levels: every value would wait for the addition of the one before.
+    const auto differs = [&](Bits bits) { return bits != values[0]; };
+    if (std::none_of(values, values + n, differs)) {
+      return select_equal(value_of(values[0]), n, passed, threshold);
+    }
+    for (int shift = kShift; n > kFew && shift > 0;) {
+      const int digit = std::min(kBinBits, shift);
+      shift -= digit;
+      const int mask = (1 << digit) - 1;
+      const auto digit_of = [&](Bits bits) { return static_cast<int>(bits >> shift) & mask; };
+      std::fill_n(digits_, mask + 1, ErfBin{});
+      for (std::int64_t i = 0; i < n; ++i) {
+        digits_[digit_of(values[i])] += ErfBin{static_cast<double>(value_of(values[i])), 1.0};
+      }
+      const int key = pass(digits_, mask, n, threshold, passed);
+      const auto is_key = [&](Bits bits) { return digit_of(bits) == key; };
+      n = std::copy_if(values, values + n, spare_.get(), is_key) - spare_.get();
+      values = spare_.get();
+      if (shift == 0) return select_equal(value_of(values[0]), n, passed, threshold);
+    }
+    std::sort(values, values + n, std::greater<Bits>());
+    for (std::int64_t i = 0; i < n; ++i) {
+      passed.sum += value_of(values[i]);
+      if (passed.sum >= threshold) return passed.number + i + 1;
+    }
+    return passed.number + n;
+  }
+
+  // The same with n equal values left.
+  static std::int64_t select_equal(double value, std::int64_t n, const Passed& passed,
+                                   double threshold) {
+    std::int64_t low = 1, high = n;
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      if (passed.sum + static_cast<double>(middle) * value >= threshold) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return passed.number + low;
+  }
+
+  // Adds the fine values as the definition does; returns false if the total is not finite.
+  bool add_fine_in_order() {
+    coarse_sum_ = 0;
+    num_coarse_ = 0;
+    for (int key = highest_; key >= static_cast<int>(fine_below_ >> kShift); --key) {
+      coarse_sum_ += sum_in(tables_[key]);
+      num_coarse_ += number_in(tables_[key]);
+    }
+    const std::int64_t n = collect(1, fine_below_);
+    collected_ = -1;
+    const Bits* ascending = radix_sort(members_.get(), spare_.get(), n);
+    fine_sums_.resize(n);
+    double sum = coarse_sum_;
+    for (std::int64_t i = 0; i < n; ++i) {
+      fine_sums_[i] = sum += value_of(ascending[n - 1 - i]);
+    }
+    return std::isfinite(sum);
+  }
+
+  std::int64_t select_in_order(double share) {
+    const double threshold = share * fine_sums_.back();
+    if (threshold <= coarse_sum_) return select(threshold);  // sums over coarse values are exact
+    const auto reached = std::lower_bound(fine_sums_.begin(), fine_sums_.end(), threshold);
+    return num_coarse_ + 1 + (reached - fine_sums_.begin());
+  }
+
+  const ErfKernels* kernels_ = nullptr;
+  std::int64_t room_, pixels_ = 0;
+  std::unique_ptr<Scalar[]> values_;         // the means
+  std::unique_ptr<Bits[]> members_, spare_;  // patterns of the bucket `collected_`; scratch
+  std::unique_ptr<ErfBin[]> tables_;         // the first one holds the sum of all
+  ErfBin digits_[kBins];
+  int lowest_ = 0, highest_ = 0;  // buckets that are not empty
+  double total_ = 0;
+  int collected_ = -1;
+  std::int64_t num_members_ = 0;
+  Bits fine_below_ = 0;
+  double coarse_sum_ = 0;
+  std::int64_t num_coarse_ = 0;
+  std::vector<double> fine_sums_;  // S_k where v_k is fine, if that was needed
+};
+
+// A thread's memory is kept between calls: fresh pages would cost as much as a selection.
+template <class Scalar>
+Selection<Scalar>& selection_for(std::int64_t pixels) {
+  thread_local std::unique_ptr<Selection<Scalar>> kept;
+  if (!kept || kept->room() < pixels) {
+    kept.reset();
+    kept = std::make_unique<Selection<Scalar>>(pixels);
+  }
+  return *kept;
+}
+
+template <class Scalar>
+std::int64_t run(const Gradients& grad, void (*mean)(const PixelRun&, Scalar*),
+                 const std::vector<double>& shares, std::int64_t* sizes, const ErfKernels& kernels,
+                 int num_threads) {
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> first_bad{kNone};
+  const Runs runs(grad);
+  const std::int64_t columns = static_cast<std::int64_t>(shares.size());
+  parallel_for(grad.images, num_threads, [&](std::int64_t begin, std::int64_t end) {
+    Selection<Scalar>& selection = selection_for<Scalar>(grad.height * grad.width);
+    for (std::int64_t image = begin; image < end; ++image) {
+      if (selection.run(kernels, mean, runs, image, shares, sizes + image * columns)) continue;
+      std::int64_t known = first_bad.load();
+      while (image < known && !first_bad.compare_exchange_weak(known, image)) {
+      }
+    }
+  });
+  return first_bad.load() == kNone ? -1 : first_bad.load();
+}
+
+}  // namespace
+
+std::int64_t erf_size(const Gradients& grad, const std::vector<double>& shares, std::int64_t* sizes,
+                      Isa isa, int num_threads) {
+  const ErfKernels& kernels = erf_kernels_for(isa);
+  switch (grad.type) {
+    case GradType::kFloat64:
+      return run(grad, kernels.mean_float64, shares, sizes, kernels, num_threads);
+    case GradType::kFloat16:
+      return run(grad, kernels.mean_float16, shares, sizes, kernels, num_threads);
+    case GradType::kBFloat16:
+      return run(grad, kernels.mean_bfloat16, shares, sizes, kernels, num_threads);
+    default:
+      return run(grad, kernels.mean_float32, shares, sizes, kernels, num_threads);
+  }
+}
+
+}  // namespace cba
