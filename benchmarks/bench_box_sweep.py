@@ -6,16 +6,11 @@ turns, round by round, in one process and on one thread. The baselines are the o
 boxes of equal masks remembered, and the op's own union-find. All start from float64 maps (the
 union-find from bytes) and end with the best IoU at each threshold. Times are CPU times of the
 thread, so that other processes on a shared machine do not count; two threads are timed by the wall
-clock. The table and one JSON line per case go to ``benchmarks/results/``; a run of some cases
-replaces the lines of those only.
+clock. The records go to ``benchmarks/results/``; ``table.py`` prints them.
 """
 
-import json
-import platform
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,10 +18,9 @@ import pytest
 import torch
 
 from cba_fast import ops
-from cba_fast.kernels import box_sweep_cpp, native
+from cba_fast.kernels import box_sweep_cpp
 from cba_fast.reference.box_sweep import box_iou
 
-RESULTS = Path(__file__).parent / "results"
 MODES = ("largest", "all")
 ROUNDS = 3
 CALLS = 5  # of the op in a row, for each run of OpenCV, which repeats itself 1,000 times
@@ -122,58 +116,17 @@ def official(maps: np.ndarray, truth: np.ndarray, thresholds, mode: str, remembe
     return np.array(rows)
 
 
-def cpu_name() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.processor()
+@pytest.fixture
+def file(record):
+    """Return a function that files the times of a case."""
+    versions = {"opencv": cv2.__version__, "numpy": np.__version__}
 
+    def add(case: str, size: int, mode: str, thresholds: int, threads: int, **values) -> None:
+        labels = {"bench": "box_sweep", "direction": mode, "dtype": "float64", "algorithm": "auto"}
+        labels["case"] = f"{case}, {size}x{size}, {thresholds} thresholds, {threads} threads"
+        record("box_sweep", {**labels, **values, "versions": versions})
 
-class Records:
-    """The results of this run, merged into the file of this processor."""
-
-    def __init__(self):
-        self.machine = {
-            "cpu": cpu_name(),
-            "isa": native.build_info()["isa"],
-            "compiler": native.build_info()["compiler"],
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "opencv": cv2.__version__,
-            "numpy": np.__version__,
-        }
-        slug = re.sub(r"[^a-z0-9]+", "-", self.machine["cpu"].lower()).strip("-")
-        self.path = RESULTS / f"box_sweep_{slug}.jsonl"
-        self.table_path = self.path.with_suffix(".md")
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.rows = {self.key(row): row for row in map(json.loads, lines)}
-
-    @staticmethod
-    def key(row: dict) -> tuple:
-        return tuple(row[k] for k in ("isa", "case", "size", "contours", "thresholds", "threads"))
-
-    def add(self, **row) -> None:
-        row |= self.machine
-        self.rows[self.key(row)] = row
-        self.write()  # now, so that a run that is stopped keeps what it has
-
-    def write(self) -> None:
-        RESULTS.mkdir(exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()))
-        columns = ("case", "size", "contours", "thresholds", "threads", "isa", "ours_ms")
-        columns += ("official_ms", "remembering_ms", "union_find_ms", "speedup")
-        table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        for row in self.rows.values():
-            cells = [row.get(c, "") for c in columns]
-            cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-            table.append("| " + " | ".join(cells) + " |")
-        self.table_path.write_text("\n".join(table) + "\n")
-
-
-@pytest.fixture(scope="module")
-def records(request):
-    found = Records()
-    yield found
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{found.table_path.read_text()}")
+    return add
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +149,7 @@ def truth_for(size: int) -> np.ndarray:
     return np.array([[size // 5, size // 4, size * 2 // 3, size * 3 // 4]])
 
 
-def compare(benchmark, records, maps, mode, thresholds, step, **labels) -> None:
+def compare(benchmark, file, maps, mode, thresholds, step, case) -> None:
     """Check, then time in turns; a time is that of one map, in milliseconds."""
     truth, some = truth_for(maps.shape[-1]), thresholds[::step]
     tensors, gt = torch.from_numpy(maps), [truth] * len(maps)
@@ -231,12 +184,12 @@ def compare(benchmark, records, maps, mode, thresholds, step, **labels) -> None:
     times = {name: 1e3 * np.array(t) / len(maps) for name, t in times.items() if t}
     medians = {name: float(np.median(t)) for name, t in times.items()}
     speedups = times["official_ms"] / times["ours_ms"]
-    records.add(
-        **labels,
-        size=maps.shape[-1],
-        contours=mode,
-        thresholds=len(thresholds),
-        threads=1,
+    file(
+        case,
+        maps.shape[-1],
+        mode,
+        len(thresholds),
+        1,
         **medians,
         speedup=medians["official_ms"] / medians["ours_ms"],
         speedup_p20_p80=np.percentile(speedups, (20, 80)).tolist(),
@@ -248,30 +201,30 @@ def compare(benchmark, records, maps, mode, thresholds, step, **labels) -> None:
 @pytest.mark.parametrize("size", [224, 384])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coarse", COARSE)
-def test_upsampled(benchmark, records, coarse, kind, size, mode):
+def test_upsampled(benchmark, file, coarse, kind, size, mode):
     maps = upsampled(coarse, kind, size)
     case = f"{coarse}x{coarse} {kind}"
-    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.001), 1, case=case)
+    compare(benchmark, file, maps, mode, np.arange(0, 1, 0.001), 1, case)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coarse", COARSE)
-def test_100_thresholds(benchmark, records, coarse, kind, mode):
+def test_100_thresholds(benchmark, file, coarse, kind, mode):
     maps = upsampled(coarse, kind, 224)
     case = f"{coarse}x{coarse} {kind}"
-    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.01), 1, case=case)
+    compare(benchmark, file, maps, mode, np.arange(0, 1, 0.01), 1, case)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", HARD)
-def test_hard(benchmark, records, kind, mode):
+def test_hard(benchmark, file, kind, mode):
     maps = hard(kind, 224, np.random.default_rng(1))[None]
-    compare(benchmark, records, maps, mode, np.arange(0, 1, 0.001), HARD_STEP, case=kind)
+    compare(benchmark, file, maps, mode, np.arange(0, 1, 0.001), HARD_STEP, kind)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_threads(benchmark, records, mode):
+def test_two_threads(benchmark, file, mode):
     rng = np.random.default_rng(2)
     maps = torch.from_numpy(np.stack([smooth(12, "bicubic", 224, rng) for _ in range(256)]))
     gt, thresholds = [truth_for(224)] * len(maps), np.arange(0, 1, 0.001)
@@ -289,5 +242,5 @@ def test_two_threads(benchmark, records, mode):
     # The quickest round of each: whatever else runs takes more from two threads than from one.
     one, two = (1e3 * min(times[n]) / len(maps) for n in (1, 2))
     case = f"{len(maps)} maps 12x12 bicubic, two threads against one"
-    labels = {"case": case, "size": 224, "contours": mode, "thresholds": len(thresholds)}
-    records.add(**labels, threads=2, ours_ms=two, one_thread_ms=one, speedup=one / two)
+    values = {"ours_ms": two, "one_thread_ms": one, "speedup": one / two}
+    file(case, 224, mode, len(thresholds), 2, **values)

@@ -19,7 +19,6 @@ import torch
 
 from cba_fast import ops
 from cba_fast.kernels import native
-from cba_fast.study.bench_records import read_records
 from cba_fast.study.contest import Contest
 
 OURS, PLAIN, REFERENCE, READ = "ours", "torch, sorted", "reference", "reading alone"
@@ -166,31 +165,3 @@ def test_accumulate(mode, layout, threads, read_all, play, file, pytestconfig):
     gb_per_s = {n: round(size / t.median / 1e9, 2) for n, t in contest.timings().items()}
     share = round(gb_per_s[OURS] / gb_per_s[READ], 3)
     file(contest, "erf_accumulate", f"64 x {mode}", layout, gb_per_s=gb_per_s, share=share)
-
-
-def table(records: list[dict]) -> str:
-    """Return the records as a Markdown table; times in ms with the 20th and 80th percentiles."""
-    columns = ["op", "case", "layout", *(n for n in (OURS, PLAIN, REFERENCE, READ)), "result"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for r in records:
-        cells = [r["direction"], r["case"], r["algorithm"]]
-        for name in (OURS, PLAIN, REFERENCE, READ):
-            t = r["timings"].get(name)
-            cell = t and f"{t['median_ms']:.3g} ({t['p20_ms']:.3g}-{t['p80_ms']:.3g})"
-            cells.append(cell or "")
-        if "share" in r:
-            cells.append(f"{100 * r['share']:.0f} % of {r['gb_per_s'][READ]} GB/s")
-        else:
-            cells.append(f"{r['speedup'][PLAIN]:.1f}x, {r['speedup'][REFERENCE]:.1f}x")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Print the records of ``benchmarks/results/``."""
-    for path in sorted((Path(__file__).parent / "results").glob("erf_*.jsonl")):
-        print(table([r for r in read_records(path) if r["bench"] == "erf"]))
-
-
-if __name__ == "__main__":
-    main()

@@ -26,11 +26,15 @@ def record(pytestconfig):
 
     if pytestconfig.getoption("threads"):
         torch.set_num_threads(pytestconfig.getoption("threads"))
-    peak = fma_peak_gflops(torch.get_num_threads())
-    where = machine() | {"fma_peak_gflops": peak and round(peak, 1)}
+    peaks: dict[int, float | None] = {}  # by number of threads, which a benchmark may set
 
     def add(bench: str, values: dict) -> None:
         path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
+        threads = torch.get_num_threads()
+        if threads not in peaks:
+            peaks[threads] = fma_peak_gflops(threads)
+        peak = peaks[threads]
+        where = machine() | {"fma_peak_gflops": peak and round(peak, 1)}
         add_record(path, {**values, "machine": where})
 
     return add

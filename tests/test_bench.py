@@ -292,3 +292,13 @@ def test_peak_is_measured(monkeypatch):
     peak = runpy.run_path(str(ROOT / "benchmarks" / "peak.py"))["fma_peak_gflops"]
     found = peak(1, seconds=1e-3, repeats=2)
     assert found is None or 1 < found < 2000
+
+
+def test_shipped_records_print_as_tables(monkeypatch, capsys):
+    """Whatever the benchmarks file, the documented command must show."""
+    monkeypatch.setattr(sys, "argv", ["table.py"])
+    runpy.run_path(str(ROOT / "benchmarks" / "table.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    for path in (ROOT / "benchmarks" / "results").glob("*.jsonl"):
+        for record in bench_records.read_records(path):
+            assert f"| {record['case']} |" in shown

@@ -123,7 +123,42 @@ def memory_table(records: list[dict]) -> str:
     return "".join(parts)
 
 
-_TABLES = {"dwconv": dwconv_table, "models": models_table, "memory": memory_table}
+def erf_table(records: list[dict]) -> str:
+    """Return records of ``benchmarks/bench_erf.py`` as one table."""
+    names = list(dict.fromkeys(name for r in records for name in r["timings"]))
+    columns = ["op", "case", "layout", *names, "result"]
+    lines = [
+        f"## Effective receptive field\n\n| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for r in records:
+        cells = [r["direction"], r["case"], r["algorithm"], *(_time(r, n) for n in names)]
+        if "share" in r:
+            cells.append(f"{100 * r['share']:.0f} % of the read bandwidth")
+        else:
+            cells.append(", ".join(f"{v:.1f}x {name}" for name, v in r["speedup"].items()))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def box_sweep_table(records: list[dict]) -> str:
+    """Return records of ``benchmarks/bench_box_sweep.py`` as one table; times of one map in ms."""
+    names = ("ours_ms", "official_ms", "remembering_ms", "union_find_ms", "one_thread_ms")
+    columns = ("case", "contours", *names, "speedup")
+    lines = [f"## Box sweep\n\n| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for r in records:
+        cells = [r["case"], r["direction"], *(f"{r[n]:.4g}" if n in r else "" for n in names)]
+        lines.append(f"| {' | '.join([*cells, _ratio(r['speedup'])])} |")
+    return "\n".join(lines) + "\n\n"
+
+
+_TABLES = {
+    "dwconv": dwconv_table,
+    "models": models_table,
+    "memory": memory_table,
+    "erf": erf_table,
+    "box_sweep": box_sweep_table,
+}
 
 
 def _dwconv_row(record: dict) -> str:
@@ -140,7 +175,8 @@ def _dwconv_row(record: dict) -> str:
 
 def _time(record: dict, name: str) -> str:
     if name not in record["timings"]:
-        return f"wrong ({record['errors'][name]:.1g})" if name in record["errors"] else ""
+        wrong = record.get("errors", {})
+        return f"wrong ({wrong[name]:.1g})" if name in wrong else ""
     t = record["timings"][name]
     return f"{t['median_ms']:.3g} ({t['p20_ms']:.3g}-{t['p80_ms']:.3g})"
 
