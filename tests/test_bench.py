@@ -302,3 +302,14 @@ def test_shipped_records_print_as_tables(monkeypatch, capsys):
     for path in (ROOT / "benchmarks" / "results").glob("*.jsonl"):
         for record in bench_records.read_records(path):
             assert f"| {record['case']} |" in shown
+
+
+def test_exactness_run(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    run = runpy.run_path(str(ROOT / "benchmarks" / "exact_box_sweep.py"))
+    maps = [*run["upsampled_maps"](0), *list(run["small_maps"](0))[:20]]
+    assert not any(run["differs"](u) for u in maps)
+    # It must be able to fail.
+    wrong = run["differs"].__globals__["box_sweep"]
+    run["differs"].__globals__["box_sweep"] = lambda u, t: wrong(u, t) + 1
+    assert "largest" in run["differs"](maps[0])
