@@ -1,0 +1,120 @@
+"""Convolutions with constant weights that keep no input for the backward pass."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cba_fast.nn import MapLinear
+
+
+@contextlib.contextmanager
+def lean_convolutions(model: nn.Module) -> Iterator[None]:
+    """Let the frozen convolutions of `model` keep nothing but their weights for backward.
+
+    The input gradient of a convolution does not depend on its input, but PyTorch's convolution
+    keeps the input as long as any gradient is asked for: with frozen weights half of what a network
+    of 1x1 convolutions, ReLU and GELU holds (a linear layer, and `cba_fast.nn.DepthwiseConv2d`, do
+    not). Changed are modules that are exactly `torch.nn.Conv2d` or `cba_fast.nn.MapLinear`, whose
+    parameters do not require gradients, and that have numeric zero padding and no ``forward`` or
+    parametrization of their own. Meanwhile they are differentiable once; the values are the same.
+    """
+    changed = [m for m in model.modules() if type(m) in _FORWARDS and _is_plain(m)]
+    with contextlib.ExitStack() as stack:
+        for module in changed:
+            replace_forward(stack, module, functools.partial(_FORWARDS[type(module)], module))
+        yield
+
+
+def replace_forward(stack: contextlib.ExitStack, module: nn.Module, forward: Callable) -> None:
+    """Set ``module.forward`` on the instance until `stack` is left."""
+    module.forward = forward
+    stack.callback(vars(module).pop, "forward", None)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if any(p.requires_grad for p in module.parameters()) or "forward" in vars(module):
+        return False
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return True
+
+
+class _FrozenConv(torch.autograd.Function):
+    """``torch.nn.functional.conv2d`` whose weight and bias are constants."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, dilation, groups):
+        ctx.save_for_backward(weight)
+        ctx.geometry = stride, padding, dilation, groups
+        ctx.shape, ctx.memory_format = x.shape, _format_of(x)
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        # Of the input only shape and strides are read; its pages are never touched.
+        like = torch.empty(
+            ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.memory_format
+        )
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
+            grad,
+            like,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [True, False, False],
+        )
+        return grad_x, None, None, None, None, None, None
+
+
+def _conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
+    how = (module.stride, module.padding, module.dilation, module.groups)
+    if x.dim() != 4:
+        return F.conv2d(x, module.weight, module.bias, *how)
+    return _apply(x, module.weight, module.bias, *how)
+
+
+def _map_linear(module: MapLinear, x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        return F.linear(x, module.weight, module.bias)
+    y = _apply(
+        x.permute(0, 3, 1, 2),
+        module.weight[:, :, None, None],
+        module.bias,
+        (1, 1),
+        (0, 0),
+        (1, 1),
+        1,
+    )
+    return y.permute(0, 2, 3, 1)
+
+
+_FORWARDS = {nn.Conv2d: _conv2d, MapLinear: _map_linear}
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> Tensor:
+    # What autocast does for conv2d; inside, the weight that is kept must have the result's dtype.
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return _FrozenConv.apply(x, weight, bias, *how)
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    """Return the memory format; contiguous where both fit, as ``suggest_memory_format`` does."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
