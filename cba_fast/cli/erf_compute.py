@@ -215,5 +215,5 @@ def _check_outputs(
         from cba_fast.study.plots import check_picture
 
         if save_map is None and map_path is None:
-            raise InputError("--map_fig needs a map: --save_map, --map or --definition replknet")
+            raise InputError("--map_fig needs --map, --save_map or --definition replknet")
         check_picture(map_fig)

@@ -308,7 +308,7 @@ def map_walk(
     run: RunConfig,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
-    """Return the walk of an ERF map: the images in order, preprocessed as RepLKNet's script does."""
+    """Return the walk of an ERF map: all images in order, preprocessed as RepLKNet's script."""
     transform = erf_map_transform(input_size)
     return _walk(records, input_size, transform, range(len(records)), run, progress)
 
