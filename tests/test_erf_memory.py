@@ -157,7 +157,8 @@ def test_lean_convolutions_keep_less(family):
     with frozen(model):
         plain = kept(model, x)
         with lean_convolutions(model):
-            assert kept(model, x) < 0.75 * plain if family == "replknet" else plain
+            # The others are built of linear layers, which keep nothing anyway.
+            assert kept(model, x) < (0.75 * plain if family == "replknet" else plain)
 
 
 def test_parts_of_every_family():
