@@ -27,13 +27,17 @@ from cba_fast.models import inference_form
 from cba_fast.nn import DepthwiseConv2d
 from cba_fast.study.contest import Contest
 from cba_fast.study.dwconv_contest import relative_error
-from cba_fast.study.model_contest import DEFAULT, OURS, WRONG, create
+from cba_fast.study.model_contest import DEFAULT, OURS, create
 
 MODELS = ["replknet_31b", "convnext_base.fb_in22k_ft_in1k_384"]
 SIZE, SHARE, BATCH = 384, 0.2, 4
 OURS_BATCH = f"{OURS}_batch{BATCH}"
 OURS_BLOCK = f"{OURS}_block"
 PER_MODEL = 20  # times the seconds of a layer
+# Relative L2 error of a gradient, above which a way is wrong. Rounding flips the sign of a few ReLU
+# inputs near zero, each of which switches a path on or off: a share f of flips changes the gradient
+# by about sqrt(f), 4e-3 in RepLKNet-31B (1e-6 in ConvNeXt, which has no ReLU).
+WRONG = 2e-2
 # Rounding of the gradients moves pixels over the edge of the ERF.
 SIZE_TOLERANCE = 0.01
 
@@ -111,7 +115,7 @@ def test_erf(name, benchmark, play, record, pytestconfig):
     truth = contest.results[DEFAULT][1].double()
     sizes = {way: found[0] for way, (found, _) in contest.results.items()}
     errors = {way: relative_error(g[:1], truth) for way, (_, g) in contest.results.items()}
-    assert max(errors.values()) <= WRONG[torch.float32]
+    assert max(errors.values()) <= WRONG
     for size in sizes.values():
         assert abs(size - sizes[DEFAULT]) <= max(1, SIZE_TOLERANCE * sizes[DEFAULT])
     benchmark.group = f"ERF, {name} {SIZE}"

@@ -207,5 +207,3 @@ def test_sizes_do_not_depend_on_the_level(level):
     model = small("slak")
     expected = erf.erf_sizes(model, images(3), [0.2, 0.5])
     assert np.array_equal(erf.erf_sizes(model, images(3), [0.2, 0.5], checkpoint=level), expected)
-
-
