@@ -9,7 +9,7 @@ from torch import nn
 
 import cba_fast.models  # noqa: F401  (registers the small models with timm)
 from cba_fast import erf
-from cba_fast.erf import memory, recompute
+from cba_fast.erf import lean, memory, recompute
 from cba_fast.erf.gradients import frozen
 from cba_fast.erf.lean import lean_convolutions
 from cba_fast.models import inference_form
@@ -90,6 +90,28 @@ def test_lean_convolutions_equal_pytorch(options, memory_format):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.is_contiguous(memory_format=memory_format)
     assert "forward" not in vars(conv)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+@pytest.mark.parametrize("channels", [(lean.WIDE, 6), (6, lean.WIDE)])
+def test_wide_1x1_convolutions_may_be_matrix_products(channels, faster, monkeypatch):
+    monkeypatch.setattr(lean, "conv1x1_is_faster", lambda: faster)
+    products = []
+    product = lean._product
+    monkeypatch.setattr(lean, "_product", lambda *a: products.append(1) or product(*a))
+    torch.manual_seed(0)
+    conv = nn.Conv2d(*channels, 1).requires_grad_(False)
+    x = torch.randn(2, channels[0], 3, 5).to(memory_format=torch.channels_last).requires_grad_()
+    y = conv(x)
+    grad = torch.randn_like(y)
+    expected = torch.autograd.grad(y, x, grad)[0]
+    with lean_convolutions(conv):
+        again = conv(x)
+        found = torch.autograd.grad(again, x, grad)[0]
+    torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert len(products) == (0 if faster else 1)  # the direction that sums over the wide side
 
 
 def test_a_lean_map_linear_equals_the_linear_layer():

@@ -161,13 +161,13 @@ def _map(common, config, map_path, map_fig, options) -> None:
 
 def _show(found, path: Path, picture: Path | None, common) -> None:
     """Print what is told about a map, and draw it."""
-    from cba_fast.study import erf_runs
+    from cba_fast.study.erf_report import json_beside, map_rows
     from cba_fast.study.plots import save_figure
     from cba_fast.study.plots_erf import plot_map
 
-    for row in erf_runs.map_rows(found):
+    for row in map_rows(found):
         click.echo(row)
-    click.echo(f"ERF map: {path} ({found.erf.count} images), {erf_runs.json_beside(path)}")
+    click.echo(f"ERF map: {path} ({found.erf.count} images), {json_beside(path)}")
     picture = picture or path.with_suffix(".png")
     model_config = common[2]
     save_figure(plot_map(found, model_config.name or model_config.family), picture)

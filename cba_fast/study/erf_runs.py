@@ -13,24 +13,20 @@ from torch import nn
 from cba_fast import __version__
 from cba_fast.data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
 from cba_fast.erf import (
-    AreaRatio,
     ErfMap,
-    ErfShape,
     Partial,
     Walk,
-    area_ratio,
     choose_checkpoint,
-    erf_shape,
     measure_erf_map,
     measure_erf_sizes,
     sample_indices,
-    scale_free_area_ratio,
 )
 from cba_fast.errors import InputError
-from cba_fast.files import write_json, write_npy
+from cba_fast.files import write_npy
 
 from .analysis import SizeStats, size_stats
 from .config import DataConfig, ModelConfig, RunConfig, settings
+from .erf_report import MapRun, with_figures, write_map
 from .inference import autocast, choose_device, memory_format, report_on
 
 
@@ -50,25 +46,6 @@ class ErfMapConfig:
 
     num_images: int = 50
     input_size: int = 1024
-
-
-@dataclass
-class MapRun:
-    """A finished ERF map and what is told about it.
-
-    Attributes:
-        erf: the map.
-        ratios: its published area ratios, taken after a logarithm.
-        notes: for the end of the run.
-        scale_free: its area ratios without the logarithm.
-        shape: its shape descriptors.
-    """
-
-    erf: ErfMap
-    ratios: list[AreaRatio]
-    notes: list[str]
-    scale_free: list[AreaRatio]
-    shape: ErfShape
 
 
 @dataclass
@@ -154,12 +131,11 @@ def compute_sizes(
         with_map=save_map is not None,
         checkpoint=checkpoint,
     )
+    write_npy(output, found.sizes)
     mapped = None
     if save_map is not None:
-        erf = ErfMap(found.map, len(found.sizes), [])
-        mapped = _with_figures(erf, [])
-        write_map(save_map, mapped, {"definition": "study", "score": config.score, **described})
-    write_npy(output, found.sizes)
+        mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
+        write_map(save_map, mapped, "study", {"score": config.score, **described})
     partial.remove()
     columns = found.sizes.reshape(len(found.sizes), -1).T
     stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
@@ -247,45 +223,10 @@ def compute_map(
     notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
     if erf.count < config.num_images:
         notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
-    found = _with_figures(erf, notes + walk.report.lines())
-    write_map(output, found, {"definition": "replknet", **described})
+    found = with_figures(erf, notes + walk.report.lines())
+    write_map(output, found, "replknet", described)
     walk.partial.remove()
     return found
-
-
-def _with_figures(erf: ErfMap, notes: list[str]) -> MapRun:
-    """Return a map with its ratios and descriptors; one that is zero everywhere is refused."""
-    try:
-        ratios = area_ratio(erf.map)
-    except ValueError as e:
-        raise InputError(f"no ERF map: {e}") from e
-    return MapRun(erf, ratios, notes, scale_free_area_ratio(erf.map), erf_shape(erf.map))
-
-
-def json_beside(output: str | os.PathLike) -> Path:
-    """Return where :func:`write_map` describes the map that it writes to `output`."""
-    return Path(output).with_suffix(".json")
-
-
-def write_map(output: str | os.PathLike, found: MapRun, settings: dict) -> None:
-    """Write an ERF map, and what is told about it to the JSON file beside it.
-
-    The JSON object: ``definition`` (study or replknet), ``num_images``, ``size`` (H, W), ``shape``
-    (the fields of :class:`~cba_fast.erf.ErfShape`), ``area_ratio_log10_published`` and
-    ``area_ratio_scale_free`` (lists of threshold, side, ratio), ``settings``.
-    """
-    settings = dict(settings)
-    description = {
-        "definition": settings.pop("definition"),
-        "num_images": found.erf.count,
-        "size": list(found.erf.map.shape),
-        "shape": found.shape.as_dict(),
-        "area_ratio_log10_published": [r._asdict() for r in found.ratios],
-        "area_ratio_scale_free": [r._asdict() for r in found.scale_free],
-        "settings": settings,
-    }
-    write_json(json_beside(output), description)
-    write_npy(output, found.erf.map)  # last: a map is there only with its description
 
 
 def checkpoint_level(
@@ -370,30 +311,4 @@ def as_rows(stats: dict[float, SizeStats]) -> list[str]:
         f"ERF size (p = {p:g}): mean {s.mean:.2f}, std {s.std:.2f}, min {s.min:.0f},"
         f" max {s.max:.0f} pixels ({s.count} images)"
         for p, s in stats.items()
-    ]
-
-
-def ratio_rows(ratios: Sequence[AreaRatio], variant: str = "published, after log10") -> list[str]:
-    """Return one printed line per threshold of an ERF map."""
-    return [
-        f"ERF map: {r.threshold:.0%} of the contribution in "
-        + (
-            f"no square inside the map ({variant})"
-            if r.side is None
-            else f"{r.ratio:.2%} of the area (side {r.side}; {variant})"
-        )
-        for r in ratios
-    ]
-
-
-def map_rows(found: MapRun) -> list[str]:
-    """Return the printed lines on an ERF map: both kinds of area ratios, and its shape."""
-    s = found.shape
-    return [
-        *ratio_rows(found.ratios),
-        *ratio_rows(found.scale_free, "scale-free"),
-        f"ERF map: sigma {s.sigma_major:.1f} and {s.sigma_minor:.1f} pixels, axis ratio"
-        f" {s.axis_ratio:.3f}, centre ({s.center_y:.1f}, {s.center_x:.1f})",
-        f"ERF map: {s.cross_share:.1%} on the central cross, fourfold {s.fourfold:+.3f}, roundness"
-        f" {s.roundness:.3f}, participation {s.participation:.2%}",
     ]

@@ -169,7 +169,7 @@ class MixtureMaps:
         if square_share not in self.maps:
             self.maps[square_share] = self._measure(square_share)
             if self.partial:
-                self.partial.save(self._arrays)
+                self.partial.save(self.arrays)
         found = self.maps[square_share]
         return Mixture(
             square_share, found, area_ratio(found), scale_free_area_ratio(found), erf_shape(found)
@@ -197,7 +197,8 @@ class MixtureMaps:
         self.report = walk.report
         return found
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the finished maps as `partial` keeps them."""
         return {
             "shares": np.array(list(self.maps)),
             "maps": np.stack(list(self.maps.values())),
@@ -301,7 +302,7 @@ def compute_sweep(
         found = run_sweep(measure, config, target)
     except BaseException:
         if measure.maps:
-            partial.save(measure._arrays, force=True)
+            partial.save(measure.arrays, force=True)
         raise
     if measure.continued:
         found.notes.append(f"continued after {measure.continued} mixtures")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .erf_runs import MapRun
+    from .erf_report import MapRun
     from .erf_shape import Mixture
 
 COLOR_MAP = "magma"
