@@ -27,7 +27,8 @@ def lean_convolutions(model: nn.Module) -> Iterator[None]:
     of 1x1 convolutions, ReLU and GELU holds (a linear layer, and `cba_fast.nn.DepthwiseConv2d`, do
     not). Changed are modules that are exactly `torch.nn.Conv2d` or `cba_fast.nn.MapLinear`, whose
     parameters do not require gradients, and that have numeric zero padding and no ``forward`` or
-    parametrization of their own. Meanwhile they are differentiable once; the values are the same up to rounding.
+    parametrization of their own. Meanwhile they are differentiable once; values are equal up to
+    rounding.
     """
     changed = [m for m in model.modules() if type(m) in _FORWARDS and _is_plain(m)]
     with contextlib.ExitStack() as stack:
