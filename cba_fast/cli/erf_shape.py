@@ -62,8 +62,6 @@ def command(
     """
     from cba_fast.study import erf_shape
     from cba_fast.study.inference import open_images
-    from cba_fast.study.plots import save_figure
-    from cba_fast.study.plots_erf import plot_mixtures
 
     output = output if output.suffix == ".npy" else output.with_name(f"{output.name}.npy")
     json_path = json_path or output.with_suffix(".json")
@@ -96,16 +94,25 @@ def command(
     except KeyboardInterrupt:
         click.echo("Interrupted: the same command goes on from the finished part.", err=True)
         raise
-    warn(found.notes)
-    for row in erf_shape.table(found.mixtures):
-        click.echo(row)
-    if found.best is not None:
-        click.echo(f"Nearest to {match}, of {len(found.mixtures) + len(found.tried)} mixtures:")
-        click.echo(erf_shape.table([found.best])[1])
-    save_figure(plot_mixtures(found.mixtures, found.best, target), save_fig)
+    _show(found, match, target, save_fig)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"
     )
+
+
+def _show(found, match: Path | None, target, save_fig: Path) -> None:
+    """Print the table of a sweep, and draw it."""
+    from cba_fast.study.erf_shape import table
+    from cba_fast.study.plots import save_figure
+    from cba_fast.study.plots_erf import plot_mixtures
+
+    warn(found.notes)
+    for row in table(found.mixtures):
+        click.echo(row)
+    if found.best is not None:
+        click.echo(f"Nearest to {match}, of {len(found.mixtures) + len(found.tried)} mixtures:")
+        click.echo(table([found.best])[1])
+    save_figure(plot_mixtures(found.mixtures, found.best, target), save_fig)
 
 
 def _check(match: Path | None, family: str | None, name: str | None, save_fig: Path) -> None:

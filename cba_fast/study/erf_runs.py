@@ -91,8 +91,8 @@ def compute_sizes(
     could be measured, in the order of the sample. Until it is written, the finished part lies
     beside it; a run of the same settings goes on from there.
 
-    With `save_map` the mean over the images of g = |gradient| averaged over the channels, on which
-    the sizes are measured, goes to that file, (H,W) float64, as :func:`compute_map` writes its map.
+    With `save_map` what the sizes are measured on, the mean over the images of |gradient| averaged
+    over the channels, goes to that file, (H,W) float64, as :func:`compute_map` writes its map.
 
     Args:
         model: in its inference form, on the run's device.
@@ -113,24 +113,13 @@ def compute_sizes(
     """
     records = images.records
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    described = {
-        **run_description(model_config, data, run, [records[i] for i in indices]),
-        "sizes": asdict(config),
-    }
+    described = run_description(model_config, data, run, [records[i] for i in indices])
+    described["sizes"] = asdict(config)
+    options = {"with_map": save_map is not None, "checkpoint": checkpoint}
     if save_map is not None:
         described["with_map"] = True
     partial = _partial(output, described, resume)
-    found = measure_sizes(
-        model,
-        records,
-        data,
-        run,
-        config,
-        partial,
-        progress,
-        with_map=save_map is not None,
-        checkpoint=checkpoint,
-    )
+    found = measure_sizes(model, records, data, run, config, partial, progress, **options)
     write_npy(output, found.sizes)
     mapped = None
     if save_map is not None:

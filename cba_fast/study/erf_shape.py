@@ -288,16 +288,8 @@ def compute_sweep(
     partial = Partial(output, of_maps)
     if not resume:
         partial.remove()
-    measure = MixtureMaps(
-        model,
-        images.records,
-        data.input_size,
-        run,
-        config.num_images,
-        checkpoint,
-        partial,
-        progress,
-    )
+    how = (data.input_size, run, config.num_images, checkpoint, partial, progress)
+    measure = MixtureMaps(model, images.records, *how)
     try:
         found = run_sweep(measure, config, target)
     except BaseException:
