@@ -169,9 +169,15 @@ def _show(found, path: Path, picture: Path | None, common) -> None:
         click.echo(row)
     click.echo(f"ERF map: {path} ({found.erf.count} images), {json_beside(path)}")
     picture = picture or path.with_suffix(".png")
-    model_config = common[2]
-    save_figure(plot_map(found, model_config.name or model_config.family), picture)
+    save_figure(plot_map(found, _title(common[2])), picture)
     click.echo(f"ERF map, drawn: {picture}")
+
+
+def _title(model_config) -> str:
+    """Return the model's name, with its mixture if one was given."""
+    mixing = {"alpha": model_config.alpha, "beta": model_config.beta}
+    parts = [f"{name} {value:g}" for name, value in mixing.items() if value is not None]
+    return ", ".join([model_config.name or model_config.family, *parts])
 
 
 def _given(name: str) -> bool:
