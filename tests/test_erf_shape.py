@@ -26,7 +26,7 @@ def disk(radius=100.0, **where):
     return (np.hypot(y, x) <= radius).astype(float)
 
 
-def square(side=201, size=257):
+def square(side=181, size=257):
     m = np.zeros((size, size))
     low = size // 2 - side // 2
     m[low : low + side, low : low + side] = 1
@@ -78,9 +78,16 @@ def test_a_uniform_disk():
 
 def test_a_uniform_square():
     s = erf.erf_shape(square())
-    assert s.sigma_major == pytest.approx(math.sqrt((201**2 - 1) / 12))
+    assert s.sigma_major == pytest.approx(math.sqrt((181**2 - 1) / 12))
     assert s.twofold == pytest.approx(0, abs=1e-12)
     assert s.fourfold == pytest.approx(3 - math.pi, abs=2e-3)
+
+
+def test_a_field_that_fills_the_map_has_no_direction():
+    s = erf.erf_shape(np.ones((129, 129)))
+    assert s.fourfold == pytest.approx(0, abs=5e-3)
+    assert s.roundness > 0.99
+    assert s.participation == pytest.approx(1)
 
 
 def test_a_cross_lies_on_the_central_cross():

@@ -35,10 +35,11 @@ class ErfShape:
             the part that lies inside. 1 for a thin cross, 0.356 for a round Gaussian
             (1 - (1 - erf(0.25 / sqrt 2))^2), 0.298 for a uniform disk.
         twofold, fourfold: sum of w * cos(2 t), of w * cos(4 t) with t the direction of a pixel as
-            seen from the centre, over the pixels more than half a pixel away and as a share of
-            their w. twofold is 1 for a horizontal bar, -1 for a vertical one; fourfold is 1 for an
-            upright cross, 0 for anything round, -1 for a diagonal cross, 3 - pi = -0.14 for a
-            uniform square.
+            seen from the centre, over the pixels more than half a pixel away and inside the largest
+            disk about the centre that does not leave the map, and as a share of their w. (A field
+            that fills the map would otherwise have the shape of the map.) twofold is 1 for a
+            horizontal bar, -1 for a vertical one; fourfold is 1 for an upright cross, 0 for
+            anything round, -1 for a diagonal cross, 3 - pi = -0.14 for a square inside that disk.
         roundness: (1 - |sum of w exp(2it)|) * (1 - |sum of w exp(4it)|), likewise normalized, in
             [0, 1]: 1 for anything round, 0 for a bar or a cross in any direction.
         participation: (sum of m)^2 / (H * W * sum of m^2) in (0, 1], the share of the area that an
@@ -169,7 +170,9 @@ def _harmonics(w: np.ndarray, center: tuple[float, float]) -> tuple[complex, com
     dy, dx = _offsets(w.shape, center)
     z = dx - 1j * dy
     radius = np.abs(z)
-    around = radius > 0.5
+    (cy, cx), (height, width) = center, w.shape
+    inner = min(cy, cx, height - 1 - cy, width - 1 - cx) + 0.5
+    around = (radius > 0.5) & (radius <= inner)
     share = w[around].sum()
     if share == 0:
         return 0j, 0j
