@@ -127,8 +127,51 @@ def test_map_with_area_ratios_and_picture(work):
     assert found.max() > 0
     side = erf.area_ratio(found, (0.5,))[0].side
     assert f"50% of the contribution in {side**2 / 96**2:.2%} of the area" in result.output
+    assert f"{side}; published, after log10" in result.output
+    free = erf.scale_free_area_ratio(found, (0.5,))[0]
+    assert f"{free.ratio:.2%} of the area (side {free.side}; scale-free)" in result.output
     assert "m.npy (3 images)" in result.output
     assert Image.open("m.png").size[0] > 500
+    told = json.loads(Path("m.json").read_text())
+    assert (told["definition"], told["num_images"], told["size"]) == ("replknet", 3, [96, 96])
+    assert told["shape"] == erf.erf_shape(found).as_dict()
+    assert told["area_ratio_log10_published"][2]["side"] == side
+    assert told["area_ratio_scale_free"][2]["ratio"] == free.ratio
+    assert told["settings"]["family"] == "replknet"
+
+
+def test_the_map_alone_equals_the_map_beside_sizes(work):
+    run(*erf_args(num_samples=1, map="both.npy", map_images=2, map_input_size=64))
+    Path("erf_sizes_replknet.npy").unlink()
+    out = run(*erf_args(definition="replknet", num_samples=2)).output
+    assert Path("erf_map_replknet.npy").read_bytes() == Path("both.npy").read_bytes()
+    assert Path("erf_map_replknet.png").exists()
+    assert not Path("erf_sizes_replknet.npy").exists()
+    assert out.splitlines()[-1].startswith("ERF map: erf_map_replknet.npy")
+
+
+def test_the_map_of_the_study_is_the_mean_gradient(work):
+    run(*erf_args(num_samples=3, seed=4, save_map="g", map_fig="g.pdf", score="logit"))
+    found = np.load("g.npy")
+    model = build_model("replknet", model=SMALL_MODELS["replknet"], checkpoint="w.pth")
+    data = ImageDataset(open_image_set("datasets/birds").records, input_size=SIZE)
+    indices = erf.sample_indices(8, 3, 4)
+    g = [erf.input_gradient(model, data[i]["image"][None], score="logit").abs() for i in indices]
+    expected = torch.cat(g).mean((0, 1)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.max())
+    told = json.loads(Path("g.json").read_text())
+    assert (told["definition"], told["num_images"]) == ("study", 3)
+    assert told["settings"]["score"] == "logit"
+    assert Path("g.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_files_do_not_depend_on_the_checkpoint_level(work):
+    args = {"num_samples": 2, "map_images": 2, "map_input_size": 64}
+    run(*erf_args(**args, map="m.npy"))
+    for level in ("none", "block", "stage"):
+        run(*erf_args(**args, checkpoint=level, output="again.npy", map="again_m.npy"))
+        assert Path("again.npy").read_bytes() == Path("erf_sizes_replknet.npy").read_bytes()
+        assert Path("again_m.npy").read_bytes() == Path("m.npy").read_bytes()
 
 
 KILL = """
@@ -225,6 +268,8 @@ def test_bad_options_are_usage_errors(work, extra, message):
     [
         (["--map", "erf_sizes_replknet.npy"], "same file"),
         (["--map_fig", "a.png"], "needs --map"),
+        (["--save_map", "a", "--map", "a.npy"], "--save_map and --map name the same file"),
+        (["--definition", "replknet", "--save_map", "a", "--output", "b"], "name it once"),
         (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
         (["--precision", "fp16"], "underflow"),
         (["--test_dataset", "fish"], "fish"),

@@ -1,12 +1,25 @@
 """``cba-fast erf-compute``."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from .options import POSITIVE, SEED, SHARE, data_options, model_options, run_options
+from .options import (
+    POSITIVE,
+    SEED,
+    SHARE,
+    checkpoint_option,
+    data_options,
+    model_options,
+    run_options,
+)
 from .progress import bar, warn
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+MAP_IMAGES, MAP_SIDE = 50, 1024  # RepLKNet's protocol
 
 
 def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
@@ -24,6 +37,14 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
 @model_options(required=True)
 @data_options(default="cub-200-2011")
 @run_options(batch_size=1)
+@checkpoint_option()
+@click.option(
+    "--definition",
+    type=click.Choice(["study", "replknet"]),
+    default="study",
+    help="study: ERF sizes, from the gradient of the top-1 score; replknet: the ERF map alone, from"
+    " that of the central feature, over the first images (--num_samples 50 --input_size 1024).",
+)
 @click.option("--num_samples", type=POSITIVE, default=200, help="Images drawn from the set.")
 @click.option(
     "--p",
@@ -41,87 +62,141 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     help="Top-1 score whose gradient is taken; prob is the study's.",
 )
 @click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The .npy file.  [default: erf_sizes_<family>.npy]",
+    "--output", type=FILE, help="The .npy file of the sizes.  [default: erf_sizes_<family>.npy]"
+)
+@click.option(
+    "--save_map",
+    type=FILE,
+    help="The .npy file of the map: study: the mean |gradient| of the sampled images, if asked for;"
+    " replknet: the ERF map.  [default there: erf_map_<family>.npy]",
 )
 @click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
 @click.option(
     "--map",
     "map_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also measure the ERF map (RepLKNet's protocol) and write it to this .npy file.",
+    type=FILE,
+    help="After the sizes, measure the ERF map of --definition replknet, too, into this .npy file.",
 )
-@click.option("--map_images", type=POSITIVE, default=50, help="Images of the ERF map.")
-@click.option("--map_input_size", type=POSITIVE, default=1024, help="Image side of the ERF map.")
-@click.option(
-    "--map_fig", type=click.Path(dir_okay=False, path_type=Path), help="Draw the ERF map here."
-)
+@click.option("--map_images", type=POSITIVE, default=MAP_IMAGES, help="Images of --map.")
+@click.option("--map_input_size", type=POSITIVE, default=MAP_SIDE, help="Image side of --map.")
+@click.option("--map_fig", type=FILE, help="Picture of the (last) map.  [default: beside it, .png]")
 def command(
     model_config,
     data_config,
     run_config,
+    checkpoint,
+    definition,
     num_samples,
     shares,
     seed,
     score,
     output,
+    save_map,
     resume,
     map_path,
     map_images,
     map_input_size,
     map_fig,
 ):
-    """Measure the ERF size on sampled images, and the ERF map if asked.
+    """Measure the ERF size on sampled images, the ERF map, or both.
 
     The ERF size is the number of pixels that hold the share p of the gradient of the top-1 score.
     The default batch size of 1 is the study's; others are as exact but round differently, which
-    moves some sizes by a few pixels.
+    moves some sizes by a few pixels. A map comes with its area ratios and shape descriptors, also
+    in a JSON file beside it, and a picture (docs/erf.md has the definitions).
     """
     from cba_fast.study import erf_runs
     from cba_fast.study.inference import load_model, open_images
 
+    if definition == "replknet":
+        map_path = _only_map(model_config.family, output, save_map, map_path)
+        save_map = None
+        map_images = num_samples if _given("num_samples") else MAP_IMAGES
+        map_input_size = data_config.input_size if _given("input_size") else MAP_SIDE
+        data_config = replace(data_config, input_size=map_input_size)
     output = _npy(output or Path(f"erf_sizes_{model_config.family}"))
-    map_path = map_path and _npy(map_path)
-    _check_outputs(output, map_path, map_fig)
+    save_map, map_path = save_map and _npy(save_map), map_path and _npy(map_path)
+    sizes_path = output if definition == "study" else None
+    _check_outputs(sizes_path, save_map, map_path, map_fig)
     erf_runs.check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
     model = load_model(model_config, run_config)
     common = (model, images, model_config, data_config, run_config)
+    options = {"checkpoint": checkpoint, "resume": resume}
     try:
-        sizes = erf_runs.compute_sizes(
-            *common,
-            erf_runs.SizeConfig(num_samples, shares, seed, score),
-            output,
-            resume=resume,
-            progress=bar("ERF sizes"),
-        )
-        warn(sizes.notes)
-        for row in erf_runs.as_rows(sizes.stats):
-            click.echo(row)
+        if sizes_path:
+            config = erf_runs.SizeConfig(num_samples, shares, seed, score)
+            _sizes(common, config, sizes_path, save_map, None if map_path else map_fig, options)
         if map_path:
             config = erf_runs.ErfMapConfig(map_images, map_input_size)
-            _map(common, config, map_path, map_fig, resume)
+            _map(common, config, map_path, map_fig, options)
     except KeyboardInterrupt:
         click.echo("Interrupted: the same command goes on from the finished part.", err=True)
         raise
-    click.echo(f"ERF sizes: {output} ({time.perf_counter() - start:.1f} s in all)")
+    what = f"ERF sizes: {output}" if sizes_path else f"ERF map: {map_path}"
+    click.echo(f"{what} ({time.perf_counter() - start:.1f} s in all)")
 
 
-def _map(common, config, map_path: Path, map_fig: Path | None, resume: bool) -> None:
+def _sizes(common, config, output, save_map, map_fig, options) -> None:
     from cba_fast.study import erf_runs
 
-    found = erf_runs.compute_map(*common, config, map_path, resume=resume, progress=bar("ERF map"))
+    found = erf_runs.compute_sizes(
+        *common, config, output, save_map=save_map, progress=bar("ERF sizes"), **options
+    )
     warn(found.notes)
-    for row in erf_runs.ratio_rows(found.ratios):
+    for row in erf_runs.as_rows(found.stats):
         click.echo(row)
-    click.echo(f"ERF map: {map_path} ({found.erf.count} images)")
-    if map_fig:
-        from cba_fast.study.plots import plot_erf_map, save_figure
+    if found.map:
+        _show(found.map, save_map, map_fig, common)
 
-        save_figure(plot_erf_map(found.erf.map, found.ratios), map_fig)
-        click.echo(f"ERF map, drawn: {map_fig}")
+
+def _map(common, config, map_path, map_fig, options) -> None:
+    from cba_fast.study import erf_runs
+
+    found = erf_runs.compute_map(*common, config, map_path, progress=bar("ERF map"), **options)
+    warn(found.notes)
+    _show(found, map_path, map_fig, common)
+
+
+def _show(found, path: Path, picture: Path | None, common) -> None:
+    """Print what is told about a map, and draw it."""
+    from cba_fast.study.erf_report import json_beside, map_rows
+    from cba_fast.study.plots import save_figure
+    from cba_fast.study.plots_erf import plot_map
+
+    for row in map_rows(found):
+        click.echo(row)
+    click.echo(f"ERF map: {path} ({found.erf.count} images), {json_beside(path)}")
+    picture = picture or path.with_suffix(".png")
+    save_figure(plot_map(found, _title(common[2])), picture)
+    click.echo(f"ERF map, drawn: {picture}")
+
+
+def _title(model_config) -> str:
+    """Return the model's name, with its mixture if one was given."""
+    mixing = {"alpha": model_config.alpha, "beta": model_config.beta}
+    parts = [f"{name} {value:g}" for name, value in mixing.items() if value is not None]
+    return ", ".join([model_config.name or model_config.family, *parts])
+
+
+def _given(name: str) -> bool:
+    """Say whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def _only_map(family: str, output, save_map, map_path) -> Path:
+    """Return where the map of ``--definition replknet`` goes."""
+    from cba_fast.errors import InputError
+
+    asked = {"--output": output, "--save_map": save_map, "--map": map_path}
+    asked = {name: path for name, path in asked.items() if path is not None}
+    if len(asked) > 1:
+        raise InputError(
+            f"{' and '.join(asked)}: --definition replknet writes one map; name it once"
+        )
+    return next(iter(asked.values()), Path(f"erf_map_{family}"))
 
 
 def _npy(path: Path) -> Path:
@@ -129,15 +204,22 @@ def _npy(path: Path) -> Path:
     return path if path.suffix == ".npy" else path.with_name(f"{path.name}.npy")
 
 
-def _check_outputs(output: Path, map_path: Path | None, map_fig: Path | None) -> None:
+def _check_outputs(
+    sizes: Path | None, save_map: Path | None, map_path: Path | None, map_fig: Path | None
+) -> None:
     """Refuse unusable file names before anything runs."""
     from cba_fast.errors import InputError
 
-    if map_path is not None and map_path == output:
-        raise InputError(f"{output}: --output and --map name the same file")
+    named = {"--output": sizes, "--save_map": save_map, "--map": map_path}
+    seen: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is not None and path in seen:
+            raise InputError(f"{path}: {seen[path]} and {option} name the same file")
+        if path is not None:
+            seen[path] = option
     if map_fig is not None:
         from cba_fast.study.plots import check_picture
 
-        if map_path is None:
-            raise InputError("--map_fig needs --map")
+        if save_map is None and map_path is None:
+            raise InputError("--map_fig needs --map, --save_map or --definition replknet")
         check_picture(map_fig)

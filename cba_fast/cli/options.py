@@ -148,6 +148,17 @@ def run_options(batch_size: int = 8) -> Callable:
     return _collect("run_config", RunConfig, {k: k for k in names}, options)
 
 
+def checkpoint_option() -> Callable:
+    """Whether input gradients recompute activations: hands over `checkpoint`."""
+    return click.option(
+        "--checkpoint",
+        type=click.Choice(["auto", "none", "block", "stage"]),
+        default="auto",
+        help="Keep no activations within blocks or stages but compute them again in the backward"
+        " pass (less memory, a forward pass more time); auto: where memory is short.",
+    )
+
+
 class TargetType(click.ParamType):
     """``predicted``, ``label`` or a class index."""
 

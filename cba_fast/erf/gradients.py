@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from cba_fast.erf.lean import lean_convolutions
+from cba_fast.erf.recompute import recomputing
 from cba_fast.nn import eval_mode
 
 SCORES = ("prob", "logit", "logprob")
@@ -30,23 +32,34 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def gradient_of(model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+def gradient_of(
+    model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor], *, checkpoint: str = "none"
+) -> Tensor:
     """Return the gradient of the scalar ``total(x)``, a function of `model`, at `x`.
 
     `x` itself is left alone. Works under ``torch.no_grad`` and ``torch.inference_mode`` of the
     caller; the model's own tensors must not be inference tensors.
 
     Args:
-        model: the module that `total` runs; frozen meanwhile (see :func:`frozen`).
+        model: the module that `total` runs; frozen meanwhile (see :func:`frozen`), and with
+            convolutions that keep nothing (see :func:`~cba_fast.erf.lean.lean_convolutions`).
         x: (N,C,H,W), floating, on the model's device.
         total: maps a tensor like `x` to a scalar.
+        checkpoint: ``none``, or ``block`` or ``stage``: recompute the activations of each block or
+            stage (see :func:`~cba_fast.erf.recompute.recomputing`).
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
-    with frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        # Frozen first: only frozen convolutions become lean.
+        stack.enter_context(frozen(model))
+        stack.enter_context(lean_convolutions(model))
+        stack.enter_context(recomputing(model, checkpoint))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         x = x.clone() if x.is_inference() else x.detach()
         x.requires_grad_(True)
         (grad,) = torch.autograd.grad(total(x), x)
@@ -89,7 +102,12 @@ def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = Fal
 
 
 def input_gradient(
-    model: nn.Module, x: Tensor, *, score: str = "prob", study_softmax: bool | None = None
+    model: nn.Module,
+    x: Tensor,
+    *,
+    score: str = "prob",
+    study_softmax: bool | None = None,
+    checkpoint: str = "none",
 ) -> Tensor:
     """Return, for each image of a batch, the gradient of its top-1 score at its pixels.
 
@@ -103,13 +121,14 @@ def input_gradient(
         score: ``prob`` (the study), ``logit`` or ``logprob``; see :func:`top1_score`.
         study_softmax: apply the softmax of ``prob`` twice. None: as the model's attribute
             ``study_softmax`` says (False where it has none).
+        checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
 
     Returns:
         (N,3,H,W), dtype of `x`.
 
     Raises:
-        ValueError: `x` is not a floating (N,C,H,W) tensor, the model's output is not (N,K), or
-            `score` is unknown.
+        ValueError: `x` is not a floating (N,C,H,W) tensor, the model's output is not (N,K),
+            `score` or `checkpoint` is unknown, or the model has no blocks to recompute.
 
     Notes:
         A softmax that saturates at 1 in float32 has a zero gradient; ``logit`` does not saturate.
@@ -124,11 +143,15 @@ def input_gradient(
     def total(images: Tensor) -> Tensor:
         return top1_score(model(images), score, study_softmax=study_softmax).sum()
 
-    return gradient_of(model, x, total)
+    return gradient_of(model, x, total, checkpoint=checkpoint)
 
 
 def center_gradient(
-    model: nn.Module, x: Tensor, *, features: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    x: Tensor,
+    *,
+    features: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: str = "none",
 ) -> Tensor:
     """Return, for each image, the gradient of the feature map's central position at its pixels.
 
@@ -139,12 +162,13 @@ def center_gradient(
         x: images (N,3,H,W), floating, preprocessed.
         features: images to the unpooled, pre-norm feature map (N,C,h,w); None:
             ``model.forward_features``.
+        checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
 
     Returns:
         (N,3,H,W), dtype of `x`.
 
     Raises:
-        ValueError: `x` or the feature map is not four-dimensional.
+        ValueError: `x` or the feature map is not four-dimensional, or as :func:`input_gradient`.
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
     """
@@ -156,7 +180,7 @@ def center_gradient(
             raise ValueError(f"the feature map must be (N,C,h,w), got {_describe(f)}")
         return f[:, :, f.shape[2] // 2, f.shape[3] // 2].relu().sum()
 
-    return gradient_of(model, x, total)
+    return gradient_of(model, x, total, checkpoint=checkpoint)
 
 
 def finite_images(grad: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def erf_map(
     images: Tensor | Iterable[Tensor],
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
     """Return the mean, over images, of what each input pixel adds to the central feature position.
@@ -48,6 +49,7 @@ def erf_map(
         model: a network with ``forward_features``, on the device of `images`.
         images: (N,3,H,W), floating, preprocessed, or an iterable of such batches of one H and W.
         features: images to the unpooled, pre-norm feature map; None: ``model.forward_features``.
+        checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
         backend: of :func:`cba_fast.ops.erf_accumulate`.
 
     Raises:
@@ -61,7 +63,7 @@ def erf_map(
     """
     total, count, seen, skipped = None, 0, 0, []
     for x in [images] if isinstance(images, Tensor) else images:
-        grad = center_gradient(model, x, features=features)
+        grad = center_gradient(model, x, features=features, checkpoint=checkpoint)
         if total is None:
             total = torch.zeros(x.shape[2:], dtype=torch.float64, device=grad.device)
         finite = finite_images(grad)
@@ -79,6 +81,7 @@ def measure_erf_map(
     num_images: int = 50,
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
     """Return the ERF map over the first `num_images` images of a walk that give a finite gradient.
@@ -87,7 +90,7 @@ def measure_erf_map(
     its place, as in the published script.
 
     Args:
-        model: see :func:`erf_map`, also for `features` and `backend`.
+        model: see :func:`erf_map`, also for `features`, `checkpoint` and `backend`.
         walk: the images, all of one size; usually the data set in order.
         num_images: how many to average over; a walk with fewer gives the mean over all of them.
 
@@ -97,7 +100,7 @@ def measure_erf_map(
     """
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
-        grad = center_gradient(model, images, features=features)
+        grad = center_gradient(model, images, features=features, checkpoint=checkpoint)
         good = with_finite_gradient(walk.report, grad, indices)[: num_images - int(state["count"])]
         if not good:
             return state
@@ -141,6 +144,9 @@ def area_ratio(erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> lis
     side 2i+1 and the ratio (2i+1)**2 / (H*W). As published, i ends at H//2 - 1 (here at
     min(H,W)//2 - 1), so that a square never leaves the map; a share that none exceeds gives None.
 
+    Because the logarithm is taken first, the ratios depend on the gradients' scale: they grow with
+    it. :func:`scale_free_area_ratio` does not.
+
     Args:
         erf: (H,W), real, finite, >= 0, not zero everywhere.
         thresholds: shares t.
@@ -154,7 +160,27 @@ def area_ratio(erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> lis
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), table 11 and the analysis
     script of its code; differs from it in that everything is float64.
     """
-    x = log_scaled(erf)
+    return _squares(log_scaled(erf), thresholds)
+
+
+def scale_free_area_ratio(
+    erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS
+) -> list[AreaRatio]:
+    """Return high-contribution area ratios of the map itself, without the published logarithm.
+
+    As :func:`area_ratio` with x = erf / max(erf): the same squares, but their shares are those of
+    the gradient. Multiplying the map by a number changes nothing; the figures are not comparable
+    with published ones.
+
+    Args:
+        erf, thresholds: as :func:`area_ratio`, also for the result and the errors.
+    """
+    x = checked_map(erf)
+    return _squares(x / x.max(), thresholds)
+
+
+def _squares(x: np.ndarray, thresholds: Sequence[float]) -> list[AreaRatio]:
+    """Return the smallest central square of `x` for each share of its sum."""
     h, w = x.shape
     total = x.sum()
     found: dict[float, int] = {}
@@ -175,6 +201,16 @@ def log_scaled(erf: np.ndarray) -> np.ndarray:
     """Return log10(erf + 1) divided by its maximum, (H,W) float64 in [0,1].
 
     Raises:
+        ValueError: see :func:`checked_map`.
+    """
+    x = np.log1p(checked_map(erf))  # log10's factor cancels; log1p keeps what is far below 1
+    return x / x.max()
+
+
+def checked_map(erf: np.ndarray) -> np.ndarray:
+    """Return an ERF map as (H,W) float64.
+
+    Raises:
         ValueError: `erf` is not a real, finite, non-negative (H,W) array with a value above 0.
     """
     erf = np.asarray(erf)
@@ -185,8 +221,7 @@ def log_scaled(erf: np.ndarray) -> np.ndarray:
         raise ValueError(f"an ERF map is finite and >= 0, got {erf.min()} to {erf.max()}")
     if erf.max() == 0:
         raise ValueError("the ERF map is zero everywhere")
-    x = np.log1p(erf)  # log10's factor cancels; log1p keeps the digits of maps far below 1
-    return x / x.max()
+    return erf
 
 
 def _mean(total: Tensor | None, count: int, skipped: list[int]) -> ErfMap:

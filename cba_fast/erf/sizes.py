@@ -40,6 +40,7 @@ def erf_sizes(
     *,
     study_softmax: bool | None = None,
     batch_size: int = 1,
+    checkpoint: str = "none",
     backend: str | None = None,
 ) -> np.ndarray:
     """Return each image's ERF size: the fewest pixels that hold a share p of the input gradient.
@@ -55,6 +56,7 @@ def erf_sizes(
         study_softmax: see :func:`~cba_fast.erf.input_gradient`.
         batch_size: images per backward pass. 1, as the study, by default: another size changes
             the gradients' rounding, and with it some sizes by a few pixels.
+        checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
         backend: of :func:`cba_fast.ops.erf_size`.
 
     Returns:
@@ -67,7 +69,9 @@ def erf_sizes(
     """
     parts = []
     for x in images.split(batch_size):
-        grad = input_gradient(model, x, score=score, study_softmax=study_softmax)
+        grad = input_gradient(
+            model, x, score=score, study_softmax=study_softmax, checkpoint=checkpoint
+        )
         finite = finite_images(grad)
         if not finite.all():
             bad = [sum(map(len, parts)) + i for i, ok in enumerate(finite.tolist()) if not ok]
@@ -86,11 +90,14 @@ class SizeResult:
         sizes: (N,) or (N,P) float32, in the order of the sample.
         indices: (N,) int64, the data set indices that they belong to.
         num_zero: images without any gradient (their size is 0).
+        map: (H,W) float64, the mean over these images of g = |gradient| averaged over the channels;
+            None unless asked for.
     """
 
     sizes: np.ndarray
     indices: np.ndarray
     num_zero: int
+    map: np.ndarray | None = None
 
 
 def measure_erf_sizes(
@@ -99,6 +106,8 @@ def measure_erf_sizes(
     p: float | Sequence[float] = 0.2,
     score: str = "prob",
     *,
+    with_map: bool = False,
+    checkpoint: str = "none",
     backend: str | None = None,
 ) -> SizeResult:
     """Measure the ERF sizes of a data set's images.
@@ -108,30 +117,46 @@ def measure_erf_sizes(
 
     Args:
         model: a classifier on the walk's device; see :func:`erf_sizes` for the other arguments.
-        walk: the images; its indices are those of :func:`sample_indices`.
+        walk: the images; its indices are those of :func:`sample_indices`. All of one size if
+            `with_map`.
+        with_map: also average what the sizes are measured on, for :class:`SizeResult`.
 
     Raises:
         ImageError: a failed image in a strict walk.
     """
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
-        grad = input_gradient(model, images, score=score)
+        grad = input_gradient(model, images, score=score, checkpoint=checkpoint)
         good = with_finite_gradient(walk.report, grad, indices)
         if not good:
             return state
-        sizes = torch.from_numpy(_sizes(grad[good], p, backend))
+        grad = grad[good]
+        sizes = torch.from_numpy(_sizes(grad, p, backend))
         kept = torch.tensor([indices[i] for i in good])
-        return {
+        found = {
             "sizes": torch.cat([state["sizes"], sizes]),
             "indices": torch.cat([state["indices"], kept]),
         }
+        if with_map:
+            total = state["total"].clone()
+            if total.numel() == 0:
+                total = torch.zeros(grad.shape[2:], dtype=torch.float64, device=grad.device)
+            found["total"] = ops.erf_accumulate(
+                grad.abs().mean(1, keepdim=True), total, backend=backend
+            )
+        return found
 
     columns = () if isinstance(p, float | int) else (len(p),)
     first = {"sizes": torch.empty(0, *columns), "indices": torch.empty(0, dtype=torch.int64)}
+    if with_map:
+        first["total"] = torch.empty(0, 0, dtype=torch.float64, device=walk.device)
     state = walk.run(step, first)
     sizes = state["sizes"].numpy()
     num_zero = int((sizes == 0).all(axis=tuple(range(1, sizes.ndim))).sum())
-    return SizeResult(sizes, state["indices"].numpy(), num_zero)
+    mean = None
+    if with_map and len(sizes):
+        mean = (state["total"] / len(sizes)).cpu().numpy()
+    return SizeResult(sizes, state["indices"].numpy(), num_zero, mean)
 
 
 def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:

@@ -13,11 +13,10 @@ from torch import nn
 from cba_fast import __version__
 from cba_fast.data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
 from cba_fast.erf import (
-    AreaRatio,
     ErfMap,
     Partial,
     Walk,
-    area_ratio,
+    choose_checkpoint,
     measure_erf_map,
     measure_erf_sizes,
     sample_indices,
@@ -27,6 +26,7 @@ from cba_fast.files import write_npy
 
 from .analysis import SizeStats, size_stats
 from .config import DataConfig, ModelConfig, RunConfig, settings
+from .erf_report import MapRun, with_figures, write_map
 from .inference import autocast, choose_device, memory_format, report_on
 
 
@@ -50,19 +50,14 @@ class ErfMapConfig:
 
 @dataclass
 class SizeRun:
-    """A finished measurement: statistics for each share p, and notes for the end."""
+    """A finished measurement: statistics for each share p, notes for the end, and the map if any.
+
+    The map is the mean over the images of what the sizes are measured on.
+    """
 
     stats: dict[float, SizeStats]
     notes: list[str]
-
-
-@dataclass
-class MapRun:
-    """A finished ERF map, its area ratios, and notes for the end."""
-
-    erf: ErfMap
-    ratios: list[AreaRatio]
-    notes: list[str]
+    map: MapRun | None = None
 
 
 def check_precision(run: RunConfig) -> None:
@@ -85,6 +80,8 @@ def compute_sizes(
     config: SizeConfig,
     output: str | os.PathLike,
     *,
+    save_map: str | os.PathLike | None = None,
+    checkpoint: str = "auto",
     resume: bool = True,
     progress: Callable = lambda steps, count: steps,
 ) -> SizeRun:
@@ -94,12 +91,19 @@ def compute_sizes(
     could be measured, in the order of the sample. Until it is written, the finished part lies
     beside it; a run of the same settings goes on from there.
 
+    With `save_map` what the sizes are measured on, the mean over the images of |gradient| averaged
+    over the channels, goes to that file, (H,W) float64, as :func:`compute_map` writes its map.
+
     Args:
         model: in its inference form, on the run's device.
         images: the data set.
         model_config, data, run: how model and images were made; a change of them starts afresh.
         config: sample, shares and score.
         output: the ``.npy`` file.
+        save_map: a second ``.npy`` file, or None.
+        checkpoint: recompute activations in the backward pass: ``none``, ``block``, ``stage``, or
+            ``auto``, the first of these whose activations fit into half of the free memory. The
+            numbers do not depend on it.
         resume: go on from the finished part of a killed run.
         progress: called with the iterable of steps and their number, returns an iterable.
 
@@ -109,25 +113,31 @@ def compute_sizes(
     """
     records = images.records
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    described = {
-        **_described(model_config, data, run, [records[i] for i in indices]),
-        "sizes": asdict(config),
-    }
+    described = run_description(model_config, data, run, [records[i] for i in indices])
+    described["sizes"] = asdict(config)
+    options = {"with_map": save_map is not None, "checkpoint": checkpoint}
+    if save_map is not None:
+        described["with_map"] = True
     partial = _partial(output, described, resume)
-    found = measure_sizes(model, records, data, run, config, partial, progress)
+    found = measure_sizes(model, records, data, run, config, partial, progress, **options)
     write_npy(output, found.sizes)
+    mapped = None
+    if save_map is not None:
+        mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
+        write_map(save_map, mapped, "study", {"score": config.score, **described})
     partial.remove()
     columns = found.sizes.reshape(len(found.sizes), -1).T
     stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
-    return SizeRun(stats, found.notes)
+    return SizeRun(stats, found.notes, mapped)
 
 
 @dataclass
 class Measured:
-    """ERF sizes, float32 (N,) or (N,P), and notes for the end of the run."""
+    """ERF sizes, float32 (N,) or (N,P), notes for the end of the run, and the mean map if any."""
 
     sizes: np.ndarray
     notes: list[str]
+    map: np.ndarray | None = None
 
 
 def measure_sizes(
@@ -138,19 +148,24 @@ def measure_sizes(
     config: SizeConfig,
     partial: Partial | None = None,
     progress: Callable = lambda steps, count: steps,
+    *,
+    with_map: bool = False,
+    checkpoint: str = "auto",
 ) -> Measured:
     """Measure ERF sizes on a sample of `records`; arguments and errors as :func:`compute_sizes`.
 
     Args:
         partial: keeps the finished part, and gives that of a killed run; None for neither.
+        with_map: also average what the sizes are measured on.
     """
     check_precision(run)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     walk = _walk(records, data.input_size, None, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
+    level = checkpoint_level(checkpoint, model, data.input_size, run)
     with autocast(run):
-        found = measure_erf_sizes(model, walk, p, config.score)
+        found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
     walk.report.check_any(len(found.sizes))
     notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
     if len(records) < config.num_samples:
@@ -160,7 +175,7 @@ def measure_sizes(
             f"{found.num_zero} images have a zero gradient (size 0): their score is saturated;"
             " --score logit does not saturate"
         )
-    return Measured(found.sizes, notes + walk.report.lines())
+    return Measured(found.sizes, notes + walk.report.lines(), found.map)
 
 
 def compute_map(
@@ -172,32 +187,60 @@ def compute_map(
     config: ErfMapConfig,
     output: str | os.PathLike,
     *,
+    checkpoint: str = "auto",
     resume: bool = True,
     progress: Callable = lambda steps, count: steps,
 ) -> MapRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
-    The file is (S,S) float64, the mean of the images' contributions (not log-scaled). Arguments and
+    The file is (S,S) float64, the mean of the images' contributions (not log-scaled); a JSON file
+    of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
     errors as :func:`compute_sizes`; a map without any gradient is an `InputError`.
     """
     check_precision(run)
     size, records = config.input_size, images.records
-    walk = _walk(records, size, erf_map_transform(size), range(len(records)), run, progress)
-    described = {**_described(model_config, data, run, records), "map": asdict(config)}
+    walk = map_walk(records, size, run, progress)
+    described = {**run_description(model_config, data, run, records), "map": asdict(config)}
     walk.partial = _partial(output, described, resume)
+    level = checkpoint_level(checkpoint, model, size, run, features=True)
     try:
         with autocast(run):
-            erf = measure_erf_map(model, walk, config.num_images)
-        ratios = area_ratio(erf.map)
+            erf = measure_erf_map(model, walk, config.num_images, checkpoint=level)
     except ValueError as e:
         walk.report.check_any(0)
         raise InputError(f"no ERF map: {e}") from e
-    write_npy(output, erf.map)
-    walk.partial.remove()
     notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
     if erf.count < config.num_images:
         notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
-    return MapRun(erf, ratios, notes + walk.report.lines())
+    found = with_figures(erf, notes + walk.report.lines())
+    write_map(output, found, "replknet", described)
+    walk.partial.remove()
+    return found
+
+
+def checkpoint_level(
+    checkpoint: str, model: nn.Module, input_size: int, run: RunConfig, *, features: bool = False
+) -> str:
+    """Return the checkpoint level that ``auto`` stands for in a run; others as they are."""
+    if checkpoint != "auto":
+        return checkpoint
+    return choose_checkpoint(
+        model,
+        (run.batch_size, 3, input_size, input_size),
+        device=choose_device(run),
+        run=(lambda m, x: m.forward_features(x)) if features else None,
+    )
+
+
+def map_walk(
+    records: Sequence[ImageRecord],
+    input_size: int,
+    run: RunConfig,
+    progress: Callable = lambda steps, count: steps,
+) -> Walk:
+    """Return the walk of an ERF map: all images in order, preprocessed as RepLKNet's script."""
+    transform = erf_map_transform(input_size)
+    return _walk(records, input_size, transform, range(len(records)), run, progress)
 
 
 def _walk(
@@ -227,7 +270,7 @@ def _partial(output: str | os.PathLike, described: dict, resume: bool) -> Partia
     return partial
 
 
-def _described(
+def run_description(
     model: ModelConfig, data: DataConfig, run: RunConfig, records: Sequence[ImageRecord]
 ) -> dict:
     """Return all that the numbers depend on; workers and strictness do not count."""
@@ -257,14 +300,4 @@ def as_rows(stats: dict[float, SizeStats]) -> list[str]:
         f"ERF size (p = {p:g}): mean {s.mean:.2f}, std {s.std:.2f}, min {s.min:.0f},"
         f" max {s.max:.0f} pixels ({s.count} images)"
         for p, s in stats.items()
-    ]
-
-
-def ratio_rows(ratios: Sequence[AreaRatio]) -> list[str]:
-    """Return one printed line per threshold of an ERF map."""
-    return [
-        f"ERF map: {r.threshold:.0%} of the contribution in "
-        + ("no square inside the map" if r.side is None else f"{r.ratio:.2%} of the area")
-        + ("" if r.side is None else f" (side {r.side})")
-        for r in ratios
     ]

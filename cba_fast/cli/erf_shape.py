@@ -1,0 +1,153 @@
+"""``cba-fast erf-shape``."""
+
+import time
+from pathlib import Path
+
+import click
+
+from .options import FAMILIES, POSITIVE, checkpoint_option, data_options, model_options, run_options
+from .progress import bar, warn
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@model_options(required=True)
+@data_options(default="cub-200-2011")
+@run_options(batch_size=1)
+@checkpoint_option()
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=5, help="Mixtures from cross to square."
+)
+@click.option("--num_samples", type=POSITIVE, default=4, help="Images of each ERF map.")
+@click.option(
+    "--match",
+    type=click.Path(path_type=Path),
+    help="Search the mixture nearest to this ERF: a saved map (.npy), or the checkpoint of"
+    " --match_family.",
+)
+@click.option("--match_family", type=click.Choice(FAMILIES), help="Of the checkpoint --match.")
+@click.option("--match_model", help="Its model name; the family's base model if absent.")
+@click.option("--evaluations", type=POSITIVE, default=12, help="Most maps that a search adds.")
+@click.option(
+    "--output",
+    type=FILE,
+    default=Path("erf_shape.npy"),
+    help="The .npy file of the sweep's maps (steps, S, S).",
+)
+@click.option("--json", "json_path", type=FILE, help="Everything else.  [default: beside --output]")
+@click.option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
+@click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
+def command(
+    model_config,
+    data_config,
+    run_config,
+    checkpoint,
+    steps,
+    num_samples,
+    match,
+    match_family,
+    match_model,
+    evaluations,
+    output,
+    json_path,
+    save_fig,
+    resume,
+):
+    """Show how slak_flex's ERF goes from cross to round, and match another model's.
+
+    alpha = 1 - s and beta = s, with s from 0 (SLaK's cross) to 1 (RepLKNet's square kernel); only
+    beta / (alpha + beta) counts, since a norm follows the mixture. Each mixture's ERF map is that
+    of `erf-compute --definition replknet` at --input_size, with the weights as they are.
+    """
+    from cba_fast.study import erf_shape
+    from cba_fast.study.inference import open_images
+
+    output = output if output.suffix == ".npy" else output.with_name(f"{output.name}.npy")
+    json_path = json_path or output.with_suffix(".json")
+    save_fig = save_fig or output.with_suffix(".png")
+    _check(match, match_family, match_model, save_fig)
+    start = time.perf_counter()
+    images = open_images(data_config)
+    model = erf_shape.load_mixable(model_config)
+    config = erf_shape.SweepConfig(steps, num_samples, evaluations)
+    options = {"checkpoint": checkpoint, "resume": resume}
+    target = None
+    try:
+        if match is not None:
+            used = (images, data_config, run_config)
+            target = _target(match, match_family, match_model, used, num_samples, output, options)
+        found = erf_shape.compute_sweep(
+            model,
+            images,
+            model_config,
+            data_config,
+            run_config,
+            config,
+            output,
+            target=target,
+            target_name=str(match or ""),
+            json_path=json_path,
+            progress=bar("ERF map"),
+            **options,
+        )
+    except KeyboardInterrupt:
+        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
+        raise
+    _show(found, match, target, save_fig)
+    click.echo(
+        f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"
+    )
+
+
+def _show(found, match: Path | None, target, save_fig: Path) -> None:
+    """Print the table of a sweep, and draw it."""
+    from cba_fast.study.erf_shape import table
+    from cba_fast.study.plots import save_figure
+    from cba_fast.study.plots_erf import plot_mixtures
+
+    warn(found.notes)
+    for row in table(found.mixtures):
+        click.echo(row)
+    if found.best is not None:
+        click.echo(f"Nearest to {match}, of {len(found.mixtures) + len(found.tried)} mixtures:")
+        click.echo(table([found.best])[1])
+    save_figure(plot_mixtures(found.mixtures, found.best, target), save_fig)
+
+
+def _check(match: Path | None, family: str | None, name: str | None, save_fig: Path) -> None:
+    """Refuse options that do not go together, before anything runs."""
+    from cba_fast.errors import InputError
+    from cba_fast.study.plots import check_picture
+
+    check_picture(save_fig)
+    is_map = match is not None and match.suffix == ".npy"
+    if (family or name) and (match is None or is_map):
+        raise InputError("--match_family and --match_model describe a checkpoint: --match FILE")
+    if match is not None and not is_map and family is None:
+        raise InputError(f"{match}: a checkpoint to match needs --match_family; a map ends in .npy")
+
+
+def _target(match, family, name, used, num_samples, output: Path, options):
+    """Return the ERF map to match: that of the file, or of the checkpoint on the same images."""
+    from cba_fast.study import erf_runs, erf_shape
+    from cba_fast.study.config import ModelConfig
+    from cba_fast.study.inference import load_model
+
+    if match.suffix == ".npy":
+        return erf_shape.load_target(match)
+    images, data_config, run_config = used
+    config = ModelConfig(family, match, name)
+    found = erf_runs.compute_map(
+        load_model(config, run_config),
+        images,
+        config,
+        data_config,
+        run_config,
+        erf_runs.ErfMapConfig(num_samples, data_config.input_size),
+        output.with_name(f"{output.stem}_target.npy"),
+        progress=bar("ERF map to match"),
+        **options,
+    )
+    warn(found.notes)
+    return found.erf.map

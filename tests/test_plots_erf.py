@@ -1,0 +1,71 @@
+"""Pictures of ERF maps and of slak_flex's mixtures."""
+
+import numpy as np
+import pytest
+
+from cba_fast.erf import ErfMap, area_ratio, erf_shape, scale_free_area_ratio
+from cba_fast.study import plots_erf
+from cba_fast.study.erf_report import MapRun, map_rows, with_figures
+from cba_fast.study.erf_shape import Mixture
+from cba_fast.study.plots import save_figure
+
+
+def block(size: int = 21, half: int = 2) -> np.ndarray:
+    m = np.zeros((size, size))
+    m[size // 2 - half : size // 2 + half + 1, size // 2 - half : size // 2 + half + 1] = 50.0
+    return m
+
+
+def run_of(m: np.ndarray) -> MapRun:
+    return with_figures(ErfMap(m, 3, []), [])
+
+
+def mixture(share: float, m: np.ndarray) -> Mixture:
+    return Mixture(share, m, area_ratio(m), scale_free_area_ratio(m), erf_shape(m))
+
+
+def test_both_pictures_of_a_map_have_their_squares_on_the_pixels(tmp_path):
+    fig = plots_erf.plot_map(run_of(block()), "a model")
+    published, free = fig.axes[:2]
+    for ax in (published, free):
+        extents = [p.get_bbox().extents.tolist() for p in ax.patches]
+        assert extents[-1] == [7.5, 7.5, 12.5, 12.5]  # 99 % lies in the block of 5 x 5 pixels
+        assert len(extents) == 4
+    assert "a model" in fig.get_suptitle()
+    save_figure(fig, tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 10000
+
+
+def test_decades_end_at_the_floor_and_at_the_maximum():
+    m = np.array([[1e-9, 1e-2], [1.0, 1e-5]]) * 1e-30
+    np.testing.assert_allclose(plots_erf.decades(m), [[-3, -2], [0, -3]])
+    with pytest.raises(ValueError, match="zero everywhere"):
+        plots_erf.decades(np.zeros((3, 3)))
+
+
+def test_a_panel_for_each_mixture_and_the_curves(tmp_path):
+    shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 0.5, 1.0))]
+    fig = plots_erf.plot_mixtures(shapes)
+    titles = [ax.get_title() for sub in fig.subfigs for ax in sub.axes if ax.images]
+    assert titles == ["alpha 1, beta 0", "alpha 0.5, beta 0.5", "alpha 0, beta 1"]
+    (curves,) = fig.subfigs[1].axes
+    drawn = {line.get_label(): line.get_ydata() for line in curves.lines}
+    assert drawn["roundness"].tolist() == [m.shape.roundness for m in shapes]
+
+
+def test_a_match_adds_two_panels_and_a_line():
+    shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 1.0))]
+    near = mixture(0.3, block(half=3))
+    fig = plots_erf.plot_mixtures(shapes, near, block(half=4))
+    titles = [ax.get_title() for ax in fig.subfigs[0].axes if ax.images]
+    assert titles[-2:] == ["nearest: alpha 0.7, beta 0.3", "target"]
+    (curves,) = fig.subfigs[1].axes
+    assert [0.3, 0.3] in [list(line.get_xdata()) for line in curves.lines]
+
+
+def test_printed_rows_name_the_variant_of_every_ratio():
+    rows = map_rows(run_of(block()))
+    assert len(rows) == 10
+    assert all("published, after log10" in row for row in rows[:4])
+    assert all("scale-free" in row for row in rows[4:8])
+    assert not any(row.count("scale-free") and row.count("published") for row in rows)
