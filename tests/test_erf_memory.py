@@ -229,3 +229,9 @@ def test_sizes_do_not_depend_on_the_level(level):
     model = small("slak")
     expected = erf.erf_sizes(model, images(3), [0.2, 0.5])
     assert np.array_equal(erf.erf_sizes(model, images(3), [0.2, 0.5], checkpoint=level), expected)
+
+
+def test_weights_in_bfloat16_are_taken_as_float32():
+    model, shape = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()).bfloat16(), (1, 3, 8, 8)
+    halves = recompute.kept_bytes(model, shape)
+    assert halves == recompute.kept_bytes(model.float(), shape) > 0

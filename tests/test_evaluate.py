@@ -313,7 +313,7 @@ def test_without_an_erf_the_scores_stand(here, weights, capsys, monkeypatch):
     alone = read(here / "r.json")
     (here / "r.json").unlink()
     monkeypatch.setattr(
-        "cba_fast.erf.sizes.input_gradient", lambda model, x, score: torch.full_like(x, torch.nan)
+        "cba_fast.erf.sizes.input_gradient", lambda model, x, **_: torch.full_like(x, torch.nan)
     )
     done = run_cli(capsys, "evaluate", *args)
     assert done.status == 0, done.err

@@ -160,10 +160,14 @@ def _tensors_of(model: nn.Module) -> list[Tensor]:
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
-    """Return a frozen copy in eval mode without data."""
+    """Return a frozen copy in eval mode without data, in float32."""
     memo: dict[int, object] = {}
     for p in model.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=False)
+        memo[id(p)] = nn.Parameter(_without_data(p.detach()), requires_grad=False)
     for b in model.buffers():
-        memo[id(b)] = b.to("meta")
+        memo[id(b)] = _without_data(b)
     return copy.deepcopy(model, memo).eval()
+
+
+def _without_data(t: Tensor) -> Tensor:
+    return t.to("meta", torch.float32 if t.is_floating_point() else t.dtype)
