@@ -6,6 +6,7 @@ Triton reads TRITON_INTERPRET when it is imported, so this runs as a process of 
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -101,7 +102,8 @@ def passes(shape, kernel_size, dtype, layout="contiguous", seed=0, **family):
 
     def run():
         torch.manual_seed(seed)
-        x, grad = image(layout, shape, dtype), image("contiguous", shape, dtype)
+        x = image(layout, shape, dtype)
+        grad = image(layout if layout == "channels_last" else "contiguous", shape, dtype)
         weight = torch.randn(shape[1], 1, *kernel_size).to(dtype)
         bias = torch.randn(shape[1]).to(dtype)
         if family:
@@ -128,14 +130,14 @@ CASES |= {
     "band_many_tiles_fp32": passes((1, 2, 11, 40), (9, 9), FP32),
     "band_many_tiles_fp16": passes((2, 1, 19, 37), (13, 15), FP16),
     "band_many_tiles_bf16": passes((1, 2, 9, 50), (11, 9), BF16),
-    "band_whole_rows_fp32": passes((2, 2, 13, 24), (27, 27), FP32),
+    "band_whole_rows_fp32": passes((2, 1, 9, 24), (19, 27), FP32),
     "band_whole_rows_bf16": passes((3, 1, 10, 16), (13, 13), BF16),
-    "band_widest_window": passes((1, 1, 5, 65), (63, 63), FP16),
-    "band_kernel_exceeds_image": passes((2, 2, 13, 12), (63, 41), FP16),
-    "band_one_column": passes((2, 2, 150, 1), (9, 9), FP16),
+    "band_widest_window": passes((1, 1, 5, 65), (17, 63), FP16),
+    "band_kernel_exceeds_image": passes((2, 1, 13, 12), (31, 27), FP16),
+    "band_one_column": passes((2, 1, 150, 1), (9, 9), FP16),
     "band_one_row": passes((2, 2, 1, 150), (9, 9), BF16),
-    "band_many_images": passes((70, 1, 13, 12), (9, 9), FP16),
-    "band_splits_of_the_batch": passes((70, 1, 3, 49), (3, 9), FP32),
+    "band_many_images": passes((20, 1, 13, 12), (9, 9), FP32),
+    "band_splits_of_the_batch": passes((9, 1, 3, 49), (3, 9), FP32),
     "band_single_pixel": passes((2, 3, 1, 1), (9, 3), FP32, family="band"),
     "band_small_kernel": passes((1, 2, 6, 20), (3, 5), FP16, family="band"),
     # Strips; tall ones lie down first.
@@ -152,9 +154,9 @@ CASES |= {
     "toeplitz_sliced": passes((2, 2, 4, 8), (9, 9), FP16, "sliced"),
     # Small kernels, tap by tap.
     "direct_1x1": passes((2, 3, 5, 6), (1, 1), FP32),
-    "direct_7x7": passes((1, 3, 9, 8), (7, 7), FP16, "channels_last"),
-    "direct_3x5": passes((2, 2, 17, 18), (3, 5), BF16),
-    "direct_5x3_channels_last": passes((2, 70, 4, 3), (5, 3), BF16, "channels_last"),
+    "direct_7x7": passes((1, 3, 2, 6), (7, 7), FP16, "channels_last"),
+    "direct_3x5": passes((1, 2, 17, 18), (3, 5), BF16),
+    "direct_5x3_channels_last": passes((1, 66, 2, 3), (5, 3), BF16, "channels_last"),
     "direct_kernel_exceeds_image": passes((1, 2, 1, 2), (7, 5), FP32),
     "direct_large_kernel": passes((1, 1, 5, 9), (9, 11), FP32, family="direct"),
 }
@@ -166,8 +168,8 @@ for _layout in LAYOUTS[2:]:
 @case
 def delta_kernel_is_the_identity():
     for dtype in (FP32, FP16, BF16):
-        for kernel_size in ((5, 3), (9, 11)):
-            for shape in ((2, 3, 5, 6), (1, 2, 8, 20)):
+        for kernel_size in ((3, 1), (9, 11)):
+            for shape in ((2, 2, 5, 6), (1, 1, 8, 20)):
                 x = image("contiguous", shape, dtype)
                 weight = torch.zeros(shape[1], 1, *kernel_size, dtype=dtype)
                 weight[:, :, kernel_size[0] // 2, kernel_size[1] // 2] = 1
@@ -177,9 +179,9 @@ def delta_kernel_is_the_identity():
 
 @case
 def memory_formats_are_those_of_conv2d():
-    for shape in ((2, 4, 6, 7), (2, 4, 1, 1), (2, 1, 6, 7)):
+    for shape in ((2, 3, 2, 4), (2, 3, 1, 1), (2, 1, 2, 4)):
         for layout in LAYOUTS:
-            for kernel_size in ((3, 3), (9, 9)):
+            for kernel_size in ((1, 1), (9, 1)):
                 x = image(layout, shape)
                 weight = torch.randn(shape[1], 1, *kernel_size)
                 pad = [k // 2 for k in kernel_size]
@@ -214,13 +216,12 @@ def direct_keeps_a_nan_local():
 @case
 def opcheck():
     ops, how = torch.ops.cba_fast, ("triton",) * 3
-    for layout, kernel_size in (("channels_last", [5, 3]), ("transposed", [9, 3])):
-        x, g = (image(layout, (2, 3, 6, 5)).requires_grad_() for _ in range(2))
-        weight = torch.randn(3, 1, *kernel_size, requires_grad=True)
-        bias = torch.randn(3, requires_grad=True)
-        torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
-        torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
-        torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, kernel_size, *how))
+    x = image("channels_last", (1, 2, 3, 4)).requires_grad_()
+    g = image("transposed", (1, 2, 3, 4)).requires_grad_()
+    weight, bias = torch.randn(2, 1, 9, 3, requires_grad=True), torch.randn(2, requires_grad=True)
+    torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
+    torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
+    torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, [9, 3], *how))
 
 
 @case
@@ -237,13 +238,14 @@ def gradients_are_adjoint_to_the_forward_pass():
 
 def main() -> None:
     for name in sys.argv[1:] or CASES:
-        error = None
+        error, started = None, time.perf_counter()
         try:
             torch.manual_seed(0)
             CASES[name]()
         except Exception:
             error = traceback.format_exc()
-        print(json.dumps({"case": name, "error": error}), flush=True)
+        seconds = round(time.perf_counter() - started, 2)
+        print(json.dumps({"case": name, "error": error, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

@@ -156,4 +156,5 @@ def _run(launches: list[plan.Launch]) -> None:
                 **launch.constants,
                 num_warps=launch.blocks.warps,
                 num_stages=launch.blocks.stages,
+                enable_fp_fusion=True,  # its default is about to change
             )

@@ -51,10 +51,23 @@ def dwconv_band_weights_kernel(
 
 @triton.jit
 def _add_product(
-    acc, x_ptrs, x_mask, band_ptrs, band_mask, UPCAST: tl.constexpr
-):  # [M, N] += [M, DEPTH] [DEPTH, N]
-    a = tl.load(x_ptrs, mask=x_mask, other=0.0)
-    b = tl.load(band_ptrs, mask=band_mask, other=0.0)
+    acc,
+    x_base,  # [M, 1]: column 0 of each window
+    band_base,  # [1, N]
+    column,  # [M, 1]: of the image, of the same
+    width,
+    x_ok,
+    band_ok,
+    K0: tl.constexpr,
+    DEPTH: tl.constexpr,
+    TILE_W: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Return acc + x[:, K0 : K0 + DEPTH] @ band[K0 : K0 + DEPTH, :]."""
+    k = K0 + tl.arange(0, DEPTH)
+    inside = (column + k[None, :] >= 0) & (column + k[None, :] < width)
+    a = tl.load(x_base + k[None, :], mask=x_ok & inside, other=0.0)
+    b = tl.load(band_base + k[:, None] * TILE_W, mask=band_ok, other=0.0)
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -77,7 +90,7 @@ def _add_product(
 )
 def dwconv_band_kernel(
     x_ptr,  # [N, C, H, W], unit stride in W
-    band_ptr,  # [C, KH, HEAD + TAIL, TILE_W]
+    band_ptr,  # [C, KH, WINDOW, TILE_W], WINDOW = PIECES * PIECE + TAIL
     bias_ptr,  # [C]
     y_ptr,  # [N, C, H, W], contiguous
     batch,
@@ -92,7 +105,8 @@ def dwconv_band_kernel(
     x_stride_h,
     UNIT: tl.constexpr,
     TILE_W: tl.constexpr,
-    HEAD: tl.constexpr,  # the window in two pieces whose sizes are powers of 2
+    PIECE: tl.constexpr,  # the window is cut into parts whose sizes are powers of 2
+    PIECES: tl.constexpr,
     TAIL: tl.constexpr,
     OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,7 +115,7 @@ def dwconv_band_kernel(
     UPCAST: tl.constexpr,
 ):
     """Compute BLOCK_M blocks of ROWS x TILE_W outputs of one channel per program."""
-    WINDOW: tl.constexpr = HEAD + TAIL
+    WINDOW: tl.constexpr = PIECES * PIECE + TAIL
     BLOCK_N: tl.constexpr = ROWS * TILE_W
     width = width_units * UNIT
     pad = kernel_h // 2
@@ -115,6 +129,7 @@ def dwconv_band_kernel(
     row_block = m // tiles_per_row_block
     n = (m % tiles_per_row_block) // tiles
     column = (m % tiles) * TILE_W
+    start = column - OFFSET
     h0 = row_block * ROWS
     exists = row_block < row_blocks
 
@@ -125,22 +140,10 @@ def dwconv_band_kernel(
     # In the loop only the same amount is added to all addresses: the input row i + h0, the band of
     # kernel row i + pad - row.
     row_stride = x_stride_h.to(tl.int64) * UNIT
-    x_offset = n * (x_stride_n.to(tl.int64) * UNIT) + h0 * row_stride + (column - OFFSET)
+    x_offset = n * (x_stride_n.to(tl.int64) * UNIT) + h0 * row_stride + start
     x_base = x_ptr + channel * (x_stride_c * UNIT) + x_offset[:, None]
     band_plane = band_ptr + (channel * kernel_h + pad) * (WINDOW * TILE_W)
     band_base = band_plane + (j - row * (WINDOW * TILE_W))[None, :]
-
-    k_head = tl.arange(0, HEAD)
-    col_head = (column - OFFSET)[:, None] + k_head[None, :]
-    ok_head = (col_head >= 0) & (col_head < width)
-    x_head = x_base + k_head[None, :]
-    band_head = band_base + k_head[:, None] * TILE_W
-    if TAIL > 0:
-        k_tail = HEAD + tl.arange(0, TAIL)
-        col_tail = (column - OFFSET)[:, None] + k_tail[None, :]
-        ok_tail = (col_tail >= 0) & (col_tail < width)
-        x_tail = x_base + k_tail[None, :]
-        band_tail = band_base + k_tail[:, None] * TILE_W
 
     # Input rows, counted from h0, that any of these blocks both needs and has.
     first_row_block = first // tiles_per_row_block
@@ -154,12 +157,33 @@ def dwconv_band_kernel(
         kernel_row = i + pad - row
         ok_band = ((kernel_row >= 0) & (kernel_row < kernel_h))[None, :]
         band_row = i * (WINDOW * TILE_W)
-        acc = _add_product(
-            acc, x_head + x_row, ok_row & ok_head, band_head + band_row, ok_band, UPCAST
-        )
+        for piece in tl.static_range(PIECES):
+            acc = _add_product(
+                acc,
+                x_base + x_row,
+                band_base + band_row,
+                start[:, None],
+                width,
+                ok_row,
+                ok_band,
+                piece * PIECE,
+                PIECE,
+                TILE_W,
+                UPCAST,
+            )
         if TAIL > 0:
             acc = _add_product(
-                acc, x_tail + x_row, ok_row & ok_tail, band_tail + band_row, ok_band, UPCAST
+                acc,
+                x_base + x_row,
+                band_base + band_row,
+                start[:, None],
+                width,
+                ok_row,
+                ok_band,
+                PIECES * PIECE,
+                TAIL,
+                TILE_W,
+                UPCAST,
             )
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
@@ -303,11 +327,12 @@ def dwconv_sum_partials_kernel(
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     j = tl.arange(0, TILE_W)
     k = (t % kernel_w)[:, None] + j[None, :] + shift
-    written = (t < taps)[:, None] & (k >= 0) & (k < window)
+    written = (k >= 0) & (k < window)
     acc = tl.zeros((BLOCK_T, TILE_W), dtype=tl.float32)
     for split in range(splits):
         line = split * taps.to(tl.int64) + t
-        acc += tl.load(
-            partial_ptr + line[:, None] * TILE_W + j[None, :], mask=written, other=0.0
-        )
+        # One mask for all of a line, so that it is read in pieces of 16 bytes.
+        source = partial_ptr + line[:, None] * TILE_W + j[None, :]
+        values = tl.load(source, mask=(t < taps)[:, None], other=0.0)
+        acc += tl.where(written, values, 0.0)
     tl.store(out_ptr + t, tl.sum(acc, 1).to(out_ptr.dtype.element_ty), mask=t < taps)

@@ -2,7 +2,8 @@
 
 A program holds pixels x channels. On contiguous images its channels are one and its lanes are
 neighbouring pixels, on channels_last ones they are mostly channels: either way neighbouring lanes
-read neighbouring addresses, and the taps' overlapping reads meet in the L1 cache. Every tap is a
+read neighbouring addresses, and the taps' overlapping reads meet in the L1 cache. (Strides and the
+number of channels are left to Triton's specialization: it must know which stride is 1.) Every tap is a
 load of its own, which bounds the arithmetic to about a quarter of the FMA rate: these kernels are
 for 7x7 and less.
 """
@@ -11,10 +12,10 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width", "kernel_h"])
+@triton.jit(do_not_specialize=["height", "width", "kernel_h"])
 def dwconv_direct_kernel(
     x_ptr,  # [N, C, H, W]
-    weight_ptr,  # [C, KH, KW], contiguous
+    weight_ptr,  # [C, KH * KW]
     bias_ptr,  # [C]
     y_ptr,  # [N, C, H, W]
     channels,
@@ -25,6 +26,8 @@ def dwconv_direct_kernel(
     x_stride_c,
     x_stride_h,
     x_stride_w,
+    weight_stride_c,
+    weight_stride_tap,
     y_stride_n,
     y_stride_c,
     y_stride_h,
@@ -50,6 +53,7 @@ def dwconv_direct_kernel(
 
     x_base = x_ptr + n * x_stride_n + (c_long * x_stride_c)[None, :]
     x_base += (h * x_stride_h + w * x_stride_w)[:, None]
+    weight_base = weight_ptr + c_long * weight_stride_c
     taps = kernel_h * KERNEL_W
     acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for i in range(kernel_h):
@@ -66,7 +70,7 @@ def dwconv_direct_kernel(
             tap = i * KERNEL_W + s
             if FLIP:
                 tap = taps - 1 - tap
-            weight = tl.load(weight_ptr + c_long * taps + tap, mask=c_ok, other=0.0)
+            weight = tl.load(weight_base + tap * weight_stride_tap, mask=c_ok, other=0.0)
             acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)[None, :]
@@ -77,9 +81,7 @@ def dwconv_direct_kernel(
     tl.store(target, acc.to(y_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit(
-    do_not_specialize=["batch", "channels", "height", "width", "kernel_h", "kernel_w", "splits"]
-)
+@triton.jit(do_not_specialize=["batch", "height", "width", "kernel_h", "kernel_w", "splits"])
 def dwconv_direct_weight_kernel(
     grad_ptr,  # [N, C, H, W]
     x_ptr,  # [N, C, H, W]

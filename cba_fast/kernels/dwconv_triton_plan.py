@@ -69,8 +69,8 @@ def is_transposed(kernel_size: tuple[int, int]) -> bool:
     return kernel_size[0] >= 4 * kernel_size[1]
 
 
-def window(width: int, kernel_w: int, multiple: int) -> Window:
-    """Return the cheapest cut for rows of `width`, windows being a `multiple` of columns."""
+def window(width: int, kernel_w: int) -> Window:
+    """Return the cheapest cut for rows of `width`."""
     cuts = []
     for tile in _TILES:
         tiles = -(-width // tile)
@@ -79,7 +79,7 @@ def window(width: int, kernel_w: int, multiple: int) -> Window:
         else:
             offset = _round_up(kernel_w // 2, 8)  # 8 half-precision numbers are 16 bytes
             columns = offset + tile + kernel_w // 2
-        cuts.append(Window(tile, tiles, _round_up(columns, multiple), offset))
+        cuts.append(Window(tile, tiles, _round_up(columns, 16), offset))
     return min(cuts, key=lambda w: w.columns * w.tiles * w.tile)
 
 
@@ -113,17 +113,15 @@ def band(
     """
     n, c, height, width = x.shape
     kh, kw = weight.shape[1:]
-    cut = window(width, kw, 16)
-    columns = _two_powers(cut.columns)
+    cut = window(width, kw)
     strides = _strides(x)
-    rows = _rows(kh, height, cut.tile)
+    tiles = -(-height // _rows(kh, height, 128 // cut.tile)) * n * cut.tiles
+    chosen = blocks("band", "few" if tiles <= 32 else "many", arch, x.dtype)
+    rows = _rows(kh, height, chosen.n // cut.tile)
     row_blocks = -(-height // rows)
-    chosen = blocks(
-        "band", arch, x.dtype, n=rows * cut.tile, depth=columns, m=row_blocks * n * cut.tiles
-    )
     scale = unit(x.dtype, width, *strides[:3])
-    bands = torch.empty((c, kh, columns, cut.tile), dtype=x.dtype, device=x.device)
-    head = 1 << (columns.bit_length() - 1)
+    bands = torch.empty((c, kh, cut.columns, cut.tile), dtype=x.dtype, device=x.device)
+    piece = min(chosen.k, 1 << (cut.columns.bit_length() - 1))
     return [
         Launch(
             "dwconv_band_weights_kernel",
@@ -137,8 +135,8 @@ def band(
             },
             {
                 "FLIP": flip,
-                "WINDOW": columns,
-                "BLOCK_WINDOW": _power_of_2(columns),
+                "WINDOW": cut.columns,
+                "BLOCK_WINDOW": _power_of_2(cut.columns),
                 "TILE_W": cut.tile,
             },
             Blocks(),
@@ -163,8 +161,9 @@ def band(
             {
                 "UNIT": scale,
                 "TILE_W": cut.tile,
-                "HEAD": head,
-                "TAIL": columns - head,
+                "PIECE": piece,
+                "PIECES": cut.columns // piece,
+                "TAIL": cut.columns % piece,  # of 16 to 96 columns: 0, 16 or 32
                 "OFFSET": cut.offset,
                 "ROWS": rows,
                 "BLOCK_M": chosen.m,
@@ -176,20 +175,13 @@ def band(
     ]
 
 
-def _two_powers(columns: int) -> int:
-    """Return the next multiple of 16 that is the sum of at most two powers of 2."""
-    while columns.bit_count() > 2:
-        columns += 16
-    return columns
+def _rows(kernel_h: int, height: int, most: int) -> int:
+    """Return how many output rows, at most `most`, a block of bands computes.
 
-
-def _rows(kernel_h: int, height: int, tile: int) -> int:
-    """Return how many output rows a block of bands computes.
-
-    A block goes through kh + rows - 1 input rows, so few rows waste little; 128 columns of results
-    are what keeps a tensor core busy.
+    A block goes through kh + rows - 1 input rows, so few rows waste little; many keep a tensor core
+    busy.
     """
-    rows = 128 // tile
+    rows = most
     while rows > 1 and (2 * rows > kernel_h or rows >= 2 * height):
         rows //= 2
     return rows
@@ -216,13 +208,11 @@ def band_weight(
     """
     n, c, height, width = x.shape
     kh, kw = gw.shape[1:]
-    cut = window(width, kw, 16)
+    cut = window(width, kw)
     piece = min(_power_of_2(cut.columns), _PIECE)
     pieces = -(-cut.columns // piece)
-    rows = 128 // cut.tile
-    while rows > 1 and rows >= 2 * kh:
-        rows //= 2
-    chosen = blocks("band_weight", arch, x.dtype, n=rows * cut.tile, depth=piece)
+    chosen = blocks("band_weight", "wide" if piece > 32 else "narrow", arch, x.dtype)
+    rows = min(chosen.n // cut.tile, _power_of_2(kh))
     lanes = max(1, min(height, chosen.k // (n * cut.tiles)))
     chunks = -(-(lanes * n * cut.tiles) // chosen.k)
     programs = c * -(-kh // rows) * pieces
@@ -299,12 +289,13 @@ def toeplitz(
     length = _round_up(pixels, 16)
     strides = _strides(x)
     scale = unit(x.dtype, pixels, *strides[:2])
-    chosen = blocks("toeplitz", arch, x.dtype, m=n, n=pixels)
+    chosen = blocks("toeplitz", "few" if n <= 16 else "many", arch, x.dtype)
     matrix = torch.empty((c, pixels, length), dtype=x.dtype, device=x.device)
+    rows = 16
     return [
         Launch(
             "dwconv_toeplitz_matrix_kernel",
-            c * pixels,
+            c * -(-pixels // rows),
             {
                 "weight_ptr": weight,
                 "matrix_ptr": matrix,
@@ -314,7 +305,7 @@ def toeplitz(
                 "kernel_w": kw,
                 "row_units": length // 16,
             },
-            {"FLIP": flip, "UNIT": 16, "BLOCK": _power_of_2(length)},
+            {"FLIP": flip, "UNIT": 16, "BLOCK_P": rows, "BLOCK_Q": _power_of_2(length)},
             Blocks(),
         ),
         Launch(
@@ -351,7 +342,11 @@ def direct(
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias tap by tap; x and y of any strides."""
     n, c, height, width = x.shape
-    chosen = blocks(_direct_layout("direct", x), arch, x.dtype, m=height * width, n=c)
+    neighbours = _neighbours(x)
+    chosen = blocks("direct", neighbours, arch, x.dtype)
+    taps = weight.flatten(1)
+    if neighbours == "channels":  # then a tap's weights lie side by side too
+        taps = taps.t().contiguous().t()
     programs = n * -(-c // chosen.n) * -(-(height * width) // chosen.m)
     return [
         Launch(
@@ -359,7 +354,7 @@ def direct(
             programs,
             {
                 "x_ptr": x,
-                "weight_ptr": weight,
+                "weight_ptr": taps,
                 "bias_ptr": y if bias is None else bias,
                 "y_ptr": y,
                 "channels": c,
@@ -367,6 +362,8 @@ def direct(
                 "width": width,
                 "kernel_h": weight.shape[1],
                 **_all_strides("x", x),
+                "weight_stride_c": taps.stride(0),
+                "weight_stride_tap": taps.stride(1),
                 **_all_strides("y", y),
             },
             {
@@ -385,7 +382,7 @@ def direct_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str) -> list[Lau
     """Plan the weight gradient gw (C, KH, KW) tap by tap; grad and x of any strides."""
     n, c, height, width = x.shape
     kh, kw = gw.shape[1:]
-    chosen = blocks(_direct_layout("direct_weight", x), arch, x.dtype, n=c)
+    chosen = blocks("direct_weight", _neighbours(x), arch, x.dtype)
     items = n * -(-(height * width) // chosen.m)
     programs = -(-c // chosen.n) * kh
     splits = max(1, min(items, 4 * _PROGRAMS // programs))
@@ -415,8 +412,8 @@ def direct_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str) -> list[Lau
     ]
 
 
-def _direct_layout(kernel: str, x: Tensor) -> str:
-    return f"{kernel}_channels" if x.stride(1) == 1 and x.shape[1] > 1 else kernel
+def _neighbours(x: Tensor) -> str:
+    return "channels" if x.stride(1) == 1 and x.shape[1] > 1 else "planes"
 
 
 def _all_strides(name: str, x: Tensor) -> dict[str, int]:

@@ -22,23 +22,27 @@ def dwconv_toeplitz_matrix_kernel(
     row_units,
     FLIP: tl.constexpr,
     UNIT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):
-    """Write row p of one channel's matrix per program, zeros behind column P."""
+    """Write BLOCK_P rows of one channel's matrix per program, zeros behind column P."""
     pixels = height * width
     length = row_units * UNIT
-    line = tl.program_id(0).to(tl.int64)  # c * P + p
-    channel = line // pixels
-    p = (line % pixels).to(tl.int32)
-    q = tl.arange(0, BLOCK)
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    pid = tl.program_id(0)
+    channel = (pid // blocks).to(tl.int64)
+    p = ((pid % blocks) * BLOCK_P + tl.arange(0, BLOCK_P))[:, None]
+    q = tl.arange(0, BLOCK_Q)[None, :]
     i = p // width - q // width + kernel_h // 2
     j = p % width - q % width + kernel_w // 2
-    inside = (q < pixels) & (i >= 0) & (i < kernel_h) & (j >= 0) & (j < kernel_w)
+    inside = (p < pixels) & (q < pixels)
+    inside &= (i >= 0) & (i < kernel_h) & (j >= 0) & (j < kernel_w)
     tap = i * kernel_w + j
     if FLIP:
         tap = kernel_h * kernel_w - 1 - tap
     values = tl.load(weight_ptr + channel * kernel_h * kernel_w + tap, mask=inside, other=0.0)
-    tl.store(matrix_ptr + line * length + q, values, mask=q < length)
+    target = matrix_ptr + (channel * pixels + p) * length + q
+    tl.store(target, values, mask=(p < pixels) & (q < length))
 
 
 @triton.jit(
