@@ -34,10 +34,15 @@ from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_COLUMNS = (
+    *("kernel", "arch", "dtype", "case", "constants", "warps/stages", "registers", "spills"),
+    *("shared", "matrix instruction"),
+)
 _INSTRUCTIONS = re.compile(r"wgmma\.mma_async|mma\.sync\.aligned\.m\d+n\d+k\d+|tcgen05\.mma")
 
-# (N, C, H, W), kernel, channels_last. RepLKNet-31B at 384, strips of SLaK-T and slak_flex, the
-# study's largest kernel, widths that no power of 2 divides, 7x7 of ConvNeXt; batch 64 and 1.
+# (N, C, H, W), kernel, channels_last: RepLKNet-31B at 384, few tiles and few images, a strip of
+# SLaK-T, the study's largest kernel and the largest of all, widths that 8 does not divide, and the
+# small kernels of ConvNeXt.
 CASES = [
     ((64, 128, 96, 96), (31, 31), False),
     ((64, 256, 48, 48), (29, 29), False),
@@ -46,26 +51,21 @@ CASES = [
     ((1, 128, 8, 96), (31, 31), False),
     ((1, 128, 8, 24), (27, 27), False),
     ((1, 1024, 12, 12), (13, 13), False),
-    ((64, 124, 96, 96), (5, 51), False),
     ((64, 124, 96, 96), (51, 5), False),
-    ((64, 128, 96, 96), (1, 51), False),
     ((64, 128, 96, 96), (51, 51), False),
-    ((1, 128, 8, 96), (51, 51), False),
     ((8, 64, 100, 100), (63, 63), False),
+    ((8, 64, 50, 50), (13, 13), False),
     ((8, 64, 63, 63), (9, 9), False),
     ((8, 64, 7, 7), (13, 13), False),
-    ((64, 998, 12, 12), (13, 5), False),
     ((64, 128, 96, 96), (7, 7), False),
     ((64, 128, 96, 96), (7, 7), True),
-    ((64, 128, 56, 56), (5, 5), False),
-    ((64, 96, 56, 56), (3, 3), True),
 ]
 
 
 def launches(shape, kernel_size, channels_last: bool, dtype, arch: str) -> Iterator[Launch]:
-    """Yield what the three directions launch; the forward one with bias, grad_x without.
+    """Yield what forward pass and weight gradient launch, for tensors of the meta device.
 
-    Tensors are of the meta device.
+    The input gradient is the forward pass with other constants: turned kernels and no bias.
     """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     turned = dwconv_triton_plan.is_transposed(kernel_size)
@@ -78,7 +78,6 @@ def launches(shape, kernel_size, channels_last: bool, dtype, arch: str) -> Itera
     how = {"arch": arch} if family == "direct" else {"arch": arch, "upcast": False}
     forward = getattr(dwconv_triton_plan, family)
     yield from forward(x, weight, bias, x, flip=False, **how)
-    yield from forward(x, weight, None, x, flip=True, **how)
     if family == "direct":
         yield from dwconv_triton_plan.direct_weight(x, x, weight, arch=arch)
     else:
@@ -188,8 +187,7 @@ def main() -> int:
     parser.add_argument("--cases", help="Only those whose name holds this text.", default="")
     parser.add_argument("--json", type=Path, help="Write the records as JSON lines.")
     args = parser.parse_args()
-    print("| kernel | arch | dtype | case | constants | warps/stages | registers | spills | shared |"
-          " matrix instruction |\n" + "|---" * 10 + "|")  # fmt: skip
+    print("| " + " | ".join(_COLUMNS) + " |\n" + "|---" * len(_COLUMNS) + "|")
     found, bad = [], 0
     every = distinct(CASES, args.dtype or ["bf16", "fp32"], args.arch or ARCHS)
     for case, launch, arch in every:

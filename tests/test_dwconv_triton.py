@@ -159,7 +159,9 @@ def test_the_op_takes_the_choice_on_a_gpu(a_gpu):
 
 def test_what_the_kernels_refuse_on_a_gpu(a_gpu, monkeypatch):
     assert refuses_triton(a_gpu(2, 3, 4, 5), (9, 9), "auto") is None
-    assert "not for torch.float64" in refuses_triton(a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), "")
+    assert "not for torch.float64" in refuses_triton(
+        a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), ""
+    )
     assert "plane has more" in refuses_triton(a_gpu(1, 1, 2**16, 2**15), (9, 9), "auto")
     assert "programs" in refuses_triton(a_gpu(2**16, 2**16, 1, 1), (9, 9), "auto")
     assert refuses_triton(a_gpu(64, 512, 512, 512), (9, 9), "auto") is None  # 2^33 elements

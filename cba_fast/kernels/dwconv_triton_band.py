@@ -297,9 +297,7 @@ def dwconv_band_weight_kernel(
             h = row[:, None] + (pad - i)[None, :]
             grad_row_ok = row_ok & (h >= 0) & (h < height)
             a = tl.load(x_base + step * x_row_stride, mask=row_ok & x_ok, other=0.0)
-            b = tl.load(
-                grad_base + step * grad_row_stride, mask=grad_row_ok & grad_ok, other=0.0
-            )
+            b = tl.load(grad_base + step * grad_row_stride, mask=grad_row_ok & grad_ok, other=0.0)
             if UPCAST:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)

@@ -3,9 +3,9 @@
 A program holds pixels x channels. On contiguous images its channels are one and its lanes are
 neighbouring pixels, on channels_last ones they are mostly channels: either way neighbouring lanes
 read neighbouring addresses, and the taps' overlapping reads meet in the L1 cache. (Strides and the
-number of channels are left to Triton's specialization: it must know which stride is 1.) Every tap is a
-load of its own, which bounds the arithmetic to about a quarter of the FMA rate: these kernels are
-for 7x7 and less.
+number of channels are left to Triton's specialization: it must know which stride is 1.) Every tap
+is a load of its own, which bounds the arithmetic to about a quarter of the FMA rate: these kernels
+are for 7x7 and less.
 """
 
 import triton
@@ -106,7 +106,6 @@ def dwconv_direct_weight_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Sum one kernel row of BLOCK_C channels over every `splits`-th block of pixels."""
-    channel_blocks = tl.cdiv(channels, BLOCK_C)
     pid = tl.program_id(0)
     i = pid % kernel_h
     rest = pid // kernel_h

@@ -98,7 +98,14 @@ def unit(dtype: torch.dtype, *numbers: int) -> int:
 
 
 def band(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, flip: bool, arch: str, upcast: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    *,
+    flip: bool,
+    arch: str,
+    upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by banded products.
 
@@ -196,9 +203,7 @@ def _in_units(name: str, strides: tuple[int, ...], scale: int) -> dict[str, int]
     return {f"{name}_stride_{d}": s // scale for d, s in zip("nch", strides, strict=False)}
 
 
-def band_weight(
-    grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool
-) -> list[Launch]:
+def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool) -> list[Launch]:
     """Plan the weight gradient gw (C, KH, KW), contiguous, by banded products.
 
     Args:
@@ -211,15 +216,16 @@ def band_weight(
     cut = window(width, kw)
     piece = min(_power_of_2(cut.columns), _PIECE)
     pieces = -(-cut.columns // piece)
-    chosen = blocks("band_weight", "wide" if piece > 32 else "narrow", arch, x.dtype)
+    strides, grad_strides = _strides(x), _strides(grad)
+    scale = unit(x.dtype, width, *strides[:3], *grad_strides[:3])
+    shape = "scattered" if scale == 1 else "wide" if piece > 32 else "narrow"
+    chosen = blocks("band_weight", shape, arch, x.dtype)
     rows = min(chosen.n // cut.tile, _power_of_2(kh))
     lanes = max(1, min(height, chosen.k // (n * cut.tiles)))
     chunks = -(-(lanes * n * cut.tiles) // chosen.k)
     programs = c * -(-kh // rows) * pieces
     splits = max(1, min(chunks, _PROGRAMS // programs))
     partial = torch.empty((splits, c, kh, kw, cut.tile), dtype=torch.float32, device=x.device)
-    strides, grad_strides = _strides(x), _strides(grad)
-    scale = unit(x.dtype, width, *strides[:3], *grad_strides[:3])
     return [
         Launch(
             "dwconv_band_weight_kernel",
@@ -277,7 +283,14 @@ def _sum_partials(partial: Tensor, gw: Tensor, shift: int, columns: int) -> Laun
 
 
 def toeplitz(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, flip: bool, arch: str, upcast: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    *,
+    flip: bool,
+    arch: str,
+    upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by a dense matrix per channel; arguments as `band`.
 

@@ -44,6 +44,9 @@ _ROWS = [
     ("band_weight", "wide", 2, _EVERY, Blocks(n=128, k=64, warps=4, stages=3)),
     ("band_weight", "narrow", 2, _EVERY, Blocks(n=128, k=64, warps=8, stages=3)),
     ("band_weight", "wide", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
+    # Windows at odd addresses are loaded number by number, through registers.
+    ("band_weight", "scattered", 2, _EVERY, Blocks(n=128, k=32, warps=8, stages=2)),
+    ("band_weight", "scattered", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
     ("band_weight", "narrow", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
     ("toeplitz", "many", 2, _EVERY, Blocks(m=64, n=64, k=32, warps=4, stages=3)),
     ("toeplitz", "few", 2, _EVERY, Blocks(m=16, n=64, k=32, warps=4, stages=3)),
@@ -72,7 +75,7 @@ def blocks(kernel: str, shape: str, arch: str, dtype: torch.dtype) -> Blocks:
         kernel: "band", "band_weight", "toeplitz", "direct" or "direct_weight".
         shape: "many" or "few" tiles ("band": 32 and less are few) or images ("toeplitz": 16 and
             less); "wide" or "narrow" pieces of the window ("band_weight": 32 columns and less are
-            narrow); "planes" or "channels" as the neighbours in memory (direct ones).
+            narrow), "scattered" ones of half types at odd addresses; "planes" or "channels" as the neighbours in memory (direct ones).
         arch: one of `ARCHS`.
         dtype: float32, bfloat16 or float16.
     """

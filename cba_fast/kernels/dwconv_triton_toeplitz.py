@@ -94,9 +94,7 @@ def dwconv_toeplitz_product_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k0 in range(0, pixels, BLOCK_K):
         a = tl.load(x_base + k0, mask=n_ok & (k0 + k < pixels)[None, :], other=0.0)
-        b = tl.load(
-            matrix_base + k0 * length, mask=q_ok & (k0 + k < pixels)[:, None], other=0.0
-        )
+        b = tl.load(matrix_base + k0 * length, mask=q_ok & (k0 + k < pixels)[:, None], other=0.0)
         if UPCAST:
             a = a.to(tl.float32)
             b = b.to(tl.float32)
