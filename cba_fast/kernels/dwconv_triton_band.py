@@ -141,7 +141,7 @@ def dwconv_band_kernel(
     # kernel row i + pad - row.
     row_stride = x_stride_h.to(tl.int64) * UNIT
     x_offset = n * (x_stride_n.to(tl.int64) * UNIT) + h0 * row_stride + start
-    x_base = x_ptr + channel * (x_stride_c * UNIT) + x_offset[:, None]
+    x_base = x_ptr + channel * x_stride_c * UNIT + x_offset[:, None]
     band_plane = band_ptr + (channel * kernel_h + pad) * (WINDOW * TILE_W)
     band_base = band_plane + (j - row * (WINDOW * TILE_W))[None, :]
 
@@ -268,9 +268,9 @@ def dwconv_band_weight_kernel(
     k = piece * PIECE + tl.arange(0, PIECE)
     x_row_stride = x_stride_h.to(tl.int64) * UNIT
     grad_row_stride = grad_stride_h.to(tl.int64) * UNIT
-    x_plane = x_ptr + channel * (x_stride_c * UNIT) + (k - OFFSET)[None, :]
+    x_plane = x_ptr + channel * x_stride_c * UNIT + (k - OFFSET)[None, :]
     # Row m of x meets row m + pad - i of grad.
-    grad_plane = grad_ptr + channel * (grad_stride_c * UNIT) + j[None, :]
+    grad_plane = grad_ptr + channel * grad_stride_c * UNIT + j[None, :]
     grad_plane += ((pad - i) * grad_row_stride)[None, :]
     tiles_per_row = batch * tiles
     chunks = tl.cdiv(lanes * tiles_per_row, BLOCK_K)

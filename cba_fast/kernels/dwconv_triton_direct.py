@@ -57,7 +57,7 @@ def dwconv_direct_kernel(
     taps = kernel_h * KERNEL_W
     acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for i in range(kernel_h):
-        down = i - kernel_h // 2
+        down = (i - kernel_h // 2).to(tl.int64)
         row_ok = (h + down >= 0) & (h + down < height)
         for s in tl.static_range(KERNEL_W):
             right = s - KERNEL_W // 2

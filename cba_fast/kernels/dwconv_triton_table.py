@@ -73,9 +73,10 @@ def blocks(kernel: str, shape: str, arch: str, dtype: torch.dtype) -> Blocks:
 
     Args:
         kernel: "band", "band_weight", "toeplitz", "direct" or "direct_weight".
-        shape: "many" or "few" tiles ("band": 32 and less are few) or images ("toeplitz": 16 and
-            less); "wide" or "narrow" pieces of the window ("band_weight": 32 columns and less are
-            narrow), "scattered" ones of half types at odd addresses; "planes" or "channels" as the neighbours in memory (direct ones).
+        shape: of "band" "many" or "few" tiles (32 and less); of "toeplitz" "many" or "few" images
+            (16 and less); of "band_weight" "wide" or "narrow" pieces of the window (32 columns and
+            less), "scattered" where nothing is aligned; of the direct ones "planes" or "channels",
+            the neighbours in memory.
         arch: one of `ARCHS`.
         dtype: float32, bfloat16 or float16.
     """

@@ -89,7 +89,7 @@ def dwconv_toeplitz_product_kernel(
     q_ok = (q < length)[None, :]
 
     x_offset = n.to(tl.int64) * (x_stride_n.to(tl.int64) * UNIT)
-    x_base = x_ptr + channel * (x_stride_c * UNIT) + x_offset[:, None] + k[None, :]
+    x_base = x_ptr + channel * x_stride_c * UNIT + x_offset[:, None] + k[None, :]
     matrix_base = matrix_ptr + channel * pixels * length + q[None, :] + k[:, None] * length
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k0 in range(0, pixels, BLOCK_K):

@@ -44,8 +44,9 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     n, c, h, w = image.shape
     if not _may(h * w <= _MOST_PIXELS):
         return f"a plane has more than {_MOST_PIXELS} pixels"
-    # Bounds that no kernel's grid exceeds.
-    if not (_may(n * c * (h * w // 16 + 1) <= _LONGEST_GRID) and _may(c * 144 <= _LONGEST_GRID)):
+    # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
+    most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
+    if not all(_may(programs <= _LONGEST_GRID) for programs in most):
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
     return None
 
