@@ -43,7 +43,7 @@ class Window(NamedTuple):
     Attributes:
         tile: outputs per tile.
         tiles: per row.
-        columns: of a window, a multiple of 16.
+        columns: of a window, a multiple of 16, 80 at most if pieces of 16 make it up.
         offset: how far left of its tile a window begins.
     """
 
@@ -69,8 +69,11 @@ def is_transposed(kernel_size: tuple[int, int]) -> bool:
     return kernel_size[0] >= 4 * kernel_size[1]
 
 
-def window(width: int, kernel_w: int) -> Window:
-    """Return the cheapest cut for rows of `width`."""
+def window(width: int, kernel_w: int, largest: int = 16) -> Window:
+    """Return the cheapest cut for rows of `width`.
+
+    Windows consist of equal pieces, powers of 2 from 16 to `largest`.
+    """
     cuts = []
     for tile in _TILES:
         tiles = -(-width // tile)
@@ -79,7 +82,8 @@ def window(width: int, kernel_w: int) -> Window:
         else:
             offset = _round_up(kernel_w // 2, 8)  # 8 half-precision numbers are 16 bytes
             columns = offset + tile + kernel_w // 2
-        cuts.append(Window(tile, tiles, _round_up(columns, 16), offset))
+        piece = min(_power_of_2(max(columns, 16)), largest)
+        cuts.append(Window(tile, tiles, _round_up(columns, piece), offset))
     return min(cuts, key=lambda w: w.columns * w.tiles * w.tile)
 
 
@@ -170,7 +174,7 @@ def band(
                 "TILE_W": cut.tile,
                 "PIECE": piece,
                 "PIECES": cut.columns // piece,
-                "TAIL": cut.columns % piece,  # of 16 to 96 columns: 0, 16 or 32
+                "TAIL": cut.columns % piece,  # of 16 to 80 columns: 0 or 16
                 "OFFSET": cut.offset,
                 "ROWS": rows,
                 "BLOCK_M": chosen.m,
@@ -213,9 +217,9 @@ def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool)
     """
     n, c, height, width = x.shape
     kh, kw = gw.shape[1:]
-    cut = window(width, kw)
-    piece = min(_power_of_2(cut.columns), _PIECE)
-    pieces = -(-cut.columns // piece)
+    cut = window(width, kw, _PIECE)
+    piece = min(cut.columns, _PIECE)
+    pieces = cut.columns // piece
     strides, grad_strides = _strides(x), _strides(grad)
     scale = unit(x.dtype, width, *strides[:3], *grad_strides[:3])
     shape = "scattered" if scale == 1 else "wide" if piece > 32 else "narrow"
@@ -258,7 +262,7 @@ def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool)
             },
             chosen,
         ),
-        _sum_partials(partial, gw, cut.offset - kw // 2, pieces * piece),
+        _sum_partials(partial, gw, cut.offset - kw // 2, cut.columns),
     ]
 
 

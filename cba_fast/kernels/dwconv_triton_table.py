@@ -37,7 +37,7 @@ _ROWS = [
     ("band", "many", 2, _EVERY, Blocks(m=128, n=128, k=64, warps=8, stages=3)),
     ("band", "few", 2, _EVERY, Blocks(m=32, n=128, k=64, warps=4, stages=3)),
     # Products of float32 are unrolled over their whole depth: 32 spill on sm_80, 16 on the others.
-    ("band", "many", 4, ("sm_80",), Blocks(m=64, n=128, k=16, warps=8, stages=2)),
+    ("band", "many", 4, ("sm_80",), Blocks(m=128, n=64, k=16, warps=8, stages=2)),
     ("band", "many", 4, ("sm_90", "sm_100"), Blocks(m=64, n=128, k=32, warps=8, stages=2)),
     ("band", "few", 4, ("sm_80",), Blocks(m=32, n=128, k=16, warps=8, stages=2)),
     ("band", "few", 4, ("sm_90", "sm_100"), Blocks(m=32, n=128, k=32, warps=4, stages=2)),
@@ -45,8 +45,9 @@ _ROWS = [
     ("band_weight", "narrow", 2, _EVERY, Blocks(n=128, k=64, warps=8, stages=3)),
     ("band_weight", "wide", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
     # Windows at odd addresses are loaded number by number, through registers.
-    ("band_weight", "scattered", 2, _EVERY, Blocks(n=128, k=32, warps=8, stages=2)),
-    ("band_weight", "scattered", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
+    ("band_weight", "scattered", 2, _EVERY, Blocks(n=64, k=32, warps=8, stages=2)),
+    ("band_weight", "scattered", 4, ("sm_80",), Blocks(n=64, k=16, warps=8, stages=2)),
+    ("band_weight", "scattered", 4, ("sm_90", "sm_100"), Blocks(n=64, k=16, warps=4, stages=2)),
     ("band_weight", "narrow", 4, _EVERY, Blocks(n=128, k=16, warps=8, stages=2)),
     ("toeplitz", "many", 2, _EVERY, Blocks(m=64, n=64, k=32, warps=4, stages=3)),
     ("toeplitz", "few", 2, _EVERY, Blocks(m=16, n=64, k=32, warps=4, stages=3)),

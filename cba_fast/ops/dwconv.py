@@ -71,7 +71,7 @@ def depthwise_conv2d(
         both under the kernel.
 
         The Triton kernels for sides above 7 are products of matrices: a NaN or an infinity spreads
-        over up to 96 columns, on maps of up to 144 pixels over the map. Their sums are float32
+        over up to 80 columns, on maps of up to 144 pixels over the map. Their sums are float32
         throughout (no TF32) and come out the same every time.
 
         Half types are accumulated in float32 and rounded once. Under autocast the arguments are
