@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_compile_table.py                        # everything: some ten minutes
     python benchmarks/gpu_compile_table.py --arch sm_90 --kernel dwconv_band_kernel --dtype bf16
-    python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile.jsonl
+    python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
 
 What is compiled is what `cba_fast.kernels.dwconv_triton_plan` would launch for the shapes below:
 the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not fit.

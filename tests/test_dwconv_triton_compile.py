@@ -18,7 +18,7 @@ pytest.importorskip("triton.backends.nvidia")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_compile_table.py"
-RECORDS = BENCHMARKS / "results" / "gpu_compile.jsonl"
+RECORDS = BENCHMARKS / "results" / "gpu_compile" / "triton-3.9.jsonl"
 SHARED_BY_CHIP = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 

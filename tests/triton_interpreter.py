@@ -234,7 +234,27 @@ def gradients_are_adjoint_to_the_forward_pass():
             torch.testing.assert_close(value, forward, rtol=1e-4, atol=1e-3)
 
 
+def unusable() -> str | None:
+    """Return why this interpreter cannot run loops, or None.
+
+    Triton 3.6 (and others) convert the bounds of loops as NumPy 2.4 no longer lets them.
+    """
+    try:
+        CASES["direct_1x1"]()
+    except Exception as e:
+        if "only 0-dimensional arrays can be converted" in f"{e} {e.__cause__}":
+            import numpy
+            import triton
+
+            return f"Triton {triton.__version__} cannot interpret with NumPy {numpy.__version__}"
+    return None
+
+
 def main() -> None:
+    reason = unusable()
+    if reason is not None:
+        print(json.dumps({"unusable": reason}))
+        return
     for name in sys.argv[1:] or CASES:
         error, started = None, time.perf_counter()
         try:
