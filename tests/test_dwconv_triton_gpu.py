@@ -67,9 +67,9 @@ def check(x, grad, weight, bias):
     assert_grad_weight(gw, grad, x)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CL])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "kernel_size"), SHAPES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CL], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "kernel_size"), SHAPES, ids=lambda v: "x".join(map(str, v)))
 def test_passes_are_within_bounds(shape, kernel_size, dtype, memory_format):
     x, grad, weight, bias = inputs(shape, kernel_size, dtype, memory_format)
     check(x, grad, weight, bias)
