@@ -1,6 +1,7 @@
 """How a depthwise convolution is computed: the backends, and the rule for the fastest.
 
-A method is one of `METHODS`: an algorithm of the compiled kernel, or another backend.
+A method is one of `METHODS`: an algorithm of the compiled kernel, or another backend. The rule for
+NVIDIA GPUs is in `dwconv_gpu`.
 """
 
 from collections.abc import Sequence
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ..kernels import native
+from ..kernels import dwconv_triton, native
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
+from .dwconv_gpu import fastest_on_gpu, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
-METHODS = ("fft", "direct", "torch", "reference")
+METHODS = ("fft", "direct", "torch", "triton", "reference")
 _COMPILED = ("fft", "direct")
 _MOST_PIXELS = 1 << 20  # some algorithms keep whole planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,6 +100,7 @@ def _table(op: str) -> BackendTable:
     backends = [
         Backend("cpp", _refuses_cpp, native.unavailable),
         Backend("torch", _refuses_fft),
+        Backend("triton", refuses_triton, dwconv_triton.unavailable),
         Backend("reference", _refuses_fft),
     ]
     return BackendTable(op, backends)
@@ -162,6 +165,8 @@ def _remember(key: tuple | None, value: Methods | str) -> None:
 
 def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm: str) -> str:
     table = TABLES[direction]
+    if image.device.type == "cuda" and backend == AUTO and algorithm != "fft":
+        return _gpu_method(table, image, kernel_size, algorithm)
     best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
     if backend == AUTO and best == "torch" and algorithm != "fft":
         backend = "torch"
@@ -171,6 +176,13 @@ def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm:
     if algorithm != AUTO:
         return algorithm
     return best if best in _COMPILED else "direct"
+
+
+def _gpu_method(table: BackendTable, image: Tensor, kernel_size, algorithm: str) -> str:
+    best = fastest_on_gpu(image, kernel_size)
+    if best == "triton" and table.backends["triton"].reason(image, kernel_size, algorithm):
+        best = "torch"
+    return table.resolve(best, image, kernel_size, algorithm)
 
 
 def check_method(direction: str, how: Sequence[str], image: Tensor, kernel_size) -> str:

@@ -1,0 +1,218 @@
+"""Compile the Triton kernels for GPUs that need not be here, and say what they take of them.
+
+    python benchmarks/gpu_compile_table.py                        # everything: some ten minutes
+    python benchmarks/gpu_compile_table.py --arch sm_90 --kernel dwconv_band_kernel --dtype bf16
+    python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
+
+What is compiled is what `cba_fast.kernels.dwconv_triton_plan` would launch for the shapes below:
+the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not fit.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # what it would make of the kernels cannot be compiled
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # silences a warning; it is set below too
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cba_fast.kernels import dwconv_triton, dwconv_triton_plan
+from cba_fast.kernels.dwconv_triton_plan import Launch
+from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+RECORDED = ("bf16", "fp32")  # fp16 compiles to the same but for the type in the instructions
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_COLUMNS = (
+    *("kernel", "arch", "dtype", "case", "constants", "warps/stages", "registers", "spills"),
+    *("shared", "matrix instruction"),
+)
+_INSTRUCTIONS = re.compile(r"wgmma\.mma_async|mma\.sync\.aligned\.m\d+n\d+k\d+|tcgen05\.mma")
+
+# (N, C, H, W), kernel, channels_last: RepLKNet-31B at 384, few tiles and few images, a strip of
+# SLaK-T, the study's largest kernel and the largest of all, widths that 8 does not divide, and the
+# small kernels of ConvNeXt.
+CASES = [
+    ((64, 128, 96, 96), (31, 31), False),
+    ((64, 256, 48, 48), (29, 29), False),
+    ((64, 512, 24, 24), (27, 27), False),
+    ((64, 1024, 12, 12), (13, 13), False),
+    ((1, 128, 8, 96), (31, 31), False),
+    ((1, 128, 8, 24), (27, 27), False),
+    ((1, 1024, 12, 12), (13, 13), False),
+    ((64, 124, 96, 96), (51, 5), False),
+    ((64, 128, 96, 96), (51, 51), False),
+    ((8, 64, 100, 100), (63, 63), False),
+    ((8, 64, 50, 50), (13, 13), False),
+    ((8, 64, 63, 63), (9, 9), False),
+    ((8, 64, 7, 7), (13, 13), False),
+    ((64, 128, 96, 96), (7, 7), False),
+    ((64, 128, 96, 96), (7, 7), True),
+]
+
+
+def launches(shape, kernel_size, channels_last: bool, dtype, arch: str) -> Iterator[Launch]:
+    """Yield what forward pass and weight gradient launch, for tensors of the meta device.
+
+    The input gradient is the forward pass with other constants: turned kernels and no bias.
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    turned = dwconv_triton_plan.is_transposed(kernel_size)
+    if turned:
+        shape, kernel_size = (*shape[:2], shape[3], shape[2]), kernel_size[::-1]
+    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+    weight = torch.empty((shape[1], *kernel_size), dtype=dtype, device="meta")
+    bias = weight[:, 0, 0].contiguous()
+    family = dwconv_triton_plan.family(shape[2:], kernel_size)
+    how = {"arch": arch} if family == "direct" else {"arch": arch, "upcast": False}
+    forward = getattr(dwconv_triton_plan, family)
+    yield from forward(x, weight, bias, x, flip=False, **how)
+    if family == "direct":
+        yield from dwconv_triton_plan.direct_weight(x, x, weight, arch=arch)
+    else:
+        yield from dwconv_triton_plan.band_weight(x, x, weight, arch=arch, upcast=False)
+
+
+def compile_launch(launch: Launch, arch: str) -> dict:
+    """Compile a launch's kernel; return its registers, spills, shared memory and instructions."""
+    kernel = dwconv_triton.load(launch.kernel)
+    signature, constants, attributes = {}, dict(launch.constants), {}
+    for position, parameter in enumerate(kernel.params):
+        value = launch.arguments.get(parameter.name)
+        if value is None:
+            kind = "constexpr"
+        elif isinstance(value, torch.Tensor):
+            kind = "*" + _NAMES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif value == 1 and not parameter.do_not_specialize:
+            kind, constants[parameter.name] = "constexpr", 1
+        else:
+            kind = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = kind
+    compiled = triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
+        options={
+            "num_warps": launch.blocks.warps,
+            "num_stages": launch.blocks.stages,
+            "enable_fp_fusion": True,
+        },
+    )
+    found = _INSTRUCTIONS.search(compiled.asm["ptx"])
+    return {
+        "kernel": launch.kernel,
+        "arch": arch,
+        "constants": launch.constants,
+        "warps": launch.blocks.warps,
+        "stages": launch.blocks.stages,
+        **resources(compiled.asm["cubin"]),
+        "shared": compiled.metadata.shared,
+        "mma": found.group() if found else None,
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return a kernel's ``registers`` per thread and bytes of ``stack`` and ``local`` memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    names = {"REG": "registers", "STACK": "stack", "LOCAL": "local"}
+    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage.stdout)
+    if {name for name, _ in found} != set(names):
+        raise ValueError(f"cuobjdump says no resources: {usage.stdout + usage.stderr}")
+    return {names[name]: int(value) for name, value in found}
+
+
+def distinct(dtypes, archs) -> Iterator[tuple[str, Launch, str, str]]:
+    """Yield each distinct kernel of the cases once: its first case, launch, dtype, architecture."""
+    for arch, name in product(archs, dtypes):
+        seen = set()
+        for shape, kernel_size, channels_last in CASES:
+            case = f"{'x'.join(map(str, shape))}_k{kernel_size[0]}x{kernel_size[1]}"
+            case += "_channels_last" * channels_last
+            for launch in launches(shape, kernel_size, channels_last, DTYPES[name], arch):
+                if identity(launch) not in seen:
+                    seen.add(identity(launch))
+                    yield case, launch, name, arch
+
+
+def identity(launch: Launch) -> str:
+    """Return what makes two launches run the same compiled kernel, but for the data type."""
+    return json.dumps([launch.kernel, launch.constants, launch.blocks.warps, launch.blocks.stages])
+
+
+def is_sample(case: str, launch: Launch, dtype: str, arch: str) -> bool:
+    """Say whether the tests compile it: products with bands everywhere, the other kernels once."""
+    if launch.kernel in ("dwconv_band_kernel", "dwconv_band_weight_kernel"):
+        return case == "64x128x96x96_k31x31"
+    cases = ("64x1024x12x12_k13x13", "64x128x96x96_k7x7_channels_last", "64x128x96x96_k31x31")
+    return case in cases and dtype == "bf16" and arch == "sm_90"
+
+
+def faults(record: dict) -> list[str]:
+    """Return what must not be: spills, or more shared memory than a program can have."""
+    found = []
+    if record["stack"] or record["local"]:
+        found.append(f"{record['stack'] + record['local']} bytes of stack")
+    if record["shared"] > SHARED_MEMORY[record["arch"]]:
+        found.append(f"{record['shared']} bytes of shared memory")
+    return found
+
+
+def row(record: dict) -> str:
+    constants = " ".join(f"{k}={int(v)}" for k, v in record["constants"].items() if k != "UPCAST")
+    cells = [
+        *(record["kernel"], record["arch"], record["dtype"], record["case"], constants),
+        f"{record['warps']}/{record['stages']}",
+        *(record["registers"], record["stack"] + record["local"], record["shared"]),
+        record["mma"] or "",
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", action="append", choices=ARCHS, help="Default: all.")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="Default: bf16 and fp32.")
+    parser.add_argument("--kernel", action="append", help="Default: all.")
+    parser.add_argument("--sample", action="store_true", help="What the tests compile.")
+    parser.add_argument("--json", type=Path, help="Write the records as JSON lines.")
+    args = parser.parse_args()
+    print("| " + " | ".join(_COLUMNS) + " |\n" + "|---" * len(_COLUMNS) + "|")
+    found, bad = [], 0
+    for case, launch, dtype, arch in distinct(args.dtype or RECORDED, args.arch or ARCHS):
+        if args.kernel and launch.kernel not in args.kernel:
+            continue
+        if args.sample and not is_sample(case, launch, dtype, arch):
+            continue
+        found.append({"case": case, "dtype": dtype, **compile_launch(launch, arch)})
+        print(row(found[-1]), flush=True)
+        for fault in faults(found[-1]):
+            bad += 1
+            print(f"{launch.kernel} for {arch}, {case}: {fault}", file=sys.stderr)
+    if args.json:
+        versions = {"triton": triton.__version__, "torch": torch.__version__}
+        lines = [json.dumps({"bench": "gpu_compile", **r, "versions": versions}) for r in found]
+        args.json.write_text("\n".join(lines) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,437 @@
+"""What the Triton depthwise convolution launches for given tensors: geometry, blocks, arguments.
+
+No Triton is imported and nothing runs here; tensors may be of the meta device. The same plans are
+launched (`dwconv_triton`) and compiled offline for other devices (benchmarks/gpu_compile_table.py).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dwconv_triton_table import Blocks, blocks
+
+SMALL_KERNEL = 7  # largest side of the kernels that are convolved tap by tap
+SMALL_MAP = 144  # pixels of the largest maps whose convolution becomes a dense matrix
+_TILES = (32, 16)
+_PIECE = 64
+_PROGRAMS = 1024  # aimed at by a weight gradient; an H200 has 132 multiprocessors
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: the kernel's name.
+        programs: the length of the one-dimensional grid.
+        arguments: tensors and integers by name.
+        constants: the `constexpr` arguments.
+        blocks: how many warps and stages.
+    """
+
+    kernel: str
+    programs: int
+    arguments: dict
+    constants: dict
+    blocks: Blocks
+
+
+class Window(NamedTuple):
+    """How a row of an image is cut: tiles of outputs and the window of inputs of each.
+
+    Attributes:
+        tile: outputs per tile.
+        tiles: per row.
+        columns: of a window, a multiple of 16, 80 at most if pieces of 16 make it up.
+        offset: how far left of its tile a window begins.
+    """
+
+    tile: int
+    tiles: int
+    columns: int
+    offset: int
+
+
+def family(size: tuple[int, int], kernel_size: tuple[int, int]) -> str:
+    """Return which forward kernel is for maps (H, W): "direct", "toeplitz" or "band"."""
+    if max(kernel_size) <= SMALL_KERNEL:
+        return "direct"
+    return "toeplitz" if size[0] * size[1] <= SMALL_MAP else "band"
+
+
+def is_transposed(kernel_size: tuple[int, int]) -> bool:
+    """Say whether tall strips are better convolved lying down.
+
+    Bands pay for at least 16 + kw - 1 columns: 6.4 times the 5 of a 51x5 kernel, less than twice
+    the 51 of a 5x51 kernel. The two copies are bound by memory.
+    """
+    return kernel_size[0] >= 4 * kernel_size[1]
+
+
+def window(width: int, kernel_w: int, largest: int = 16) -> Window:
+    """Return the cheapest cut for rows of `width`.
+
+    Windows consist of equal pieces, powers of 2 from 16 to `largest`.
+    """
+    cuts = []
+    for tile in _TILES:
+        tiles = -(-width // tile)
+        if tiles == 1:
+            offset, columns = 0, width
+        else:
+            offset = _round_up(kernel_w // 2, 8)  # 8 half-precision numbers are 16 bytes
+            columns = offset + tile + kernel_w // 2
+        piece = min(_power_of_2(max(columns, 16)), largest)
+        cuts.append(Window(tile, tiles, _round_up(columns, piece), offset))
+    return min(cuts, key=lambda w: w.columns * w.tiles * w.tile)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _power_of_2(n: int) -> int:
+    """Return the smallest power of 2 that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def unit(dtype: torch.dtype, *numbers: int) -> int:
+    """Return the greatest common power of 2 of the numbers, at most 16 bytes' worth of `dtype`."""
+    return math.gcd(16 // dtype.itemsize, *numbers)
+
+
+def band(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    *,
+    flip: bool,
+    arch: str,
+    upcast: bool,
+) -> list[Launch]:
+    """Plan y = conv(x, weight) + bias by banded products.
+
+    Args:
+        x: (N, C, H, W), its columns side by side.
+        weight: (C, KH, KW), contiguous.
+        bias: (C,) or None.
+        y: (N, C, H, W), contiguous.
+        flip: turn the kernel by 180 degrees.
+        arch: a key of the table of blocks.
+        upcast: compute on float32 operands, for the interpreter.
+    """
+    n, c, height, width = x.shape
+    kh, kw = weight.shape[1:]
+    cut = window(width, kw)
+    strides = _strides(x)
+    tiles = -(-height // _rows(kh, height, 128 // cut.tile)) * n * cut.tiles
+    chosen = blocks("band", "few" if tiles <= 32 else "many", arch, x.dtype)
+    rows = _rows(kh, height, chosen.n // cut.tile)
+    row_blocks = -(-height // rows)
+    scale = unit(x.dtype, width, *strides[:3])
+    bands = torch.empty((c, kh, cut.columns, cut.tile), dtype=x.dtype, device=x.device)
+    piece = min(chosen.k, 1 << (cut.columns.bit_length() - 1))
+    return [
+        Launch(
+            "dwconv_band_weights_kernel",
+            c * kh,
+            {
+                "weight_ptr": weight,
+                "band_ptr": bands,
+                "kernel_h": kh,
+                "kernel_w": kw,
+                "shift": cut.offset - kw // 2,
+            },
+            {
+                "FLIP": flip,
+                "WINDOW": cut.columns,
+                "BLOCK_WINDOW": _power_of_2(cut.columns),
+                "TILE_W": cut.tile,
+            },
+            Blocks(),
+        ),
+        Launch(
+            "dwconv_band_kernel",
+            c * -(-(row_blocks * n * cut.tiles) // chosen.m),
+            {
+                "x_ptr": x,
+                "band_ptr": bands,
+                "bias_ptr": y if bias is None else bias,
+                "y_ptr": y,
+                "batch": n,
+                "channels": c,
+                "height": height,
+                "width_units": width // scale,
+                "kernel_h": kh,
+                "tiles": cut.tiles,
+                "row_blocks": row_blocks,
+                **_in_units("x", strides, scale),
+            },
+            {
+                "UNIT": scale,
+                "TILE_W": cut.tile,
+                "PIECE": piece,
+                "PIECES": cut.columns // piece,
+                "TAIL": cut.columns % piece,  # of 16 to 80 columns: 0 or 16
+                "OFFSET": cut.offset,
+                "ROWS": rows,
+                "BLOCK_M": chosen.m,
+                "HAS_BIAS": bias is not None,
+                "UPCAST": upcast,
+            },
+            chosen,
+        ),
+    ]
+
+
+def _rows(kernel_h: int, height: int, most: int) -> int:
+    """Return how many output rows, at most `most`, a block of bands computes.
+
+    A block goes through kh + rows - 1 input rows, so few rows waste little; many keep a tensor core
+    busy.
+    """
+    rows = most
+    while rows > 1 and (2 * rows > kernel_h or rows >= 2 * height):
+        rows //= 2
+    return rows
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Return x's strides, 0 in dimensions of size 1 (theirs may be anything)."""
+    return tuple(s if n > 1 else 0 for n, s in zip(x.shape, x.stride(), strict=True))
+
+
+def _in_units(name: str, strides: tuple[int, ...], scale: int) -> dict[str, int]:
+    return {f"{name}_stride_{d}": s // scale for d, s in zip("nch", strides, strict=False)}
+
+
+def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool) -> list[Launch]:
+    """Plan the weight gradient gw (C, KH, KW), contiguous, by banded products.
+
+    Args:
+        grad, x: (N, C, H, W), their columns side by side.
+        gw: (C, KH, KW), contiguous.
+        arch, upcast: as `band`.
+    """
+    n, c, height, width = x.shape
+    kh, kw = gw.shape[1:]
+    cut = window(width, kw, _PIECE)
+    piece = min(cut.columns, _PIECE)
+    pieces = cut.columns // piece
+    strides, grad_strides = _strides(x), _strides(grad)
+    scale = unit(x.dtype, width, *strides[:3], *grad_strides[:3])
+    shape = "scattered" if scale == 1 else "wide" if piece > 32 else "narrow"
+    chosen = blocks("band_weight", shape, arch, x.dtype)
+    rows = min(chosen.n // cut.tile, _power_of_2(kh))
+    lanes = max(1, min(height, chosen.k // (n * cut.tiles)))
+    chunks = -(-(lanes * n * cut.tiles) // chosen.k)
+    programs = c * -(-kh // rows) * pieces
+    splits = max(1, min(chunks, _PROGRAMS // programs))
+    partial = torch.empty((splits, c, kh, kw, cut.tile), dtype=torch.float32, device=x.device)
+    return [
+        Launch(
+            "dwconv_band_weight_kernel",
+            programs * splits,
+            {
+                "grad_ptr": grad,
+                "x_ptr": x,
+                "partial_ptr": partial,
+                "batch": n,
+                "channels": c,
+                "height": height,
+                "width_units": width // scale,
+                "kernel_h": kh,
+                "kernel_w": kw,
+                "tiles": cut.tiles,
+                "pieces": pieces,
+                "splits": splits,
+                "lanes": lanes,
+                **_in_units("grad", grad_strides, scale),
+                **_in_units("x", strides, scale),
+            },
+            {
+                "UNIT": scale,
+                "TILE_W": cut.tile,
+                "PIECE": piece,
+                "OFFSET": cut.offset,
+                "ROWS": rows,
+                "BLOCK_K": chosen.k,
+                "UPCAST": upcast,
+            },
+            chosen,
+        ),
+        _sum_partials(partial, gw, cut.offset - kw // 2, cut.columns),
+    ]
+
+
+def _sum_partials(partial: Tensor, gw: Tensor, shift: int, columns: int) -> Launch:
+    splits, tile = partial.shape[0], partial.shape[-1]
+    block = 2048 // tile
+    return Launch(
+        "dwconv_sum_partials_kernel",
+        -(-gw.numel() // block),
+        {
+            "partial_ptr": partial,
+            "out_ptr": gw,
+            "taps": gw.numel(),
+            "kernel_w": gw.shape[2],
+            "shift": shift,
+            "window": columns,
+            "splits": splits,
+        },
+        {"TILE_W": tile, "BLOCK_T": block},
+        Blocks(),
+    )
+
+
+def toeplitz(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    *,
+    flip: bool,
+    arch: str,
+    upcast: bool,
+) -> list[Launch]:
+    """Plan y = conv(x, weight) + bias by a dense matrix per channel; arguments as `band`.
+
+    The planes of x are contiguous.
+    """
+    n, c, height, width = x.shape
+    kh, kw = weight.shape[1:]
+    pixels = height * width
+    length = _round_up(pixels, 16)
+    strides = _strides(x)
+    scale = unit(x.dtype, pixels, *strides[:2])
+    chosen = blocks("toeplitz", "few" if n <= 16 else "many", arch, x.dtype)
+    matrix = torch.empty((c, pixels, length), dtype=x.dtype, device=x.device)
+    rows = 16
+    return [
+        Launch(
+            "dwconv_toeplitz_matrix_kernel",
+            c * -(-pixels // rows),
+            {
+                "weight_ptr": weight,
+                "matrix_ptr": matrix,
+                "height": height,
+                "width": width,
+                "kernel_h": kh,
+                "kernel_w": kw,
+                "row_units": length // 16,
+            },
+            {"FLIP": flip, "UNIT": 16, "BLOCK_P": rows, "BLOCK_Q": _power_of_2(length)},
+            Blocks(),
+        ),
+        Launch(
+            "dwconv_toeplitz_product_kernel",
+            c * -(-n // chosen.m) * -(-pixels // chosen.n),
+            {
+                "x_ptr": x,
+                "matrix_ptr": matrix,
+                "bias_ptr": y if bias is None else bias,
+                "y_ptr": y,
+                "batch": n,
+                "channels": c,
+                "pixel_units": pixels // scale,
+                "row_units": length // 16,
+                "x_stride_n": strides[0] // scale,
+                "x_stride_c": strides[1] // scale,
+            },
+            {
+                "UNIT": scale,
+                "ROW_UNIT": 16,
+                "BLOCK_M": chosen.m,
+                "BLOCK_N": chosen.n,
+                "BLOCK_K": chosen.k,
+                "HAS_BIAS": bias is not None,
+                "UPCAST": upcast,
+            },
+            chosen,
+        ),
+    ]
+
+
+def direct(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, flip: bool, arch: str
+) -> list[Launch]:
+    """Plan y = conv(x, weight) + bias tap by tap; x and y of any strides."""
+    n, c, height, width = x.shape
+    neighbours = _neighbours(x)
+    chosen = blocks("direct", neighbours, arch, x.dtype)
+    taps = weight.flatten(1)
+    if neighbours == "channels":  # then a tap's weights lie side by side too
+        taps = taps.t().contiguous().t()
+    programs = n * -(-c // chosen.n) * -(-(height * width) // chosen.m)
+    return [
+        Launch(
+            "dwconv_direct_kernel",
+            programs,
+            {
+                "x_ptr": x,
+                "weight_ptr": taps,
+                "bias_ptr": y if bias is None else bias,
+                "y_ptr": y,
+                "channels": c,
+                "height": height,
+                "width": width,
+                "kernel_h": weight.shape[1],
+                **_all_strides("x", x),
+                "weight_stride_c": taps.stride(0),
+                "weight_stride_tap": taps.stride(1),
+                **_all_strides("y", y),
+            },
+            {
+                "KERNEL_W": weight.shape[2],
+                "FLIP": flip,
+                "HAS_BIAS": bias is not None,
+                "BLOCK_P": chosen.m,
+                "BLOCK_C": chosen.n,
+            },
+            chosen,
+        )
+    ]
+
+
+def direct_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str) -> list[Launch]:
+    """Plan the weight gradient gw (C, KH, KW) tap by tap; grad and x of any strides."""
+    n, c, height, width = x.shape
+    kh, kw = gw.shape[1:]
+    chosen = blocks("direct_weight", _neighbours(x), arch, x.dtype)
+    items = n * -(-(height * width) // chosen.m)
+    programs = -(-c // chosen.n) * kh
+    splits = max(1, min(items, 4 * _PROGRAMS // programs))
+    partial = torch.empty((splits, c, kh, kw, 1), dtype=torch.float32, device=x.device)
+    return [
+        Launch(
+            "dwconv_direct_weight_kernel",
+            programs * splits,
+            {
+                "grad_ptr": grad,
+                "x_ptr": x,
+                "partial_ptr": partial,
+                "batch": n,
+                "channels": c,
+                "height": height,
+                "width": width,
+                "kernel_h": kh,
+                "kernel_w": kw,
+                "splits": splits,
+                **_all_strides("grad", grad),
+                **_all_strides("x", x),
+            },
+            {"BLOCK_P": chosen.m, "BLOCK_S": _power_of_2(kw), "BLOCK_C": chosen.n},
+            chosen,
+        ),
+        _sum_partials(partial, gw, 0, kw),
+    ]
+
+
+def _neighbours(x: Tensor) -> str:
+    return "channels" if x.stride(1) == 1 and x.shape[1] > 1 else "planes"
+
+
+def _all_strides(name: str, x: Tensor) -> dict[str, int]:
+    return {f"{name}_stride_{d}": s for d, s in zip("nchw", x.stride(), strict=True)}

@@ -1,0 +1,207 @@
+"""The Triton depthwise convolution without a GPU: values in the interpreter, plans, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from triton_interpreter import CASES
+
+from cba_fast.kernels import dwconv_triton, dwconv_triton_plan
+from cba_fast.kernels.dwconv_triton_plan import window
+from cba_fast.ops import depthwise_conv2d
+from cba_fast.ops.dwconv_choice import TABLES, choose
+from cba_fast.ops.dwconv_gpu import fastest_on_gpu, refuses_triton
+
+RUNNER = Path(__file__).parent / "triton_interpreter.py"
+BF16 = torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Return what became of each case in the interpreter: None, or its traceback."""
+    pytest.importorskip("triton")
+    result = subprocess.run(
+        [sys.executable, RUNNER],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert lines, result.stderr
+    if "unusable" in lines[0]:
+        pytest.skip(lines[0]["unusable"])
+    return {line["case"]: line["error"] for line in lines}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_the_interpreter(name, interpreted):
+    assert name in interpreted, "the interpreter ended before"
+    assert interpreted[name] is None, interpreted[name]
+
+
+# Plans.
+
+
+@pytest.mark.parametrize("kernel_w", [1, 3, 9, 13, 31, 51, 63])
+@pytest.mark.parametrize("largest", [16, 64])
+def test_windows_hold_every_input_of_their_tiles(kernel_w, largest):
+    for width in range(1, 140):
+        cut = window(width, kernel_w, largest)
+        assert cut.tile * cut.tiles >= width > cut.tile * (cut.tiles - 1)
+        assert cut.columns in ((16, 32, 48, 64, 80) if largest == 16 else (16, 32, 64, 128))
+        assert cut.offset % 8 == 0
+        for tile in range(cut.tiles):
+            first = tile * cut.tile
+            last = min(first + cut.tile, width) - 1
+            start = first - cut.offset
+            assert start <= max(first - kernel_w // 2, 0)
+            assert start + cut.columns > min(last + kernel_w // 2, width - 1)
+
+
+def test_windows_are_cheap_for_the_networks_they_are_for():
+    # RepLKNet-31B at 384: products per tap of the row, against 1 without bands.
+    expected = {(96, 31): 48 / 31, (48, 29): 48 / 29, (24, 27): 32 * 32 / 24 / 27}
+    for (width, kernel_w), products in expected.items():
+        cut = window(width, kernel_w)
+        assert cut.columns * cut.tile * cut.tiles / (width * kernel_w) == pytest.approx(products)
+
+
+def test_units_are_common_divisors_of_at_most_16_bytes():
+    assert dwconv_triton_plan.unit(BF16, 96, 96 * 96) == 8
+    assert dwconv_triton_plan.unit(BF16, 12, 144) == 4
+    assert dwconv_triton_plan.unit(BF16, 7, 49) == 1
+    assert dwconv_triton_plan.unit(torch.float32, 24, 0) == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "family"),
+    [
+        ((96, 96), (7, 7), "direct"),
+        ((12, 12), (7, 5), "direct"),
+        ((12, 12), (13, 13), "toeplitz"),
+        ((1, 1), (9, 1), "toeplitz"),
+        ((13, 12), (13, 13), "band"),
+        ((96, 96), (9, 1), "band"),
+    ],
+)
+def test_families(size, kernel_size, family):
+    assert dwconv_triton_plan.family(size, kernel_size) == family
+
+
+def test_a_weight_gradient_is_split_by_the_shape_alone():
+    # The same splits on every GPU, and in every run: that is what makes it deterministic.
+    def plan(n, arch):
+        x = torch.empty(n, 8, 96, 96, dtype=BF16, device="meta")
+        gw = torch.empty(8, 31, 31, dtype=BF16, device="meta")
+        how = {"arch": arch, "upcast": False}
+        return dwconv_triton_plan.band_weight(x, x, gw, **how)[0].arguments
+
+    assert plan(64, "sm_80")["splits"] == plan(64, "sm_100")["splits"] == 3
+    assert plan(1, "sm_90")["splits"] == 1
+    assert plan(1, "sm_90")["lanes"] == 21
+
+
+# The choice.
+
+
+def meta(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel_size", "chosen"),
+    [
+        (meta(64, 128, 96, 96), (31, 31), "triton"),
+        (meta(64, 512, 24, 24), (27, 27), "triton"),
+        (meta(64, 1024, 12, 12, dtype=torch.float16), (13, 13), "triton"),
+        (meta(64, 124, 96, 96), (51, 5), "triton"),
+        (meta(2, 128, 96, 96), (31, 31), "torch"),
+        (meta(8, 1024, 12, 12), (13, 13), "torch"),
+        (meta(64, 128, 96, 96), (7, 7), "torch"),
+        (meta(64, 998, 12, 12), (13, 5), "torch"),
+        (meta(64, 128, 96, 96, dtype=torch.float32), (31, 31), "torch"),
+        (meta(64, 128, 96, 96, dtype=torch.float64), (31, 31), "torch"),
+    ],
+)
+def test_what_is_chosen_on_a_gpu(image, kernel_size, chosen):
+    assert fastest_on_gpu(image, kernel_size) == chosen
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """Return a function that makes tensors of a GPU that is not here, of compute capability 9.0."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield lambda *shape, dtype=BF16: torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def test_the_op_takes_the_choice_on_a_gpu(a_gpu):
+    pytest.importorskip("triton")
+    large, small = a_gpu(64, 512, 24, 24), a_gpu(1, 512, 24, 24)
+    assert choose(large, (27, 27), "auto", "auto") == ("triton",) * 3
+    assert choose(small, (27, 27), "auto", "auto") == ("torch",) * 3
+    assert choose(small, (27, 27), "triton", "auto") == ("triton",) * 3
+    assert choose(large, (27, 27), "auto", "direct") == ("torch",) * 3
+    with pytest.raises(ValueError, match="'triton' cannot run: .* a NaN reaches beyond the kernel"):
+        choose(large, (27, 27), "triton", "direct")
+    assert choose(large, (7, 7), "triton", "direct") == ("triton",) * 3
+    with pytest.raises(ValueError, match="no backend can run.*'fft'"):
+        choose(large, (27, 27), "auto", "fft")
+    y = depthwise_conv2d(large, a_gpu(512, 1, 27, 27))
+    assert y.shape == large.shape
+    assert y.device.type == "cuda"
+
+
+def test_what_the_kernels_refuse_on_a_gpu(a_gpu, monkeypatch):
+    assert refuses_triton(a_gpu(2, 3, 4, 5), (9, 9), "auto") is None
+    assert "not for torch.float64" in refuses_triton(
+        a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), ""
+    )
+    assert "plane has more" in refuses_triton(a_gpu(1, 1, 2**16, 2**15), (9, 9), "auto")
+    assert "programs" in refuses_triton(a_gpu(2**16, 2**16, 1, 1), (9, 9), "auto")
+    assert refuses_triton(a_gpu(64, 512, 512, 512), (9, 9), "auto") is None  # 2^33 elements
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "older than compute capability 8.0" in refuses_triton(a_gpu(2, 3, 4, 5), (9, 9), "auto")
+
+
+def test_blocks_of_every_generation(monkeypatch):
+    found = {}
+    for capability in ((7, 0), (8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        found[capability] = dwconv_triton.arch_of(torch.device("cuda", 0))
+    assert list(found.values()) == [
+        *(None, "sm_80", "sm_80", "sm_90", "sm_100", "sm_100"),
+        "sm_80",  # consumer chips: no tcgen05, 99 KB of shared memory
+    ]
+
+
+def test_cpu_tensors_are_refused():
+    x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 9, 9)
+    reason = TABLES["forward"].backends["triton"].refuses(x, (9, 9), "auto")
+    assert reason == "it runs on NVIDIA GPUs, not on cpu"
+    with pytest.raises(ValueError, match="backend 'triton' cannot run"):
+        depthwise_conv2d(x, weight, backend="triton")
+
+
+def test_without_triton_everything_else_works():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from cba_fast.ops import depthwise_conv2d
+x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 9, 9)
+depthwise_conv2d(x, weight)
+try:
+    depthwise_conv2d(x, weight, backend="triton")
+except ValueError as e:
+    print(e)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "backend 'triton' cannot run: triton is not installed" in result.stdout, result.stderr
