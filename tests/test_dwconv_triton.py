@@ -12,7 +12,7 @@ from triton_interpreter import CASES
 
 from cba_fast.kernels import dwconv_triton, dwconv_triton_plan
 from cba_fast.kernels.dwconv_triton_plan import window
-from cba_fast.ops import depthwise_conv2d
+from cba_fast.ops import depthwise_conv2d, dwconv_gpu
 from cba_fast.ops.dwconv_choice import TABLES, choose
 from cba_fast.ops.dwconv_gpu import fastest_on_gpu, refuses_triton
 
@@ -142,9 +142,13 @@ def a_gpu(monkeypatch):
         yield lambda *shape, dtype=BF16: torch.empty(shape, dtype=dtype, device="cuda")
 
 
-def test_the_op_takes_the_choice_on_a_gpu(a_gpu):
+def test_the_op_takes_the_choice_on_a_gpu(a_gpu, monkeypatch):
     pytest.importorskip("triton")
     large, small = a_gpu(64, 512, 24, 24), a_gpu(1, 512, 24, 24)
+    monkeypatch.setattr(dwconv_gpu, "PROVEN", {"sm_80"})  # this one is an sm_90
+    assert choose(large, (27, 27), "auto", "auto") == ("torch",) * 3
+    assert choose(large, (27, 27), "triton", "auto") == ("triton",) * 3
+    monkeypatch.setattr(dwconv_gpu, "PROVEN", {"sm_90"})
     assert choose(large, (27, 27), "auto", "auto") == ("triton",) * 3
     assert choose(small, (27, 27), "auto", "auto") == ("torch",) * 3
     assert choose(small, (27, 27), "triton", "auto") == ("triton",) * 3
@@ -195,7 +199,7 @@ def test_without_triton_everything_else_works():
 import sys
 sys.modules["triton"] = None
 import torch
-from cba_fast.ops import depthwise_conv2d
+from cba_fast.ops import depthwise_conv2d, dwconv_gpu
 x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 9, 9)
 depthwise_conv2d(x, weight)
 try:

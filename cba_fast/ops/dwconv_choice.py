@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from ..kernels import dwconv_triton, native
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
-from .dwconv_gpu import fastest_on_gpu, refuses_triton
+from .dwconv_gpu import fastest_on_gpu, is_proven, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
@@ -180,7 +180,8 @@ def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm:
 
 def _gpu_method(table: BackendTable, image: Tensor, kernel_size, algorithm: str) -> str:
     best = fastest_on_gpu(image, kernel_size)
-    if best == "triton" and table.backends["triton"].reason(image, kernel_size, algorithm):
+    triton = table.backends["triton"]
+    if best == "triton" and (not is_proven(image) or triton.reason(image, kernel_size, algorithm)):
         best = "torch"
     return table.resolve(best, image, kernel_size, algorithm)
 

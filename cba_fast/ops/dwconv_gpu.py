@@ -4,7 +4,8 @@ The rule comes from a model and no GPU has confirmed it (docs/gpu-status.md). Py
 issues two loads per multiplication and adds up to at most an eighth of the FMA rate, 3.75e12 a
 second on an H200; banded products pay 1.5 to 2.3 times the multiplications at more than 50 times
 that rate, and a launch or three with their Python. So the rule asks for a margin of about ten, and
-otherwise hands over to PyTorch.
+otherwise hands over to PyTorch. It holds only on architectures where the tests marked `gpu` have
+passed: so far on none, and Triton runs where it is asked for.
 """
 
 import torch
@@ -13,6 +14,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels import dwconv_triton
 from ..kernels.dwconv_triton_plan import SMALL_KERNEL
+
+# Keys of `dwconv_triton.arch_of` on which the kernels have been seen to run right.
+PROVEN: set[str] = set()
 
 _HALF = (torch.bfloat16, torch.float16)
 _FEWEST_TAPS = 121
@@ -49,6 +53,11 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     if not all(_may(programs <= _LONGEST_GRID) for programs in most):
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
     return None
+
+
+def is_proven(image: Tensor) -> bool:
+    """Say whether the Triton kernels have been seen to run right on the image's device."""
+    return dwconv_triton.arch_of(image.device) in PROVEN
 
 
 def fastest_on_gpu(image: Tensor, kernel_size: tuple[int, int]) -> str:
