@@ -206,6 +206,7 @@ def test_derivatives_of_second_order(algorithm):
         ("grad_weight", (96, 96), (31, 31), True, "fft"),
         ("grad_weight", (56, 56), (7, 7), True, "direct"),
         ("grad_weight", (7, 7), (31, 31), False, "direct"),
+        ("grad_weight", (96, 96), (51, 1), False, "fft"),
     ],
 )
 def test_the_rule(direction, size, kernel, channels_last, method):

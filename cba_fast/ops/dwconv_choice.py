@@ -50,7 +50,7 @@ def fastest(
     small = not _exceeds(size, 100)
     if direction == "grad_weight":
         # PyTorch's is level with these for 3x3 in channels_last, else 2 to 400 times slower.
-        return "direct" if taps <= 81 or small else "fft"
+        return "direct" if max(kernel_size) <= 9 or small else "fft"
     if small:
         return "direct"  # a transform has more padding than data
     if direction == "grad_x":
