@@ -11,14 +11,7 @@ import pytest
 from cases import MODEL_SIZES, MODELS, TRAINING
 
 from cba_fast.study.bench import model_record
-from cba_fast.study.model_contest import (
-    OURS,
-    WRONG_GRADIENTS,
-    ModelContest,
-    create,
-    inference,
-    training,
-)
+from cba_fast.study.model_contest import OURS, ModelContest, create, inference, training
 
 PER_MODEL = 10  # times the seconds of a layer
 
@@ -38,8 +31,7 @@ def test_inference(name, input_size, benchmark, play, record, pytestconfig):
 @pytest.mark.parametrize(("name", "input_size", "batch"), TRAINING)
 def test_training_step(name, input_size, batch, benchmark, play, record, pytestconfig):
     functions = training(create(name), input_size, batch)
-    seconds = PER_MODEL * pytestconfig.getoption("seconds")
-    contest = ModelContest(functions, seconds, WRONG_GRADIENTS)
+    contest = ModelContest(functions, PER_MODEL * pytestconfig.getoption("seconds"))
     assert not contest.wrong()
     benchmark.group = f"{name} {input_size} training"
     play(contest.contest, OURS)
