@@ -1,5 +1,5 @@
-// The only file that knows Python: integers become pointers, the GIL is released, a failed check
-// (std::invalid_argument) becomes a ValueError and a CUDA error code a RuntimeError.
+// With bindings_cuda.cpp the only file that knows Python: integers become pointers, the GIL is
+// released, a failed check (std::invalid_argument) becomes a ValueError.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,7 +23,7 @@
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
 #if CBA_CUDA
-#include "cuda/quantize.h"
+#include "bindings_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -64,28 +64,6 @@ Int quantize(Address source, const std::string& dtype, Address bytes, Int n, con
   const py::gil_scoped_release release;
   return cba::quantize(from, type, to, n, set, num_threads);
 }
-
-#if CBA_CUDA
-void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int n,
-                   Address first_bad, int device, Address stream) {
-  const cba::CudaQuantizeParams params = {
-      pointer<const void>(source, n, "quantize_cuda: source"),
-      cba::parse_dtype(dtype),
-      pointer<std::uint8_t>(bytes, n, "quantize_cuda: bytes"),
-      n,
-      pointer<unsigned long long>(first_bad, 1, "quantize_cuda: first_bad"),
-      device,
-      reinterpret_cast<cudaStream_t>(stream)};  // null is the default stream
-  cudaError_t status;
-  {
-    const py::gil_scoped_release release;
-    status = cba::quantize_cuda(params);
-  }
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("quantize_cuda: ") + cudaGetErrorString(status));
-  }
-}
-#endif
 
 cba::MapType parse_map_type(const std::string& dtype) {
   if (dtype == "uint8") return cba::MapType::kUint8;
@@ -297,8 +275,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("quantize", quantize, py::arg("source"), py::arg("dtype"), py::arg("bytes"), py::arg("n"),
         py::arg("isa"), py::arg("num_threads"));
 #if CBA_CUDA
-  m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
-        py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
+  bind_cuda(m);
 #endif
   m.def("depthwise_conv2d", depthwise_conv2d, py::arg("x"), py::arg("kernel"), py::arg("bias"),
         py::arg("y"), py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("turned"),

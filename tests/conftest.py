@@ -17,3 +17,21 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
+def emulated_cuda(request, monkeypatch):
+    """Let the launchers of `cba_fast.kernels` run their CUDA kernels on CPU tensors.
+
+    The parameter is the order of a block's threads: a missing barrier shows in one of them.
+    """
+    import cuda_emulator
+
+    if cuda_emulator.compiler() is None:
+        pytest.skip("no C++ compiler to build the emulated kernels with")
+    from cba_fast.kernels import cuda_core
+
+    module = cuda_emulator.load()
+    module.set_order(request.param)
+    monkeypatch.setattr(cuda_core, "load", lambda: module)
+    return module

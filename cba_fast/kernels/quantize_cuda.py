@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
+from cba_fast.kernels import cuda_core
 from cba_fast.reference.quantize import refuse_value
 
 
@@ -18,14 +18,13 @@ def quantize(scoremaps: Tensor) -> Tensor:
     count = values.numel()
     out = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
     first_bad = torch.full((1,), count, dtype=torch.int64, device=values.device)
-    native.load().quantize_cuda(
+    cuda_core.load().quantize_cuda(
         values.data_ptr(),
-        str(values.dtype).removeprefix("torch."),
+        cuda_core.name_of(values.dtype),
         out.data_ptr(),
         count,
         first_bad.data_ptr(),
-        values.device.index,
-        torch.cuda.current_stream(values.device).cuda_stream,
+        *cuda_core.where(values),
     )
     bad = int(first_bad)
     if bad < count:

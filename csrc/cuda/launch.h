@@ -1,11 +1,12 @@
 // What every CUDA launch shares. Kernels are launched on the stream of the caller, on the device of
-// its tensors; a failed launch comes back as an error code, which bindings.cpp turns into an
+// its tensors; a failed launch comes back as an error code, which bindings_cuda.cpp turns into an
 // exception.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 namespace cba {
@@ -28,6 +29,32 @@ class DeviceGuard {
   int before_ = 0;
   cudaError_t status_;
 };
+
+// Where a kernel runs: its grid, its dynamic shared memory in bytes, the stream.
+struct Launch {
+  dim3 grid, block;
+  std::size_t shared;
+  cudaStream_t stream;
+};
+
+// Launches kernel(arguments...) on the current device and returns the error code of the launch.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const Launch& where, void (*kernel)(Parameters...),
+                   const Arguments&... arguments) {
+  constexpr std::size_t kWithoutAsking = 48 << 10;
+  if (where.shared > kWithoutAsking) {
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(where.shared));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = where.grid;
+  config.blockDim = where.block;
+  config.dynamicSmemBytes = where.shared;
+  config.stream = where.stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
 
 // Blocks for a grid-stride loop over n items: enough to fill any present GPU, well below the limit
 // of the grid's x dimension.

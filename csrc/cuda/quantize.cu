@@ -25,9 +25,10 @@ __global__ void quantize_kernel(const Scalar* source, std::uint8_t* bytes, std::
 }
 
 template <class Scalar>
-void launch(const CudaQuantizeParams& p) {
-  quantize_kernel<<<grid_stride_blocks(p.n, kThreads), kThreads, 0, p.stream>>>(
-      static_cast<const Scalar*>(p.source), p.bytes, p.n, p.first_bad);
+cudaError_t launch_as(const CudaQuantizeParams& p) {
+  const Launch where = {grid_stride_blocks(p.n, kThreads), kThreads, 0, p.stream};
+  return launch(where, quantize_kernel<Scalar>, static_cast<const Scalar*>(p.source), p.bytes, p.n,
+                p.first_bad);
 }
 
 }  // namespace
@@ -36,12 +37,7 @@ cudaError_t quantize_cuda(const CudaQuantizeParams& params) {
   if (params.n == 0) return cudaSuccess;
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();
-  if (params.dtype == DType::kFloat32) {
-    launch<float>(params);
-  } else {
-    launch<double>(params);
-  }
-  return cudaGetLastError();
+  return params.dtype == DType::kFloat32 ? launch_as<float>(params) : launch_as<double>(params);
 }
 
 }  // namespace cba

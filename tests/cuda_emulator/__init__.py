@@ -1,0 +1,81 @@
+"""Compile csrc/cuda/ for a CPU and import it: the same sources, the GPU emulated (emulator.h)."""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "cuda-emulator"
+# Contraction off: csrc/ asks for fused operations by name. Alignment is checked, as a GPU would.
+FLAGS = (
+    "-std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,shift,bounds "
+    "-fno-sanitize-recover=all -U_FORTIFY_SOURCE"
+)
+
+
+def compiler() -> list[str] | None:
+    """Return the command of the C++ compiler, None if there is none."""
+    wanted = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return wanted if shutil.which(wanted[0]) else None
+
+
+@functools.cache
+def load():
+    """Return the module with the functions of ``bind_cuda``, for tensors on the CPU.
+
+    Objects are kept in ``build/`` and compiled again when a source, a header or the flags changed.
+
+    Raises:
+        RuntimeError: a source does not compile; the message holds the compiler's.
+    """
+    import pybind11
+
+    includes = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    command = [*compiler(), *FLAGS.split(), *(f"-I{path}" for path in includes)]
+    sources = [
+        *(*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "bindings_cuda.cpp"),
+        *(HERE / name for name in ("module.cpp", "emulator.cpp", "selftest.cpp")),
+    ]
+    headers = [*sorted(CSRC.glob("*.h")), *sorted(CSRC.glob("c[ou]*/*.h")), *HERE.rglob("*.h")]
+    common = " ".join(command).encode() + b"".join(path.read_bytes() for path in headers)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _object(command, source, common), sources))
+    name = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
+    module = BUILD / name / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists():
+        module.parent.mkdir(exist_ok=True)
+        _run([*command, "-shared", *map(str, objects)], module)
+    spec = importlib.util.spec_from_file_location("cuda_emulated", module)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_emulated"] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def _object(command: list[str], source: Path, common: bytes) -> Path:
+    digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
+    path = BUILD / f"{source.stem}-{digest}.o"
+    if not path.exists():
+        for old in BUILD.glob(f"{source.stem}-{'?' * 16}.o"):
+            old.unlink(missing_ok=True)
+        _run([*command, "-c", "-x", "c++", str(source)], path)
+    return path
+
+
+def _run(command: list[str], output: Path) -> None:
+    part = output.with_name(f"{output.name}.{os.getpid()}")  # another process may build it too
+    done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    part.replace(output)

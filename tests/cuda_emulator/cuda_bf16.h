@@ -1,0 +1,32 @@
+// bfloat16 for the emulator: its bits.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+struct __nv_bfloat16 {
+  std::uint16_t bits;
+};
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) {
+  const std::uint32_t wide = std::uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &wide, 4);
+  return result;
+}
+
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  std::uint32_t wide;
+  std::memcpy(&wide, &value, 4);
+  if (value != value) return {0x7fff};
+  return {static_cast<std::uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
+}
+inline __nv_bfloat16 __float2bfloat16(float value) { return __float2bfloat16_rn(value); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
+inline std::uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
+inline __nv_bfloat16 __ushort_as_bfloat16(std::uint16_t bits) { return {bits}; }

@@ -1,0 +1,40 @@
+// float16 for the emulator: its bits.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+struct __half {
+  std::uint16_t bits;
+};
+struct __half2 {
+  __half x, y;
+};
+
+inline float __half2float(__half value) {
+  const int exponent = value.bits >> 10 & 31, mantissa = value.bits & 1023;
+  const float sign = value.bits >> 15 ? -1.0f : 1.0f;
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -24);
+  return sign * std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+}
+
+inline __half __float2half_rn(float value) {
+  if (value != value) return {0x7fff};
+  const unsigned sign = std::signbit(value) ? 0x8000 : 0;
+  const float size = std::fabs(value);
+  if (size >= 65520.0f) return {static_cast<std::uint16_t>(sign | 0x7c00)};
+  int exponent;
+  std::frexp(size, &exponent);  // size < 2^exponent
+  const int unit = exponent < -13 ? -24 : exponent - 11;
+  // nearbyint rounds to even; a carry into the next power of two carries into the exponent too.
+  const unsigned steps = static_cast<unsigned>(std::nearbyint(std::ldexp(size, -unit)));
+  const unsigned base = unit == -24 ? 0 : static_cast<unsigned>(unit + 24) << 10;
+  return {static_cast<std::uint16_t>(sign | (base + steps))};
+}
+inline __half __float2half(float value) { return __float2half_rn(value); }
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
+}
+inline std::uint16_t __half_as_ushort(__half value) { return value.bits; }
+inline __half __ushort_as_half(std::uint16_t bits) { return {bits}; }

@@ -1,0 +1,110 @@
+// Kernels that test the emulator itself, some of them wrong on purpose.
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/launch.h"
+#include "cuda/ptx.h"
+
+namespace {
+
+using Address = std::uintptr_t;
+
+// Reverses its input through shared memory.
+__global__ void reverse_kernel(const float* in, float* out, bool with_barrier) {
+  auto* shared = reinterpret_cast<float*>(cba::dynamic_shared());
+  shared[threadIdx.x] = in[threadIdx.x];
+  if (with_barrier) __syncthreads();
+  out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+// c (16, 8) = a (16, 16) b (16, 8) by one warp; a row by row, b column by column or row by row.
+template <class Half>
+__global__ void product_kernel(const Half* a, const Half* b, float* c, bool b_by_rows) {
+  auto* shared = cba::dynamic_shared();
+  for (int i = threadIdx.x; i < 32; i += 32) {
+    cba::cp_async<16>(shared + 16 * i, a + 8 * i);
+    cba::cp_async<16>(shared + 512 + 16 * i, b + 8 * (i % 16), i < 16 ? 16 : 0);
+  }
+  cba::cp_async_commit();
+  cba::cp_async_wait<0>();
+  __syncwarp();
+  const int lane = static_cast<int>(threadIdx.x);
+  std::uint32_t left[4], right[4];
+  cba::ldmatrix_x4(left, shared + 32 * (lane % 16) + 16 * (lane / 16));
+  if (b_by_rows) {  // rows of 8 elements
+    cba::ldmatrix_x4_trans(right, shared + 512 + 16 * (lane % 16));
+  } else {  // columns of 16 elements
+    cba::ldmatrix_x4(right, shared + 512 + 32 * (lane % 8) + 16 * (lane / 8 % 2));
+  }
+  float sum[4] = {};
+  cba::mma_m16n8k16(sum, left, right[0], right[1], Half{});
+  for (int i = 0; i < 4; ++i) {
+    c[8 * (lane / 4 + 8 * (i / 2)) + 2 * (lane % 4) + i % 2] = sum[i];
+  }
+}
+
+__global__ void unfinished_copy_kernel(const uint4* in, uint4* out) {
+  auto* shared = reinterpret_cast<uint4*>(cba::dynamic_shared());
+  cba::cp_async<16>(shared + threadIdx.x, in + threadIdx.x);
+  cba::cp_async_commit();
+  cba::cp_async_wait<1>();  // one group too few
+  out[threadIdx.x] = shared[threadIdx.x];
+}
+
+__global__ void divergent_kernel(int* out) {
+  if (threadIdx.x < 16) {
+    out[threadIdx.x] = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
+  } else {
+    out[threadIdx.x] = static_cast<int>(__ballot_sync(~0u, 1));
+  }
+}
+
+__global__ void lonely_kernel(int* out) {
+  if (threadIdx.x < 16) __syncwarp();
+  __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+void reverse(Address in, Address out, unsigned n, bool with_barrier) {
+  check(cba::launch({1, n, 4 * n, nullptr}, reverse_kernel, reinterpret_cast<const float*>(in),
+                    reinterpret_cast<float*>(out), with_barrier));
+}
+
+void product(Address a, Address b, Address c, bool bfloat16, bool b_by_rows) {
+  auto* out = reinterpret_cast<float*>(c);
+  const cba::Launch where = {1, 32, 1024, nullptr};
+  if (bfloat16) {
+    check(cba::launch(where, product_kernel<__nv_bfloat16>,
+                      reinterpret_cast<const __nv_bfloat16*>(a),
+                      reinterpret_cast<const __nv_bfloat16*>(b), out, b_by_rows));
+  } else {
+    check(cba::launch(where, product_kernel<__half>, reinterpret_cast<const __half*>(a),
+                      reinterpret_cast<const __half*>(b), out, b_by_rows));
+  }
+}
+
+void wrong(const std::string& name, Address in, Address out) {
+  if (name == "unfinished copy") {
+    check(cba::launch({1, 32, 512, nullptr}, unfinished_copy_kernel,
+                      reinterpret_cast<const uint4*>(in), reinterpret_cast<uint4*>(out)));
+  } else {
+    check(cba::launch({1, 32, 0, nullptr}, name == "divergent" ? divergent_kernel : lonely_kernel,
+                      reinterpret_cast<int*>(out)));
+  }
+}
+
+}  // namespace
+
+void bind_selftest(pybind11::module_& m) {
+  m.def("selftest_reverse", reverse);
+  m.def("selftest_product", product);
+  m.def("selftest_wrong", wrong);
+}
