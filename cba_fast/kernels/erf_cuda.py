@@ -8,7 +8,6 @@ from torch import Tensor
 from cba_fast.kernels import cuda_core, erf_cpp
 from cba_fast.reference.erf import refuse_image
 
-MOST_PIXELS = erf_cpp.MOST_PIXELS
 SCRATCH_BYTES = 2**28  # at a time: 420 images of 384x384, more than fill any GPU
 NOT_FINITE = -1  # what kernels write in place of sizes; any other negative number: undecided
 

@@ -16,7 +16,6 @@ namespace {
 constexpr int kGroup = 8;
 constexpr unsigned kPixels = 32;     // of a block: threadIdx.x
 constexpr unsigned kMostGroups = 8;  // that a block adds up at the same time: threadIdx.y
-constexpr unsigned kMostBlocks = 1u << 20;
 
 // A NaN stays one in all three.
 template <CudaErfMode kMode>
@@ -46,36 +45,34 @@ __device__ void add_compensated(double value, double& sum, double& error) {
   sum = total;
 }
 
+// Block b has the pixels from b * kPixels on; each of its rows of threads has every blockDim.y-th
+// group.
 template <CudaErfMode kMode, class T>
 __global__ void __launch_bounds__(kPixels* kMostGroups, 6)
     accumulate_kernel(const T* __restrict__ values, ErfPixels pixels, std::int64_t images,
                       double* map) {
   auto* of_groups = reinterpret_cast<double*>(dynamic_shared());  // [blockDim.y, kPixels]
+  const unsigned pixel = blockIdx.x * kPixels + threadIdx.x;
+  const ErfPlace place(pixels, min(pixel, pixels.count - 1));
+  values += place.in_image(pixels);
   const std::int64_t groups = (images + kGroup - 1) / kGroup;
-  const unsigned step = gridDim.x * kPixels;
-  for (unsigned first = blockIdx.x * kPixels; first < pixels.count; first += step) {
-    const unsigned pixel = min(first + threadIdx.x, pixels.count - 1);
-    const ErfPlace place(pixels, pixel);
-    const T* image = values + place.in_image(pixels);
-    double sum = 0, error = 0;
-    for (std::int64_t base = 0; base < groups; base += blockDim.y) {
-      const std::int64_t start = (base + threadIdx.y) * kGroup;
-      of_groups[threadIdx.y * kPixels + threadIdx.x] = sum_of_group<kMode>(
-          image + start * pixels.stride_n, pixels, min(images - start, std::int64_t{kGroup}));
-      __syncthreads();
-      if (threadIdx.y == 0) {
-        const std::int64_t here = min(groups - base, static_cast<std::int64_t>(blockDim.y));
-        for (std::int64_t i = 0; i < here; ++i) {
-          add_compensated(of_groups[i * kPixels + threadIdx.x], sum, error);
-        }
+  double sum = 0, error = 0;
+  for (std::int64_t base = 0; base < groups; base += blockDim.y) {
+    const std::int64_t start = (base + threadIdx.y) * kGroup;
+    of_groups[threadIdx.y * kPixels + threadIdx.x] = sum_of_group<kMode>(
+        values + start * pixels.stride_n, pixels, min(images - start, std::int64_t{kGroup}));
+    __syncthreads();
+    if (threadIdx.y == 0) {
+      const std::int64_t here = min(groups - base, static_cast<std::int64_t>(blockDim.y));
+      for (std::int64_t i = 0; i < here; ++i) {
+        add_compensated(of_groups[i * kPixels + threadIdx.x], sum, error);
       }
-      __syncthreads();
     }
-    if (threadIdx.y == 0 && first + threadIdx.x < pixels.count) {
-      double& to = map[place.in_map(pixels)];
-      to = __dadd_rn(to, __dadd_rn(sum, error));
-    }
+    __syncthreads();
   }
+  if (threadIdx.y != 0 || pixel >= pixels.count) return;
+  double& to = map[place.in_map(pixels)];
+  to = __dadd_rn(to, __dadd_rn(sum, error));
 }
 
 template <CudaErfMode kMode>
@@ -83,7 +80,7 @@ cudaError_t launch_as(const CudaErfAccumulateParams& p) {
   const ErfPixels pixels = erf_pixels(p.grad, p.map);
   const std::int64_t groups = (p.grad.images + kGroup - 1) / kGroup;
   const auto side_by_side = static_cast<unsigned>(std::min<std::int64_t>(groups, kMostGroups));
-  const unsigned blocks = std::min((pixels.count + kPixels - 1) / kPixels, kMostBlocks);
+  const unsigned blocks = (pixels.count + kPixels - 1) / kPixels;
   const std::size_t shared = sizeof(double) * kPixels * side_by_side;
   const Launch where = {blocks, dim3(kPixels, side_by_side), shared, p.stream};
   return with_values(p.grad, [&](const auto* values) {
