@@ -1,4 +1,4 @@
-"""The CUDA ERF ops: equal to the reference; their kernels emulated, and on a GPU where there is one.
+"""The CUDA ERF ops: equal to the reference, emulated and on a GPU where there is one.
 
 Gradients and layouts that stress one thing each come from the tests of the C++ ops.
 """
@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_erf_cpp import DTYPES, KINDS, MODES, gradients, layouts
+from test_erf_size import Linear
 
+from cba_fast import erf
 from cba_fast.kernels import erf_cuda, native
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
@@ -280,3 +282,122 @@ def test_cpu_tensors_are_refused_with_the_reason():
     if native.cuda_unavailable():
         with pytest.raises(ValueError, match="no CUDA kernels in this build"):
             erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
+
+
+def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:
+    rng = np.random.default_rng(8)
+    return torch.from_numpy(gradients(kind, (4, 3, 384, 384), rng)).to(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_device_equals_cpu(dtype):
+    for kind in ("normal", "flat", "decaying", "mostly zero", "denormal", "few levels"):
+        grad = real_size(kind, dtype)
+        expected = erf_size(grad, SHARES)
+        total = erf_accumulate(grad, torch.ones(384, 384, dtype=torch.float64), mode="square")
+        for layout in layouts(grad.cuda()).values():
+            for _ in range(3):  # and the same again
+                assert torch.equal(erf_size(layout, SHARES, backend="cuda").cpu(), expected)
+                out = torch.ones(384, 384, dtype=torch.float64, device="cuda")
+                erf_accumulate(layout, out, mode="square", backend="cuda")
+                assert torch.equal(out.cpu(), total)
+
+
+@pytest.mark.gpu
+def test_device_words_of_buckets_overflow():
+    """17 million values with all mantissa bits set: what no emulated map is large enough for."""
+    value, pixels = 2 - 2.0**-52, 4200 * 4200
+    grad = torch.tensor(value, dtype=torch.float64, device="cuda").expand(1, 1, 4200, 4200)
+    counts = (1, 4321, 17_000_000)
+    shares = [(k + by) / pixels for k in counts for by in (-0.1, 0.1)]
+    assert erf_size(grad, shares).tolist() == [[size for k in counts for size in (k, k + 1)]]
+
+
+@pytest.mark.gpu
+def test_device_errors_name_the_image():
+    grad = torch.ones(5, 3, 40, 41, device="cuda")
+    grad[2, 1, 7, 8] = math.nan
+    grad[3] = math.inf
+    with pytest.raises(ValueError, match="image 2 holds NaN or infinite values"):
+        erf_size(grad)
+    with pytest.raises(ValueError, match="sum of image 0's gradient exceeds float64"):
+        erf_size(torch.full((1, 1, 40, 41), 1e307, dtype=torch.float64, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_device_stream_of_the_caller():
+    grad = real_size("normal", torch.float32)
+    expected = erf_size(-3 * grad, 0.3)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what the kernels read is not there yet
+        on_device = grad.cuda(non_blocking=True) * -3
+        out = erf_accumulate(on_device, torch.zeros(384, 384, dtype=torch.float64, device="cuda"))
+        sizes = erf_size(on_device, 0.3)
+    stream.synchronize()
+    assert torch.equal(sizes.cpu(), expected)
+    cpu = erf_accumulate(-3 * grad, torch.zeros(384, 384, dtype=torch.float64))
+    assert torch.equal(out.cpu(), cpu)
+
+
+@pytest.mark.gpu
+def test_device_waits_once_for_sizes_and_never_for_maps():
+    grad = torch.randn(4, 3, 96, 96, device="cuda")
+    out = torch.zeros(96, 96, dtype=torch.float64, device="cuda")
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            erf_size(grad, 0.2, backend="cuda")
+            waits = [w for w in caught if "synchronizing" in str(w.message)]
+            torch.cuda.set_sync_debug_mode("error")
+            erf_accumulate(grad, out, backend="cuda")
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    assert len(waits) == 1
+
+
+@pytest.mark.gpu
+def test_device_graph_of_the_accumulator():
+    grad = torch.randn(9, 3, 50, 60, device="cuda")
+    out = torch.zeros(50, 60, dtype=torch.float64, device="cuda")
+    erf_accumulate(grad, out.clone(), backend="cuda")  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        erf_accumulate(grad, out, backend="cuda")
+    expected = torch.zeros(50, 60, dtype=torch.float64)
+    for seed in (9, 10):
+        grad.copy_(torch.randn(9, 3, 50, 60, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        erf_accumulate(grad.cpu(), expected)
+    assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    grad = real_size("normal", torch.float32)
+    there = grad.to("cuda:1")
+    with torch.cuda.device(0):
+        assert torch.equal(erf_size(there, SHARES).cpu(), erf_size(grad, SHARES))
+        out = erf_accumulate(there, torch.zeros(384, 384, dtype=torch.float64, device="cuda:1"))
+        assert torch.cuda.current_device() == 0
+    cpu = erf_accumulate(grad, torch.zeros(384, 384, dtype=torch.float64))
+    assert torch.equal(out.cpu(), cpu)
+
+
+@pytest.mark.gpu
+def test_device_models_are_measured_on_the_device():
+    w = torch.randn(5, 3 * 24 * 26, generator=torch.Generator().manual_seed(11))
+    data = [{"image": x, "truncated": False, "error": ""} for x in torch.randn(7, 3, 24, 26)]
+    found = {}
+    for device in ("cpu", "cuda"):
+        walk = erf.Walk(data, range(7), batch_size=3, device=device)
+        model = Linear(w).to(device)  # the gradient of a logit is a row of w: the same bits
+        found[device] = erf.measure_erf_sizes(model, walk, [0.2, 0.9], "logit", with_map=True)
+    assert np.array_equal(found["cuda"].sizes, found["cpu"].sizes)
+    assert np.array_equal(found["cuda"].map, found["cpu"].map)
+    assert found["cuda"].indices.tolist() == list(range(7))

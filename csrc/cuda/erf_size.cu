@@ -13,7 +13,7 @@
 // where rest is by how much the values' patterns exceed its beginning, in all: up to 83 bits for
 // float64, in 32-bit words with carries, which is what shared memory adds natively. The sum is
 // rounded once, when it becomes a float64; sums over buckets are added up in one fixed order. Zeros
-// are left out: they change no sum, come last and never belong to a size.
+// are not put into buckets: they change no sum, come last and never belong to a size.
 //
 // One descent decides for both ends of the interval: it finds a k such that the sum of the k - 1
 // largest values does not reach threshold - D. If that of the k largest reaches threshold + D, then
@@ -301,7 +301,7 @@ __device__ void split(const Pack<Bits>* __restrict__ means, unsigned packs, Bits
     for (const Pack<Bits>& pack : loaded) {
 #pragma unroll
       for (const Bits bits : pack.values) {
-        if ((bits ^ prefix) >> (shift + digit) != 0 || bits == 0) continue;
+        if ((bits ^ prefix) >> (shift + digit) != 0) continue;
         const int bin = static_cast<int>(bits >> shift) & ((1 << digit) - 1);
         add_value<Bits>(board.words, bin, bits & ((Bits{1} << shift) - 1));
       }
