@@ -287,26 +287,23 @@ __device__ void split(const Pack<Bits>* __restrict__ means, unsigned packs, Bits
   for (int i = threadIdx.x; i < Format<Bits>::kWords * kBins; i += blockDim.x) board.words[i] = 0;
   if (threadIdx.x == 0) board.reached = kBins, board.lowest = -1;
   __syncthreads();
-  for (std::size_t first = threadIdx.x; first < packs; first += kAtOnce * blockDim.x) {
+  const auto count = [&](const Pack<Bits>& pack) {
+#pragma unroll
+    for (const Bits bits : pack.values) {
+      if ((bits ^ prefix) >> (shift + digit) != 0) continue;
+      const int bin = static_cast<int>(bits >> shift) & ((1 << digit) - 1);
+      add_value<Bits>(board.words, bin, bits & ((Bits{1} << shift) - 1));
+    }
+  };
+  unsigned done = 0;
+  for (; packs - done >= kAtOnce * blockDim.x; done += kAtOnce * blockDim.x) {
     Pack<Bits> loaded[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const std::size_t at = first + i * blockDim.x;
-      loaded[i] = means[at < packs ? at : packs - 1];
-      if (at >= packs) {
-        for (Bits& bits : loaded[i].values) bits = Pack<Bits>::kNothing;
-      }
-    }
+    for (int i = 0; i < kAtOnce; ++i) loaded[i] = means[done + i * blockDim.x + threadIdx.x];
 #pragma unroll
-    for (const Pack<Bits>& pack : loaded) {
-#pragma unroll
-      for (const Bits bits : pack.values) {
-        if ((bits ^ prefix) >> (shift + digit) != 0) continue;
-        const int bin = static_cast<int>(bits >> shift) & ((1 << digit) - 1);
-        add_value<Bits>(board.words, bin, bits & ((Bits{1} << shift) - 1));
-      }
-    }
+    for (const Pack<Bits>& pack : loaded) count(pack);
   }
+  for (unsigned at = done + threadIdx.x; at < packs; at += blockDim.x) count(means[at]);
   __syncthreads();
 }
 
