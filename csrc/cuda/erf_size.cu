@@ -108,6 +108,7 @@ struct Scratch {
 template <class Bits>
 __device__ void add_value(unsigned* words, int bin, Bits rest) {
   atomicAdd(words + bin, 1u);
+  if (rest == 0) return;  // always so at the last digit
   const auto low = static_cast<unsigned>(rest);
   const unsigned carry = atomicAdd(words + kBins + bin, low) > ~low;
   if constexpr (sizeof(Bits) == 8) {
