@@ -309,8 +309,8 @@ __device__ void split(const Pack<Bits>* __restrict__ means, unsigned packs, Bits
 }
 
 // D, infinity where sums may overflow; see cpu/erf_size.cpp. Buckets are rounded and added up here:
-// fewer than 2^13 roundings for each of at most six digits and in the total, each of at most 2^q
-// / 2.
+// fewer than 2^13 roundings for each of at most six digits and for the total, each of them by at
+// most half of 2^q, are less than the 2^15 of the bound.
 template <class Bits>
 __device__ double bound(const Word* table, double total, Board<Bits>& board) {
   using F = Format<Bits>;
