@@ -66,6 +66,12 @@ def test_maps_that_take_the_largest_blocks(emulated_cuda, dtype):
         )
 
 
+def test_every_thread_finds_its_buckets(emulated_cuda):
+    # Evenly spread below one bucket of the first digit: each share ends at another thread.
+    grad = 1 + torch.arange(4096).view(1, 1, 64, 64) / 2**15
+    assert_equal_sizes(grad, [k / 128 for k in range(129)])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_every_layout_is_read_in_place(emulated_cuda, channels, dtype):

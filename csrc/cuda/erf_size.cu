@@ -226,9 +226,9 @@ __device__ Part add_up(const PartAt& part_at, Part* of_warps, Part& total) {
     const Part before = {__shfl_up_sync(~0u, sum.sum, by), __shfl_up_sync(~0u, sum.count, by)};
     if (lane >= by) sum = plus(before, sum);
   }
-  if (lane == 31) of_warps[warp] = sum;
   Part before = {__shfl_up_sync(~0u, sum.sum, 1), __shfl_up_sync(~0u, sum.count, 1)};
   if (lane == 0) before = {0, 0};
+  if (lane == 31) of_warps[warp] = sum;
   __syncthreads();
   total = {0, 0};
   Part above = {0, 0};
