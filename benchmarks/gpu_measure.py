@@ -8,18 +8,18 @@ On CPUs (a dry run) the shapes are tiny, and the times mean nothing.
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import dwconv_triton
 from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
-    dwconv_gpu,
 )
+from cba_fast.ops.dwconv_choice import TABLES
 from cba_fast.study.dwconv_contest import (
     DIRECTIONS,
     Case,
@@ -34,6 +34,7 @@ from cba_fast.study.dwconv_contest import (
 # be TF32's, which is shown but not timed as float32.
 WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 CL = torch.channels_last
+BACKENDS = ("triton", "cuda")
 
 # Most important first: the time may run out. RepLKNet-31B at 384 (stage 3 has 54 % of its
 # products), strips of SLaK-T, ConvNeXt's 7x7; then batch 1 and 2.
@@ -112,12 +113,20 @@ def convolutions(device: str, seconds: float = 0.2) -> Iterator[dict]:
     half = [(case, torch.bfloat16, direction) for case, direction in product(cases, DIRECTIONS)]
     single = [(case, torch.float32, "forward") for case in cases[:4]]
     for case, dtype, direction in half[:12] + single + half[12:]:
-        yield _convolution(case, dtype, direction, device, seconds)
+        yield compared(case, dtype, direction, device, seconds, "inductor" if real else "eager")
 
 
-def _convolution(case: Case, dtype: torch.dtype, direction: str, device: str, seconds) -> dict:
+def compared(
+    case: Case,
+    dtype: torch.dtype,
+    direction: str,
+    device: str,
+    seconds: float,
+    compiler: str | None,
+) -> dict:
+    """Return errors and times of the `candidates` as JSON values; what is wrong has no time."""
     inputs = [t.to(device, dtype) for t in random_inputs(case, direction)]
-    functions = candidates(case, direction, inputs, "inductor" if device == "cuda" else "eager")
+    functions = candidates(case, direction, inputs, compiler)
     truth = _truth(case, direction, [t.double() for t in inputs])
     errors, failed = {}, {}
     for name, function in functions.items():
@@ -153,17 +162,21 @@ def _truth(case: Case, direction: str, inputs: list[Tensor]) -> Tensor:
     return torch.cat(parts, 0 if direction == "grad_weight" else 1)
 
 
-def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str) -> dict:
-    """Return ours on both memory formats and PyTorch's three ways, by name."""
+def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str | None) -> dict:
+    """Return our backends and PyTorch's ways, on both memory formats, by name.
+
+    Args:
+        compiler: of PyTorch's third way, `torch.compile`; None leaves it out.
+    """
     a, b = inputs
     size, groups = (case.kh, case.kw), case.channels
     padding = [case.kh // 2, case.kw // 2]
 
-    def ours(a, b):
+    def ours(backend, a, b):
         if direction == "grad_weight":
-            return depthwise_conv2d_grad_weight(a, b, size, backend="triton")
+            return depthwise_conv2d_grad_weight(a, b, size, backend=backend)
         op = depthwise_conv2d if direction == "forward" else depthwise_conv2d_grad_x
-        return op(a, b, backend="triton")
+        return op(a, b, backend=backend)
 
     def theirs(a, b):
         if direction == "forward":
@@ -175,16 +188,19 @@ def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str) 
         )
         return results[mask.index(True)]
 
-    compiled = torch.compile(theirs, backend=compiler, dynamic=False)
     a_cl, b_cl = (t.to(memory_format=CL) for t in (a, b))
     weight = b_cl if direction == "grad_weight" else b
-    return {
-        "ours": lambda: ours(a, b),
-        "ours_channels_last": lambda: ours(a_cl, weight),
-        "nchw": lambda: theirs(a, b),
-        "channels_last": lambda: theirs(a_cl, b_cl),
-        "compile": lambda: compiled(a, b),
-    }
+    table = TABLES[direction]
+    found = {}
+    for backend in BACKENDS:
+        if backend in table.backends and not table.backends[backend].reason(a, size, "auto"):
+            found[backend] = partial(ours, backend, a, b)
+            found[f"{backend}_channels_last"] = partial(ours, backend, a_cl, weight)
+    found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}
+    if compiler:
+        compiled = torch.compile(theirs, backend=compiler, dynamic=False)
+        found["compile"] = partial(compiled, a, b)
+    return found
 
 
 def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
@@ -194,8 +210,6 @@ def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
 
     real = device == "cuda"
     name, size, batch = ("replknet_31b", 384, 64) if real else ("replknet_nano", 64, 1)
-    # What the rule would choose; outputs are compared below.
-    dwconv_gpu.PROVEN.add(dwconv_triton.arch_of(torch.device(device)))
     forms = network_forms(create(name), device, inference_form)
     x = torch.randn(batch, 3, size, size, device=device)
     x_cl = x.to(memory_format=CL)

@@ -28,11 +28,12 @@ SANITIZED = (
     "test_passes_are_within_bounds and bfloat16 and contiguous"
     " and (64x16x12x12 or 2x5x7x7 or 2x3x33x65 or 2x70x13x9) or test_views and unaligned"
 )
-MEASURED = ("rates", "convolutions", "network", "receptive_field")
+MEASURED = ("rates", "convolutions", "choice", "network", "receptive_field", "evaluate")
 # Seconds that a step may take of the default time, in order.
 LIMITS = {
     **{"machine": 15, "build": 75, "tests": 120, "sanitizer": 40},
-    **{"rates": 20, "convolutions": 120, "network": 40, "receptive_field": 40},
+    **{"rates": 20, "convolutions": 110, "choice": 30, "network": 40, "receptive_field": 30},
+    **{"evaluate": 30},
 }
 
 
@@ -173,20 +174,42 @@ def sanitizer(run: Run, limit: float) -> dict:
 def measured(name: str) -> Callable[[Run, float], dict]:
     def step(run: Run, limit: float) -> dict:
         arguments = [sys.executable, __file__, "--out", run.out, "--measure", name]
-        return run.command(name, arguments + ["--dry_run"] * run.dry, limit)
+        arguments += ["--seconds", limit] + ["--dry_run"] * run.dry
+        return run.command(name, arguments, limit)
 
     return step
 
 
-def measure(name: str, out: Path, dry: bool) -> None:
-    """Write the records of one function of `gpu_measure`, each as soon as it is there."""
+def measure(name: str, out: Path, dry: bool, seconds: float) -> None:
+    """Write the records of one measurement, each as soon as it is there.
+
+    Networks run with the choice that the convolutions measured before lead to.
+    """
+    import gpu_choice
     import gpu_measure
 
+    from cba_fast.ops import dwconv_gpu
+
+    device = "cpu" if dry else "cuda"
+    if name == "choice":
+        records = gpu_choice.choice(device, seconds - 15)
+    else:
+        before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
+        if name not in ("rates", "convolutions") and before and not dry:
+            methods = gpu_choice.methods(gpu_choice.read(before))
+            dwconv_gpu.measured()[dwconv_gpu.arch_of(torch_device())] = {"methods": methods}
+        records = getattr(gpu_measure, name)(device)
     with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for record in getattr(gpu_measure, name)("cpu" if dry else "cuda"):
+        for record in records:
             file.write(json.dumps({"bench": f"gpu_{name}", **record}) + "\n")
             file.flush()
             print(json.dumps(record), flush=True)
+
+
+def torch_device():
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 STEPS = {"machine": machine, "build": build, "tests": tests, "sanitizer": sanitizer}
@@ -205,7 +228,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out = args.out.resolve()
     if args.measure:
-        measure(args.measure, args.out, args.dry_run)
+        measure(args.measure, args.out, args.dry_run, args.seconds)
         return 0
     run = Run(args.out, args.seconds, args.dry_run, limits=not args.only)
     for name in args.only or STEPS:
