@@ -146,7 +146,7 @@ def build(run: Run, limit: float) -> dict:
 
 def tests(run: Run, limit: float) -> dict:
     arguments = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    files = ["tests/test_dwconv_triton_gpu.py", "tests"]
+    files = ["tests/test_dwconv_gpu.py", "tests"]
     arguments += [*files[: 1 if run.dry else 2], "-o", "addopts=--strict-markers", "-rs"]
     if run.dry:
         arguments.append("--collect-only")
@@ -159,7 +159,7 @@ def sanitizer(run: Run, limit: float) -> dict:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     arguments = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
     arguments += [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    arguments += ["tests/test_dwconv_triton_gpu.py", "-k", SANITIZED]
+    arguments += ["tests/test_dwconv_gpu.py", "-k", SANITIZED]
     if run.dry:
         return {"status": "done", "command": " ".join(arguments)}
     if not Path(tool).exists():
