@@ -1,4 +1,4 @@
-"""What `gpu_run.py` measures: the device's rates, convolutions, a network, its receptive field.
+"""What `gpu_run.py` measures of kernels: the device's rates, the ERF ops, the convolutions.
 
 Each function yields JSON values. Results are checked first; what is wrong gets no time. The
 functions of a comparison take turns; times are CUDA events around one call each, in milliseconds.
@@ -18,6 +18,8 @@ from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
+    erf_accumulate,
+    erf_size,
 )
 from cba_fast.ops.dwconv_choice import TABLES
 from cba_fast.study.dwconv_contest import (
@@ -104,6 +106,53 @@ def rates(device: str) -> Iterator[dict]:
     target = torch.empty_like(source)
     ms = timed({"run": lambda: target.copy_(source)}, device, 0.5)["run"]["median_ms"]
     yield {"what": "copy", "tb_per_s": 2 * source.nbytes / ms / 1e9}
+
+
+def erf_ops(device: str) -> Iterator[dict]:
+    """Compare the ERF ops with plain PyTorch on the device: sorting, and a sum of the parts."""
+    real = device == "cuda"
+    for batch in (1, 16):
+        grad = torch.randn((batch, 3, 384, 384) if real else (batch, 3, 9, 9), device=device)
+        yield _compared(
+            "erf_size",
+            grad,
+            {"ours": lambda g=grad: erf_size(g), "torch": lambda g=grad: sorted_sizes(g)},
+            device,
+        )
+        maps = {name: torch.zeros(grad.shape[2:], dtype=torch.float64, device=device)
+                for name in ("ours", "torch")}  # fmt: skip
+        yield _compared(
+            "erf_accumulate",
+            grad,
+            {
+                "ours": lambda g=grad, out=maps["ours"]: erf_accumulate(g, out).clone(),
+                "torch": lambda g=grad, out=maps["torch"]: out.add_(
+                    g.relu().sum((0, 1), dtype=torch.float64)
+                ).clone(),
+            },
+            device,
+        )
+
+
+def sorted_sizes(grad: Tensor, p: float = 0.2) -> Tensor:
+    """Return the ERF sizes by a sort and a cumulative sum in float64."""
+    g = grad.abs().mean(1).flatten(1).double().sort(dim=1, descending=True).values
+    total = g.cumsum(1)
+    return 1 + torch.searchsorted(total, p * total[:, -1:]).squeeze(1)
+
+
+def _compared(what: str, grad: Tensor, functions: dict[str, Callable], device: str) -> dict:
+    results = {name: function().double() for name, function in functions.items()}
+    off = ((results["ours"] - results["torch"]).abs() / results["torch"].clamp(min=1e-9)).max()
+    # Sizes may differ by a pixel where the parallel sum rounds otherwise than ours, in sequence.
+    right = off.item() < 1e-3 or (results["ours"] - results["torch"]).abs().max() <= 1
+    return {
+        "what": what,
+        "shape": list(grad.shape),
+        "bytes": grad.nbytes,
+        "largest_relative_difference": off.item(),
+        "timings": timed(functions, device, 0.3) if right else {},
+    }
 
 
 def convolutions(device: str, seconds: float = 0.2) -> Iterator[dict]:
@@ -201,88 +250,3 @@ def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str |
         compiled = torch.compile(theirs, backend=compiler, dynamic=False)
         found["compile"] = partial(compiled, a, b)
     return found
-
-
-def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
-    """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
-    from cba_fast.models import inference_form
-    from cba_fast.study.model_contest import create
-
-    real = device == "cuda"
-    name, size, batch = ("replknet_31b", 384, 64) if real else ("replknet_nano", 64, 1)
-    forms = network_forms(create(name), device, inference_form)
-    x = torch.randn(batch, 3, size, size, device=device)
-    x_cl = x.to(memory_format=CL)
-
-    def features(form: str) -> Tensor:
-        images = x_cl if "channels_last" in form else x
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-            return forms[form].forward_features(images)
-
-    truth = features("nchw").double()
-    errors = {form: relative_error(features(form), truth) for form in forms}
-    right = {n: (lambda n=n: features(n)) for n in forms if errors[n] < 1e-1}
-    timings = timed(right, device, seconds)
-    yield {
-        "model": name,
-        "input_size": size,
-        "batch": batch,
-        "errors": errors,
-        "timings": timings,
-        "images_per_s": {n: round(1e3 * batch / t["median_ms"], 1) for n, t in timings.items()},
-    }
-
-
-def network_forms(model, device: str, inference_form) -> dict:
-    """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
-    from cba_fast.models import merge
-    from cba_fast.study.model_contest import _plain
-
-    half = {"device": device, "dtype": torch.bfloat16}
-    return {
-        "nchw": _plain(model).to(device),
-        "channels_last": _plain(model).to(device, memory_format=CL),
-        "channels_last_merged": _plain(merge(model)).to(device, memory_format=CL),
-        "ours": inference_form(model, channels_last=False, **half),
-        "ours_channels_last": inference_form(model, **half),
-    }
-
-
-def receptive_field(device: str) -> Iterator[dict]:
-    """Compare ERF sizes of RepLKNet-31B at 384: the study's way, an image at a time, and ours."""
-    import numpy as np
-
-    from cba_fast.erf import erf_sizes
-    from cba_fast.models import inference_form
-    from cba_fast.study.model_contest import _plain, create
-
-    real = device == "cuda"
-    name, size, count = ("replknet_31b", 384, 32) if real else ("replknet_nano", 64, 2)
-    model = create(name)
-    study, ours = _plain(model).to(device).requires_grad_(), inference_form(model, device=device)
-    images = torch.randn(count, 3, size, size, device=device)
-
-    def the_studys_way() -> np.ndarray:
-        sizes = []
-        for image in images:
-            x = image[None].clone().requires_grad_()
-            study(x).softmax(1).max().backward()
-            grad = x.grad[0].abs().mean(0).flatten().cpu().double().numpy()
-            total = np.cumsum(np.sort(grad)[::-1])
-            sizes.append(1 + np.searchsorted(total, 0.2 * total[-1]))
-        return np.array(sizes)
-
-    functions = {
-        "study": the_studys_way,
-        "ours": lambda: erf_sizes(ours, images, batch_size=16),
-    }
-    sizes = {n: f() for n, f in functions.items()}
-    # The gradients differ by rounding: TF32 in PyTorch's convolutions, other orders of sums.
-    off = float(np.abs(sizes["ours"] / sizes["study"] - 1).max())
-    yield {
-        "model": name,
-        "input_size": size,
-        "images": count,
-        "largest_relative_difference": off,
-        "timings": timed(functions, device, 5.0) if off < 0.05 else {},
-    }

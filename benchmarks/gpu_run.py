@@ -4,11 +4,12 @@
     python benchmarks/gpu_run.py --out dry --dry_run        # anywhere: every path, tiny shapes
 
 Builds the compiled core where a compiler, CMake and pybind11 are found, runs the tests marked gpu,
-compute-sanitizer on small cases where it is installed, then measures (`gpu_measure.py`): the
-device's own rates, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive
-field. Each step is a process with a time limit, so that a crash or a hang of one costs only that.
-Results are JSON lines in the output folder, one file per step, written as they come; `summary.json`
-says how each step ended. Exits with 1 if a step failed.
+compute-sanitizer on small cases where it is installed, then measures (`gpu_measure`, `gpu_choice`,
+`gpu_networks`): the device's own rates, the ERF ops, the convolutions against PyTorch's three ways
+and with them the choice, RepLKNet-31B, its receptive field, an evaluation. Each step is a process
+with a time limit, so that a crash or a hang of one costs only that. Results are JSON lines in the
+output folder, one file per step, written as they come; `summary.json` says how each step ended.
+Exits with 1 if a step failed.
 """
 
 import argparse
@@ -28,12 +29,20 @@ SANITIZED = (
     "test_passes_are_within_bounds and bfloat16 and contiguous"
     " and (64x16x12x12 or 2x5x7x7 or 2x3x33x65 or 2x70x13x9) or test_views and unaligned"
 )
-MEASURED = ("rates", "convolutions", "choice", "network", "receptive_field", "evaluate")
+MEASURED = (
+    "rates",
+    "erf_ops",
+    "convolutions",
+    "choice",
+    "network",
+    "receptive_field",
+    "evaluation",
+)
 # Seconds that a step may take of the default time, in order.
 LIMITS = {
-    **{"machine": 15, "build": 75, "tests": 120, "sanitizer": 40},
-    **{"rates": 20, "convolutions": 110, "choice": 30, "network": 40, "receptive_field": 30},
-    **{"evaluate": 30},
+    **{"machine": 15, "build": 110, "tests": 150, "sanitizer": 40},
+    **{"rates": 15, "erf_ops": 15, "convolutions": 110, "choice": 30, "network": 40},
+    **{"receptive_field": 30, "evaluation": 30},
 }
 
 
@@ -187,18 +196,21 @@ def measure(name: str, out: Path, dry: bool, seconds: float) -> None:
     """
     import gpu_choice
     import gpu_measure
+    import gpu_networks
 
     from cba_fast.ops import dwconv_gpu
 
     device = "cpu" if dry else "cuda"
     if name == "choice":
         records = gpu_choice.choice(device, seconds - 15)
+    elif hasattr(gpu_measure, name):
+        records = getattr(gpu_measure, name)(device)
     else:
         before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
-        if name not in ("rates", "convolutions") and before and not dry:
+        if before and not dry:
             methods = gpu_choice.methods(gpu_choice.read(before))
-            dwconv_gpu.measured()[dwconv_gpu.arch_of(torch_device())] = {"methods": methods}
-        records = getattr(gpu_measure, name)(device)
+            dwconv_gpu.measured()[_arch()] = {"methods": methods}
+        records = getattr(gpu_networks, name)(device)
     with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps({"bench": f"gpu_{name}", **record}) + "\n")
@@ -206,10 +218,12 @@ def measure(name: str, out: Path, dry: bool, seconds: float) -> None:
             print(json.dumps(record), flush=True)
 
 
-def torch_device():
+def _arch() -> str:
     import torch
 
-    return torch.device("cuda", torch.cuda.current_device())
+    from cba_fast.ops import dwconv_gpu
+
+    return dwconv_gpu.arch_of(torch.device("cuda", torch.cuda.current_device()))
 
 
 STEPS = {"machine": machine, "build": build, "tests": tests, "sanitizer": sanitizer}
