@@ -1,16 +1,18 @@
 """One function that makes maps, for every command and for users with their own models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cba_fast.data.transfer import Arriving, to_device
 from cba_fast.errors import InputError
 
 from .class_activation import cam_from_features
 from .features import classify
-from .heatmap import finish_maps, is_constant
+from .heatmap import normalize, quantize_maps, score_levels
 from .principal_component import pc1_from_features
 
 METHODS = {"cam": cam_from_features, "pc1": pc1_from_features}
@@ -33,7 +35,82 @@ class Localization:
     top5: np.ndarray
 
 
-@torch.no_grad()
+@dataclass
+class Levels:
+    """A `Localization` with bytes in place of maps.
+
+    Attributes:
+        u: (N, S, S) uint8.
+        constant, targets, top5: as of `Localization`.
+    """
+
+    u: np.ndarray
+    constant: np.ndarray
+    targets: np.ndarray
+    top5: np.ndarray
+
+    def localization(self) -> Localization:
+        """Return the maps of bytes that are not `scored`."""
+        maps = normalize(torch.from_numpy(self.u)).numpy()
+        return Localization(maps, self.constant, self.targets, self.top5)
+
+
+@dataclass
+class Located:
+    """A batch on its device; the host has waited for nothing and checked nothing yet.
+
+    Attributes:
+        u: (N, S, S) uint8, quantized maps.
+        facts: (N, 4 + K) int64: whether the features and the small map are finite, whether the map
+            is constant, the target, the K best classes. One tensor, as each copy has its price.
+        num_classes: of the model.
+    """
+
+    u: Tensor
+    facts: Tensor
+    num_classes: int
+
+    def check(self, facts: np.ndarray) -> None:
+        """Refuse what `facts`, on the host, tell.
+
+        Raises:
+            InputError: features that are not finite.
+            ValueError: a target that the model does not have, or a map that is not finite.
+        """
+        finite, finite_maps, _, targets = facts.T[:4]
+        if not finite.all():
+            n = int(np.argmin(finite))
+            raise InputError(
+                f"the feature maps of image {n} of the batch hold NaN or infinite values"
+            )
+        bad = targets[(targets < 0) | (targets >= self.num_classes)]
+        if len(bad):
+            raise ValueError(f"target {bad[0]} is outside the model's {self.num_classes} classes")
+        if not finite_maps.all():
+            n = int(np.argmin(finite_maps))
+            raise ValueError(f"maps[{n}] holds NaN or infinite values")
+
+    def send(self, scored: bool = False) -> Callable[[], Levels]:
+        """Send the batch to the host; the host goes on.
+
+        Args:
+            scored: send the bytes that the evaluator scores (`score_levels`) instead of those of
+                which maps are made.
+
+        Returns:
+            A function that waits for the batch and returns it, in any thread. It raises what
+            :meth:`check` does.
+        """
+        arriving = Arriving(score_levels(self.u) if scored else self.u, self.facts)
+
+        def read() -> Levels:
+            u, facts = arriving.wait()
+            self.check(facts)
+            return Levels(u, facts[:, 2].astype(bool), facts[:, 3], facts[:, 4:])
+
+        return read
+
+
 def localize(
     model: nn.Module,
     x: Tensor,
@@ -68,6 +145,48 @@ def localize(
         TypeError: the model has no usable features or linear head, `x` is no tensor, or `target` is
             not made of integers.
         InputError: the features hold NaN or infinite values.
+
+    Notes:
+        All is computed on the device of `x`, the maps in float32 and the axis of PC1 in float64,
+        also under autocast; the host waits for it once, at the end. On a GPU maps are resized by
+        `resize_bilinear` instead of OpenCV.
+    """
+    found = locate(
+        model,
+        x,
+        method=method,
+        target=target,
+        layer=layer,
+        map_size=map_size,
+        pc1_range=pc1_range,
+    )
+    return found.send()().localization()
+
+
+@torch.no_grad()
+def locate(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    method: str = "cam",
+    target: int | Tensor | None = None,
+    layer: str | None = None,
+    map_size: int | None = None,
+    pc1_range: str = "wrap",
+) -> Located:
+    """Do on the device what `localize` does, without waiting for it.
+
+    ``eigh``, by which PC1 finds its axis, waits in PyTorch to learn whether it converged; CAM has
+    no such step.
+
+    Args:
+        model, x, method, target, layer, map_size, pc1_range: as for `localize`.
+
+    Returns:
+        What will be there.
+
+    Raises:
+        ValueError, TypeError: as `localize`; targets and features are checked by `Located.check`.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
@@ -84,15 +203,20 @@ def localize(
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
     features, logits, weight = classify(model, x, layer)
-    _check_finite(features)
-    top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
-    targets = top5[:, 0] if target is None else target.to(top5.device).expand(len(x))
-    _check_targets(targets, logits.shape[1])
-    small = METHODS[method](features, weight[targets])
-    value_range = pc1_range if method == "pc1" else "clip"
-    maps = finish_maps(small[:num_images].cpu().numpy(), map_size, value_range)
-    targets, top5 = (v[:num_images].cpu().numpy() for v in (targets, top5))
-    return Localization(maps, is_constant(maps), targets, top5)
+    # Autocast would take the maps' products to half precision.
+    with torch.autocast(features.device.type, enabled=False):
+        top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
+        targets = top5[:, 0] if target is None else to_device(target, top5.device).expand(len(x))
+        # What the host will refuse must not stop the device before: indices outside of the weight
+        # end a CUDA process, and `eigh` has an error of its own for NaN.
+        rows = weight[targets.clamp(0, logits.shape[1] - 1)]
+        finite = features.isfinite().flatten(1).all(dim=1)
+        small = METHODS[method](torch.where(finite[:, None, None, None], features, 0), rows)
+        u = quantize_maps(small, map_size, pc1_range if method == "pc1" else "clip")
+        constant = u.amin((1, 2)) == u.amax((1, 2))
+        columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
+        facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
+    return Located(u[:num_images], facts[:num_images], logits.shape[1])
 
 
 def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
@@ -110,19 +234,6 @@ def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
             f"{tuple(targets.shape)}"
         )
     return targets.to(torch.int64)
-
-
-def _check_finite(features: Tensor) -> None:
-    finite = features.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        n = int((~finite).nonzero()[0, 0])
-        raise InputError(f"the feature maps of image {n} of the batch hold NaN or infinite values")
-
-
-def _check_targets(targets: Tensor, num_classes: int) -> None:
-    bad = targets[(targets < 0) | (targets >= num_classes)]
-    if len(bad):
-        raise ValueError(f"target {int(bad[0])} is outside the model's {num_classes} classes")
 
 
 def cam(
@@ -149,8 +260,7 @@ def cam(
     Raises:
         ValueError, TypeError: as :func:`localize`.
     """
-    found = localize(model, x, method="cam", target=target, layer=layer, map_size=map_size)
-    return torch.from_numpy(found.maps).to(x.device)
+    return _maps(locate(model, x, method="cam", target=target, layer=layer, map_size=map_size))
 
 
 def pc1(
@@ -163,13 +273,20 @@ def pc1(
     pc1_range: str = "wrap",
 ) -> Tensor:
     """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""
-    found = localize(
-        model,
-        x,
-        method="pc1",
-        target=target,
-        layer=layer,
-        map_size=map_size,
-        pc1_range=pc1_range,
+    return _maps(
+        locate(
+            model,
+            x,
+            method="pc1",
+            target=target,
+            layer=layer,
+            map_size=map_size,
+            pc1_range=pc1_range,
+        )
     )
-    return torch.from_numpy(found.maps).to(x.device)
+
+
+def _maps(found: Located) -> Tensor:
+    """Return the checked maps where they are."""
+    found.check(found.facts.cpu().numpy())
+    return normalize(found.u)
