@@ -27,7 +27,8 @@ def resize_bilinear(maps: Tensor, size: int) -> Tensor:
         448, and some h != w). Elsewhere, or with IPP switched off, OpenCV computes
         ``m[i] * (1 - a) + m[i+1] * a`` from a float32 t. Quantized to bytes, one pixel in 180,000
         to 950,000 of a CAM then differs, and one in 100,000 to 210,000 of a PC1 map, by one level
-        (modulo 256 where values wrap); measured on 400 maps of each of six sizes.
+        (modulo 256 where values wrap); measured on 400 maps of each of six sizes. At most 60 bytes
+        per position of the result are allocated besides it.
     """
     _, h, w = maps.shape
     left, right, a = _neighbours(w, size, maps.device)
@@ -60,10 +61,10 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         Boldo and Melquiond 2008, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms
         Using Rounding to Odd"; the error of a sum by Knuth's TwoSum.
     """
-    product, c = a.double() * b.double(), c.double()
+    product, c = a.double().mul_(b.double()), c.double()
     total = product + c
     part = total - c
-    error = (c - (total - part)) + (product - part)
+    error = c.sub_(total - part).add_(product.sub_(part))
     bits = total.view(torch.int64)
     # Away from zero the bits grow; an even last bit becomes odd on the side of the true sum.
     step = torch.where((error > 0) == (total > 0), 1, -1)
