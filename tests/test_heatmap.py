@@ -30,12 +30,12 @@ def test_the_tensor_path_gives_the_bytes_of_opencv(kind, value_range):
         want = quantize_maps(maps, size, value_range)
         got = levels_of(resize_bilinear(maps, size), value_range)
         assert got.dtype == want.dtype == torch.uint8
-        if IPP_AVX2:
+        if IPP_AVX2 or kind == "constant":
             assert torch.equal(got, want)
         elif kind != "huge":  # whose low bytes are noise
             apart = (got.int() - want.int()).abs()
             assert torch.isin(apart, torch.tensor([0, 1, 255])).all()
-            assert (apart != 0).float().mean() < 1e-3
+            assert (apart != 0).float().mean() < 5e-3
 
 
 @pytest.mark.parametrize("value_range", RANGES)

@@ -57,13 +57,16 @@ def quantize_maps(maps: Tensor, size: int = 384, value_range: str = "clip") -> T
     """
     if value_range not in RANGES:
         raise ValueError(f"value_range must be one of {RANGES}, got {value_range!r}")
-    if maps.device.type != "cpu" or 1 in maps.shape[1:]:
-        # OpenCV resizes a single row or column by other code, whose roundings turn a constant map
-        # into one of two values, which the normalization would draw apart to 0 and 1.
+    if maps.device.type != "cpu":
         return levels_of(resize_bilinear(maps, size), value_range)
     out = torch.empty((len(maps), size, size), dtype=torch.uint8)
     for n, small in enumerate(maps.numpy()):  # one at a time: a map stays in the cache
-        resized = cv2.resize(small, (size, size))  # bilinear is the default
+        if small.min() == small.max():
+            # OpenCV's own code (without IPP) rounds a constant to two neighbours, which the
+            # normalization would draw apart to 0 and 1.
+            resized = np.full((size, size), small[0, 0])
+        else:
+            resized = cv2.resize(small, (size, size))  # bilinear is the default
         out[n] = levels_of(torch.from_numpy(resized)[None], value_range)[0]
     return out
 
