@@ -80,8 +80,9 @@ def evaluate(
 ) -> EvaluateResult:
     """Make the maps of all images with boxes and score them in both contour modes.
 
-    For the same images, batch size, precision and threads the counts equal those of
-    ``generate-heatmap`` followed by ``wsol-eval``.
+    For the same images, batch size, precision, device and threads the counts equal those of
+    ``generate-heatmap`` followed by ``wsol-eval``. Where a GPU makes the maps, they arrive as bytes
+    and are swept in a thread while it computes the next batch.
 
     Args:
         model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
