@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cba_fast.errors import InputError
 from cba_fast.ops import quantize
 from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
+from cba_fast.wsol.heatmap import score_levels
 from cba_fast.wsol.localize import METHODS, locate
 from cba_fast.wsol.principal_component import first_principal_axis, is_background
 
@@ -321,6 +323,27 @@ def test_maps_are_computed_outside_of_autocast(method, dtype):
     small = METHODS[method](model.features.float(), model.fc.weight[2].detach().expand(4, -1))
     value_range = "wrap" if method == "pc1" else "clip"
     np.testing.assert_array_equal(mixed.maps, finish_maps(small.numpy(), 96, value_range))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pc1_range", ["wrap", "minmax"])
+def test_no_step_on_a_device_reads_its_values(method, pc1_range):
+    # tensors without values, which say that they are on a GPU: what a host would have to read
+    # (`item`, `bool`, a mask as an index) raises
+    model = given_model()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.features = torch.empty(4, 40, 12, 12, device="cuda")
+        for name, value in list(model.fc.named_parameters()):
+            setattr(model.fc, name, nn.Parameter(torch.empty(value.shape, device="cuda")))
+        x = torch.empty(4, 3, 96, 96, device="cuda")
+        found = locate(model, x, method=method, pc1_range=pc1_range)
+        for bytes_ in (found.u, score_levels(found.u)):
+            assert (bytes_.device.type, bytes_.dtype) == ("cuda", torch.uint8)
+            assert bytes_.shape == (4, 96, 96)
+        assert found.facts.shape == (4, 9)
+        assert found.facts.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            bool(found.u.any())
 
 
 @pytest.fixture

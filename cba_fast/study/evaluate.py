@@ -80,9 +80,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Make the maps of all images with boxes and score them in both contour modes.
 
-    For the same images, batch size, precision, device and threads the counts equal those of
-    ``generate-heatmap`` followed by ``wsol-eval``. Where a GPU makes the maps, they arrive as bytes
-    and are swept in a thread while it computes the next batch.
+    For the same images, run settings and threads the counts equal those of ``generate-heatmap``
+    followed by ``wsol-eval``.
 
     Args:
         model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
@@ -95,8 +94,7 @@ def evaluate(
     Raises:
         CbaError: as the two commands.
     """
-    images = open_images(data)
-    box_config = _both_modes(box_config, images, maps)
+    box_config = _both_modes(box_config, images := open_images(data), maps)
     records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
@@ -121,10 +119,9 @@ def evaluate(
     if scored:
         scored(done)
     if num_samples > 0:
-        sizes = SizeConfig(num_samples, (p,), seed)
-        model = load_float32(model, model_config, run)
-        done.erf, lines = _erf_summary(model, records, data, run, sizes, erf_progress)
-        done.notes += lines
+        model, sizes = load_float32(model, model_config, run), SizeConfig(num_samples, (p,), seed)
+        done.erf, more = _erf_summary(model, records, data, run, sizes, erf_progress)
+        done.notes += more
     return done
 
 

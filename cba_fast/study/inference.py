@@ -13,7 +13,8 @@ from cba_fast.data.reading import Report, cut, read_batches
 from cba_fast.errors import InputError
 from cba_fast.models import build_model, inference_form
 from cba_fast.wsol import Localization
-from cba_fast.wsol.localize import Levels, locate
+from cba_fast.wsol.localize import locate
+from cba_fast.wsol.located import Levels
 
 from .compiled import compiled_form
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig

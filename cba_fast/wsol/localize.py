@@ -1,114 +1,19 @@
 """One function that makes maps, for every command and for users with their own models."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cba_fast.data.transfer import Arriving, to_device
-from cba_fast.errors import InputError
+from cba_fast.data.transfer import to_device
 
 from .class_activation import cam_from_features
 from .features import classify
-from .heatmap import normalize, quantize_maps, score_levels
+from .heatmap import normalize, quantize_maps
+from .located import Localization, Located
 from .principal_component import pc1_from_features
 
 METHODS = {"cam": cam_from_features, "pc1": pc1_from_features}
-
-
-@dataclass
-class Localization:
-    """The maps of a batch and what the classifier said.
-
-    Attributes:
-        maps: (N, S, S) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
-        constant: (N,) bool, which maps came out constant and were replaced by zeros.
-        targets: (N,) int64, the class each map explains.
-        top5: (N, min(5, classes)) int64, the predicted classes, best first.
-    """
-
-    maps: np.ndarray
-    constant: np.ndarray
-    targets: np.ndarray
-    top5: np.ndarray
-
-
-@dataclass
-class Levels:
-    """A `Localization` with bytes in place of maps.
-
-    Attributes:
-        u: (N, S, S) uint8.
-        constant, targets, top5: as of `Localization`.
-    """
-
-    u: np.ndarray
-    constant: np.ndarray
-    targets: np.ndarray
-    top5: np.ndarray
-
-    def localization(self) -> Localization:
-        """Return the maps of bytes that are not `scored`."""
-        maps = normalize(torch.from_numpy(self.u)).numpy()
-        return Localization(maps, self.constant, self.targets, self.top5)
-
-
-@dataclass
-class Located:
-    """A batch on its device; the host has waited for nothing and checked nothing yet.
-
-    Attributes:
-        u: (N, S, S) uint8, quantized maps.
-        facts: (N, 4 + K) int64: whether the features and the small map are finite, whether the map
-            is constant, the target, the K best classes. One tensor, as each copy has its price.
-        num_classes: of the model.
-    """
-
-    u: Tensor
-    facts: Tensor
-    num_classes: int
-
-    def check(self, facts: np.ndarray) -> None:
-        """Refuse what `facts`, on the host, tell.
-
-        Raises:
-            InputError: features that are not finite.
-            ValueError: a target that the model does not have, or a map that is not finite.
-        """
-        finite, finite_maps, _, targets = facts.T[:4]
-        if not finite.all():
-            n = int(np.argmin(finite))
-            raise InputError(
-                f"the feature maps of image {n} of the batch hold NaN or infinite values"
-            )
-        bad = targets[(targets < 0) | (targets >= self.num_classes)]
-        if len(bad):
-            raise ValueError(f"target {bad[0]} is outside the model's {self.num_classes} classes")
-        if not finite_maps.all():
-            n = int(np.argmin(finite_maps))
-            raise ValueError(f"maps[{n}] holds NaN or infinite values")
-
-    def send(self, scored: bool = False) -> Callable[[], Levels]:
-        """Send the batch to the host; the host goes on.
-
-        Args:
-            scored: send the bytes that the evaluator scores (`score_levels`) instead of those of
-                which maps are made.
-
-        Returns:
-            A function that waits for the batch and returns it, in any thread. It raises what
-            :meth:`check` does.
-        """
-        arriving = Arriving(score_levels(self.u) if scored else self.u, self.facts)
-
-        def read() -> Levels:
-            u, facts = arriving.wait()
-            self.check(facts)
-            return Levels(u, facts[:, 2].astype(bool), facts[:, 3], facts[:, 4:])
-
-        return read
 
 
 def localize(
@@ -176,8 +81,8 @@ def locate(
 ) -> Located:
     """Do on the device what `localize` does, without waiting for it.
 
-    ``eigh``, by which PC1 finds its axis, waits in PyTorch to learn whether it converged; CAM has
-    no such step.
+    Two steps wait for it nevertheless: ``eigh``, by which PC1 finds its axis, to learn whether it
+    converged, and the search for the classifier of a model without ``get_classifier``.
 
     Args:
         model, x, method, target, layer, map_size, pc1_range: as for `localize`.
@@ -202,21 +107,41 @@ def locate(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    features, logits, weight = classify(model, x, layer)
+    found = classify(model, x, layer)
     # Autocast would take the maps' products to half precision.
-    with torch.autocast(features.device.type, enabled=False):
-        top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
-        targets = top5[:, 0] if target is None else to_device(target, top5.device).expand(len(x))
-        # What the host will refuse must not stop the device before: indices outside of the weight
-        # end a CUDA process, and `eigh` has an error of its own for NaN.
-        rows = weight[targets.clamp(0, logits.shape[1] - 1)]
-        finite = features.isfinite().flatten(1).all(dim=1)
-        small = METHODS[method](torch.where(finite[:, None, None, None], features, 0), rows)
-        u = quantize_maps(small, map_size, pc1_range if method == "pc1" else "clip")
-        constant = u.amin((1, 2)) == u.amax((1, 2))
-        columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
-        facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
-    return Located(u[:num_images], facts[:num_images], logits.shape[1])
+    with torch.autocast(found[0].device.type, enabled=False):
+        value_range = pc1_range if method == "pc1" else "clip"
+        located = _on_device(*found, target, METHODS[method], map_size, value_range)
+    return Located(located.u[:num_images], located.facts[:num_images], located.num_classes)
+
+
+def _on_device(
+    features: Tensor,
+    logits: Tensor,
+    weight: Tensor,
+    target: Tensor | None,
+    make: Callable[[Tensor, Tensor], Tensor],
+    map_size: int,
+    value_range: str,
+) -> Located:
+    top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
+    targets = top5[:, 0]
+    if target is not None:
+        targets = to_device(target, top5.device).expand(len(features))
+    # What the host will refuse must not stop the device before: indices outside of the weight end
+    # a CUDA process, and `eigh` has an error of its own for NaN.
+    rows = weight[targets.clamp(0, logits.shape[1] - 1)]
+    finite = features.isfinite().flatten(1).all(dim=1)
+    small = make(torch.where(finite[:, None, None, None], features, 0), rows)
+    # Devices that are neither CPU nor CUDA may lack float64; their small maps go on at the host.
+    small, finite, targets, top5 = (
+        t if t.is_cuda else t.cpu() for t in (small, finite, targets, top5)
+    )
+    u = quantize_maps(small, map_size, value_range)
+    constant = u.amin((1, 2)) == u.amax((1, 2))
+    columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
+    facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
+    return Located(u, facts, logits.shape[1])
 
 
 def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
