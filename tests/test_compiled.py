@@ -85,6 +85,8 @@ def test_the_model_itself_stays_as_it_was():
     assert "forward_features" not in vars(model)
     with torch.no_grad():
         model.forward_features(images(2))
+        with pytest.raises(ValueError, match="compiled for 2 images in a batch, got 3"):
+            form.forward_features(images(3))
     assert counting.graphs == 0
 
 

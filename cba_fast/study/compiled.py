@@ -54,6 +54,8 @@ class _FixedBatch:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         missing = self._batch_size - len(x)
+        if missing < 0:
+            raise ValueError(f"compiled for {self._batch_size} images in a batch, got {len(x)}")
         full = pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
         try:
             features = self._compiled(full)
