@@ -44,6 +44,15 @@ void launched(const char* name, const F& kernels) {
   }
 }
 
+// The versions of CUDA that the driver and this build have, as 1000 * major + 10 * minor; 0 for no
+// driver.
+py::tuple cuda_versions() {
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) runtime = 0;
+  return py::make_tuple(driver, runtime);
+}
+
 void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int n,
                    Address first_bad, int device, Address stream) {
   const cba::CudaQuantizeParams params = {
@@ -113,6 +122,7 @@ void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Addr
 }  // namespace
 
 void bind_cuda(py::module_& m) {
+  m.def("cuda_versions", cuda_versions);
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
   m.def("erf_size_cuda_scratch", erf_size_cuda_scratch, py::arg("grad"));
