@@ -4,6 +4,7 @@ Gradients and layouts that stress one thing each come from the tests of the C++ 
 """
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -283,11 +284,11 @@ def test_cpu_tensors_are_refused_with_the_reason():
     for table in (SIZE, ACCUMULATE):
         assert table.backends["cuda"].refuses(grad) == "the tensor is on cpu"
         assert list(table.backends) == ["cuda", "cpp", "reference"]
-    with pytest.raises(ValueError, match="'cuda' cannot run: "):
+    reason = native.cuda_unavailable() or "the tensor is on cpu"
+    with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
         erf_size(grad, backend="cuda")
-    if native.cuda_unavailable():
-        with pytest.raises(ValueError, match="no CUDA kernels in this build"):
-            erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
+    with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
+        erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
 
 
 def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:
