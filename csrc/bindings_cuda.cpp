@@ -4,12 +4,18 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "common/checks.h"
 #include "common/dtype.h"
+#include "cuda/erf_accumulate.h"
+#include "cuda/erf_size.h"
 #include "cuda/quantize.h"
 
 namespace py = pybind11;
@@ -60,10 +66,68 @@ void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int 
   launched("quantize_cuda", [&] { return cba::quantize_cuda(params); });
 }
 
+// (address, dtype, (N, C, H, W), strides), strides in elements.
+using GradArgument = std::tuple<Address, std::string, std::array<Int, 4>, std::array<Int, 4>>;
+
+cba::CudaGradients gradients_at(const GradArgument& argument) {
+  const auto& [address, dtype, shape, strides] = argument;
+  require(*std::min_element(shape.begin(), shape.end()) >= 0, "grad: negative size");
+  // Pixels are numbered in 32 bits, and the error bound of ERF sizes counts on it.
+  require(shape[2] == 0 || shape[3] < (Int{1} << 31) / shape[2], "grad: 2^31 pixels or more");
+  const Int empty = std::count(shape.begin(), shape.end(), 0);
+  return {pointer<const void>(address, empty ? 0 : 1, "grad"),
+          cba::parse_float_type(dtype),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
+}
+
+std::size_t erf_size_cuda_scratch(const GradArgument& grad) {
+  return cba::erf_size_cuda_scratch(gradients_at(grad));
+}
+
+void erf_size_cuda(const GradArgument& grad, const std::vector<double>& shares, Address sizes,
+                   Address scratch, int device, Address stream) {
+  const cba::CudaGradients g = gradients_at(grad);
+  require(g.channels > 0, "erf_size_cuda: no channels");
+  require(std::all_of(shares.begin(), shares.end(), [](double p) { return p >= 0 && p <= 1; }),
+          "erf_size_cuda: shares must lie in [0, 1]");
+  const int columns = static_cast<int>(shares.size());
+  const cba::CudaErfSizeParams params = {
+      g,
+      shares.data(),
+      columns,
+      pointer<Int>(sizes, g.images * columns, "erf_size_cuda: sizes"),
+      pointer<void>(scratch, g.images * columns, "erf_size_cuda: scratch"),
+      device,
+      stream_at(stream)};
+  launched("erf_size_cuda", [&] { return cba::erf_size_cuda(params); });
+}
+
+void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Address map,
+                         const std::array<Int, 2>& map_strides, int device, Address stream) {
+  const cba::CudaGradients g = gradients_at(grad);
+  const cba::CudaErfMap to = {pointer<double>(map, g.height * g.width, "erf_accumulate_cuda: map"),
+                              map_strides[0], map_strides[1]};
+  const cba::CudaErfAccumulateParams params = {g, cba::parse_cuda_erf_mode(mode), to, device,
+                                               stream_at(stream)};
+  launched("erf_accumulate_cuda", [&] { return cba::erf_accumulate_cuda(params); });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_versions", cuda_versions);
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
+  m.def("erf_size_cuda_scratch", erf_size_cuda_scratch, py::arg("grad"));
+  m.def("erf_size_cuda", erf_size_cuda, py::arg("grad"), py::arg("shares"), py::arg("sizes"),
+        py::arg("scratch"), py::arg("device"), py::arg("stream"));
+  m.def("erf_accumulate_cuda", erf_accumulate_cuda, py::arg("grad"), py::arg("mode"),
+        py::arg("map"), py::arg("map_strides"), py::arg("device"), py::arg("stream"));
 }

@@ -188,6 +188,11 @@ def finite_images(grad: Tensor) -> Tensor:
     return grad.isfinite().flatten(1).all(1)
 
 
+def images_of(grad: Tensor, chosen: list[int]) -> Tensor:
+    """Return the chosen images' gradients, in increasing order of n; a copy only where it must."""
+    return grad if len(chosen) == len(grad) else grad[chosen]
+
+
 def _describe(x: object) -> str:
     if isinstance(x, Tensor):
         return f"{tuple(x.shape)} {x.dtype}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cba_fast import ops
-from cba_fast.erf.gradients import center_gradient, finite_images
+from cba_fast.erf.gradients import center_gradient, finite_images, images_of
 from cba_fast.erf.walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -66,12 +66,12 @@ def erf_map(
         grad = center_gradient(model, x, features=features, checkpoint=checkpoint)
         if total is None:
             total = torch.zeros(x.shape[2:], dtype=torch.float64, device=grad.device)
-        finite = finite_images(grad)
-        skipped += [seen + i for i, ok in enumerate(finite.tolist()) if not ok]
+        finite = finite_images(grad).tolist()
+        good = [i for i, ok in enumerate(finite) if ok]
+        skipped += [seen + i for i, ok in enumerate(finite) if not ok]
         seen += len(x)
-        if finite.any():
-            ops.erf_accumulate(grad[finite], total, backend=backend)
-            count += int(finite.sum())
+        count += len(good)
+        ops.erf_accumulate(images_of(grad, good), total, backend=backend)
     return _mean(total, count, skipped)
 
 
@@ -108,7 +108,7 @@ def measure_erf_map(
             total = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
         else:
             total = state["total"].clone()
-        ops.erf_accumulate(grad[good], total, backend=backend)
+        ops.erf_accumulate(images_of(grad, good), total, backend=backend)
         return {"total": total, "count": state["count"] + len(good)}
 
     first = {

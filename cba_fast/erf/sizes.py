@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cba_fast import ops
-from cba_fast.erf.gradients import finite_images, input_gradient
+from cba_fast.erf.gradients import finite_images, images_of, input_gradient
 from cba_fast.erf.walk import State, Walk, with_finite_gradient
 
 
@@ -72,11 +72,14 @@ def erf_sizes(
         grad = input_gradient(
             model, x, score=score, study_softmax=study_softmax, checkpoint=checkpoint
         )
-        finite = finite_images(grad)
-        if not finite.all():
-            bad = [sum(map(len, parts)) + i for i, ok in enumerate(finite.tolist()) if not ok]
-            raise ValueError(f"the input gradient of image(s) {bad} is not finite")
-        parts.append(_sizes(grad, p, backend))
+        try:
+            parts.append(_sizes(grad, p, backend))
+        except ValueError as e:
+            start = sum(map(len, parts))
+            bad = [start + i for i, ok in enumerate(finite_images(grad).tolist()) if not ok]
+            if not bad:
+                raise
+            raise ValueError(f"the input gradient of image(s) {bad} is not finite") from e
     if not parts:
         raise ValueError("images must hold at least one image")
     return np.concatenate(parts)
@@ -127,23 +130,24 @@ def measure_erf_sizes(
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
         grad = input_gradient(model, images, score=score, checkpoint=checkpoint)
-        good = with_finite_gradient(walk.report, grad, indices)
-        if not good:
-            return state
-        grad = grad[good]
-        sizes = torch.from_numpy(_sizes(grad, p, backend))
-        kept = torch.tensor([indices[i] for i in good])
+        try:
+            # Refuses what is not finite. To look at the gradient before would be one more pass over
+            # it, and one more time to wait for a GPU; so that comes only after a refusal.
+            sizes = _sizes(grad, p, backend)
+        except ValueError:
+            good = with_finite_gradient(walk.report, grad, indices)
+            if not good:
+                return state
+            grad, indices = images_of(grad, good), [indices[i] for i in good]
+            sizes = _sizes(grad, p, backend)
         found = {
-            "sizes": torch.cat([state["sizes"], sizes]),
-            "indices": torch.cat([state["indices"], kept]),
+            "sizes": torch.cat([state["sizes"], torch.from_numpy(sizes)]),
+            "indices": torch.cat([state["indices"], torch.tensor(indices)]),
         }
         if with_map:
-            total = state["total"].clone()
-            if total.numel() == 0:
-                total = torch.zeros(grad.shape[2:], dtype=torch.float64, device=grad.device)
-            found["total"] = ops.erf_accumulate(
-                grad.abs().mean(1, keepdim=True), total, backend=backend
-            )
+            zeros = torch.zeros(grad.shape[2:], dtype=torch.float64, device=grad.device)
+            part = ops.erf_accumulate(grad, zeros, mode="abs", backend=backend) / grad.shape[1]
+            found["total"] = state["total"] + part if state["total"].numel() else part
         return found
 
     columns = () if isinstance(p, float | int) else (len(p),)

@@ -16,7 +16,10 @@ State = dict[str, Tensor]
 
 
 def with_finite_gradient(report: Report, grad: Tensor, indices: Sequence[int]) -> list[int]:
-    """Return which images of a batch have a finite gradient (N,C,H,W); report the others."""
+    """Return which images of a batch have a finite gradient (N,C,H,W); report the others.
+
+    Waits once for a gradient on a GPU.
+    """
     good = []
     for i, (index, ok) in enumerate(zip(indices, finite_images(grad).tolist(), strict=True)):
         if ok:

@@ -1,0 +1,111 @@
+// The order of additions is fixed: channels and images one after the other within a group of eight
+// images, then the groups' sums, compensated. So one thread has a pixel of one group, and one
+// thread puts the groups of a pixel together: H * W * ceil(N / 8) threads are all that can add at
+// the same time without changing a bit. All roundings are named: no compiler setting may fuse them.
+//
+// A batch is read once, N * C * H * W elements, and the map read and written once. The additions
+// are 8 * C in a row per thread: on GPUs with float64 units they hide behind the loads.
+#include "cuda/erf_accumulate.h"
+#include "cuda/erf_pixels.h"
+#include "cuda/launch.h"
+#include "cuda/ptx.h"
+
+namespace cba {
+namespace {
+
+constexpr int kGroup = 8;
+constexpr unsigned kPixels = 32;     // of a block: threadIdx.x
+constexpr unsigned kMostGroups = 8;  // that a block adds up at the same time: threadIdx.y
+
+// A NaN stays one in all three.
+template <CudaErfMode kMode>
+__device__ double term(double x) {
+  if constexpr (kMode == CudaErfMode::kRelu) return x < 0 ? 0.0 : x;
+  if constexpr (kMode == CudaErfMode::kAbs) return fabs(x);
+  if constexpr (kMode == CudaErfMode::kSquare) return __dmul_rn(x, x);
+}
+
+// The sum of one group at one pixel. Terms are >= 0, so starting with zero, and the zeros that
+// for_each_channel appends, change nothing.
+template <CudaErfMode kMode, class T>
+__device__ double sum_of_group(const T* at, const ErfPixels& pixels, std::int64_t images) {
+  double sum = 0;
+  for (std::int64_t n = 0; n < images; ++n, at += pixels.stride_n) {
+    for_each_channel(at, pixels, [&](auto x) { sum = __dadd_rn(sum, term<kMode>(x)); });
+  }
+  return sum;
+}
+
+// The error of a sum is exact (D. Knuth, The Art of Computer Programming, volume 2, section 4.2.2).
+__device__ void add_compensated(double value, double& sum, double& error) {
+  const double total = __dadd_rn(sum, value);
+  const double added = __dsub_rn(total, sum);
+  const double lost = __dadd_rn(__dsub_rn(sum, __dsub_rn(total, added)), __dsub_rn(value, added));
+  error = __dadd_rn(error, lost);
+  sum = total;
+}
+
+// Block b has the pixels from b * kPixels on; each of its rows of threads has every blockDim.y-th
+// group.
+template <CudaErfMode kMode, class T>
+__global__ void __launch_bounds__(kPixels* kMostGroups, 6)
+    accumulate_kernel(const T* __restrict__ values, ErfPixels pixels, std::int64_t images,
+                      double* map) {
+  auto* of_groups = reinterpret_cast<double*>(dynamic_shared());  // [blockDim.y, kPixels]
+  const unsigned pixel = blockIdx.x * kPixels + threadIdx.x;
+  const ErfPlace place(pixels, min(pixel, pixels.count - 1));
+  values += place.in_image(pixels);
+  const std::int64_t groups = (images + kGroup - 1) / kGroup;
+  double sum = 0, error = 0;
+  for (std::int64_t base = 0; base < groups; base += blockDim.y) {
+    const std::int64_t start = (base + threadIdx.y) * kGroup;
+    of_groups[threadIdx.y * kPixels + threadIdx.x] = sum_of_group<kMode>(
+        values + start * pixels.stride_n, pixels, min(images - start, std::int64_t{kGroup}));
+    __syncthreads();
+    if (threadIdx.y == 0) {
+      const std::int64_t here = min(groups - base, static_cast<std::int64_t>(blockDim.y));
+      for (std::int64_t i = 0; i < here; ++i) {
+        add_compensated(of_groups[i * kPixels + threadIdx.x], sum, error);
+      }
+    }
+    __syncthreads();
+  }
+  if (threadIdx.y != 0 || pixel >= pixels.count) return;
+  double& to = map[place.in_map(pixels)];
+  to = __dadd_rn(to, __dadd_rn(sum, error));
+}
+
+template <CudaErfMode kMode>
+cudaError_t launch_as(const CudaErfAccumulateParams& p) {
+  const ErfPixels pixels = erf_pixels(p.grad, p.map);
+  const std::int64_t groups = (p.grad.images + kGroup - 1) / kGroup;
+  const auto side_by_side = static_cast<unsigned>(std::min<std::int64_t>(groups, kMostGroups));
+  const unsigned blocks = (pixels.count + kPixels - 1) / kPixels;
+  const std::size_t shared = sizeof(double) * kPixels * side_by_side;
+  const Launch where = {blocks, dim3(kPixels, side_by_side), shared, p.stream};
+  return with_values(p.grad, [&](const auto* values) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+    return launch(where, accumulate_kernel<kMode, T>, values, pixels, p.grad.images, p.map.data);
+  });
+}
+
+}  // namespace
+
+cudaError_t erf_accumulate_cuda(const CudaErfAccumulateParams& params) {
+  const CudaGradients& grad = params.grad;
+  if (grad.images == 0 || grad.channels == 0 || grad.height == 0 || grad.width == 0) {
+    return cudaSuccess;
+  }
+  const DeviceGuard guard(params.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  switch (params.mode) {
+    case CudaErfMode::kAbs:
+      return launch_as<CudaErfMode::kAbs>(params);
+    case CudaErfMode::kSquare:
+      return launch_as<CudaErfMode::kSquare>(params);
+    default:
+      return launch_as<CudaErfMode::kRelu>(params);
+  }
+}
+
+}  // namespace cba

@@ -1,0 +1,32 @@
+// The number of pixels that hold a share of an image's gradient, on a CUDA device; see
+// cpu/erf_size.h for the definition.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/erf_grad.h"
+
+namespace cba {
+
+// What stands in place of a size.
+constexpr std::int64_t kErfNotFinite = -1;  // a channel mean is NaN or infinite
+constexpr std::int64_t kErfUndecided = -2;  // roundings may count, or the sum may be infinite
+
+struct CudaErfSizeParams {
+  CudaGradients grad;    // at least one channel, fewer than 2^31 pixels
+  const double* shares;  // [num_shares], host memory, read before the call returns
+  int num_shares;
+  std::int64_t* sizes;  // [N, num_shares], device memory; sizes or the codes above
+  void* scratch;        // N times erf_size_cuda_scratch() bytes of device memory, aligned to 16
+  int device;
+  cudaStream_t stream;
+};
+
+// Bytes of scratch memory per image.
+std::size_t erf_size_cuda_scratch(const CudaGradients& grad);
+
+// Returns once the kernels are launched, with the error code of the first launch that failed.
+cudaError_t erf_size_cuda(const CudaErfSizeParams& params);
+
+}  // namespace cba

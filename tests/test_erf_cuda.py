@@ -1,0 +1,410 @@
+"""The CUDA ERF ops: equal to the reference, emulated and on a GPU where there is one.
+
+Gradients and layouts that stress one thing each come from the tests of the C++ ops.
+"""
+
+import math
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from test_erf_cpp import DTYPES, KINDS, MODES, gradients, layouts
+from test_erf_size import Linear
+
+from cba_fast import erf
+from cba_fast.kernels import erf_cuda, native
+from cba_fast.ops import erf_accumulate, erf_size
+from cba_fast.ops.erf import ACCUMULATE, SIZE
+from cba_fast.reference import erf as reference
+
+SHARES = [0.0, 1e-9, 0.2, 0.5, 1 - 2**-53, 1.0]
+# One order of threads, where it is the values that differ.
+one_order = pytest.mark.parametrize("emulated_cuda", [2], indirect=True)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Return the list of images that the kernels leave to the CPU."""
+    left = []
+    measure = erf_cuda._size_on_cpu
+
+    def noted(grad, n, shares):
+        left.append(n)
+        return measure(grad, n, shares)
+
+    monkeypatch.setattr(erf_cuda, "_size_on_cpu", noted)
+    return left
+
+
+def assert_equal_sizes(grad: torch.Tensor, shares: list[float]) -> None:
+    assert torch.equal(erf_cuda.erf_size(grad, shares), reference.erf_size(grad, shares))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_equal_the_reference(emulated_cuda, kind):
+    rng = np.random.default_rng(0)
+    cases = [((2, 1, 1), DTYPES), ((1, 9, 1), DTYPES), ((3, 13, 17), DTYPES)]
+    cases.append(((5, 40, 53), DTYPES[:2]))  # three blocks of the first kernel
+    for shape, dtypes in cases:
+        values = torch.from_numpy(gradients(kind, (1, *shape), rng))
+        for dtype in dtypes:
+            grad = values.to(dtype)
+            if grad.isfinite().all():  # otherwise beyond float16
+                assert_equal_sizes(grad, SHARES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_maps_that_take_the_largest_blocks(emulated_cuda, dtype):
+    rng = np.random.default_rng(1)
+    for kind in ("normal", "mostly zero"):
+        assert_equal_sizes(
+            torch.from_numpy(gradients(kind, (1, 3, 131, 127), rng)).to(dtype), [0.3]
+        )
+
+
+def test_every_thread_finds_its_buckets(emulated_cuda):
+    # Evenly spread below one bucket of the first digit: each share ends at another thread.
+    grad = 1 + torch.arange(4096).view(1, 1, 64, 64) / 2**15
+    assert_equal_sizes(grad, [k / 128 for k in range(129)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_every_layout_is_read_in_place(emulated_cuda, channels, dtype):
+    x = torch.randn(3, channels, 17, 14, generator=torch.Generator().manual_seed(2)).to(dtype)
+    sizes = reference.erf_size(x, [0.2, 0.7])
+    for grad in [*layouts(x).values(), x.transpose(2, 3)]:
+        assert torch.equal(erf_cuda.erf_size(grad, [0.2, 0.7]), sizes)
+    for mode in MODES:
+        expected = torch.ones(17, 14, dtype=torch.float64)
+        reference.erf_accumulate(x, expected, mode)
+        for grad in layouts(x).values():
+            for transposed in (False, True):
+                out = torch.ones(17, 14, dtype=torch.float64)
+                out = out.t().contiguous().t() if transposed else out
+                erf_cuda.erf_accumulate(grad, out, mode)
+                assert torch.equal(out, expected)
+
+
+@one_order
+def test_repeated_images_and_pixels(emulated_cuda):
+    x = torch.randn(1, 3, 1, 20, generator=torch.Generator().manual_seed(3))
+    grad = x.expand(4, 3, 6, 20)
+    assert_equal_sizes(grad, SHARES)
+    out, expected = torch.zeros(2, 6, 20, dtype=torch.float64)
+    erf_cuda.erf_accumulate(grad, out, "abs")
+    reference.erf_accumulate(grad, expected, "abs")
+    assert torch.equal(out, expected)
+
+
+# Multiples of 0.1 as p * total of equal values: whether k values reach it is decided by roundings.
+@one_order
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1.0, 7e-41, 3e38])
+def test_equal_values_on_the_boundary(emulated_cuda, on_cpu, value):
+    shares = [k / 10 for k in range(11)]
+    for pixels in (10, 1000):
+        grad = torch.full((1, 1, 1, pixels), value)
+        assert_equal_sizes(grad, shares)
+        assert not on_cpu  # sums of equal float32 are exact
+        wide = grad.double() * (1 + 2**-40)  # 53 bits of mantissa: every addition rounds
+        assert_equal_sizes(wide, shares)
+        on_cpu.clear()
+
+
+@one_order
+def test_shares_at_the_sums_themselves(emulated_cuda):
+    # The threshold is within an ulp or two of every S_k in turn; several launches.
+    rng = np.random.default_rng(4)
+    for kind in ("normal", "log-normal", "rounding", "ties at the end"):
+        for dtype in (np.float32, np.float64):
+            grad = gradients(kind, (1, 1, 3, 7), rng).astype(dtype)
+            sums = np.cumsum(np.sort(np.abs(grad), axis=None)[::-1], dtype=np.float64)
+            shares = sums / sums[-1]
+            shares = np.concatenate([shares, np.nextafter(shares, 0), np.nextafter(shares, 1)])
+            assert_equal_sizes(torch.from_numpy(grad), shares.tolist())
+
+
+@one_order
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from([np.float32, np.float64]).flatmap(
+        lambda dtype: hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=4, max_dims=4, max_side=5),
+            elements=st.floats(
+                width=8 * np.dtype(dtype).itemsize,
+                min_value=-(2.0**100),
+                max_value=2.0**100,
+            ),
+        )
+    ),
+    st.lists(st.floats(0, 1), min_size=1, max_size=3),
+)
+def test_any_gradient(emulated_cuda, grad, shares):
+    assert_equal_sizes(torch.from_numpy(grad), shares)
+
+
+@one_order
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bucket_sums_are_exact_to_the_last_bit(emulated_cuda, on_cpu, dtype):
+    """Words of buckets overflow: all mantissa bits set, thousands of times."""
+    value, pixels = 2 - torch.finfo(dtype).eps, 150 * 151
+    grad = torch.full((1, 1, 150, 151), value, dtype=dtype)
+    # Just below and above S_k: further from it than D, at most 2^-20, but nearer than what lost
+    # carries would take away, 2^-6 and more.
+    counts = (1, 4321, 20000)
+    shares = [(k * value + by) / (pixels * value) for k in counts for by in (-(2**-18), 2**-18)]
+    expected = [size for k in counts for size in (k, k + 1)]
+    assert erf_cuda.erf_size(grad, shares).tolist() == [expected]
+    assert not on_cpu
+
+
+@one_order
+def test_images_are_left_to_the_cpu_only_where_roundings_count(emulated_cuda, on_cpu):
+    rng = np.random.default_rng(5)
+    for kind in sorted(set(KINDS) - {"rounding", "ties at the end"}):
+        for dtype in (torch.float32, torch.float64):
+            grad = torch.from_numpy(gradients(kind, (2, 3, 29, 31), rng)).to(dtype)
+            assert_equal_sizes(grad, [0.21, 0.4])
+            assert not on_cpu
+    assert_equal_sizes(grad, [1.0])  # reached by the last of the values, each of them rounded
+    assert on_cpu == [0, 1]
+
+
+@one_order
+def test_large_batches_go_in_groups(emulated_cuda, monkeypatch):
+    grad = torch.randn(5, 1, 6, 7, generator=torch.Generator().manual_seed(6))
+    for room in (1, 2 * 50_000):  # one image at a time, two
+        monkeypatch.setattr(erf_cuda, "SCRATCH_BYTES", room)
+        assert_equal_sizes(grad, [0.2, 0.5])
+
+
+@one_order
+def test_the_first_bad_image_is_named(emulated_cuda):
+    for dtype in DTYPES:
+        for value in (math.nan, -math.nan, math.inf, -math.inf):
+            for position in (0, 98):
+                grad = torch.ones(6, 3, 9, 11, dtype=dtype)
+                grad[2, 1].view(-1)[position] = value
+                grad[4, 2, 0, 0] = math.nan
+                for shares in ([0.2, 0.3], []):
+                    with pytest.raises(ValueError, match="image 2 holds NaN or infinite values"):
+                        erf_cuda.erf_size(grad, shares)
+
+
+@one_order
+def test_sums_that_nearly_overflow(emulated_cuda):
+    grad = torch.full((4, 1, 1, 4), 1e307, dtype=torch.float64)
+    grad[1] = 4.4e307  # 1.76e308 in all, and 2^1024 is 1.8e308
+    assert_equal_sizes(grad, [0.0, 0.3, 1.0])
+    grad[2] = 5e307
+    grad[3] = math.nan
+    with pytest.raises(ValueError, match="sum of image 2's gradient exceeds float64"):
+        erf_cuda.erf_size(grad, [0.2])
+    for value, dtype in ((3e38, torch.float32), (1.7e308, torch.float64)):
+        with pytest.raises(ValueError, match="image 0 holds NaN or infinite"):
+            erf_cuda.erf_size(torch.full((1, 2, 1, 1), value, dtype=dtype), [0.2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulated_bits_equal_the_reference(emulated_cuda, mode):
+    rng = np.random.default_rng(7)
+    for kind in ("normal", "rounding", "log-normal", "all magnitudes"):
+        # Groups of eight images: less than one, eight side by side, more than those.
+        for shape in ((1, 7, 1, 1), (3, 3, 5, 13), (64, 1, 3, 2), (75, 2, 7, 9)):
+            values = torch.from_numpy(gradients(kind, shape, rng) * rng.choice([-1, 1], shape))
+            for dtype in DTYPES:
+                grad = values.to(dtype)
+                if not grad.isfinite().all():
+                    continue
+                expected = torch.full(shape[2:], 0.1, dtype=torch.float64)
+                out = expected.clone()
+                reference.erf_accumulate(grad, expected, mode)
+                erf_cuda.erf_accumulate(grad, out, mode)
+                assert torch.equal(out, expected)
+
+
+@one_order
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
+def test_bad_values_stay_in_their_pixel(emulated_cuda, value):
+    for position in (0, 7, 19):
+        grad = torch.ones(2, 3, 4, 5)
+        grad[1, 2].view(-1)[position] = value
+        out = torch.zeros(4, 5, dtype=torch.float64)
+        erf_cuda.erf_accumulate(grad, out, "relu")
+        assert out.isnan().view(-1).nonzero().tolist() == [[position]]
+
+
+@one_order
+def test_nothing_to_do(emulated_cuda):
+    assert erf_cuda.erf_size(torch.zeros(0, 3, 4, 4), [0.2, 0.5]).shape == (0, 2)
+    assert erf_cuda.erf_size(torch.zeros(2, 3, 0, 4), [0.2]).tolist() == [[0], [0]]
+    assert erf_cuda.erf_size(torch.zeros(2, 3, 4, 4), []).shape == (2, 0)
+    assert erf_cuda.erf_size(torch.zeros(2, 3, 4, 4), [0.0, 1.0]).tolist() == [[0, 0]] * 2
+    for shape in ((0, 3, 4, 4), (2, 0, 4, 4)):
+        out = torch.ones(4, 4, dtype=torch.float64)
+        erf_cuda.erf_accumulate(torch.zeros(shape), out, "relu")
+        assert torch.equal(out, torch.ones(4, 4, dtype=torch.float64))
+    erf_cuda.erf_accumulate(torch.zeros(2, 3, 0, 4), torch.zeros(0, 4).double(), "relu")
+
+
+@one_order
+def test_the_core_refuses_bad_arguments(emulated_cuda):
+    core, shape, strides = emulated_cuda, (1, 1, 2, 2), (4, 4, 2, 1)
+    grad = (8, "float32", shape, strides)
+    with pytest.raises(ValueError, match="grad: null pointer"):
+        core.erf_size_cuda((0, "float32", shape, strides), [0.2], 8, 8, 0, 0)
+    with pytest.raises(ValueError, match="sizes: null pointer"):
+        core.erf_size_cuda(grad, [0.2], 0, 8, 0, 0)
+    with pytest.raises(ValueError, match="scratch: null pointer"):
+        core.erf_size_cuda(grad, [0.2], 8, 0, 0, 0)
+    with pytest.raises(ValueError, match="got int8"):
+        core.erf_size_cuda((8, "int8", shape, strides), [0.2], 8, 8, 0, 0)
+    with pytest.raises(ValueError, match=r"shares must lie in \[0, 1\]"):
+        core.erf_size_cuda(grad, [math.nan], 8, 8, 0, 0)
+    with pytest.raises(ValueError, match="no channels"):
+        core.erf_size_cuda((0, "float32", (1, 0, 2, 2), strides), [0.2], 8, 8, 0, 0)
+    with pytest.raises(ValueError, match=r"2\^31 pixels"):
+        core.erf_size_cuda_scratch((8, "float32", (1, 1, 2**16, 2**16), strides))
+    with pytest.raises(ValueError, match="map: null pointer"):
+        core.erf_accumulate_cuda(grad, "relu", 0, (2, 1), 0, 0)
+    with pytest.raises(ValueError, match="mode must be relu, abs or square, got max"):
+        core.erf_accumulate_cuda(grad, "max", 8, (2, 1), 0, 0)
+
+
+def test_cpu_tensors_are_refused_with_the_reason():
+    grad = torch.ones(1, 3, 4, 4)
+    for table in (SIZE, ACCUMULATE):
+        assert table.backends["cuda"].refuses(grad) == "the tensor is on cpu"
+        assert list(table.backends) == ["cuda", "cpp", "reference"]
+    reason = native.cuda_unavailable() or "the tensor is on cpu"
+    with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
+        erf_size(grad, backend="cuda")
+    with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
+        erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
+
+
+def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:
+    rng = np.random.default_rng(8)
+    return torch.from_numpy(gradients(kind, (4, 3, 384, 384), rng)).to(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_device_equals_cpu(dtype):
+    for kind in ("normal", "flat", "decaying", "mostly zero", "denormal", "few levels"):
+        grad = real_size(kind, dtype)
+        expected = erf_size(grad, SHARES)
+        total = erf_accumulate(grad, torch.ones(384, 384, dtype=torch.float64), mode="square")
+        for layout in layouts(grad.cuda()).values():
+            for _ in range(3):  # and the same again
+                assert torch.equal(erf_size(layout, SHARES, backend="cuda").cpu(), expected)
+                out = torch.ones(384, 384, dtype=torch.float64, device="cuda")
+                erf_accumulate(layout, out, mode="square", backend="cuda")
+                assert torch.equal(out.cpu(), total)
+
+
+@pytest.mark.gpu
+def test_device_words_of_buckets_overflow():
+    """17 million values with all mantissa bits set: what no emulated map is large enough for."""
+    value, pixels = 2 - 2.0**-52, 4200 * 4200
+    grad = torch.tensor(value, dtype=torch.float64, device="cuda").expand(1, 1, 4200, 4200)
+    counts = (1, 4321, 17_000_000)
+    shares = [(k + by) / pixels for k in counts for by in (-0.1, 0.1)]
+    assert erf_size(grad, shares).tolist() == [[size for k in counts for size in (k, k + 1)]]
+
+
+@pytest.mark.gpu
+def test_device_errors_name_the_image():
+    grad = torch.ones(5, 3, 40, 41, device="cuda")
+    grad[2, 1, 7, 8] = math.nan
+    grad[3] = math.inf
+    with pytest.raises(ValueError, match="image 2 holds NaN or infinite values"):
+        erf_size(grad)
+    with pytest.raises(ValueError, match="sum of image 0's gradient exceeds float64"):
+        erf_size(torch.full((1, 1, 40, 41), 1e307, dtype=torch.float64, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_device_stream_of_the_caller():
+    grad = real_size("normal", torch.float32)
+    expected = erf_size(-3 * grad, 0.3)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what the kernels read is not there yet
+        on_device = grad.cuda(non_blocking=True) * -3
+        out = erf_accumulate(on_device, torch.zeros(384, 384, dtype=torch.float64, device="cuda"))
+        sizes = erf_size(on_device, 0.3)
+    stream.synchronize()
+    assert torch.equal(sizes.cpu(), expected)
+    cpu = erf_accumulate(-3 * grad, torch.zeros(384, 384, dtype=torch.float64))
+    assert torch.equal(out.cpu(), cpu)
+
+
+@pytest.mark.gpu
+def test_device_waits_once_for_sizes_and_never_for_maps():
+    grad = torch.randn(4, 3, 96, 96, device="cuda")
+    out = torch.zeros(96, 96, dtype=torch.float64, device="cuda")
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            erf_size(grad, 0.2, backend="cuda")
+            waits = [w for w in caught if "synchronizing" in str(w.message)]
+            torch.cuda.set_sync_debug_mode("error")
+            erf_accumulate(grad, out, backend="cuda")
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    assert len(waits) == 1
+
+
+@pytest.mark.gpu
+def test_device_graph_of_the_accumulator():
+    grad = torch.randn(9, 3, 50, 60, device="cuda")
+    out = torch.zeros(50, 60, dtype=torch.float64, device="cuda")
+    erf_accumulate(grad, out.clone(), backend="cuda")  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        erf_accumulate(grad, out, backend="cuda")
+    expected = torch.zeros(50, 60, dtype=torch.float64)
+    for seed in (9, 10):
+        grad.copy_(torch.randn(9, 3, 50, 60, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        erf_accumulate(grad.cpu(), expected)
+    assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    grad = real_size("normal", torch.float32)
+    there = grad.to("cuda:1")
+    with torch.cuda.device(0):
+        assert torch.equal(erf_size(there, SHARES).cpu(), erf_size(grad, SHARES))
+        out = erf_accumulate(there, torch.zeros(384, 384, dtype=torch.float64, device="cuda:1"))
+        assert torch.cuda.current_device() == 0
+    cpu = erf_accumulate(grad, torch.zeros(384, 384, dtype=torch.float64))
+    assert torch.equal(out.cpu(), cpu)
+
+
+@pytest.mark.gpu
+def test_device_models_are_measured_on_the_device():
+    w = torch.randn(5, 3 * 24 * 26, generator=torch.Generator().manual_seed(11))
+    data = [{"image": x, "truncated": False, "error": ""} for x in torch.randn(7, 3, 24, 26)]
+    found = {}
+    for device in ("cpu", "cuda"):
+        walk = erf.Walk(data, range(7), batch_size=3, device=device)
+        model = Linear(w).to(device)  # the gradient of a logit is a row of w: the same bits
+        found[device] = erf.measure_erf_sizes(model, walk, [0.2, 0.9], "logit", with_map=True)
+    assert np.array_equal(found["cuda"].sizes, found["cpu"].sizes)
+    assert np.array_equal(found["cuda"].map, found["cpu"].map)
+    assert found["cuda"].indices.tolist() == list(range(7))
