@@ -4,12 +4,14 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
 #include "common/checks.h"
 #include "common/dtype.h"
+#include "cuda/dwconv_hankel.h"
 #include "cuda/quantize.h"
 
 namespace py = pybind11;
@@ -51,9 +53,53 @@ void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int 
   launched("quantize_cuda", [&] { return cba::quantize_cuda(params); });
 }
 
+using Tile = std::array<int, 4>;
+
+// The strides of images (N,C,H,W) but the last, which is 1.
+cba::CudaImages images_at(Address data, const std::array<Int, 3>& strides, Int count,
+                          const char* name) {
+  return {pointer<void>(data, count, name), strides[0], strides[1], strides[2]};
+}
+
+// N, C, H, W, KH, KW, none of them negative; returns how many pixels there are.
+Int checked_size(const std::array<Int, 6>& size) {
+  for (const Int side : size) require(side >= 0, "dwconv: negative size");
+  require(size[4] > 0 && size[5] > 0 && size[4] < 1024 && size[5] < 1024,
+          "dwconv: kernel sides must be 1 to 1023");
+  return size[0] * size[1] * size[2] * size[3];
+}
+
+void dwconv_hankel_cuda(Address x, const std::array<Int, 3>& x_strides, Address kernel,
+                        Address bias, Address y, const std::array<Int, 3>& y_strides,
+                        const std::string& dtype, const std::array<Int, 6>& size, bool turned,
+                        const Tile& tile, int device, Address stream) {
+  const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
+  const cba::CudaConvParams params = {
+      images_at(x, x_strides, pixels, "dwconv_hankel_cuda: x"),
+      images_at(y, y_strides, pixels, "dwconv_hankel_cuda: y"),
+      pointer<const void>(kernel, taps, "dwconv_hankel_cuda: kernel"),
+      reinterpret_cast<const void*>(bias),
+      cba::parse_float_type(dtype),
+      size[0],
+      size[1],
+      size[2],
+      size[3],
+      static_cast<int>(size[4]),
+      static_cast<int>(size[5]),
+      turned,
+      device,
+      stream_at(stream)};
+  const cba::HankelTile chosen = {tile[0], tile[1], tile[2], tile[3]};
+  require(cba::hankel_can_run(params, chosen), "dwconv_hankel_cuda: no kernel for this");
+  launched("dwconv_hankel_cuda", [&] { return cba::dwconv_hankel_cuda(params, chosen); });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
+  m.def("dwconv_hankel_cuda", dwconv_hankel_cuda, py::arg("x"), py::arg("x_strides"),
+        py::arg("kernel"), py::arg("bias"), py::arg("y"), py::arg("y_strides"), py::arg("dtype"),
+        py::arg("size"), py::arg("turned"), py::arg("tile"), py::arg("device"), py::arg("stream"));
 }

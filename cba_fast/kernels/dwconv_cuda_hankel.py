@@ -1,0 +1,132 @@
+"""Launches the CUDA depthwise convolution on tensor cores (bfloat16 and float16; sm_80 and newer).
+
+An input row is a Hankel matrix; see csrc/cuda/dwconv_hankel.h for the products and for how far a
+NaN or an infinity in an image reaches. This file chooses the tiles.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cuda_core
+
+DTYPES = (torch.bfloat16, torch.float16)
+MAX_KERNEL = 63
+MAX_SIDE = 1 << 30
+_LONGEST_GRID = 2**31 - 1
+_WARPS = 528  # aimed at: one for each scheduler of an H200
+_BLOCK_WARPS = 4
+_FEWEST_BAND_ROWS = 16
+
+
+class Tile(NamedTuple):
+    """What a warp of the forward kernel computes.
+
+    Attributes:
+        slots: output rows at a time, in units of 16.
+        columns: output columns of an image, in units of 8.
+        images: side by side.
+        bands: into how many the rows of an image are cut, each a warp's work.
+    """
+
+    slots: int
+    columns: int
+    images: int
+    bands: int = 1
+
+
+# (slots, columns, images) of the kernels in csrc/cuda/dwconv_hankel.cu.
+TILES = (
+    *((1, 2, 8), (1, 3, 4), (1, 6, 2), (1, 12, 1)),
+    *((2, 3, 4), (2, 6, 2), (2, 12, 1)),
+    *((3, 3, 2), (3, 6, 1)),
+    *((4, 3, 2), (4, 6, 1)),
+)
+
+
+def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
+    """Return why the kernels cannot run for images like `image` (N,C,H,W), or None."""
+    if image.dtype not in DTYPES:
+        return f"tensor cores multiply bfloat16 and float16, not {image.dtype}"
+    if any(side % 2 == 0 or not 1 <= side <= MAX_KERNEL for side in kernel_size):
+        return f"the kernel's sides must be odd and at most {MAX_KERNEL}, not {tuple(kernel_size)}"
+    n, c, h, w = image.shape
+    if max(h, w) > MAX_SIDE:
+        return f"an image side is longer than {MAX_SIDE}"
+    # No tile has fewer than 16 columns, no band fewer than 16 rows; a block has one warp at least.
+    if c * n * (w // 16 + 1) * (h // _FEWEST_BAND_ROWS + 1) > _LONGEST_GRID:
+        return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
+    return None
+
+
+def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
+    """Return the tile with the fewest operations for images (N,C,H,W)."""
+    n, c, h, w = shape
+    kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
+    steps = -(-kernel_w // 16)
+
+    def cost(candidate: Tile) -> float:
+        tiles, groups = -(-w // (8 * candidate.columns)), -(-n // candidate.images)
+        # A row's products, and laying it out at about half a product for 8 elements.
+        row = candidate.slots * steps * candidate.columns + (candidate.columns + 2 * steps) / 2
+        band = -(-h // candidate.bands)
+        rows = candidate.bands * min(band + kernel_h - 1, h)
+        return groups * candidate.images * tiles * row * rows
+
+    def bands(images: int, columns: int) -> int:
+        warps = c * -(-n // images) * -(-w // (8 * columns))
+        return max(1, min(-(-_WARPS // warps), h // _FEWEST_BAND_ROWS))
+
+    candidates = [Tile(*t, bands(t[2], t[1])) for t in TILES]
+    fitting = [t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands))]
+    return min(fitting, key=cost)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory_format: torch.memory_format,
+    *,
+    flip: bool = False,
+    using: Tile | None = None,
+) -> Tensor:
+    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
+
+    Args:
+        flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        using: the tile; None for the one of `tile`.
+    """
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    if y.numel() == 0:
+        return y
+    out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, weight = with_unit_columns(x), weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    kernel_size = tuple(weight.shape[2:])
+    cuda_core.load().dwconv_hankel_cuda(
+        x.data_ptr(),
+        x.stride()[:3],
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        out.stride()[:3],
+        cuda_core.name_of(x.dtype),
+        (*x.shape, *kernel_size),
+        flip,
+        using or tile(tuple(x.shape), kernel_size),
+        *cuda_core.where(x),
+    )
+    return y if out is y else y.copy_(out)
+
+
+def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the input gradient (N,C,H,W), in `memory_format`."""
+    return forward(grad, weight, None, memory_format, flip=True)
+
+
+def with_unit_columns(x: Tensor) -> Tensor:
+    """Return x, copied if its columns do not lie side by side."""
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
