@@ -17,7 +17,7 @@ struct Plan {
   int column_tiles, bands, band_rows;
   std::int64_t units;  // of work per channel, one for a warp
   unsigned blocks;     // per channel
-  int weight_stride, copy_words, staged_bytes, warp_bytes;
+  int weight_stride, weight_bytes, copy_words, staged_bytes, warp_bytes;
   bool turned;
   bool paired;  // outputs are stored two by two
 };
@@ -54,36 +54,33 @@ __device__ void fill_weights(Half* weights, const Plan<Half>& p, std::int64_t ch
   }
 }
 
-// One warp's part of the output: kI images, kJ * 8 columns from `column` on, rows [first, end).
-template <class Half, int kJ, int kI>
-struct Part {
-  const Plan<Half>& p;
-  std::int64_t channel, image;
-  int column, first, end, lane;
-  float bias;
+// Moves one output row of a lane's sums to shared memory, rounded, 8 elements from one tile to the
+// next, and begins another. Which row of the tile it is the lane knows, `half` says of which half.
+template <class Half, int kTiles>
+__device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half* to, float bias) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    store_pair(to + 8 * i, sum[i][2 * half], sum[i][2 * half + 1]);
+    sum[i][2 * half] = sum[i][2 * half + 1] = bias;
+  }
+}
 
-  // Stores this lane's sums of one output row.
-  __device__ __forceinline__ void store(const float (&sum)[kI * kJ][4], int half, int row) const {
-    const int from = column + 2 * (lane % 4);
+// Stores the first `count` elements, at most 2 * kWords, of a row of pairs.
+template <int kWords, int kLanes, class Half>
+__device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, int count,
+                                          bool paired, int lane) {
+  auto* halves = reinterpret_cast<std::uint16_t*>(to);
 #pragma unroll
-    for (int i = 0; i < kI; ++i) {
-      if (image + i >= p.images) break;
-      Half* y =
-          p.y + (image + i) * p.y_stride[0] + channel * p.y_stride[1] + row * p.y_stride[2] + from;
-#pragma unroll
-      for (int j = 0; j < kJ; ++j) {
-        const float a = sum[i * kJ + j][2 * half] + bias, b = sum[i * kJ + j][2 * half + 1] + bias;
-        const int left = p.width - from - 8 * j;
-        if (p.paired && left > 1) {
-          store_pair(y + 8 * j, a, b);
-        } else {
-          if (left > 0) store_one(y + 8 * j, a);
-          if (left > 1) store_one(y + 8 * j + 1, b);
-        }
-      }
+  for (int i = lane; i < kWords; i += kLanes) {
+    const std::uint32_t pair = pairs[i];
+    if (paired && 2 * i + 1 < count) {
+      *reinterpret_cast<std::uint32_t*>(halves + 2 * i) = pair;
+    } else {
+      if (2 * i < count) halves[2 * i] = static_cast<std::uint16_t>(pair);
+      if (2 * i + 1 < count) halves[2 * i + 1] = static_cast<std::uint16_t>(pair >> 16);
     }
   }
-};
+}
 
 template <class Half, int kM, int kJ, int kI, int kSteps>
 __global__ void __launch_bounds__(32 * kHankelWarps) hankel_kernel(const Plan<Half> p) {
@@ -96,57 +93,58 @@ __global__ void __launch_bounds__(32 * kHankelWarps) hankel_kernel(const Plan<Ha
   const std::int64_t unit = std::int64_t{blockIdx.x % p.blocks} * (blockDim.x / 32) + warp;
   if (unit >= p.units) return;
 
+  // This warp's part of the output: kI images, rows [first, end), 8 * kJ columns.
   const int cut = static_cast<int>(unit % (p.column_tiles * p.bands));
-  const int begin = cut / p.column_tiles * p.band_rows;
-  const Part<Half, kJ, kI> part = {p,
-                                   channel,
-                                   unit / (p.column_tiles * p.bands) * kI,
-                                   cut % p.column_tiles * 8 * kJ,
-                                   begin,
-                                   min(begin + p.band_rows, p.height),
-                                   lane,
-                                   p.bias ? widened(p.bias[channel]) : 0.0f};
+  const int first = cut / p.column_tiles * p.band_rows, end = min(first + p.band_rows, p.height);
+  const int column = cut % p.column_tiles * 8 * kJ;
+  const float bias = p.bias ? widened(p.bias[channel]) : 0.0f;
   const int steps = kSteps ? kSteps : p.steps;
   const int margin = p.taps.rows / 2;  // rows of padding
-  const int end_row = min(part.end + margin, p.height);
+  const int end_row = min(end + margin, p.height);
 
-  // This lane's share in bringing rows: of one image, none of an image beyond the batch.
+  // This lane brings and stores rows of one image; of none if it would be beyond the batch.
   const int mine = lane / kLanes, place = lane % kLanes;
-  const bool present = part.image + mine < p.images;
-  const HankelWindow window = {part.column - p.taps.columns / 2, 8 * kJ + 16 * steps,
+  const std::int64_t image = unit / (p.column_tiles * p.bands) * kI + mine;
+  const bool present = image < p.images;
+  const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
+  Half* y = p.y + image * p.y_stride[0] + channel * p.y_stride[1] + column;
+  const HankelWindow window = {column - p.taps.columns / 2, 8 * kJ + 16 * steps,
                                present ? p.width : 0};
-  unsigned char* own =
-      dynamic_shared() + (p.taps.rows + 1) * p.weight_stride * sizeof(Half) + warp * p.warp_bytes;
+
+  unsigned char* own = dynamic_shared() + p.weight_bytes + warp * p.warp_bytes;
   auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * kI * p.staged_bytes);
-  const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
+  auto* finished = laid + 2 * kI * p.copy_words;
   std::uint32_t* even = laid + mine * 2 * p.copy_words;
-  const Half* image = p.x + (part.image + mine) * p.x_stride[0] + channel * p.x_stride[1];
+  const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
   const auto staged = [&](int row) {
     return own + (row % kHankelStages * kI + mine) * p.staged_bytes;
   };
   const auto stage = [&](int row) {
     if (row < end_row && present) {
-      hankel_stage<kLanes>(staged(row), image + row * p.x_stride[2], window, place);
+      hankel_stage<kLanes>(staged(row), x + row * p.x_stride[2], window, place);
     }
     cp_async_commit();
   };
 
   // Slots are taken in turn, unless all rows have one.
-  const bool in_turn = part.end - part.first > kSlots;
-  float sum[kM][kI * kJ][4] = {};
+  const bool in_turn = end - first > kSlots;
+  float sum[kM][kI * kJ][4];
+  for (auto& tiles : sum) {
+    for (auto& tile : tiles) tile[0] = tile[1] = tile[2] = tile[3] = bias;
+  }
   int slot_row[kM];  // the row in the slot whose kernel row this lane gives
 #pragma unroll
-  for (int m = 0; m < kM; ++m) slot_row[m] = part.first + 16 * m + lane % 16;
-  int oldest = part.first, oldest_slot = 0;
+  for (int m = 0; m < kM; ++m) slot_row[m] = first + 16 * m + lane % 16;
+  int oldest = first, oldest_slot = 0;
 
-  int row = max(part.first - margin, 0);
+  int row = max(first - margin, 0);
   for (int s = 0; s < kHankelStages - 1; ++s) stage(row + s);
   for (; row < end_row; ++row) {
     cp_async_wait<kHankelStages - 2>();
     __syncwarp();  // the row has arrived, and all lanes are done with the one before
     stage(row + kHankelStages - 1);
-    hankel_lay_out<kLanes>(staged(row), image + row * p.x_stride[2], window, even,
-                           even + p.copy_words, place);
+    hankel_lay_out<kLanes, true>(staged(row), x + row * p.x_stride[2], window, even, p.copy_words,
+                                 place);
     __syncwarp();
 
     const Half* taps[kM];
@@ -156,7 +154,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps) hankel_kernel(const Plan<Ha
       const int r = row - slot_row[m] + margin;
       const bool used = static_cast<unsigned>(r) < static_cast<unsigned>(p.taps.rows);
       taps[m] = weights + (used ? r : p.taps.rows) * p.weight_stride + lane / 16 * 8;
-      const int from = part.first + 16 * m, to = min(from + 16, part.end);
+      const int from = first + 16 * m, to = min(from + 16, end);
       reached[m] = in_turn || (from < to && row - margin < to && row + margin >= from);
     }
     std::uint32_t b[kI][kJ + 1];
@@ -178,31 +176,23 @@ __global__ void __launch_bounds__(32 * kHankelWarps) hankel_kernel(const Plan<Ha
       }
     }
 
-    if (in_turn && row - margin >= part.first) {  // the oldest row is complete
+    // Rows that met their last input row are stored, and their slots begin others.
+    const int complete = row + 1 == end_row ? end : in_turn ? row - margin + 1 : 0;
+    for (; oldest < complete; ++oldest) {
+      __syncwarp();  // `finished` has been read
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (oldest_slot != 16 * m + 8 * half + lane / 4) continue;
-          part.store(sum[m], half, oldest);
-#pragma unroll
-          for (int ij = 0; ij < kI * kJ; ++ij) {
-            sum[m][ij][2 * half] = sum[m][ij][2 * half + 1] = 0.0f;
-          }
+          take_row(sum[m], half, reinterpret_cast<Half*>(finished) + 2 * (lane % 4), bias);
         }
         if (slot_row[m] == oldest) slot_row[m] += kSlots;
       }
-      ++oldest;
       oldest_slot = oldest_slot + 1 == kSlots ? 0 : oldest_slot + 1;
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int slot = 16 * m + 8 * half + lane / 4 - oldest_slot;
-      const int out = oldest + (slot < 0 ? slot + kSlots : slot);
-      if (out < part.end) part.store(sum[m], half, out);
+      __syncwarp();
+      store_row<4 * kJ, kLanes>(y + oldest * p.y_stride[2], finished + 4 * kJ * mine,
+                                window.width - column, p.paired, place);
     }
   }
 }
@@ -264,9 +254,11 @@ Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
       static_cast<unsigned>(quotient_up(q.units, std::min<std::int64_t>(q.units, kHankelWarps)));
   const int window = 8 * tile.columns + 16 * q.steps;
   q.weight_stride = 16 * q.steps + 8;  // rows 16 bytes apart in the banks: no conflicts
+  q.weight_bytes = 2 * (q.taps.rows + 1) * q.weight_stride;
   q.copy_words = hankel_copy_words(window);
   q.staged_bytes = hankel_staged_bytes(window);
-  q.warp_bytes = tile.images * (kHankelStages * q.staged_bytes + 8 * q.copy_words);
+  q.warp_bytes =
+      tile.images * (kHankelStages * q.staged_bytes + 8 * q.copy_words + 16 * tile.columns);
   q.turned = p.turned;
   q.paired = (reinterpret_cast<std::uintptr_t>(p.y.data) / 2 | p.y.stride_n | p.y.stride_c |
               p.y.stride_h) %
@@ -279,9 +271,8 @@ template <class Half>
 cudaError_t launch_as(const CudaConvParams& p, const HankelTile& tile) {
   const Plan<Half> q = plan<Half>(p, tile);
   const auto warps = static_cast<unsigned>(std::min<std::int64_t>(q.units, kHankelWarps));
-  const std::size_t weights = 2 * (q.taps.rows + 1) * q.weight_stride;
   const Launch where = {static_cast<unsigned>(p.channels * q.blocks), 32 * warps,
-                        weights + warps * q.warp_bytes, p.stream};
+                        q.weight_bytes + std::size_t{warps} * q.warp_bytes, p.stream};
   return launch(where, entry<Half>(tile, q.steps)->kernel, q);
 }
 

@@ -76,24 +76,26 @@ __device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
   return (inside(column) ? 0x0000ffffu : 0) | (inside(column + 1) ? 0xffff0000u : 0);
 }
 
-// Lays a staged row out: even[i] receives the pair of the window's elements from 2 i on, odd[i],
-// unless null, the pair from 2 i + 1 on; zeros for all outside [0, width).
-template <int kLanes, class Half>
+// Lays a staged row out: to[i] receives the pair of the window's elements from 2 i on and, if
+// kTwice, to[copy_words + i] the pair from 2 i + 1 on; zeros for all outside [0, width).
+template <int kLanes, bool kTwice, class Half>
 __device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, const Half* row,
-                                               const HankelWindow& window, std::uint32_t* even,
-                                               std::uint32_t* odd, int lane) {
+                                               const HankelWindow& window, std::uint32_t* to,
+                                               int copy_words, int lane) {
   int place;
   hankel_piece(row + window.first(), place);
   const int shift = window.start - window.first() + place;
   const auto* words = reinterpret_cast<const std::uint32_t*>(staged);
-  const int last = hankel_staged_bytes(window.length) / 4 - 1;
+#pragma unroll 2
   for (int i = lane; i < window.length / 2; i += kLanes) {
     const int at = 2 * i + shift, column = window.start + 2 * i;
-    const std::uint32_t low = words[min(max(at >> 1, 0), last)];
-    const std::uint32_t high = words[min(max((at >> 1) + 1, 0), last)];
+    const std::uint32_t low = words[max(at >> 1, 0)];
+    const std::uint32_t high = words[max((at >> 1) + 1, 0)];
     const std::uint32_t middle = __funnelshift_r(low, high, 16);
-    even[i] = (at & 1 ? middle : low) & hankel_mask(column, window.width);
-    if (odd) odd[i] = (at & 1 ? high : middle) & hankel_mask(column + 1, window.width);
+    to[i] = (at & 1 ? middle : low) & hankel_mask(column, window.width);
+    if constexpr (kTwice) {
+      to[copy_words + i] = (at & 1 ? high : middle) & hankel_mask(column + 1, window.width);
+    }
   }
 }
 
