@@ -53,7 +53,7 @@ void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int 
   launched("quantize_cuda", [&] { return cba::quantize_cuda(params); });
 }
 
-using Tile = std::array<int, 4>;
+using Tile = std::array<int, 4>;  // the fields of HankelTile or HankelWeightTile
 
 // The strides of images (N,C,H,W) but the last, which is 1.
 cba::CudaImages images_at(Address data, const std::array<Int, 3>& strides, Int count,
@@ -94,6 +94,33 @@ void dwconv_hankel_cuda(Address x, const std::array<Int, 3>& x_strides, Address 
   launched("dwconv_hankel_cuda", [&] { return cba::dwconv_hankel_cuda(params, chosen); });
 }
 
+void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_strides, Address x,
+                               const std::array<Int, 3>& x_strides, Address kernel,
+                               Address partials, int splits, const std::string& dtype,
+                               const std::array<Int, 6>& size, const Tile& tile, int device,
+                               Address stream) {
+  const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
+  const cba::CudaConvWeightParams params = {
+      images_at(grad, grad_strides, pixels, "dwconv_hankel_weight_cuda: grad"),
+      images_at(x, x_strides, pixels, "dwconv_hankel_weight_cuda: x"),
+      pointer<void>(kernel, taps, "dwconv_hankel_weight_cuda: kernel"),
+      pointer<float>(partials, splits * taps, "dwconv_hankel_weight_cuda: partials"),
+      splits,
+      cba::parse_float_type(dtype),
+      size[0],
+      size[1],
+      size[2],
+      size[3],
+      static_cast<int>(size[4]),
+      static_cast<int>(size[5]),
+      device,
+      stream_at(stream)};
+  const cba::HankelWeightTile chosen = {tile[0], tile[1], tile[2], tile[3]};
+  require(cba::hankel_can_run(params, chosen), "dwconv_hankel_weight_cuda: no kernel for this");
+  launched("dwconv_hankel_weight_cuda",
+           [&] { return cba::dwconv_hankel_weight_cuda(params, chosen); });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -102,4 +129,8 @@ void bind_cuda(py::module_& m) {
   m.def("dwconv_hankel_cuda", dwconv_hankel_cuda, py::arg("x"), py::arg("x_strides"),
         py::arg("kernel"), py::arg("bias"), py::arg("y"), py::arg("y_strides"), py::arg("dtype"),
         py::arg("size"), py::arg("turned"), py::arg("tile"), py::arg("device"), py::arg("stream"));
+  m.def("dwconv_hankel_weight_cuda", dwconv_hankel_weight_cuda, py::arg("grad"),
+        py::arg("grad_strides"), py::arg("x"), py::arg("x_strides"), py::arg("kernel"),
+        py::arg("partials"), py::arg("splits"), py::arg("dtype"), py::arg("size"), py::arg("tile"),
+        py::arg("device"), py::arg("stream"));
 }

@@ -17,6 +17,8 @@ MAX_SIDE = 1 << 30
 _LONGEST_GRID = 2**31 - 1
 _WARPS = 528  # aimed at: one for each scheduler of an H200
 _BLOCK_WARPS = 4
+_WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
+_MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
 _FEWEST_BAND_ROWS = 16
 
 
@@ -43,6 +45,26 @@ TILES = (
     *((3, 3, 2), (3, 6, 1)),
     *((4, 3, 2), (4, 6, 1)),
 )
+
+
+class WeightTile(NamedTuple):
+    """What a warp of the weight gradient computes.
+
+    Attributes:
+        rows: taps, in units of 16.
+        columns: taps, in units of 8.
+        steps: image columns at a time, in units of 16.
+        bands: into how many the rows of an image are cut, each a warp's work.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    bands: int = 1
+
+
+# (rows, columns) of the kernels in csrc/cuda/dwconv_hankel_weight.cu.
+WEIGHT_TILES = (*((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2, 4, 8)), (3, 6))
 
 
 def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
@@ -74,13 +96,39 @@ def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile
         rows = candidate.bands * min(band + kernel_h - 1, h)
         return groups * candidate.images * tiles * row * rows
 
-    def bands(images: int, columns: int) -> int:
-        warps = c * -(-n // images) * -(-w // (8 * columns))
-        return max(1, min(-(-_WARPS // warps), h // _FEWEST_BAND_ROWS))
+    def warps(columns: int, images: int) -> int:
+        return c * -(-n // images) * -(-w // (8 * columns))
 
-    candidates = [Tile(*t, bands(t[2], t[1])) for t in TILES]
+    candidates = [Tile(*t, _bands(warps(*t[1:]), h)) for t in TILES]
     fitting = [t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands))]
     return min(fitting, key=cost)
+
+
+def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
+    """Return the tile with the fewest operations for images (N,C,H,W)."""
+    n, c, h, w = shape
+    kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
+    rows, columns = min(
+        (t for t in WEIGHT_TILES if 16 * t[0] >= kernel_h and 8 * t[1] >= kernel_w),
+        key=lambda t: t[0] * t[1],
+    )
+    tiles = -(-w // (16 * _MOST_STEPS))
+    steps = -(-w // (16 * tiles))
+    return WeightTile(rows, columns, steps, _bands(n * c * tiles, h))
+
+
+def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
+    """Return into how many parts the work of a channel is split, by the shape alone.
+
+    The same on every GPU: the order of additions, and so every bit, depends on it.
+    """
+    n, c, _, w = shape
+    units = n * using.bands * -(-w // (16 * using.steps))
+    return min(-(-units // _BLOCK_WARPS), -(-_WEIGHT_BLOCKS // c))
+
+
+def _bands(warps: int, height: int) -> int:
+    return max(1, min(-(-_WARPS // warps), height // _FEWEST_BAND_ROWS))
 
 
 def forward(
@@ -125,6 +173,42 @@ def forward(
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the input gradient (N,C,H,W), in `memory_format`."""
     return forward(grad, weight, None, memory_format, flip=True)
+
+
+def grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    *,
+    using: WeightTile | None = None,
+) -> Tensor:
+    """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time.
+
+    Args:
+        using: the tile; None for the one of `weight_tile`.
+    """
+    shape, kernel_size = tuple(x.shape), tuple(kernel_size)
+    if x.numel() == 0:
+        return x.new_zeros((shape[1], 1, *kernel_size))
+    grad, x = with_unit_columns(grad), with_unit_columns(x)
+    using = using or weight_tile(shape, kernel_size)
+    parts = splits(shape, using)
+    gw = torch.empty((shape[1], 1, *kernel_size), dtype=x.dtype, device=x.device)
+    partials = torch.empty((parts, *gw.shape), dtype=torch.float32, device=x.device)
+    cuda_core.load().dwconv_hankel_weight_cuda(
+        grad.data_ptr(),
+        grad.stride()[:3],
+        x.data_ptr(),
+        x.stride()[:3],
+        gw.data_ptr(),
+        partials.data_ptr(),
+        parts,
+        cuda_core.name_of(x.dtype),
+        (*shape, *kernel_size),
+        using,
+        *cuda_core.where(x),
+    )
+    return gw
 
 
 def with_unit_columns(x: Tensor) -> Tensor:

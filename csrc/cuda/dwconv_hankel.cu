@@ -83,7 +83,7 @@ __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, 
 }
 
 template <class Half, int kM, int kJ, int kI, int kSteps>
-__global__ void __launch_bounds__(32 * kHankelWarps) hankel_kernel(const Plan<Half> p) {
+__global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan<Half> p) {
   constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that bring the rows of an image
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t channel = blockIdx.x / p.blocks;
@@ -226,8 +226,6 @@ const Entry<Half>* entry(const HankelTile& tile, int steps) {
 }
 #undef CBA_HANKEL
 
-std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 template <class Half>
 Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
   Plan<Half> q = {};
@@ -279,10 +277,8 @@ cudaError_t launch_as(const CudaConvParams& p, const HankelTile& tile) {
 }  // namespace
 
 bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
-  if (p.type != FloatType::kBfloat16 && p.type != FloatType::kFloat16) return false;
-  if (p.kernel_height % 2 == 0 || p.kernel_width % 2 == 0) return false;
-  if (p.kernel_height > 63 || p.kernel_width > 63) return false;
-  if (p.height > kHankelLongestSide || p.width > kHankelLongestSide || tile.bands < 1) return false;
+  if (!hankel_takes(p.type, p.height, p.width, p.kernel_height, p.kernel_width)) return false;
+  if (tile.bands < 1) return false;
   if (p.images * p.channels * p.height * p.width == 0) return true;
   const Plan<__half> q = plan<__half>(p, tile);
   return entry<__half>(tile, q.steps) != nullptr &&

@@ -29,6 +29,15 @@ inline HankelTaps hankel_taps(int kernel_height, int kernel_width, std::int64_t 
   return {rows, columns, (kernel_height - rows) / 2, (kernel_width - columns) / 2};
 }
 
+inline bool hankel_takes(FloatType type, std::int64_t height, std::int64_t width, int kernel_height,
+                         int kernel_width) {
+  const auto side = [](int taps) { return taps % 2 == 1 && 1 <= taps && taps <= 63; };
+  return (type == FloatType::kBfloat16 || type == FloatType::kFloat16) && side(kernel_height) &&
+         side(kernel_width) && height <= kHankelLongestSide && width <= kHankelLongestSide;
+}
+
+inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 // Bytes of a row of `elements` as it is copied: in pieces of 16 bytes, aligned in global memory.
 __host__ __device__ inline int hankel_staged_bytes(int elements) {
   return 16 * ((elements + 7 + 7) / 8);
