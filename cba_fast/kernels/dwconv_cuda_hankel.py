@@ -15,7 +15,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_KERNEL = 63
 MAX_SIDE = 1 << 30
 _LONGEST_GRID = 2**31 - 1
-_WARPS = 528  # aimed at: one for each scheduler of an H200
+_WARPS = 1056  # two for each scheduler of an H200
+_ROW = 8  # what a row costs besides, in products
 _BLOCK_WARPS = 4
 _WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
 _MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
@@ -29,7 +30,7 @@ class Tile(NamedTuple):
         slots: output rows at a time, in units of 16.
         columns: output columns of an image, in units of 8.
         images: side by side.
-        bands: into how many the rows of an image are cut, each a warp's work.
+        bands: into how many the rows of an image are cut, each the work of a warp.
     """
 
     slots: int
@@ -83,25 +84,25 @@ def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
 
 
 def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
-    """Return the tile with the fewest operations for images (N,C,H,W)."""
+    """Return the tile that takes least time for images (N,C,H,W), by a model.
+
+    Until there are two warps for each scheduler of the GPU, time is one warp's; then it is that of
+    all operations together.
+    """
     n, c, h, w = shape
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
     steps = -(-kernel_w // 16)
 
-    def cost(candidate: Tile) -> float:
-        tiles, groups = -(-w // (8 * candidate.columns)), -(-n // candidate.images)
-        # A row's products, and laying it out at about half a product for 8 elements.
-        row = candidate.slots * steps * candidate.columns + (candidate.columns + 2 * steps) / 2
-        band = -(-h // candidate.bands)
-        rows = candidate.bands * min(band + kernel_h - 1, h)
-        return groups * candidate.images * tiles * row * rows
+    def time(t: Tile) -> float:
+        # A row's products, and half a product for each 8 elements that are laid out.
+        row = t.images * (t.slots * steps * t.columns + (t.columns + 2 * steps) / 2) + _ROW
+        rows = min(-(-h // t.bands) + kernel_h - 1, h)
+        warps = c * -(-n // t.images) * -(-w // (8 * t.columns)) * t.bands
+        return row * rows * max(1, warps / _WARPS)
 
-    def warps(columns: int, images: int) -> int:
-        return c * -(-n // images) * -(-w // (8 * columns))
-
-    candidates = [Tile(*t, _bands(warps(*t[1:]), h)) for t in TILES]
-    fitting = [t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands))]
-    return min(fitting, key=cost)
+    candidates = (Tile(*t, bands) for t in TILES for bands in _bands(h))
+    fitting = (t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands)))
+    return min(fitting, key=time)
 
 
 def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
@@ -114,7 +115,9 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     )
     tiles = -(-w // (16 * _MOST_STEPS))
     steps = -(-w // (16 * tiles))
-    return WeightTile(rows, columns, steps, _bands(n * c * tiles, h))
+    # Bands cost little: each brings kernel_h - 1 rows of the gradient once more.
+    bands = next((b for b in _bands(h) if n * c * tiles * b >= _WARPS), _bands(h)[-1])
+    return WeightTile(rows, columns, steps, bands)
 
 
 def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
@@ -127,8 +130,10 @@ def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
     return min(-(-units // _BLOCK_WARPS), -(-_WEIGHT_BLOCKS // c))
 
 
-def _bands(warps: int, height: int) -> int:
-    return max(1, min(-(-_WARPS // warps), height // _FEWEST_BAND_ROWS))
+def _bands(height: int) -> list[int]:
+    """Return into how many bands images may be cut: one, or bands of 16 to 128 rows."""
+    most = -(-height // _FEWEST_BAND_ROWS)
+    return sorted({1, *(-(-most // rows) for rows in range(1, 9))})
 
 
 def forward(

@@ -283,7 +283,7 @@ bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
   const Plan<__half> q = plan<__half>(p, tile);
   return entry<__half>(tile, q.steps) != nullptr &&
          16 * tile.slots >= std::min(q.taps.rows, q.band_rows) &&
-         p.channels <= INT32_MAX / q.blocks;
+         q.units <= INT32_MAX / p.channels;  // one warp for a block at least
 }
 
 cudaError_t dwconv_hankel_cuda(const CudaConvParams& p, const HankelTile& tile) {

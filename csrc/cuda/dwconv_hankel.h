@@ -11,9 +11,9 @@
 // row h, with the last KH rows of dY in a ring.
 //
 // Outside of the image stand zeros, in the kernel's margin too. So a NaN or an infinity in an image
-// reaches output rows and columns beyond the kernel, as far as its sides rounded up to 16 (within
-// an image of at most 64 rows: all of them), never another image or channel; in the weight gradient
-// it reaches the whole kernel of its channel.
+// reaches outputs beyond the kernel, less than 64 rows and columns away, in the same image and
+// channel; one in a kernel reaches all outputs of its channel, one in either factor of the weight
+// gradient the whole gradient of its channel.
 //
 // Taps that meet only padding (beyond 2 H - 1 rows, 2 W - 1 columns) are left out.
 #pragma once
