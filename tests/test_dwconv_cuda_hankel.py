@@ -299,6 +299,12 @@ def test_splits_of_the_batch(emulated_cuda):
     assert hankel.splits((1, 2000, 12, 12), WeightTile(2, 4, 1)) == 1
 
 
+def test_many_images_for_each_warp(emulated_cuda, monkeypatch):
+    monkeypatch.setattr(hankel, "_WEIGHT_BLOCKS", 1)
+    assert hankel.splits((14, 2, 9, 20), WeightTile(1, 1, 1)) == 1
+    check_grad_weight((14, 2, 9, 20), (5, 7), BF16, WeightTile(1, 1, 1))
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @one_order
 def test_how_far_a_nan_reaches(emulated_cuda, bad):
