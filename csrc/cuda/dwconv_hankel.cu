@@ -148,14 +148,11 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
     __syncwarp();
 
     const Half* taps[kM];
-    bool reached[kM];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       const int r = row - slot_row[m] + margin;
       const bool used = static_cast<unsigned>(r) < static_cast<unsigned>(p.taps.rows);
       taps[m] = weights + (used ? r : p.taps.rows) * p.weight_stride + lane / 16 * 8;
-      const int from = first + 16 * m, to = min(from + 16, end);
-      reached[m] = in_turn || (from < to && row - margin < to && row + margin >= from);
     }
     std::uint32_t b[kI][kJ + 1];
 #pragma unroll
@@ -164,15 +161,14 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
       for (int i = 0; i < kI; ++i) {
         hankel_load(b[i], fragments + i * 2 * p.copy_words, 2 * step, step > 0);
       }
+      std::uint32_t a[kM][4];
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        if (!reached[m]) continue;
-        std::uint32_t a[4];
-        ldmatrix_x4(a, taps[m] + 16 * step);
+      for (int m = 0; m < kM; ++m) ldmatrix_x4(a[m], taps[m] + 16 * step);
 #pragma unroll
-        for (int ij = 0; ij < kI * kJ; ++ij) {
-          mma_m16n8k16(sum[m][ij], a, b[ij / kJ][ij % kJ], b[ij / kJ][ij % kJ + 1], Half{});
-        }
+      for (int ij = 0; ij < kI * kJ; ++ij) {  // the slots' products together: b is paired once
+        const int i = ij / kJ, j = ij % kJ;
+#pragma unroll
+        for (int m = 0; m < kM; ++m) mma_m16n8k16(sum[m][ij], a[m], b[i][j], b[i][j + 1], Half{});
       }
     }
 

@@ -11,7 +11,7 @@
 // row h, with the last KH rows of dY in a ring.
 //
 // Outside of the image stand zeros, in the kernel's margin too. So a NaN or an infinity in an image
-// reaches outputs beyond the kernel, less than 64 rows and columns away, in the same image and
+// reaches outputs beyond the kernel, less than 96 rows and 64 columns away, in the same image and
 // channel; one in a kernel reaches all outputs of its channel, one in either factor of the weight
 // gradient the whole gradient of its channel.
 //

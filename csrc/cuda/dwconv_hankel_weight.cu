@@ -61,6 +61,7 @@ __device__ __forceinline__ void multiply(float (&sum)[kM][kN][4], const Plan<Hal
     met[m] = 16 * m <= min(latest, last) && latest - last < p.height;
   }
   std::uint32_t b[kN + 1];
+#pragma unroll 2
   for (int step = 0; step < p.steps; ++step) {
     hankel_load(b, fragments, 2 * step, step > 0);
 #pragma unroll
@@ -147,7 +148,6 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
 #pragma unroll
       for (int m = 0; m < kM; ++m) slot[m] = slot[m] + 1 == p.ring_rows ? 0 : slot[m] + 1;
     }
-    __syncwarp();  // before the next unit's copies
   }
 
   auto* total = reinterpret_cast<float*>(dynamic_shared());
