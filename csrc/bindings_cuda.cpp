@@ -53,8 +53,6 @@ void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int 
   launched("quantize_cuda", [&] { return cba::quantize_cuda(params); });
 }
 
-using Tile = std::array<int, 4>;  // the fields of HankelTile or HankelWeightTile
-
 // The strides of images (N,C,H,W) but the last, which is 1.
 cba::CudaImages images_at(Address data, const std::array<Int, 3>& strides, Int count,
                           const char* name) {
@@ -72,7 +70,7 @@ Int checked_size(const std::array<Int, 6>& size) {
 void dwconv_hankel_cuda(Address x, const std::array<Int, 3>& x_strides, Address kernel,
                         Address bias, Address y, const std::array<Int, 3>& y_strides,
                         const std::string& dtype, const std::array<Int, 6>& size, bool turned,
-                        const Tile& tile, int device, Address stream) {
+                        const std::array<int, 4>& tile, int device, Address stream) {
   const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
   const cba::CudaConvParams params = {
       images_at(x, x_strides, pixels, "dwconv_hankel_cuda: x"),
@@ -97,8 +95,8 @@ void dwconv_hankel_cuda(Address x, const std::array<Int, 3>& x_strides, Address 
 void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_strides, Address x,
                                const std::array<Int, 3>& x_strides, Address kernel,
                                Address partials, int splits, const std::string& dtype,
-                               const std::array<Int, 6>& size, const Tile& tile, int device,
-                               Address stream) {
+                               const std::array<Int, 6>& size, const std::array<int, 5>& tile,
+                               int device, Address stream) {
   const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
   const cba::CudaConvWeightParams params = {
       images_at(grad, grad_strides, pixels, "dwconv_hankel_weight_cuda: grad"),
@@ -115,7 +113,7 @@ void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_stri
       static_cast<int>(size[5]),
       device,
       stream_at(stream)};
-  const cba::HankelWeightTile chosen = {tile[0], tile[1], tile[2], tile[3]};
+  const cba::HankelWeightTile chosen = {tile[0], tile[1], tile[2], tile[3], tile[4]};
   require(cba::hankel_can_run(params, chosen), "dwconv_hankel_weight_cuda: no kernel for this");
   launched("dwconv_hankel_weight_cuda",
            [&] { return cba::dwconv_hankel_weight_cuda(params, chosen); });

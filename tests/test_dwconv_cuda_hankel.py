@@ -144,7 +144,7 @@ def test_a_row_of_96_in_one_tile(emulated_cuda):
 def test_any_order_of_threads(emulated_cuda, order_case):
     shape, kernel_size, using, weight_using = [
         ((2, 1, 40, 19), (15, 11), Tile(1, 3, 4), WeightTile(1, 2, 1)),
-        ((3, 2, 13, 11), (13, 13), Tile(1, 2, 8), WeightTile(2, 4, 1)),
+        ((3, 2, 13, 11), (13, 13), Tile(1, 2, 8), WeightTile(2, 4, 1, 2)),
         ((1, 1, 37, 50), (31, 33), Tile(2, 6, 2, bands=2), WeightTile(2, 8, 2, bands=3)),
     ][order_case]
     check_forward(shape, kernel_size, BF16, using)
@@ -176,7 +176,7 @@ def test_every_weight_tile(emulated_cuda, tile):
 def test_bands_of_rows(emulated_cuda, bands):
     check_forward((1, 1, 23, 10), (9, 9), FP16, Tile(1, 2, 8, bands))
     check_grad_x((1, 1, 50, 10), (15, 5), FP16, Tile(1, 3, 4, bands))
-    check_grad_weight((2, 1, 23, 10), (9, 9), FP16, WeightTile(1, 2, 1, bands))
+    check_grad_weight((2, 1, 23, 10), (9, 9), FP16, WeightTile(1, 2, 1, 2, bands))
 
 
 # Images as they may lie in memory.
@@ -299,10 +299,13 @@ def test_splits_of_the_batch(emulated_cuda):
     assert hankel.splits((1, 2000, 12, 12), WeightTile(2, 4, 1)) == 1
 
 
-def test_many_images_for_each_warp(emulated_cuda, monkeypatch):
+@pytest.mark.parametrize("images", [1, 2, 4, 8])
+def test_many_images_for_each_warp(emulated_cuda, monkeypatch, images):
     monkeypatch.setattr(hankel, "_WEIGHT_BLOCKS", 1)
-    assert hankel.splits((14, 2, 9, 20), WeightTile(1, 1, 1)) == 1
-    check_grad_weight((14, 2, 9, 20), (5, 7), BF16, WeightTile(1, 1, 1))
+    n = 9 * images + 1  # ten units of work for four warps, of the last one image
+    using = WeightTile(1, 1, 1, images, 1)
+    assert hankel.splits((n, 1, 5, 20), using) == 1
+    check_grad_weight((n, 1, 5, 20), (5, 7), BF16, using)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -355,7 +358,8 @@ def test_the_core_refuses_what_it_has_no_kernel_for(emulated_cuda, kernel_size, 
 @pytest.mark.parametrize(
     ("dtype", "using"),
     [
-        (BF16, WeightTile(1, 1, 1, 0)),
+        (BF16, WeightTile(1, 1, 1, 1, 0)),
+        (BF16, WeightTile(1, 1, 1, 3)),
         (BF16, WeightTile(1, 1, 200)),  # more shared memory than a block may have
         (BF16, WeightTile(1, 3, 1)),
         (torch.float32, WeightTile(1, 1, 1)),
@@ -381,9 +385,9 @@ def test_tiles_of_replknet():
     # RepLKNet-31B at 384, a batch of 64: what the model of the design assumes.
     expected = {
         (128, 96, 31): (Tile(2, 12, 1), WeightTile(2, 4, 6)),
-        (256, 48, 29): (Tile(2, 6, 2), WeightTile(2, 4, 3)),
-        (512, 24, 27): (Tile(2, 3, 4), WeightTile(2, 4, 2)),
-        (1024, 12, 13): (Tile(1, 2, 8), WeightTile(1, 2, 1)),
+        (256, 48, 29): (Tile(2, 6, 2), WeightTile(2, 4, 3, 2)),
+        (512, 24, 27): (Tile(2, 3, 4), WeightTile(2, 4, 2, 4)),
+        (1024, 12, 13): (Tile(1, 2, 8), WeightTile(1, 2, 1, 8)),
     }
     for (channels, side, taps), tiles in expected.items():
         shape = (64, channels, side, side)

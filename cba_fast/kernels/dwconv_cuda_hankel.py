@@ -20,6 +20,7 @@ _ROW = 8  # what a row costs besides, in products
 _BLOCK_WARPS = 4
 _WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
 _MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
+_RING = 8 << 10  # bytes of gradient for each warp: four blocks fit on a multiprocessor
 _FEWEST_BAND_ROWS = 16
 
 
@@ -55,12 +56,14 @@ class WeightTile(NamedTuple):
         rows: taps, in units of 16.
         columns: taps, in units of 8.
         steps: image columns at a time, in units of 16.
-        bands: into how many the rows of an image are cut, each a warp's work.
+        images: whose rows are brought together, 1, 2, 4 or 8.
+        bands: into how many the rows of an image are cut, each the work of a warp.
     """
 
     rows: int
     columns: int
     steps: int
+    images: int = 1
     bands: int = 1
 
 
@@ -115,9 +118,17 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     )
     tiles = -(-w // (16 * _MOST_STEPS))
     steps = -(-w // (16 * tiles))
+    # Narrow images are brought together while their rings are small and warps remain.
+    ring = 2 * (min(kernel_h, h) + 1) * (16 * steps + 8)
+    images = 1
+    while 2 * images * ring <= _RING and images < min(n, 8):
+        if c * tiles * -(-n // (2 * images)) < _WARPS:
+            break
+        images *= 2
     # Bands cost little: each brings kernel_h - 1 rows of the gradient once more.
-    bands = next((b for b in _bands(h) if n * c * tiles * b >= _WARPS), _bands(h)[-1])
-    return WeightTile(rows, columns, steps, bands)
+    warps = c * tiles * -(-n // images)
+    bands = next((b for b in _bands(h) if warps * b >= _WARPS), _bands(h)[-1])
+    return WeightTile(rows, columns, steps, images, bands)
 
 
 def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
@@ -126,7 +137,7 @@ def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
     The same on every GPU: the order of additions, and so every bit, depends on it.
     """
     n, c, _, w = shape
-    units = n * using.bands * -(-w // (16 * using.steps))
+    units = -(-n // using.images) * using.bands * -(-w // (16 * using.steps))
     return min(-(-units // _BLOCK_WARPS), -(-_WEIGHT_BLOCKS // c))
 
 

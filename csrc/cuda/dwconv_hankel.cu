@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
   };
   const auto stage = [&](int row) {
     if (row < end_row && present) {
-      hankel_stage<kLanes>(staged(row), x + row * p.x_stride[2], window, place);
+      hankel_stage(staged(row), x + row * p.x_stride[2], window, place, kLanes);
     }
     cp_async_commit();
   };
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
     cp_async_wait<kHankelStages - 2>();
     __syncwarp();  // the row has arrived, and all lanes are done with the one before
     stage(row + kHankelStages - 1);
-    hankel_lay_out<kLanes, true>(staged(row), x + row * p.x_stride[2], window, even, p.copy_words,
-                                 place);
+    hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, even, p.copy_words, place,
+                         kLanes);
     __syncwarp();
 
     const Half* taps[kM];

@@ -29,9 +29,9 @@ struct HankelTile {
 };
 
 // What one warp of the weight gradient computes: `rows` * 16 by `columns` * 8 taps, from `steps` *
-// 16 image columns at a time; the rows of an image are cut into `bands`.
+// 16 columns of `images` images at a time (1, 2, 4 or 8); their rows are cut into `bands`.
 struct HankelWeightTile {
-  int rows, columns, steps, bands;
+  int rows, columns, steps, images, bands;
 };
 
 // Whether there is a kernel for the tile, and the tile can do what `p` asks.

@@ -65,14 +65,14 @@ __device__ __forceinline__ const unsigned char* hankel_piece(const Half* element
 
 // Starts to copy the part of the window that is in the image. Whole pieces are copied, whatever
 // lies beside the row in the first and the last of them; a piece never crosses a page. Lane `lane`
-// of kLanes takes part.
-template <int kLanes, class Half>
+// of `lanes` takes part.
+template <class Half>
 __device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* row,
-                                             const HankelWindow& window, int lane) {
+                                             const HankelWindow& window, int lane, int lanes) {
   const int first = window.first(), count = window.end() - first;
   int place;
   const unsigned char* from = hankel_piece(row + first, place);
-  for (int piece = lane; 8 * piece < place + count; piece += kLanes) {
+  for (int piece = lane; 8 * piece < place + count; piece += lanes) {
     cp_async<16>(staged + 16 * piece, from + 16 * piece);
   }
 }
@@ -87,16 +87,16 @@ __device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
 
 // Lays a staged row out: to[i] receives the pair of the window's elements from 2 i on and, if
 // kTwice, to[copy_words + i] the pair from 2 i + 1 on; zeros for all outside [0, width).
-template <int kLanes, bool kTwice, class Half>
+template <bool kTwice, class Half>
 __device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, const Half* row,
                                                const HankelWindow& window, std::uint32_t* to,
-                                               int copy_words, int lane) {
+                                               int copy_words, int lane, int lanes) {
   int place;
   hankel_piece(row + window.first(), place);
   const int shift = window.start - window.first() + place;
   const auto* words = reinterpret_cast<const std::uint32_t*>(staged);
 #pragma unroll 2
-  for (int i = lane; i < window.length / 2; i += kLanes) {
+  for (int i = lane; i < window.length / 2; i += lanes) {
     const int at = 2 * i + shift, column = window.start + 2 * i;
     const std::uint32_t low = words[max(at >> 1, 0)];
     const std::uint32_t high = words[max((at >> 1) + 1, 0)];

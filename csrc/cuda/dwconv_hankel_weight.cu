@@ -9,14 +9,16 @@ struct Plan {
   const Half* grad;
   const Half* x;
   float* partials;
-  std::int64_t grad_stride[3], x_stride[3], channels;
+  std::int64_t grad_stride[3], x_stride[3], images, channels;
   int height, width, kernel_height, kernel_width;
   HankelTaps taps;
-  int steps;  // of 16 columns of an image
+  int steps;    // of 16 columns of an image
+  int abreast;  // images
   int column_tiles, bands, band_rows;
-  std::int64_t units;  // of work per channel, one for a warp at a time
-  unsigned splits;     // blocks per channel
-  int ring_rows, ring_stride, copy_words, grad_bytes, x_bytes, warp_bytes;
+  std::int64_t units;                     // of work per channel, one for a warp at a time
+  unsigned splits;                        // blocks per channel
+  int ring_rows, ring_stride, ring_size;  // size: with the row of zeros
+  int copy_words, grad_bytes, x_bytes, warp_bytes;
 };
 
 // Adds up the warps' sums, one warp after the other, in `total`, kM * 16 rows of kN * 8 taps.
@@ -83,13 +85,18 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
   const unsigned split = blockIdx.x % p.splits;
   const int margin = p.taps.rows / 2;  // rows of padding
 
+  // This lane brings rows of one of the images that the warp has abreast.
+  const int lanes = 32 / p.abreast, mine = lane / lanes, place = lane % lanes;
+  const int stage_bytes = p.grad_bytes + p.x_bytes;
   unsigned char* own = dynamic_shared() + warp * p.warp_bytes;
-  auto* ring = reinterpret_cast<Half*>(own);  // and a row of zeros
-  unsigned char* staged = own + 2 * (p.ring_rows + 1) * p.ring_stride;
-  auto* laid =
-      reinterpret_cast<std::uint32_t*>(staged + kHankelStages * (p.grad_bytes + p.x_bytes));
+  auto* rings = reinterpret_cast<Half*>(own);
+  unsigned char* staged = own + 2 * p.abreast * p.ring_size + mine * kHankelStages * stage_bytes;
+  auto* laid = reinterpret_cast<std::uint32_t*>(
+      own + p.abreast * (2 * p.ring_size + kHankelStages * stage_bytes));
   const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
-  for (int i = lane; i < p.ring_stride / 2; i += 32) {
+  Half* ring = rings + mine * p.ring_size;
+  auto* x_row = laid + mine * 2 * p.copy_words;
+  for (int i = place; i < p.ring_stride / 2; i += lanes) {
     reinterpret_cast<std::uint32_t*>(ring + p.ring_rows * p.ring_stride)[i] = 0;
   }
 
@@ -97,26 +104,27 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
   for (std::int64_t unit = std::int64_t{split} * warps + warp; unit < p.units;
        unit += std::int64_t{p.splits} * warps) {
     const int cut = static_cast<int>(unit % (p.column_tiles * p.bands));
-    const std::int64_t image = unit / (p.column_tiles * p.bands);
+    const std::int64_t first_image = unit / (p.column_tiles * p.bands) * p.abreast;
+    const std::int64_t image = first_image + mine;
+    const int count = static_cast<int>(min(p.images - first_image, std::int64_t{p.abreast}));
     const int first = cut / p.column_tiles * p.band_rows, end = min(first + p.band_rows, p.height);
     const int column = cut % p.column_tiles * 16 * p.steps;
+    const bool present = mine < count;
     const HankelWindow grad_window = {column, 16 * p.steps, p.width};
     const HankelWindow window = {column - p.taps.columns / 2, 16 * p.steps + 8 * kN, p.width};
     const Half* grad = p.grad + image * p.grad_stride[0] + channel * p.grad_stride[1];
     const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
 
     // Step `time` brings row `time` of the gradient and multiplies input row `time - margin`.
-    const auto stage_of = [&](int time) {
-      return staged + time % kHankelStages * (p.grad_bytes + p.x_bytes);
-    };
+    const auto stage_of = [&](int time) { return staged + time % kHankelStages * stage_bytes; };
     const auto stage = [&](int time) {
-      if (time < end + margin) {
+      if (time < end + margin && present) {
         if (time < p.height) {
-          hankel_stage<32>(stage_of(time), grad + time * p.grad_stride[2], grad_window, lane);
+          hankel_stage(stage_of(time), grad + time * p.grad_stride[2], grad_window, place, lanes);
         }
         if (time - margin >= first) {
-          hankel_stage<32>(stage_of(time) + p.grad_bytes, x + (time - margin) * p.x_stride[2],
-                           window, lane);
+          hankel_stage(stage_of(time) + p.grad_bytes, x + (time - margin) * p.x_stride[2], window,
+                       place, lanes);
         }
       }
       cp_async_commit();
@@ -132,17 +140,22 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
       cp_async_wait<kHankelStages - 2>();
       __syncwarp();  // the rows have arrived, and all lanes are done with those before
       stage(time + kHankelStages - 1);
-      if (time < p.height) {
-        hankel_lay_out<32, false>(stage_of(time), grad + time * p.grad_stride[2], grad_window,
-                                  reinterpret_cast<std::uint32_t*>(ring + newest * p.ring_stride),
-                                  0, lane);
+      if (time < p.height && present) {
+        hankel_lay_out<false>(stage_of(time), grad + time * p.grad_stride[2], grad_window,
+                              reinterpret_cast<std::uint32_t*>(ring + newest * p.ring_stride), 0,
+                              place, lanes);
       }
       const int row = time - margin;
       if (row >= first) {
-        hankel_lay_out<32, true>(stage_of(time) + p.grad_bytes, x + row * p.x_stride[2], window,
-                                 laid, p.copy_words, lane);
+        if (present) {
+          hankel_lay_out<true>(stage_of(time) + p.grad_bytes, x + row * p.x_stride[2], window,
+                               x_row, p.copy_words, place, lanes);
+        }
         __syncwarp();
-        multiply<Half, kM, kN>(sum, p, row, ring, slot, fragments);
+        for (int i = 0; i < count; ++i) {
+          multiply<Half, kM, kN>(sum, p, row, rings + i * p.ring_size, slot,
+                                 fragments + i * 2 * p.copy_words);
+        }
       }
       newest = newest + 1 == p.ring_rows ? 0 : newest + 1;
 #pragma unroll
@@ -224,6 +237,7 @@ Plan<Half> plan(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
                                   p.x.stride_n,    p.x.stride_c,    p.x.stride_h};
   std::copy_n(strides, 3, q.grad_stride);
   std::copy_n(strides + 3, 3, q.x_stride);
+  q.images = p.images;
   q.channels = p.channels;
   q.height = static_cast<int>(p.height);
   q.width = static_cast<int>(p.width);
@@ -231,19 +245,21 @@ Plan<Half> plan(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
   q.kernel_width = p.kernel_width;
   q.taps = hankel_taps(p.kernel_height, p.kernel_width, p.height, p.width);
   q.steps = tile.steps;
+  q.abreast = tile.images;
   q.column_tiles = static_cast<int>(quotient_up(p.width, 16 * tile.steps));
   q.band_rows = static_cast<int>(quotient_up(p.height, tile.bands));
   q.bands = static_cast<int>(quotient_up(p.height, q.band_rows));
-  q.units = p.images * q.column_tiles * q.bands;
+  q.units = quotient_up(p.images, tile.images) * q.column_tiles * q.bands;
   q.splits = static_cast<unsigned>(p.splits);
   q.ring_rows = std::min(q.taps.rows, q.height);
   q.ring_stride = 16 * tile.steps + 8;  // rows 16 bytes apart in the banks: no conflicts
+  q.ring_size = (q.ring_rows + 1) * q.ring_stride;
   const int window = 16 * tile.steps + 8 * tile.columns;
   q.copy_words = hankel_copy_words(window);
   q.grad_bytes = hankel_staged_bytes(16 * tile.steps);
   q.x_bytes = hankel_staged_bytes(window);
-  q.warp_bytes = 2 * (q.ring_rows + 1) * q.ring_stride +
-                 kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words;
+  q.warp_bytes = tile.images *
+                 (2 * q.ring_size + kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words);
   return q;
 }
 
@@ -276,7 +292,9 @@ cudaError_t launch_as(const CudaConvWeightParams& p, const HankelWeightTile& til
 bool hankel_can_run(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
   if (!hankel_takes(p.type, p.height, p.width, p.kernel_height, p.kernel_width)) return false;
   if (p.images * p.channels * p.height * p.width == 0) return false;  // no partial sums
-  if (entry<__half>(tile) == nullptr || tile.steps < 1 || tile.bands < 1) return false;
+  if (entry<__half>(tile) == nullptr || tile.bands < 1) return false;
+  if (tile.steps < 1 || tile.steps > 64) return false;
+  if (tile.images < 1 || tile.images > 8 || 32 % tile.images != 0) return false;
   const Plan<__half> q = plan<__half>(p, tile);
   return 16 * tile.rows >= q.taps.rows && 8 * tile.columns >= q.taps.columns && p.splits > 0 &&
          p.channels <= INT32_MAX / p.splits && q.column_tiles <= INT32_MAX / q.bands &&
