@@ -381,6 +381,29 @@ def test_tiles_fit_for_any_number_of_images(image, kernel_size):
         assert 16 * tile.slots >= rows
 
 
+def test_weight_tiles_fit_in_shared_memory():
+    sides = (1, 3, 13, 31, 51, 63)
+    for kernel_size in itertools.product(sides, sides):
+        for n, c, h, w in itertools.product((1, 64), (1, 2048), (1, 24, 300), (1, 12, 96, 300)):
+            tile = hankel.weight_tile((n, c, h, w), kernel_size)
+            rows, columns, steps, images, _ = tile
+            assert 16 * rows >= min(kernel_size[0], 2 * h - 1)
+            assert 8 * columns >= min(kernel_size[1], 2 * w - 1)
+            ring = min(kernel_size[0], 2 * h - 1, h)
+            assert 4 * images * hankel.image_bytes(ring, columns, steps) <= 99 << 10
+
+
+@one_order
+def test_shared_memory_is_what_the_core_takes(emulated_cuda):
+    # The limit is 99 KB; the images are four, so that a block has four warps.
+    x = random(4, 1, 9, 5, dtype=BF16)
+    fitting = [4 * hankel.image_bytes(7, 1, steps) <= 99 << 10 for steps in range(1, 64)]
+    last = fitting.index(False)
+    assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=WeightTile(1, 1, last)), x, x)
+    with pytest.raises(ValueError, match="no kernel"):
+        hankel.grad_weight(x, x, (7, 3), using=WeightTile(1, 1, last + 1))
+
+
 def test_tiles_of_replknet():
     # RepLKNet-31B at 384, a batch of 64: what the model of the design assumes.
     expected = {

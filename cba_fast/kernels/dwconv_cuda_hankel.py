@@ -4,6 +4,7 @@ An input row is a Hankel matrix; see csrc/cuda/dwconv_hankel.h for the products 
 NaN or an infinity in an image reaches. This file chooses the tiles.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ _ROW = 8  # what a row costs besides, in products
 _BLOCK_WARPS = 4
 _WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
 _MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
-_RING = 8 << 10  # bytes of gradient for each warp: four blocks fit on a multiprocessor
+_WARP_BYTES = 13824  # so that an H200 holds four blocks on a multiprocessor, 16 warps
 _FEWEST_BAND_ROWS = 16
 
 
@@ -86,6 +87,7 @@ def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
 def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
     """Return the tile that takes least time for images (N,C,H,W), by a model.
 
@@ -108,6 +110,7 @@ def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile
     return min(fitting, key=time)
 
 
+@functools.lru_cache(maxsize=4096)
 def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
     """Return the tile with the fewest operations for images (N,C,H,W)."""
     n, c, h, w = shape
@@ -118,10 +121,9 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     )
     tiles = -(-w // (16 * _MOST_STEPS))
     steps = -(-w // (16 * tiles))
-    # Narrow images are brought together while their rings are small and warps remain.
-    ring = 2 * (min(kernel_h, h) + 1) * (16 * steps + 8)
-    images = 1
-    while 2 * images * ring <= _RING and images < min(n, 8):
+    images = 1  # narrow ones are brought together while their rows are few and warps remain
+    size = image_bytes(min(kernel_h, h), columns, steps)
+    while 2 * images * size <= _WARP_BYTES and images < min(n, 8):
         if c * tiles * -(-n // (2 * images)) < _WARPS:
             break
         images *= 2
@@ -129,6 +131,18 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     warps = c * tiles * -(-n // images)
     bands = next((b for b in _bands(h) if warps * b >= _WARPS), _bands(h)[-1])
     return WeightTile(rows, columns, steps, images, bands)
+
+
+def image_bytes(ring_rows: int, columns: int, steps: int) -> int:
+    """Return how much shared memory a weight gradient takes for one image of one warp.
+
+    A ring of rows of the gradient and one of zeros, four rows each of the gradient and of the
+    input in pieces of 16 bytes, and a row of the input laid out twice, 16 banks apart.
+    """
+    window = 16 * steps + 8 * columns
+    staged = sum(16 * ((elements + 14) // 8) for elements in (16 * steps, window))
+    laid_out = 8 * ((window // 2 + 15) // 32 * 32 + 16)
+    return 2 * (ring_rows + 1) * (16 * steps + 8) + 4 * staged + laid_out
 
 
 def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
   unsigned char* own = dynamic_shared() + p.weight_bytes + warp * p.warp_bytes;
   auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * kI * p.staged_bytes);
   auto* finished = laid + 2 * kI * p.copy_words;
-  std::uint32_t* even = laid + mine * 2 * p.copy_words;
+  std::uint32_t* x_row = laid + mine * 2 * p.copy_words;
   const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
   const auto staged = [&](int row) {
     return own + (row % kHankelStages * kI + mine) * p.staged_bytes;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
     cp_async_wait<kHankelStages - 2>();
     __syncwarp();  // the row has arrived, and all lanes are done with the one before
     stage(row + kHankelStages - 1);
-    hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, even, p.copy_words, place,
+    hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, x_row, p.copy_words, place,
                          kLanes);
     __syncwarp();
 
