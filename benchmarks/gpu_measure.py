@@ -1,4 +1,4 @@
-"""What `gpu_run.py` measures: the device's rates, convolutions, a network, its receptive field.
+"""What `gpu_run.py` measures of kernels: the device's rates, the ERF ops, the convolutions.
 
 Each function yields JSON values. Results are checked first; what is wrong gets no time. The
 functions of a comparison take turns; times are CUDA events around one call each, in milliseconds.
@@ -8,18 +8,20 @@ On CPUs (a dry run) the shapes are tiny, and the times mean nothing.
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import dwconv_triton
 from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
-    dwconv_gpu,
+    erf_accumulate,
+    erf_size,
 )
+from cba_fast.ops.dwconv_choice import TABLES
 from cba_fast.study.dwconv_contest import (
     DIRECTIONS,
     Case,
@@ -34,6 +36,7 @@ from cba_fast.study.dwconv_contest import (
 # be TF32's, which is shown but not timed as float32.
 WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 CL = torch.channels_last
+BACKENDS = ("triton", "cuda")
 
 # Most important first: the time may run out. RepLKNet-31B at 384 (stage 3 has 54 % of its
 # products), strips of SLaK-T, ConvNeXt's 7x7; then batch 1 and 2.
@@ -105,6 +108,53 @@ def rates(device: str) -> Iterator[dict]:
     yield {"what": "copy", "tb_per_s": 2 * source.nbytes / ms / 1e9}
 
 
+def erf_ops(device: str) -> Iterator[dict]:
+    """Compare the ERF ops with plain PyTorch on the device: sorting, and a sum of the parts."""
+    real = device == "cuda"
+    for batch in (1, 16):
+        grad = torch.randn((batch, 3, 384, 384) if real else (batch, 3, 9, 9), device=device)
+        yield _compared(
+            "erf_size",
+            grad,
+            {"ours": lambda g=grad: erf_size(g), "torch": lambda g=grad: sorted_sizes(g)},
+            device,
+        )
+        maps = {name: torch.zeros(grad.shape[2:], dtype=torch.float64, device=device)
+                for name in ("ours", "torch")}  # fmt: skip
+        yield _compared(
+            "erf_accumulate",
+            grad,
+            {
+                "ours": lambda g=grad, out=maps["ours"]: erf_accumulate(g, out).clone(),
+                "torch": lambda g=grad, out=maps["torch"]: out.add_(
+                    g.relu().sum((0, 1), dtype=torch.float64)
+                ).clone(),
+            },
+            device,
+        )
+
+
+def sorted_sizes(grad: Tensor, p: float = 0.2) -> Tensor:
+    """Return the ERF sizes by a sort and a cumulative sum in float64."""
+    g = grad.abs().mean(1).flatten(1).double().sort(dim=1, descending=True).values
+    total = g.cumsum(1)
+    return 1 + torch.searchsorted(total, p * total[:, -1:]).squeeze(1)
+
+
+def _compared(what: str, grad: Tensor, functions: dict[str, Callable], device: str) -> dict:
+    results = {name: function().double() for name, function in functions.items()}
+    off = ((results["ours"] - results["torch"]).abs() / results["torch"].clamp(min=1e-9)).max()
+    # Sizes may differ by a pixel where the parallel sum rounds otherwise than ours, in sequence.
+    right = off.item() < 1e-3 or (results["ours"] - results["torch"]).abs().max() <= 1
+    return {
+        "what": what,
+        "shape": list(grad.shape),
+        "bytes": grad.nbytes,
+        "largest_relative_difference": off.item(),
+        "timings": timed(functions, device, 0.3) if right else {},
+    }
+
+
 def convolutions(device: str, seconds: float = 0.2) -> Iterator[dict]:
     """Compare ours with PyTorch's three ways: in bfloat16 all, in float32 the network's forward."""
     real = device == "cuda"
@@ -112,12 +162,20 @@ def convolutions(device: str, seconds: float = 0.2) -> Iterator[dict]:
     half = [(case, torch.bfloat16, direction) for case, direction in product(cases, DIRECTIONS)]
     single = [(case, torch.float32, "forward") for case in cases[:4]]
     for case, dtype, direction in half[:12] + single + half[12:]:
-        yield _convolution(case, dtype, direction, device, seconds)
+        yield compared(case, dtype, direction, device, seconds, "inductor" if real else "eager")
 
 
-def _convolution(case: Case, dtype: torch.dtype, direction: str, device: str, seconds) -> dict:
+def compared(
+    case: Case,
+    dtype: torch.dtype,
+    direction: str,
+    device: str,
+    seconds: float,
+    compiler: str | None,
+) -> dict:
+    """Return errors and times of the `candidates` as JSON values; what is wrong has no time."""
     inputs = [t.to(device, dtype) for t in random_inputs(case, direction)]
-    functions = candidates(case, direction, inputs, "inductor" if device == "cuda" else "eager")
+    functions = candidates(case, direction, inputs, compiler)
     truth = _truth(case, direction, [t.double() for t in inputs])
     errors, failed = {}, {}
     for name, function in functions.items():
@@ -153,17 +211,21 @@ def _truth(case: Case, direction: str, inputs: list[Tensor]) -> Tensor:
     return torch.cat(parts, 0 if direction == "grad_weight" else 1)
 
 
-def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str) -> dict:
-    """Return ours on both memory formats and PyTorch's three ways, by name."""
+def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str | None) -> dict:
+    """Return our backends and PyTorch's ways, on both memory formats, by name.
+
+    Args:
+        compiler: of PyTorch's third way, `torch.compile`; None leaves it out.
+    """
     a, b = inputs
     size, groups = (case.kh, case.kw), case.channels
     padding = [case.kh // 2, case.kw // 2]
 
-    def ours(a, b):
+    def ours(backend, a, b):
         if direction == "grad_weight":
-            return depthwise_conv2d_grad_weight(a, b, size, backend="triton")
+            return depthwise_conv2d_grad_weight(a, b, size, backend=backend)
         op = depthwise_conv2d if direction == "forward" else depthwise_conv2d_grad_x
-        return op(a, b, backend="triton")
+        return op(a, b, backend=backend)
 
     def theirs(a, b):
         if direction == "forward":
@@ -175,100 +237,16 @@ def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str) 
         )
         return results[mask.index(True)]
 
-    compiled = torch.compile(theirs, backend=compiler, dynamic=False)
     a_cl, b_cl = (t.to(memory_format=CL) for t in (a, b))
     weight = b_cl if direction == "grad_weight" else b
-    return {
-        "ours": lambda: ours(a, b),
-        "ours_channels_last": lambda: ours(a_cl, weight),
-        "nchw": lambda: theirs(a, b),
-        "channels_last": lambda: theirs(a_cl, b_cl),
-        "compile": lambda: compiled(a, b),
-    }
-
-
-def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
-    """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
-    from cba_fast.models import inference_form
-    from cba_fast.study.model_contest import create
-
-    real = device == "cuda"
-    name, size, batch = ("replknet_31b", 384, 64) if real else ("replknet_nano", 64, 1)
-    # What the rule would choose; outputs are compared below.
-    dwconv_gpu.PROVEN.add(dwconv_triton.arch_of(torch.device(device)))
-    forms = network_forms(create(name), device, inference_form)
-    x = torch.randn(batch, 3, size, size, device=device)
-    x_cl = x.to(memory_format=CL)
-
-    def features(form: str) -> Tensor:
-        images = x_cl if "channels_last" in form else x
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-            return forms[form].forward_features(images)
-
-    truth = features("nchw").double()
-    errors = {form: relative_error(features(form), truth) for form in forms}
-    right = {n: (lambda n=n: features(n)) for n in forms if errors[n] < 1e-1}
-    timings = timed(right, device, seconds)
-    yield {
-        "model": name,
-        "input_size": size,
-        "batch": batch,
-        "errors": errors,
-        "timings": timings,
-        "images_per_s": {n: round(1e3 * batch / t["median_ms"], 1) for n, t in timings.items()},
-    }
-
-
-def network_forms(model, device: str, inference_form) -> dict:
-    """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
-    from cba_fast.models import merge
-    from cba_fast.study.model_contest import _plain
-
-    half = {"device": device, "dtype": torch.bfloat16}
-    return {
-        "nchw": _plain(model).to(device),
-        "channels_last": _plain(model).to(device, memory_format=CL),
-        "channels_last_merged": _plain(merge(model)).to(device, memory_format=CL),
-        "ours": inference_form(model, channels_last=False, **half),
-        "ours_channels_last": inference_form(model, **half),
-    }
-
-
-def receptive_field(device: str) -> Iterator[dict]:
-    """Compare ERF sizes of RepLKNet-31B at 384: the study's way, an image at a time, and ours."""
-    import numpy as np
-
-    from cba_fast.erf import erf_sizes
-    from cba_fast.models import inference_form
-    from cba_fast.study.model_contest import _plain, create
-
-    real = device == "cuda"
-    name, size, count = ("replknet_31b", 384, 32) if real else ("replknet_nano", 64, 2)
-    model = create(name)
-    study, ours = _plain(model).to(device).requires_grad_(), inference_form(model, device=device)
-    images = torch.randn(count, 3, size, size, device=device)
-
-    def the_studys_way() -> np.ndarray:
-        sizes = []
-        for image in images:
-            x = image[None].clone().requires_grad_()
-            study(x).softmax(1).max().backward()
-            grad = x.grad[0].abs().mean(0).flatten().cpu().double().numpy()
-            total = np.cumsum(np.sort(grad)[::-1])
-            sizes.append(1 + np.searchsorted(total, 0.2 * total[-1]))
-        return np.array(sizes)
-
-    functions = {
-        "study": the_studys_way,
-        "ours": lambda: erf_sizes(ours, images, batch_size=16),
-    }
-    sizes = {n: f() for n, f in functions.items()}
-    # The gradients differ by rounding: TF32 in PyTorch's convolutions, other orders of sums.
-    off = float(np.abs(sizes["ours"] / sizes["study"] - 1).max())
-    yield {
-        "model": name,
-        "input_size": size,
-        "images": count,
-        "largest_relative_difference": off,
-        "timings": timed(functions, device, 5.0) if off < 0.05 else {},
-    }
+    table = TABLES[direction]
+    found = {}
+    for backend in BACKENDS:
+        if backend in table.backends and not table.backends[backend].reason(a, size, "auto"):
+            found[backend] = partial(ours, backend, a, b)
+            found[f"{backend}_channels_last"] = partial(ours, backend, a_cl, weight)
+    found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}
+    if compiler:
+        compiled = torch.compile(theirs, backend=compiler, dynamic=False)
+        found["compile"] = partial(compiled, a, b)
+    return found

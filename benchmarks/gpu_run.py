@@ -4,11 +4,12 @@
     python benchmarks/gpu_run.py --out dry --dry_run        # anywhere: every path, tiny shapes
 
 Builds the compiled core where a compiler, CMake and pybind11 are found, runs the tests marked gpu,
-compute-sanitizer on small cases where it is installed, then measures (`gpu_measure.py`): the
-device's own rates, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive
-field. Each step is a process with a time limit, so that a crash or a hang of one costs only that.
-Results are JSON lines in the output folder, one file per step, written as they come; `summary.json`
-says how each step ended. Exits with 1 if a step failed.
+compute-sanitizer on small cases where it is installed, then measures (`gpu_measure`, `gpu_choice`,
+`gpu_networks`): the device's own rates, the ERF ops, the convolutions against PyTorch's three ways
+and with them the choice, RepLKNet-31B, its receptive field, an evaluation. Each step is a process
+with a time limit, so that a crash or a hang of one costs only that. Results are JSON lines in the
+output folder, one file per step, written as they come; `summary.json` says how each step ended.
+Exits with 1 if a step failed.
 """
 
 import argparse
@@ -28,11 +29,20 @@ SANITIZED = (
     "test_passes_are_within_bounds and bfloat16 and contiguous"
     " and (64x16x12x12 or 2x5x7x7 or 2x3x33x65 or 2x70x13x9) or test_views and unaligned"
 )
-MEASURED = ("rates", "convolutions", "network", "receptive_field")
+MEASURED = (
+    "rates",
+    "erf_ops",
+    "convolutions",
+    "choice",
+    "network",
+    "receptive_field",
+    "evaluation",
+)
 # Seconds that a step may take of the default time, in order.
 LIMITS = {
-    **{"machine": 15, "build": 75, "tests": 120, "sanitizer": 40},
-    **{"rates": 20, "convolutions": 120, "network": 40, "receptive_field": 40},
+    **{"machine": 15, "build": 110, "tests": 150, "sanitizer": 40},
+    **{"rates": 15, "erf_ops": 15, "convolutions": 110, "choice": 30, "network": 40},
+    **{"receptive_field": 30, "evaluation": 30},
 }
 
 
@@ -145,7 +155,7 @@ def build(run: Run, limit: float) -> dict:
 
 def tests(run: Run, limit: float) -> dict:
     arguments = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    files = ["tests/test_dwconv_triton_gpu.py", "tests"]
+    files = ["tests/test_dwconv_gpu.py", "tests"]
     arguments += [*files[: 1 if run.dry else 2], "-o", "addopts=--strict-markers", "-rs"]
     if run.dry:
         arguments.append("--collect-only")
@@ -158,7 +168,7 @@ def sanitizer(run: Run, limit: float) -> dict:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     arguments = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
     arguments += [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    arguments += ["tests/test_dwconv_triton_gpu.py", "-k", SANITIZED]
+    arguments += ["tests/test_dwconv_gpu.py", "-k", SANITIZED]
     if run.dry:
         return {"status": "done", "command": " ".join(arguments)}
     if not Path(tool).exists():
@@ -173,20 +183,47 @@ def sanitizer(run: Run, limit: float) -> dict:
 def measured(name: str) -> Callable[[Run, float], dict]:
     def step(run: Run, limit: float) -> dict:
         arguments = [sys.executable, __file__, "--out", run.out, "--measure", name]
-        return run.command(name, arguments + ["--dry_run"] * run.dry, limit)
+        arguments += ["--seconds", limit] + ["--dry_run"] * run.dry
+        return run.command(name, arguments, limit)
 
     return step
 
 
-def measure(name: str, out: Path, dry: bool) -> None:
-    """Write the records of one function of `gpu_measure`, each as soon as it is there."""
-    import gpu_measure
+def measure(name: str, out: Path, dry: bool, seconds: float) -> None:
+    """Write the records of one measurement, each as soon as it is there.
 
+    Networks run with the choice that the convolutions measured before lead to.
+    """
+    import gpu_choice
+    import gpu_measure
+    import gpu_networks
+
+    from cba_fast.ops import dwconv_gpu
+
+    device = "cpu" if dry else "cuda"
+    if name == "choice":
+        records = gpu_choice.choice(device, seconds - 15)
+    elif hasattr(gpu_measure, name):
+        records = getattr(gpu_measure, name)(device)
+    else:
+        before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
+        if before and not dry:
+            methods = gpu_choice.methods(gpu_choice.read(before))
+            dwconv_gpu.measured()[_arch()] = {"methods": methods}
+        records = getattr(gpu_networks, name)(device)
     with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for record in getattr(gpu_measure, name)("cpu" if dry else "cuda"):
+        for record in records:
             file.write(json.dumps({"bench": f"gpu_{name}", **record}) + "\n")
             file.flush()
             print(json.dumps(record), flush=True)
+
+
+def _arch() -> str:
+    import torch
+
+    from cba_fast.ops import dwconv_gpu
+
+    return dwconv_gpu.arch_of(torch.device("cuda", torch.cuda.current_device()))
 
 
 STEPS = {"machine": machine, "build": build, "tests": tests, "sanitizer": sanitizer}
@@ -205,7 +242,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out = args.out.resolve()
     if args.measure:
-        measure(args.measure, args.out, args.dry_run)
+        measure(args.measure, args.out, args.dry_run, args.seconds)
         return 0
     run = Run(args.out, args.seconds, args.dry_run, limits=not args.only)
     for name in args.only or STEPS:

@@ -40,6 +40,15 @@ void launched(const char* name, const F& kernels) {
   }
 }
 
+// The versions of CUDA that the driver and this build have, as 1000 * major + 10 * minor; 0 for no
+// driver.
+py::tuple cuda_versions() {
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) runtime = 0;
+  return py::make_tuple(driver, runtime);
+}
+
 void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int n,
                    Address first_bad, int device, Address stream) {
   const cba::CudaQuantizeParams params = {
@@ -122,6 +131,7 @@ void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_stri
 }  // namespace
 
 void bind_cuda(py::module_& m) {
+  m.def("cuda_versions", cuda_versions);
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
   m.def("dwconv_hankel_cuda", dwconv_hankel_cuda, py::arg("x"), py::arg("x_strides"),

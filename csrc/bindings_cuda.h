@@ -3,5 +3,5 @@
 
 #include <pybind11/pybind11.h>
 
-// Adds the functions whose names end in _cuda.
+// Adds cuda_versions and the functions whose names end in _cuda.
 void bind_cuda(pybind11::module_& m);

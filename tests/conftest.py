@@ -35,3 +35,27 @@ def emulated_cuda(request, monkeypatch):
     module.set_order(request.param)
     monkeypatch.setattr(cuda_core, "load", lambda: module)
     return module
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """Return a function that makes tensors of a GPU that is not here, of compute capability 9.0.
+
+    Nothing was measured on it; what a test finds out about it is forgotten afterwards.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from cba_fast.ops import dwconv_choice, dwconv_gpu
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(dwconv_gpu, "measured", lambda: {})
+    monkeypatch.setattr(dwconv_choice, "_found", {})
+    dwconv_gpu.arch_of.cache_clear()
+
+    def make(*shape, dtype=torch.bfloat16, memory_format=torch.contiguous_format):
+        return torch.empty(shape, dtype=dtype, device="cuda", memory_format=memory_format)
+
+    with FakeTensorMode():
+        yield make
+    dwconv_gpu.arch_of.cache_clear()

@@ -26,34 +26,55 @@ def test_matrix_fragments(emulated_cuda, dtype, b_by_rows):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def fragments(a):
-    """Return the registers of operand a (16, 16) of m16n8k16 by the tables of the PTX ISA.
+# Where the PTX ISA puts the elements of a fragment: "Matrix fragments for mma.m16n8k16 with
+# floating point type" and "ldmatrix". Arrays of (row, column), one per lane and element.
 
-    Row and column of element i of lane l, from "Matrix fragments for mma.m16n8k16".
-    """
-    out = np.empty((32, 8))
-    for lane in range(32):
-        group, place = divmod(lane, 4)
-        for i in range(8):
-            row = group if i < 2 or 4 <= i < 6 else group + 8
-            column = place * 2 + (i & 1) + (0 if i < 4 else 8)
-            out[lane, i] = a[row, column]
-    return out
+LANE = np.arange(32)[:, None]
+GROUP, PLACE = LANE >> 2, LANE % 4
 
 
-def test_each_element_is_where_the_manual_says(emulated_cuda):
-    # One element of a at a time, against b that tells rows apart: shows any two swapped elements.
-    b = torch.arange(1.0, 17)[:, None].expand(16, 8).bfloat16()
-    seen = set()
-    for row, column in np.ndindex(16, 16):
-        a = torch.zeros(16, 16)
-        a[row, column] = 1
-        found = product(emulated_cuda, a.bfloat16(), b, b_by_rows=True)
-        assert (found[row] == column + 1).all()
-        assert np.count_nonzero(found) == 8
-        lane, i = np.argwhere(fragments(a.numpy()))[0]
-        seen.add((int(lane), int(i)))
-    assert len(seen) == 256  # the manual's table holds every element once
+def of_a():
+    i = np.arange(8)
+    row = np.where((i < 2) | ((i >= 4) & (i < 6)), GROUP, GROUP + 8)
+    return row, PLACE * 2 + (i & 1) + np.where(i < 4, 0, 8)
+
+
+def of_b():
+    i = np.arange(4)
+    return PLACE * 2 + (i & 1) + np.where(i < 2, 0, 8), GROUP + 0 * i
+
+
+def of_c():
+    i = np.arange(4)
+    return np.where(i < 2, GROUP, GROUP + 8), PLACE * 2 + (i & 1)
+
+
+def packed(values, dtype):
+    """Return pairs of elements as 32-bit registers, the first in the low half."""
+    return torch.from_numpy(values.astype(np.float32)).to(dtype).view(torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_read_and_write_the_registers_of_the_manual(emulated_cuda, dtype):
+    random = np.random.default_rng(0)
+    a, b = random.integers(-8, 9, (16, 16)), random.integers(-8, 9, (16, 8))
+    left, right = packed(a[of_a()], dtype), packed(b[of_b()], dtype)
+    out = torch.full((32, 4), torch.nan)
+    arguments = (left.data_ptr(), right.data_ptr(), out.data_ptr(), dtype == torch.bfloat16)
+    emulated_cuda.selftest_registers(*arguments)
+    assert (out.numpy() == (a @ b)[of_c()]).all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_are_loaded_into_the_registers_of_the_manual(emulated_cuda, transposed):
+    rows = torch.arange(256, dtype=torch.int16).reshape(4, 8, 8)
+    found = torch.zeros(32, 4, dtype=torch.int32)
+    emulated_cuda.selftest_matrices(rows.data_ptr(), found.data_ptr(), transposed)
+    expected = rows.mT if transposed else rows
+    row, column = GROUP, PLACE * 2 + np.arange(2)
+    for i in range(4):
+        elements = found[:, i : i + 1].contiguous().view(torch.int16)
+        assert torch.equal(elements, expected[i][row, column])
 
 
 @pytest.mark.parametrize("with_barrier", [True, False])

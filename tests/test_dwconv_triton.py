@@ -12,9 +12,9 @@ from triton_interpreter import CASES
 
 from cba_fast.kernels import dwconv_triton, dwconv_triton_plan
 from cba_fast.kernels.dwconv_triton_plan import window
-from cba_fast.ops import depthwise_conv2d, dwconv_gpu
-from cba_fast.ops.dwconv_choice import TABLES, choose
-from cba_fast.ops.dwconv_gpu import fastest_on_gpu, refuses_triton
+from cba_fast.ops import depthwise_conv2d
+from cba_fast.ops.dwconv_choice import TABLES
+from cba_fast.ops.dwconv_gpu import refuses_triton
 
 RUNNER = Path(__file__).parent / "triton_interpreter.py"
 BF16 = torch.bfloat16
@@ -106,61 +106,7 @@ def test_a_weight_gradient_is_split_by_the_shape_alone():
     assert plan(1, "sm_90")["lanes"] == 21
 
 
-# The choice.
-
-
-def meta(*shape, dtype=BF16):
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-@pytest.mark.parametrize(
-    ("image", "kernel_size", "chosen"),
-    [
-        (meta(64, 128, 96, 96), (31, 31), "triton"),
-        (meta(64, 512, 24, 24), (27, 27), "triton"),
-        (meta(64, 1024, 12, 12, dtype=torch.float16), (13, 13), "triton"),
-        (meta(64, 124, 96, 96), (51, 5), "triton"),
-        (meta(2, 128, 96, 96), (31, 31), "torch"),
-        (meta(8, 1024, 12, 12), (13, 13), "torch"),
-        (meta(64, 128, 96, 96), (7, 7), "torch"),
-        (meta(64, 998, 12, 12), (13, 5), "torch"),
-        (meta(64, 128, 96, 96, dtype=torch.float32), (31, 31), "torch"),
-        (meta(64, 128, 96, 96, dtype=torch.float64), (31, 31), "torch"),
-    ],
-)
-def test_what_is_chosen_on_a_gpu(image, kernel_size, chosen):
-    assert fastest_on_gpu(image, kernel_size) == chosen
-
-
-@pytest.fixture
-def a_gpu(monkeypatch):
-    """Return a function that makes tensors of a GPU that is not here, of compute capability 9.0."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        yield lambda *shape, dtype=BF16: torch.empty(shape, dtype=dtype, device="cuda")
-
-
-def test_the_op_takes_the_choice_on_a_gpu(a_gpu, monkeypatch):
-    pytest.importorskip("triton")
-    large, small = a_gpu(64, 512, 24, 24), a_gpu(1, 512, 24, 24)
-    monkeypatch.setattr(dwconv_gpu, "PROVEN", {"sm_80"})  # this one is an sm_90
-    assert choose(large, (27, 27), "auto", "auto") == ("torch",) * 3
-    assert choose(large, (27, 27), "triton", "auto") == ("triton",) * 3
-    monkeypatch.setattr(dwconv_gpu, "PROVEN", {"sm_90"})
-    assert choose(large, (27, 27), "auto", "auto") == ("triton",) * 3
-    assert choose(small, (27, 27), "auto", "auto") == ("torch",) * 3
-    assert choose(small, (27, 27), "triton", "auto") == ("triton",) * 3
-    assert choose(large, (27, 27), "auto", "direct") == ("torch",) * 3
-    with pytest.raises(ValueError, match="'triton' cannot run: .* a NaN reaches beyond the kernel"):
-        choose(large, (27, 27), "triton", "direct")
-    assert choose(large, (7, 7), "triton", "direct") == ("triton",) * 3
-    with pytest.raises(ValueError, match="no backend can run.*'fft'"):
-        choose(large, (27, 27), "auto", "fft")
-    y = depthwise_conv2d(large, a_gpu(512, 1, 27, 27))
-    assert y.shape == large.shape
-    assert y.device.type == "cuda"
+# What a GPU gets.
 
 
 def test_what_the_kernels_refuse_on_a_gpu(a_gpu, monkeypatch):

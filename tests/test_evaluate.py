@@ -12,16 +12,12 @@ import torch
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
 from data_factory import cub_folder, edit_lines, metadata_folder, write_file, write_image
+from evaluate_setup import BOXES, IDS, LABELS, SIZES, images_and_metadata, model_arguments, read
 
 from cba_fast.data import load_boxes, open_image_set
 from cba_fast.errors import InputError
 from cba_fast.study.evaluate import match_images
 from cba_fast.wsol import BoxEvaluator, map_reading
-
-IDS = [f"{c}/{c}_{i}.v1.jpg" for c in ("auk", "jay", "owl") for i in range(3)]
-SIZES = {i: (40 + n, 60 - 2 * n) for n, i in enumerate(IDS)}
-BOXES = {i: [(3 + n, 5, 20 + 2 * n, 30 + n)] for n, i in enumerate(IDS)}
-LABELS = {i: ("auk", "jay", "owl").index(i.split("/")[0]) for i in IDS}
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +30,7 @@ def weights(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     """Images of seven of the nine ids, and metadata of all in an order that is not sorted."""
     monkeypatch.chdir(tmp_path)
-    order = [IDS[i] for i in (4, 1, 8, 0, 6, 2, 7, 3, 5)]
-    for seed, image_id in enumerate(IDS[:7]):
-        write_image(tmp_path / "images" / image_id, SIZES[image_id], seed)
-    metadata_folder(tmp_path / "meta", {i: BOXES[i] for i in order}, SIZES, LABELS)
-    return tmp_path
-
-
-def model_arguments(weights):
-    return [
-        *("--model_family", "replknet", "--model", SMALL_MODELS["replknet"]),
-        *("--fine_tuned_weight_name", weights, "--test_dataset", "images"),
-        *("--input_size", 128, "--map_size", 48, "--batch_size", 3, "--num_workers", 0),
-    ]
-
-
-def read(path):
-    return json.loads(path.read_text())
+    return images_and_metadata(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["cam", "pc1"])
@@ -330,7 +310,7 @@ def test_an_interrupted_evaluation_says_what_there_is(here, weights, capsys, mon
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    step = "measure_sizes" if begun else "iter_localizations"
+    step = "measure_sizes" if begun else "iter_sent"
     monkeypatch.setattr(f"cba_fast.study.evaluate.{step}", interrupted)
     args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
     done = run_cli(capsys, "evaluate", *args)

@@ -1,5 +1,7 @@
 """CAM and PC1 maps against the study's steps written plainly with NumPy, OpenCV, scikit-learn."""
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cba_fast.errors import InputError
+from cba_fast.ops import quantize
 from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
+from cba_fast.wsol.heatmap import score_levels
+from cba_fast.wsol.localize import METHODS, locate
 from cba_fast.wsol.principal_component import first_principal_axis, is_background
 
 
@@ -246,3 +252,176 @@ def test_what_cannot_be_localized_is_refused():
         cam(model, x * float("nan"), layer="body")
     with pytest.raises(ValueError, match=r"\(N, C\)"):
         cam_from_features(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4))
+    too_large = Given(torch.full((1, 6, 4, 4), 3e38))
+    too_large.fc.weight.data.abs_()
+    with pytest.raises(ValueError, match=r"maps\[0\] holds NaN"):
+        cam(too_large, x, target=0)
+
+
+class Given(nn.Module):
+    """A classifier whose feature maps are given; its images do not matter."""
+
+    def __init__(self, features, classes=5):
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.register_buffer("features", features)
+        self.fc = nn.Linear(features.shape[1], classes)
+        self.fc.weight.data = torch.randn(classes, features.shape[1], generator=g) * 9
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return self.features[: len(x)]
+
+    def forward_head(self, x):
+        return self.fc(x.mean((2, 3)))
+
+
+def given_model(n=4, dtype=torch.float32, h=12):
+    return Given(features_and_weights(n=n, c=40, h=h, w=h)[0].to(dtype))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bytes_on_their_way_are_those_of_the_maps(method):
+    model, x = given_model(), torch.zeros(4, 3, 96, 96)
+    model.features[2] = 1  # a constant map
+    want = localize(model, x, method=method, target=[0, 1, 2, 3])
+    plain = locate(model, x, method=method, target=[0, 1, 2, 3]).send()()
+    scored = locate(model, x, method=method, target=[0, 1, 2, 3]).send(scored=True)()
+    np.testing.assert_array_equal(plain.localization().maps, want.maps)
+    np.testing.assert_array_equal(scored.u, quantize(want.maps).numpy())
+    for found in (plain, scored, want):
+        assert found.constant.tolist() == [False, False, True, False]
+        assert found.targets.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(found.top5, want.top5)
+    assert scored.u.dtype == plain.u.dtype == np.uint8
+    assert want.maps.reshape(4, -1).any(1).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_bad_image_is_named_and_nan_does_not_reach_the_decomposition(method):
+    model, x = given_model(), torch.zeros(4, 3, 96, 96)
+    model.features[1, 3, 2, 2] = np.nan
+    model.features[3, 0, 0, 0] = np.inf
+    found = locate(model, x, method=method, target=[0, 9, 0, -1])
+    with pytest.raises(InputError, match=r"feature maps of image 1 of the batch hold NaN"):
+        found.send()()
+    model = given_model()
+    for target, named in (([0, 9, 0, -1], 9), ([0, 1, 0, -1], -1), (9, 9)):
+        found = locate(model, x, method=method, target=target)
+        with pytest.raises(ValueError, match=f"target {named} is outside the model's 5 classes"):
+            found.send()()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_are_computed_outside_of_autocast(method, dtype):
+    model, x = given_model(dtype=dtype), torch.zeros(4, 3, 96, 96)
+    with torch.autocast("cpu", dtype):
+        mixed = localize(model, x, method=method, target=2)
+    small = METHODS[method](model.features.float(), model.fc.weight[2].detach().expand(4, -1))
+    value_range = "wrap" if method == "pc1" else "clip"
+    np.testing.assert_array_equal(mixed.maps, finish_maps(small.numpy(), 96, value_range))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pc1_range", ["wrap", "minmax"])
+def test_no_step_on_a_device_reads_its_values(method, pc1_range):
+    # tensors without values, which say that they are on a GPU: what a host would have to read
+    # (`item`, `bool`, a mask as an index) raises
+    model = given_model()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.features = torch.empty(4, 40, 12, 12, device="cuda")
+        for name, value in list(model.fc.named_parameters()):
+            setattr(model.fc, name, nn.Parameter(torch.empty(value.shape, device="cuda")))
+        x = torch.empty(4, 3, 96, 96, device="cuda")
+        found = locate(model, x, method=method, pc1_range=pc1_range)
+        for bytes_ in (found.u, score_levels(found.u)):
+            assert (bytes_.device.type, bytes_.dtype) == ("cuda", torch.uint8)
+            assert bytes_.shape == (4, 96, 96)
+        assert found.facts.shape == (4, 9)
+        assert found.facts.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            bool(found.u.any())
+
+
+@pytest.fixture
+def no_waiting():
+    """Return a context in which PyTorch refuses whatever makes the host wait for the GPU."""
+
+    @contextlib.contextmanager
+    def refused():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return refused
+
+
+def close_levels(got, want):
+    """Same levels but for one pixel in a hundred, which may be one level off (modulo 256).
+
+    The two devices add the channels up in different orders.
+    """
+    apart = (got.astype(int) - want.astype(int)) % 256
+    return np.isin(apart, [0, 1, 255]).all() and (apart != 0).mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pc1_range", ["wrap", "clip"])
+def test_a_gpu_makes_the_same_maps(method, pc1_range):
+    model, x = given_model(n=16), torch.zeros(16, 3, 384, 384)
+    options = {"method": method, "target": 3, "pc1_range": pc1_range}
+    want = locate(model, x, **options).send()()
+    got = locate(model.cuda(), x.cuda(), **options).send()()
+    assert close_levels(got.u, want.u)
+    assert got.targets.tolist() == want.targets.tolist()
+    assert got.constant.tolist() == want.constant.tolist()
+    make = cam if method == "cam" else pc1
+    more = {} if method == "cam" else {"pc1_range": pc1_range}
+    on_gpu = make(model, x.cuda(), target=3, **more)
+    assert on_gpu.is_cuda
+    np.testing.assert_array_equal(on_gpu.cpu().numpy(), got.localization().maps)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("target", [None, 3, [0, 1, 2, 3]])
+def test_a_gpu_is_not_waited_for(no_waiting, scored, target):
+    model, x = given_model().cuda(), torch.zeros(4, 3, 384, 384).cuda()
+    want = locate(model, x, target=target).send(scored)()  # the libraries' first calls may wait
+    with no_waiting():
+        read = locate(model, x, target=target).send(scored)
+    np.testing.assert_array_equal(read().u, want.u)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stream_of_the_caller(method):
+    model, x = given_model().cuda(), torch.randn(4, 3, 384, 384).cuda()
+    want = localize(model, x, method=method, target=1).maps
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # a default stream would overtake this one
+        late = x.clone()
+        features, model.features = model.features, torch.zeros_like(model.features)
+        model.features.copy_(features)
+        got = localize(model, late, method=method, target=1).maps
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_cannot_localize_is_refused_and_the_device_lives_on():
+    model, x = given_model().cuda(), torch.zeros(4, 3, 96, 96).cuda()
+    with pytest.raises(ValueError, match="target 9 is outside the model's 5 classes"):
+        localize(model, x, target=[0, 9, 0, 1])
+    model.features[1, 3, 2, 2] = np.nan
+    for method in METHODS:
+        with pytest.raises(InputError, match="feature maps of image 1 of the batch hold NaN"):
+            localize(model, x, method=method, target=0)
+    assert float(x.sum()) == 0

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import csrc_rules
 import pytest
@@ -41,6 +42,35 @@ def test_build_info():
     built = info["cuda_archs"] is not None
     assert built == (info["cuda_reason"] is None) == (info["cuda_compiler"] is not None)
     assert built == hasattr(native.load(), "quantize_cuda")
+    if not built:
+        assert native.cuda_unavailable() == f"no CUDA kernels in this build: {info['cuda_reason']}"
+
+
+@pytest.mark.parametrize(
+    ("versions", "reason"),
+    [
+        ((0, 13000), "no NVIDIA driver is installed"),
+        (
+            (12080, 13000),
+            "the NVIDIA driver is for CUDA 12.8, but the kernels were built with CUDA 13.0",
+        ),
+        ((13010, 13000), None),
+        ((13000, 13020), None),
+        ((13000, 12060), None),
+    ],
+)
+def test_a_cuda_build_says_why_it_cannot_run(versions, reason):
+    core = types.SimpleNamespace(cuda_versions=lambda: versions)
+    assert native._cuda_reason(core) == reason
+
+
+def test_a_cuda_build_without_a_driver_is_usable_on_the_cpu():
+    if native.build_info()["cuda_archs"] is None or native.load().cuda_versions()[0]:
+        pytest.skip("needs a build with CUDA kernels on a machine without driver")
+    assert native.unavailable() is None
+    assert native.cuda_unavailable() == "no NVIDIA driver is installed"
+    with pytest.raises(ValueError, match="'cuda' cannot run: no NVIDIA driver is installed"):
+        ops.quantize(torch.zeros(1, 1, 1), backend="cuda")
 
 
 def test_a_missing_core_is_named_with_its_cause(monkeypatch):

@@ -30,7 +30,7 @@ from .scores import (
 @model_options()
 @data_options(default="sample_data")
 @map_options()
-@run_options()
+@run_options(with_compile=True)
 @box_options(with_metadata=False, contours=None)
 @click.option("--num_samples", type=click.IntRange(min=0), default=200, help="Images of the ERF.")
 @click.option("--p", type=SHARE, default=0.2, help="ERF share.")

@@ -13,7 +13,7 @@ from .progress import bar, warn
 @model_options()
 @data_options(default="sample_data")
 @map_options()
-@run_options()
+@run_options(with_compile=True)
 @click.option("--heatmap_output", type=click.Path(path_type=Path), default=Path("heatmap_output"))
 @click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
 @click.option(

@@ -48,7 +48,9 @@ def collect() -> dict:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
-        "native": {"unavailable": reason} if reason else native.build_info(),
+        "native": {"unavailable": reason}
+        if reason
+        else native.build_info() | {"cuda_unavailable": native.cuda_unavailable()},
         "cuda": cuda_devices(),
         "ops": {op: backends(op, table) for op, table in op_tables().items()},
     }
@@ -152,6 +154,8 @@ def describe_native(build: dict) -> list[tuple[str, str]]:
     in_use = f"{build['isa']}: " if build["isa"] else "none: "
     if build["cuda_archs"]:
         cuda = f"{build['cuda_archs']} ({build['cuda_compiler']})"
+        if build["cuda_unavailable"]:
+            cuda += f"; they cannot run: {build['cuda_unavailable']}"
     else:
         cuda = f"none: {build['cuda_reason']}"
     return [

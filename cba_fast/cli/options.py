@@ -129,8 +129,8 @@ def data_options(default: str) -> Callable:
     return _collect("data_config", DataConfig, fields, options)
 
 
-def run_options(batch_size: int = 8) -> Callable:
-    """How to compute: hands over `run_config`."""
+def run_options(batch_size: int = 8, with_compile: bool = False) -> Callable:
+    """How to compute: hands over `run_config`; `with_compile` adds the option of that name."""
     options = [
         click.option("--batch_size", type=POSITIVE, default=batch_size),
         click.option("--num_workers", type=click.IntRange(min=0), default=2),
@@ -144,7 +144,11 @@ def run_options(batch_size: int = 8) -> Callable:
         click.option("--channels_last/--no_channels_last", default=True),
         click.option("--strict", is_flag=True, help="End at the first unreadable image."),
     ]
-    names = ("batch_size", "num_workers", "device", "precision", "channels_last", "strict")
+    names = ["batch_size", "num_workers", "device", "precision", "channels_last", "strict"]
+    if with_compile:
+        text = "Compile the model with torch.compile; on a GPU it runs as one CUDA graph."
+        options.append(click.option("--compile", is_flag=True, help=text))
+        names.append("compile")
     return _collect("run_config", RunConfig, {k: k for k in names}, options)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cba_fast.data.textlines import some
+from cba_fast.data.transfer import to_device
 from cba_fast.errors import ImageError
 
 
@@ -73,7 +74,7 @@ class ImageBatch:
     Attributes:
         number: the batch's position among the batches asked for.
         indices: the data set indices of its readable images.
-        images: (N,3,S,S) float32, one per index; None where none is readable.
+        images: (N,3,S,S), one per index; None where none is readable.
     """
 
     number: int
@@ -89,8 +90,9 @@ def read_batches(
     num_workers: int = 0,
     device: str | torch.device = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
+    finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Yield the batches in order.
+    """Yield the batches in order; a GPU gets them through pinned memory and is not waited for.
 
     Args:
         dataset: items are dicts with ``image`` (3,S,S), ``truncated`` (bool) and ``error`` ("", or
@@ -102,6 +104,7 @@ def read_batches(
         num_workers: processes that read images; 0 reads in this one.
         device: where the images go.
         memory_format: of the image batches.
+        finish: the rest of the preprocessing, applied to a batch where it went.
 
     Raises:
         ImageError: an unreadable image, if `report` is strict.
@@ -122,7 +125,8 @@ def read_batches(
                 report.truncated.append(int(index))
             indices.append(int(index))
         if pixels is not None:
-            images = torch.from_numpy(pixels).to(device, memory_format=memory_format)
+            images = to_device(torch.from_numpy(pixels), device).to(memory_format=memory_format)
+            images = finish(images) if finish else images
         yield ImageBatch(number, indices, images)
 
 
@@ -131,7 +135,8 @@ def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | No
 
     An array, because arrays travel from a worker through a pipe. A tensor would travel in a shared
     memory file, and where that cannot be made (a file size limit, a full /dev/shm) the error stays
-    in the worker's sending thread and the run waits forever.
+    in the worker's sending thread and the run waits forever. (For the same reason the loader does
+    not pin: that is for tensors, and happens in `to_device`.)
     """
     states = [(item["error"], bool(item["truncated"])) for item in items]
     images = [item["image"].numpy() for item in items if not item["error"]]

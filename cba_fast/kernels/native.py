@@ -9,6 +9,7 @@ from cba_fast.kernels import openmp
 _module: types.ModuleType | None = None
 _usable: types.ModuleType | None = None  # _module, once its instruction set is known to run
 _error: ImportError | None = None
+_cuda_message: str | None = None  # why its CUDA kernels cannot run
 _message = ""  # what _error says: `torch.compile` can trace a text, but no exception with a cause
 
 
@@ -26,10 +27,11 @@ def load() -> types.ModuleType:
 
 
 def _import() -> None:
-    global _module, _error, _message
+    global _module, _error, _message, _cuda_message
     try:
         module = importlib.import_module("cba_fast._C")
         module.use_openmp(openmp.entry_point())
+        _cuda_message = _cuda_reason(module)
         _module = module
     except ImportError as e:
         _error, _message = e, f"the compiled core cannot be loaded: {_describe(e)}"
@@ -67,10 +69,25 @@ def unavailable() -> str | None:
 
 def cuda_unavailable() -> str | None:
     """Return why the compiled CUDA kernels cannot be used, or None."""
-    reason = unavailable()
-    if reason is None and not hasattr(load(), "quantize_cuda"):
-        reason = f"no CUDA kernels in this build: {build_info()['cuda_reason']}"
-    return reason
+    return unavailable() or _cuda_message
+
+
+def _cuda_reason(module: types.ModuleType) -> str | None:
+    if not hasattr(module, "cuda_versions"):
+        return f"no CUDA kernels in this build: {module.build_info()['cuda_reason']}"
+    driver, runtime = module.cuda_versions()
+    if driver == 0:
+        return "no NVIDIA driver is installed"
+    if driver // 1000 < runtime // 1000:  # within a major version any driver runs any kernel
+        return (
+            f"the NVIDIA driver is for CUDA {_version(driver)}, but the kernels were built with "
+            f"CUDA {_version(runtime)}"
+        )
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def build_info() -> dict:

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from ..kernels import dwconv_triton, native
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
-from .dwconv_gpu import fastest_on_gpu, is_proven, refuses_triton
+from .dwconv_gpu import fastest_on_gpu, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
@@ -139,20 +139,23 @@ def choose(image: Tensor, kernel_size: Sequence[int], backend: str, algorithm: s
     return methods
 
 
-# What was found for CPU tensors: a choice takes 15 microseconds, a convolution of 7x7 maps 100.
+# What was found: a choice takes 15 microseconds, a convolution of 7x7 maps 100 on a CPU.
 _found: dict[tuple, Methods | str] = {}
 _MOST_FOUND = 4096  # a data set of images of all sizes must not fill the memory
 
 
 def _key(image: Tensor, kernel_size: tuple[int, int], *names: str) -> tuple | None:
     """Return `names` and all that a choice depends on; None where it cannot be remembered."""
-    if torch.compiler.is_compiling() or image.device.type != "cpu":
+    device = image.device.type
+    if torch.compiler.is_compiling() or device not in ("cpu", "cuda"):
         return None
-    _, _, h, w = image.shape
-    if type(h) is not int or type(w) is not int:  # a symbol
+    shape = tuple(image.shape)
+    if any(type(size) is not int for size in shape):  # a symbol
         return None
+    if device == "cpu":
+        shape = shape[2:]
     channels_last, reason = is_channels_last(image), native.unavailable()
-    return *names, image.dtype, h, w, *kernel_size, channels_last, reason
+    return *names, image.dtype, image.device, *shape, *kernel_size, channels_last, reason
 
 
 def _remember(key: tuple | None, value: Methods | str) -> None:
@@ -166,7 +169,7 @@ def _remember(key: tuple | None, value: Methods | str) -> None:
 def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm: str) -> str:
     table = TABLES[direction]
     if image.device.type == "cuda" and backend == AUTO and algorithm != "fft":
-        return _gpu_method(table, image, kernel_size, algorithm)
+        return _gpu_method(direction, image, kernel_size, algorithm)
     best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
     if backend == AUTO and best == "torch" and algorithm != "fft":
         backend = "torch"
@@ -178,10 +181,10 @@ def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm:
     return best if best in _COMPILED else "direct"
 
 
-def _gpu_method(table: BackendTable, image: Tensor, kernel_size, algorithm: str) -> str:
-    best = fastest_on_gpu(image, kernel_size)
-    triton = table.backends["triton"]
-    if best == "triton" and (not is_proven(image) or triton.reason(image, kernel_size, algorithm)):
+def _gpu_method(direction: str, image: Tensor, kernel_size, algorithm: str) -> str:
+    table = TABLES[direction]
+    best = fastest_on_gpu(direction, image, kernel_size)
+    if table.backends[best].reason(image, kernel_size, algorithm):
         best = "torch"
     return table.resolve(best, image, kernel_size, algorithm)
 

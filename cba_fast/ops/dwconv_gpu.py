@@ -1,12 +1,16 @@
-"""The depthwise convolution on NVIDIA GPUs: what the Triton kernels take, and when they are chosen.
+"""The depthwise convolution on NVIDIA GPUs: what each backend takes, and which is chosen.
 
-The rule comes from a model and no GPU has confirmed it (docs/gpu-status.md). PyTorch's own kernel
-issues two loads per multiplication and adds up to at most an eighth of the FMA rate, 3.75e12 a
-second on an H200; banded products pay 1.5 to 2.3 times the multiplications at more than 50 times
-that rate, and a launch or three with their Python. So the rule asks for a margin of about ten, and
-otherwise hands over to PyTorch. It holds only on architectures where the tests marked `gpu` have
-passed: so far on none, and Triton runs where it is asked for.
+The automatic choice is read from ``dwconv_gpu_table.json``, which holds measurements and nothing
+else: for an architecture and a kind of call (`bucket`) the method that was right and faster than
+PyTorch's on both memory formats in every measured case. What is not in it is PyTorch's.
+Architectures that nobody measured have no entries (docs/gpu-status.md);
+``benchmarks/gpu_choice.py`` makes them.
 """
+
+import functools
+import json
+import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,40 +18,85 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels import dwconv_triton
 from ..kernels.dwconv_triton_plan import SMALL_KERNEL
+from .dwconv_checks import is_channels_last
 
-# Keys of `dwconv_triton.arch_of` on which the kernels have been seen to run right.
-PROVEN: set[str] = set()
+TABLE = Path(__file__).with_name("dwconv_gpu_table.json")
 
-_HALF = (torch.bfloat16, torch.float16)
-_FEWEST_TAPS = 121
-_FEWEST_PRODUCTS = 1 << 30  # at least 0.29 ms of PyTorch's kernel
-_FEWEST_IMAGES = 3
+# A call is measured at these values. A map and a kernel count as the next larger one: both make our
+# kernels worse by their padding. Images and channels count as the next smaller one: more of them
+# fill the GPU better.
+KERNEL_SIDES = (3, 5, 7, 9, 13, 21, 31, 51, 63)
+MAP_SIDES = (7, 14, 28, 56, 112, 224)
+IMAGES = (1, 2, 8)
+CHANNELS = (32, 128, 512)
+_DTYPES = {torch.bfloat16: "half", torch.float16: "half", torch.float32: "float32"}
+
 _MOST_PIXELS = 1 << 30  # positions in a plane are 32-bit numbers, addresses are not
 _LONGEST_GRID = 2**31 - 1
 
 
+def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str | None:
+    """Return the kind of a call as the table names it, None for one that is never measured.
+
+    A number of images that is only a symbol counts as large; other symbols are not measured.
+    """
+    n, c, h, w = image.shape
+    if image.dtype not in _DTYPES or not all(isinstance(size, int) for size in (c, h, w)):
+        return None
+    if image.dtype == torch.float16 and max(kernel_size) <= 5:
+        return None  # PyTorch has other kernels for these than for bfloat16
+    sides = [_at_most(side, KERNEL_SIDES) for side in kernel_size]
+    side = _at_most(math.sqrt(h * w), MAP_SIDES)
+    images = _at_least(n, IMAGES) if isinstance(n, int) else IMAGES[-1]
+    channels = _at_least(c, CHANNELS)
+    if None in (*sides, side, images, channels):
+        return None
+    layout = "channels_last" if is_channels_last(image) else "contiguous"
+    return (
+        f"{direction} {_DTYPES[image.dtype]} {layout} "
+        f"{images}x{channels}x{side}x{side}_k{sides[0]}x{sides[1]}"
+    )
+
+
+def _at_most(value: float, steps: tuple[int, ...]) -> int | None:
+    return next((step for step in steps if value <= step), None)
+
+
+def _at_least(value: int, steps: tuple[int, ...]) -> int | None:
+    return next((step for step in reversed(steps) if value >= step), None)
+
+
+def fastest_on_gpu(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str:
+    """Return the method that was measured to be the fastest for such a call, else "torch"."""
+    methods = measured().get(arch_of(image.device), {}).get("methods", {})
+    return methods.get(bucket(direction, image, kernel_size), "torch") if methods else "torch"
+
+
+@functools.cache
+def measured() -> dict[str, dict]:
+    """Return the table: by architecture, on what it was measured, and ``methods`` by bucket."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def arch_of(device: torch.device) -> str:
+    """Return the architecture of a device as the table names it: "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) -> str | None:
     """Return why the Triton kernels cannot run for these arguments, or None."""
-    if algorithm == "fft":
-        return "algorithm 'fft' is a compiled kernel's; use backend 'cpp' or 'auto'"
     if algorithm == "direct" and max(kernel_size) > SMALL_KERNEL:
         return (
             f"kernels larger than {SMALL_KERNEL} become products of matrices, in which a NaN "
             "reaches beyond the kernel: not 'direct'"
         )
-    if image.dtype not in dwconv_triton.DTYPES:
-        return f"it computes in float32, not for {image.dtype}"
-    if image.device.type != "cuda":
-        if image.device.type == "cpu" and dwconv_triton.is_interpreted():
-            return None
-        return f"it runs on NVIDIA GPUs, not on {image.device.type}"
-    if torch.version.hip is not None:
-        return "it was never compiled for AMD GPUs"
-    if dwconv_triton.arch_of(image.device) is None:
-        return "the GPU is older than compute capability 8.0"
+    reason = _refuses_any(image, algorithm)
+    if reason is not None:
+        interpreted = image.device.type == "cpu" and dwconv_triton.is_interpreted()
+        return None if interpreted and reason.startswith(_NOT_HERE) else reason
     n, c, h, w = image.shape
-    if not _may(h * w <= _MOST_PIXELS):
-        return f"a plane has more than {_MOST_PIXELS} pixels"
     # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
     if not all(_may(programs <= _LONGEST_GRID) for programs in most):
@@ -55,26 +104,24 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     return None
 
 
-def is_proven(image: Tensor) -> bool:
-    """Say whether the Triton kernels have been seen to run right on the image's device."""
-    return dwconv_triton.arch_of(image.device) in PROVEN
+_NOT_HERE = "it runs on NVIDIA GPUs"
 
 
-def fastest_on_gpu(image: Tensor, kernel_size: tuple[int, int]) -> str:
-    """Return "triton" where the model leaves no doubt, else "torch"; the same in all directions.
-
-    Sizes that are only symbols count as large.
-    """
-    taps = kernel_size[0] * kernel_size[1]
-    n, c, h, w = image.shape
-    doubtful = (
-        image.dtype not in _HALF  # products of float32 run on the FMA units: a margin of 2 at best
-        or max(kernel_size) <= SMALL_KERNEL
-        or taps < _FEWEST_TAPS
-        or not _may(n >= _FEWEST_IMAGES)
-        or not _may(n * c * h * w * taps >= _FEWEST_PRODUCTS)
-    )
-    return "torch" if doubtful else "triton"
+def _refuses_any(image: Tensor, algorithm: str) -> str | None:
+    """Return why no kernel of ours can run on a GPU, or None."""
+    if algorithm == "fft":
+        return "algorithm 'fft' is a compiled kernel's; use backend 'cpp' or 'auto'"
+    if image.dtype not in _DTYPES:
+        return f"it computes in float32, not for {image.dtype}"
+    if image.device.type != "cuda":
+        return f"{_NOT_HERE}, not on {image.device.type}"
+    if torch.version.hip is not None:
+        return "it was never compiled for AMD GPUs"
+    if dwconv_triton.arch_of(image.device) is None:
+        return "the GPU is older than compute capability 8.0"
+    if not _may(image.shape[2] * image.shape[3] <= _MOST_PIXELS):
+        return f"a plane has more than {_MOST_PIXELS} pixels"
+    return None
 
 
 def _may(condition) -> bool:

@@ -33,7 +33,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How to compute. `device` None takes CUDA where it is available."""
+    """How to compute. `device` None takes CUDA where it is available.
+
+    `compile` is for the maps' features alone; see `cba_fast.study.compiled`.
+    """
 
     batch_size: int = 8
     num_workers: int = 2
@@ -41,6 +44,7 @@ class RunConfig:
     precision: str = "fp32"
     channels_last: bool = True
     strict: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from cba_fast.errors import CbaError, InputError, ScoreMapError
 from cba_fast.wsol import (
     BoxEvaluator,
     BoxResult,
-    Localization,
     classification_scores,
     correct_classes,
 )
@@ -21,7 +20,16 @@ from cba_fast.wsol.score_maps import resize_score_map
 from .config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from .erf_runs import SizeConfig, measure_sizes
 from .generate import constant_lines
-from .inference import iter_localizations, load_float32, load_model, open_images, report_on
+from .inference import (
+    Sent,
+    choose_device,
+    iter_sent,
+    load_float32,
+    load_model,
+    open_images,
+    report_on,
+)
+from .overlap import in_background, one_by_one
 from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
 
 
@@ -72,8 +80,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Make the maps of all images with boxes and score them in both contour modes.
 
-    For the same images, batch size, precision and threads the counts equal those of
-    ``generate-heatmap`` followed by ``wsol-eval``.
+    For the same images, run settings and threads the counts equal those of ``generate-heatmap``
+    followed by ``wsol-eval``.
 
     Args:
         model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
@@ -86,15 +94,15 @@ def evaluate(
     Raises:
         CbaError: as the two commands.
     """
-    images = open_images(data)
-    box_config = _both_modes(box_config, images, maps)
+    box_config = _both_modes(box_config, images := open_images(data), maps)
     records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)
-    found = iter_localizations(model, records, data, run, maps, report)
+    side = None if box_config.eval_size == maps.map_size else box_config.eval_size
+    found = iter_sent(model, records, data, run, maps, report, scored=side is None)
     found = progress(found, -(-len(records) // run.batch_size)) if progress else found
-    seen = _score(found, evaluator, image_ids, box_config.eval_size)
+    seen = _score(found, choose_loop(run), evaluator, image_ids, side)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -111,10 +119,9 @@ def evaluate(
     if scored:
         scored(done)
     if num_samples > 0:
-        sizes = SizeConfig(num_samples, (p,), seed)
-        model = load_float32(model, model_config, run)
-        done.erf, lines = _erf_summary(model, records, data, run, sizes, erf_progress)
-        done.notes += lines
+        model, sizes = load_float32(model, model_config, run), SizeConfig(num_samples, (p,), seed)
+        done.erf, more = _erf_summary(model, records, data, run, sizes, erf_progress)
+        done.notes += more
     return done
 
 
@@ -142,21 +149,36 @@ class _Seen:
     constant: list[str] = field(default_factory=list)
 
 
+def choose_loop(run: RunConfig) -> Callable:
+    """Return how batches are made and swept: by turns, or at once where a GPU makes them.
+
+    Next to a model on the CPU a sweep would only take its cores.
+    """
+    return in_background if choose_device(run).type == "cuda" else one_by_one
+
+
 def _score(
-    found: Iterable[tuple[list[int], Localization]],
+    found: Iterable[Sent],
+    loop: Callable,
     evaluator: BoxEvaluator,
     image_ids: list[str],
-    eval_size: int | None,
+    side: int | None,
 ) -> _Seen:
+    """Score the batches; `side`: of the maps to which they are resized before, if they are."""
     seen = _Seen()
-    for indices, batch in found:
-        ids = [image_ids[i] for i in indices]
-        score_maps = batch.maps
-        if eval_size not in (None, score_maps.shape[1]):
-            score_maps = np.stack([resize_score_map(m, eval_size) for m in score_maps])
+
+    def sweep(batch: Sent) -> None:
+        ids = [image_ids[i] for i in batch.indices]
+        levels = batch.read()
+        score_maps = levels.u
+        if side is not None:
+            maps = levels.localization().maps
+            score_maps = np.stack([resize_score_map(m, side) for m in maps])
         evaluator.update(score_maps, ids)
-        seen.top5.update(zip(ids, batch.top5))
-        seen.constant += [i for i, empty in zip(ids, batch.constant) if empty]
+        seen.top5.update(zip(ids, levels.top5))
+        seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
+
+    loop(found, sweep)
     return seen
 
 

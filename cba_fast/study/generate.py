@@ -96,12 +96,18 @@ def generate_heatmaps(
 
 def _kept(model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig) -> dict:
     """Return the settings that a resumed run must share: all that the maps depend on."""
-    return settings(model, data, maps) | {
-        "batch_size": run.batch_size,
-        "precision": run.precision,
-        "channels_last": run.channels_last,
-        "weights_sha256": _sha256(model.weights),
-    }
+    # only where it is set: folders of earlier versions, which had none, can be continued
+    compiled = {"compile": True} if run.compile else {}
+    return (
+        settings(model, data, maps)
+        | compiled
+        | {
+            "batch_size": run.batch_size,
+            "precision": run.precision,
+            "channels_last": run.channels_last,
+            "weights_sha256": _sha256(model.weights),
+        }
+    )
 
 
 @dataclass

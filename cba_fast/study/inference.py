@@ -1,19 +1,24 @@
 """From settings to score maps: the one loop behind ``generate-heatmap`` and ``evaluate``."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from cba_fast.data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
+from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
 from cba_fast.data.reading import Report, cut, read_batches
 from cba_fast.errors import InputError
 from cba_fast.models import build_model, inference_form
-from cba_fast.wsol import Localization, localize
+from cba_fast.wsol import Localization
+from cba_fast.wsol.localize import locate
+from cba_fast.wsol.located import Levels
 
+from .compiled import compiled_form
 from .config import DataConfig, MapConfig, ModelConfig, RunConfig
+from .overlap import ahead
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,6 +117,30 @@ def open_images(data: DataConfig) -> ImageSet:
     return replace(images, records=tuple(records))
 
 
+@dataclass
+class Sent:
+    """A batch whose maps are on their way to the host.
+
+    Attributes:
+        indices: of its readable images; not empty.
+        first: the id of the first of them.
+        arrive: waits for the batch.
+    """
+
+    indices: list[int]
+    first: str
+    arrive: Callable[[], Levels]
+
+    def read(self) -> Levels:
+        """Wait for the batch, in any thread.
+
+        Raises:
+            InputError: features that are not finite, maps that the method cannot make.
+        """
+        with _naming(self.first):
+            return self.arrive()
+
+
 def iter_localizations(
     model: nn.Module,
     records: Sequence[ImageRecord],
@@ -122,6 +151,8 @@ def iter_localizations(
     batches: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[int], Localization]]:
     """Check the target, then give the maps of `records`, batch by batch, in order.
+
+    On a GPU the next batch is computed while the caller has one.
 
     Args:
         model: from `load_model`.
@@ -140,10 +171,39 @@ def iter_localizations(
             at once, before the first image), maps that the method cannot make, features that are
             not finite.
     """
+    sent = iter_sent(model, records, data, run, maps, report, batches)
+    depth = 1 if choose_device(run).type == "cuda" else 0
+    return ((batch.indices, batch.read().localization()) for batch in ahead(sent, depth))
+
+
+def iter_sent(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    report: Report,
+    batches: Sequence[Sequence[int]] | None = None,
+    *,
+    scored: bool = False,
+) -> Iterator[Sent]:
+    """Check the target, then compute the maps of `records` as bytes, batch by batch, in order.
+
+    A GPU is not waited for: a step of the iterator ends when the work of its batch is queued.
+
+    Args:
+        model, records, data, run, maps, report, batches: as for `iter_localizations`.
+        scored: the bytes are those that the evaluator scores; see `Located.send`.
+
+    Raises:
+        ImageError, InputError: as `iter_localizations`; some only by `Sent.read`.
+    """
     check_target(model, records, maps)
     if batches is None:
         batches = cut(range(len(records)), run.batch_size)
-    return _localizations(model, records, data, run, maps, report, batches)
+    if run.compile:
+        model = compiled_form(model, run.batch_size)
+    return _sent(model, records, data, run, maps, report, batches, scored)
 
 
 def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:
@@ -169,7 +229,7 @@ def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConf
             )
 
 
-def _localizations(
+def _sent(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
@@ -177,32 +237,40 @@ def _localizations(
     maps: MapConfig,
     report: Report,
     batches: Sequence[Sequence[int]],
-) -> Iterator[tuple[list[int], Localization]]:
+    scored: bool,
+) -> Iterator[Sent]:
     read = read_batches(
-        ImageDataset(records, input_size=data.input_size),
+        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size)),
         batches,
         report,
         num_workers=run.num_workers,
         device=choose_device(run),
         memory_format=memory_format(run),
+        finish=normalize_bytes,
     )
     for batch in read:
         if batch.images is None:
             continue
-        try:
-            with autocast(run):
-                found = localize(
-                    model,
-                    batch.images,
-                    method=maps.method,
-                    target=_target(maps, [records[i] for i in batch.indices]),
-                    map_size=maps.map_size,
-                    pc1_range=maps.pc1_range,
-                )
-        except ValueError as e:
-            first = records[batch.indices[0]].image_id
-            raise InputError(f"in the batch that begins with {first}: {e}") from e
-        yield batch.indices, found
+        first = records[batch.indices[0]].image_id
+        with _naming(first), autocast(run):
+            found = locate(
+                model,
+                batch.images,
+                method=maps.method,
+                target=_target(maps, [records[i] for i in batch.indices]),
+                map_size=maps.map_size,
+                pc1_range=maps.pc1_range,
+            )
+        yield Sent(batch.indices, first, found.send(scored))
+
+
+@contextmanager
+def _naming(first: str) -> Iterator[None]:
+    """Name the batch in the errors of the values that it is made of."""
+    try:
+        yield
+    except ValueError as e:
+        raise InputError(f"in the batch that begins with {first}: {e}") from e
 
 
 def _target(maps: MapConfig, records: Sequence[ImageRecord]) -> int | torch.Tensor | None:

@@ -2,6 +2,10 @@
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+
+from .upsample import resize_bilinear
 
 RANGES = ("wrap", "clip", "minmax")
 
@@ -28,31 +32,73 @@ def finish_maps(maps: np.ndarray, size: int = 384, value_range: str = "clip") ->
     """
     if maps.ndim != 3 or maps.dtype != np.float32:
         raise ValueError(f"maps must be (N, h, w) float32, got {maps.shape} {maps.dtype}")
-    if value_range not in RANGES:
-        raise ValueError(f"value_range must be one of {RANGES}, got {value_range!r}")
     if not np.isfinite(maps).all():
         n = int(np.argwhere(~np.isfinite(maps))[0, 0])
         raise ValueError(f"maps[{n}] holds NaN or infinite values")
-    out = np.zeros((len(maps), size, size))
-    for n, small in enumerate(maps):
-        u = _quantize(cv2.resize(small, (size, size)), value_range)  # bilinear is the default
-        low, high = int(u.min()), int(u.max())
-        if high > low:
-            out[n] = (u - low) / float(high - low)
+    u = quantize_maps(torch.from_numpy(np.array(maps)), size, value_range)
+    return normalize(u).numpy()
+
+
+def quantize_maps(maps: Tensor, size: int = 384, value_range: str = "clip") -> Tensor:
+    """Upsample maps and quantize them to bytes, where they are.
+
+    CPU tensors are resized by OpenCV map by map; tensors elsewhere in one batch on their device:
+    see `resize_bilinear` for how the two compare.
+
+    Args:
+        maps: (N, h, w) float32, finite.
+        size, value_range: as for :func:`finish_maps`.
+
+    Returns:
+        u, (N, S, S) uint8, on the device of `maps`. The host does not wait for the device.
+
+    Raises:
+        ValueError: an unknown `value_range`.
+    """
+    if value_range not in RANGES:
+        raise ValueError(f"value_range must be one of {RANGES}, got {value_range!r}")
+    if maps.device.type != "cpu":
+        return levels_of(resize_bilinear(maps, size), value_range)
+    out = torch.empty((len(maps), size, size), dtype=torch.uint8)
+    for n, small in enumerate(maps.numpy()):  # one at a time: a map stays in the cache
+        if small.min() == small.max():
+            # OpenCV's own code (without IPP) rounds a constant to two neighbours, which the
+            # normalization would draw apart to 0 and 1.
+            resized = np.full((size, size), small[0, 0])
+        else:
+            resized = cv2.resize(small, (size, size))  # bilinear is the default
+        out[n] = levels_of(torch.from_numpy(resized)[None], value_range)[0]
     return out
 
 
-def _quantize(m: np.ndarray, value_range: str) -> np.ndarray:
-    """Return 255 * m as integers 0..255 in int32; float32 arithmetic, truncation toward zero."""
+def levels_of(maps: Tensor, value_range: str) -> Tensor:
+    """Return 255 * m of maps (N, S, S) float32 as bytes: float32 products, truncated toward zero.
+
+    Every operation is rounded by itself, so that all devices give the same bytes.
+    """
     if value_range == "minmax":
-        low, high = m.min(), m.max()
-        m = (m - low) / (high - low) if high > low else np.zeros_like(m)
-    scaled = np.float32(255) * m
-    if value_range == "wrap":
-        # float32 -> int64 is defined for all values here, and its low 8 bits are those of int32;
-        # a direct cast of a negative float to uint8 is not defined and differs between machines.
-        return (scaled.astype(np.int64) & 0xFF).astype(np.int32)
-    return np.clip(scaled, 0, 255).astype(np.int32)
+        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        maps = torch.where(high > low, (maps - low) / (high - low), 0)
+    scaled = maps * 255
+    if value_range != "wrap":
+        return scaled.clamp(0, 255).to(torch.uint8)
+    # A direct cast of a negative float to uint8 is not defined and differs between machines. A
+    # float32 of 2**62 or more has 0 in its low 8 bits, as the bound to which it is clamped.
+    return (scaled.clamp(-(2.0**62), 2.0**62).to(torch.int64) & 0xFF).to(torch.uint8)
+
+
+def normalize(u: Tensor) -> Tensor:
+    """Return (u - min) / (max - min) of each map (N, S, S) uint8 as float64; constant maps as 0."""
+    low, high = u.amin((1, 2), keepdim=True).double(), u.amax((1, 2), keepdim=True).double()
+    return u.double().sub_(low).div_((high - low).clamp_(min=1))
+
+
+def score_levels(u: Tensor) -> Tensor:
+    """Return the bytes that the evaluator makes of ``normalize(u)``, (N, S, S) uint8.
+
+    The product and its truncation are those of `cba_fast.ops.quantize`, on the device of `u`.
+    """
+    return normalize(u).mul_(255).to(torch.uint8)
 
 
 def is_constant(maps: np.ndarray) -> np.ndarray:

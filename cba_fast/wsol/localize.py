@@ -1,39 +1,21 @@
 """One function that makes maps, for every command and for users with their own models."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cba_fast.errors import InputError
+from cba_fast.data.transfer import to_device
 
 from .class_activation import cam_from_features
 from .features import classify
-from .heatmap import finish_maps, is_constant
+from .heatmap import normalize, quantize_maps
+from .located import Localization, Located
 from .principal_component import pc1_from_features
 
 METHODS = {"cam": cam_from_features, "pc1": pc1_from_features}
 
 
-@dataclass
-class Localization:
-    """The maps of a batch and what the classifier said.
-
-    Attributes:
-        maps: (N, S, S) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
-        constant: (N,) bool, which maps came out constant and were replaced by zeros.
-        targets: (N,) int64, the class each map explains.
-        top5: (N, min(5, classes)) int64, the predicted classes, best first.
-    """
-
-    maps: np.ndarray
-    constant: np.ndarray
-    targets: np.ndarray
-    top5: np.ndarray
-
-
-@torch.no_grad()
 def localize(
     model: nn.Module,
     x: Tensor,
@@ -68,6 +50,48 @@ def localize(
         TypeError: the model has no usable features or linear head, `x` is no tensor, or `target` is
             not made of integers.
         InputError: the features hold NaN or infinite values.
+
+    Notes:
+        All is computed on the device of `x`, the maps in float32 and the axis of PC1 in float64,
+        also under autocast; the host waits for it once, at the end. On a GPU maps are resized by
+        `resize_bilinear` instead of OpenCV.
+    """
+    found = locate(
+        model,
+        x,
+        method=method,
+        target=target,
+        layer=layer,
+        map_size=map_size,
+        pc1_range=pc1_range,
+    )
+    return found.send()().localization()
+
+
+@torch.no_grad()
+def locate(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    method: str = "cam",
+    target: int | Tensor | None = None,
+    layer: str | None = None,
+    map_size: int | None = None,
+    pc1_range: str = "wrap",
+) -> Located:
+    """Do on the device what `localize` does, without waiting for it.
+
+    Two steps wait for it nevertheless: ``eigh``, by which PC1 finds its axis, to learn whether it
+    converged, and the search for the classifier of a model without ``get_classifier``.
+
+    Args:
+        model, x, method, target, layer, map_size, pc1_range: as for `localize`.
+
+    Returns:
+        What will be there.
+
+    Raises:
+        ValueError, TypeError: as `localize`; targets and features are checked by `Located.check`.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
@@ -83,16 +107,41 @@ def localize(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    features, logits, weight = classify(model, x, layer)
-    _check_finite(features)
+    found = classify(model, x, layer)
+    # Autocast would take the maps' products to half precision.
+    with torch.autocast(found[0].device.type, enabled=False):
+        value_range = pc1_range if method == "pc1" else "clip"
+        located = _on_device(*found, target, METHODS[method], map_size, value_range)
+    return Located(located.u[:num_images], located.facts[:num_images], located.num_classes)
+
+
+def _on_device(
+    features: Tensor,
+    logits: Tensor,
+    weight: Tensor,
+    target: Tensor | None,
+    make: Callable[[Tensor, Tensor], Tensor],
+    map_size: int,
+    value_range: str,
+) -> Located:
     top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
-    targets = top5[:, 0] if target is None else target.to(top5.device).expand(len(x))
-    _check_targets(targets, logits.shape[1])
-    small = METHODS[method](features, weight[targets])
-    value_range = pc1_range if method == "pc1" else "clip"
-    maps = finish_maps(small[:num_images].cpu().numpy(), map_size, value_range)
-    targets, top5 = (v[:num_images].cpu().numpy() for v in (targets, top5))
-    return Localization(maps, is_constant(maps), targets, top5)
+    targets = top5[:, 0]
+    if target is not None:
+        targets = to_device(target, top5.device).expand(len(features))
+    # What the host will refuse must not stop the device before: indices outside of the weight end
+    # a CUDA process, and `eigh` has an error of its own for NaN.
+    rows = weight[targets.clamp(0, logits.shape[1] - 1)]
+    finite = features.isfinite().flatten(1).all(dim=1)
+    small = make(torch.where(finite[:, None, None, None], features, 0), rows)
+    # Devices that are neither CPU nor CUDA may lack float64; their small maps go on at the host.
+    small, finite, targets, top5 = (
+        t if t.is_cuda else t.cpu() for t in (small, finite, targets, top5)
+    )
+    u = quantize_maps(small, map_size, value_range)
+    constant = u.amin((1, 2)) == u.amax((1, 2))
+    columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
+    facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
+    return Located(u, facts, logits.shape[1])
 
 
 def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
@@ -110,19 +159,6 @@ def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
             f"{tuple(targets.shape)}"
         )
     return targets.to(torch.int64)
-
-
-def _check_finite(features: Tensor) -> None:
-    finite = features.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        n = int((~finite).nonzero()[0, 0])
-        raise InputError(f"the feature maps of image {n} of the batch hold NaN or infinite values")
-
-
-def _check_targets(targets: Tensor, num_classes: int) -> None:
-    bad = targets[(targets < 0) | (targets >= num_classes)]
-    if len(bad):
-        raise ValueError(f"target {int(bad[0])} is outside the model's {num_classes} classes")
 
 
 def cam(
@@ -149,8 +185,7 @@ def cam(
     Raises:
         ValueError, TypeError: as :func:`localize`.
     """
-    found = localize(model, x, method="cam", target=target, layer=layer, map_size=map_size)
-    return torch.from_numpy(found.maps).to(x.device)
+    return _maps(locate(model, x, method="cam", target=target, layer=layer, map_size=map_size))
 
 
 def pc1(
@@ -163,13 +198,20 @@ def pc1(
     pc1_range: str = "wrap",
 ) -> Tensor:
     """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""
-    found = localize(
-        model,
-        x,
-        method="pc1",
-        target=target,
-        layer=layer,
-        map_size=map_size,
-        pc1_range=pc1_range,
+    return _maps(
+        locate(
+            model,
+            x,
+            method="pc1",
+            target=target,
+            layer=layer,
+            map_size=map_size,
+            pc1_range=pc1_range,
+        )
     )
-    return torch.from_numpy(found.maps).to(x.device)
+
+
+def _maps(found: Located) -> Tensor:
+    """Return the checked maps where they are."""
+    found.check(found.facts.cpu().numpy())
+    return normalize(found.u)

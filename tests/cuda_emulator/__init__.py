@@ -12,6 +12,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
@@ -49,13 +51,14 @@ def load():
     headers = [*sorted(CSRC.glob("*.h")), *sorted(CSRC.glob("c[ou]*/*.h")), *HERE.rglob("*.h")]
     common = " ".join(command).encode() + b"".join(path.read_bytes() for path in headers)
     BUILD.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _object(command, source, common), sources))
-    name = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
-    module = BUILD / name / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not module.exists():
-        module.parent.mkdir(exist_ok=True)
-        _run([*command, "-shared", *map(str, objects)], module)
+    with FileLock(BUILD / "lock"):  # other processes of the tests build the same
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: _object(command, source, common), sources))
+        name = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
+        module = BUILD / name / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+        if not module.exists():
+            module.parent.mkdir(exist_ok=True)
+            _run([*command, "-shared", *map(str, objects)], module)
     spec = importlib.util.spec_from_file_location("cuda_emulated", module)
     loaded = importlib.util.module_from_spec(spec)
     sys.modules["cuda_emulated"] = loaded
@@ -74,7 +77,7 @@ def _object(command: list[str], source: Path, common: bytes) -> Path:
 
 
 def _run(command: list[str], output: Path) -> None:
-    part = output.with_name(f"{output.name}.{os.getpid()}")  # another process may build it too
+    part = output.with_name(f"{output.name}.part")
     done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")

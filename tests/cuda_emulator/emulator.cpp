@@ -20,7 +20,7 @@ namespace emulator {
 namespace {
 
 constexpr std::size_t kStack = 128 << 10;
-constexpr std::size_t kMostShared = 232448;  // sm_90 and sm_100: 227 KB
+constexpr std::size_t kMostShared = 101376;  // 99 KB: what every chip since sm_80 has
 constexpr int kMostThreads = 1024;
 
 enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };

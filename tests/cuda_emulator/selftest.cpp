@@ -47,6 +47,31 @@ __global__ void product_kernel(const Half* a, const Half* b, float* c, bool b_by
   }
 }
 
+// One instruction on registers as they are given: [32, 4], [32, 2] and [32, 4].
+template <class Half>
+__global__ void registers_kernel(const std::uint32_t* a, const std::uint32_t* b, float* d) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const std::uint32_t left[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+  float sum[4] = {};
+  cba::mma_m16n8k16(sum, left, b[2 * lane], b[2 * lane + 1], Half{});
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = sum[i];
+}
+
+// [32, 4] registers of the four 8x8 matrices in `rows`, [32, 8] elements of 16 bits.
+__global__ void matrices_kernel(const uint4* rows, std::uint32_t* registers, bool transposed) {
+  auto* shared = reinterpret_cast<uint4*>(cba::dynamic_shared());
+  const int lane = static_cast<int>(threadIdx.x);
+  shared[lane] = rows[lane];
+  __syncwarp();
+  std::uint32_t found[4];
+  if (transposed) {
+    cba::ldmatrix_x4_trans(found, shared + lane);
+  } else {
+    cba::ldmatrix_x4(found, shared + lane);
+  }
+  for (int i = 0; i < 4; ++i) registers[4 * lane + i] = found[i];
+}
+
 __global__ void unfinished_copy_kernel(const uint4* in, uint4* out) {
   auto* shared = reinterpret_cast<uint4*>(cba::dynamic_shared());
   cba::cp_async<16>(shared + threadIdx.x, in + threadIdx.x);
@@ -91,6 +116,18 @@ void product(Address a, Address b, Address c, bool bfloat16, bool b_by_rows) {
   }
 }
 
+void registers(Address a, Address b, Address d, bool bfloat16) {
+  check(cba::launch({1, 32, 0, nullptr},
+                    bfloat16 ? registers_kernel<__nv_bfloat16> : registers_kernel<__half>,
+                    reinterpret_cast<const std::uint32_t*>(a),
+                    reinterpret_cast<const std::uint32_t*>(b), reinterpret_cast<float*>(d)));
+}
+
+void matrices(Address rows, Address out, bool transposed) {
+  check(cba::launch({1, 32, 512, nullptr}, matrices_kernel, reinterpret_cast<const uint4*>(rows),
+                    reinterpret_cast<std::uint32_t*>(out), transposed));
+}
+
 void wrong(const std::string& name, Address in, Address out) {
   if (name == "unfinished copy") {
     check(cba::launch({1, 32, 512, nullptr}, unfinished_copy_kernel,
@@ -106,5 +143,7 @@ void wrong(const std::string& name, Address in, Address out) {
 void bind_selftest(pybind11::module_& m) {
   m.def("selftest_reverse", reverse);
   m.def("selftest_product", product);
+  m.def("selftest_registers", registers);
+  m.def("selftest_matrices", matrices);
   m.def("selftest_wrong", wrong);
 }

@@ -1,4 +1,4 @@
-"""The Triton depthwise convolution on a device: values, streams, graphs, devices, large tensors."""
+"""The depthwise convolution on a GPU: values, streams, graphs, devices, large tensors."""
 
 import pytest
 import torch
@@ -9,11 +9,21 @@ from cba_fast.ops import (
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
 )
+from cba_fast.ops.dwconv_choice import TABLES
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HOW = {"backend": "triton"}
 CL = torch.channels_last
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request):
+    """Return the name of a backend that runs here."""
+    reason = TABLES["forward"].backends[request.param].unavailable()
+    if reason:
+        pytest.skip(reason)
+    return request.param
+
 
 SHAPES = [
     ((4, 8, 96, 96), (31, 31)),
@@ -51,17 +61,17 @@ def inputs(shape, kernel_size, dtype=torch.bfloat16, memory_format=torch.contigu
     )
 
 
-def passes(x, grad, weight, bias):
+def passes(backend, x, grad, weight, bias):
     size = tuple(weight.shape[2:])
     return (
-        depthwise_conv2d(x, weight, bias, **HOW),
-        depthwise_conv2d_grad_x(grad, weight, **HOW),
-        depthwise_conv2d_grad_weight(grad, x, size, **HOW),
+        depthwise_conv2d(x, weight, bias, backend=backend),
+        depthwise_conv2d_grad_x(grad, weight, backend=backend),
+        depthwise_conv2d_grad_weight(grad, x, size, backend=backend),
     )
 
 
-def check(x, grad, weight, bias):
-    y, gx, gw = passes(x, grad, weight, bias)
+def check(backend, x, grad, weight, bias):
+    y, gx, gw = passes(backend, x, grad, weight, bias)
     assert_forward(y, x, weight, bias)
     assert_grad_x(gx, grad, weight)
     assert_grad_weight(gw, grad, x)
@@ -70,16 +80,16 @@ def check(x, grad, weight, bias):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CL], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "kernel_size"), SHAPES, ids=lambda v: "x".join(map(str, v)))
-def test_passes_are_within_bounds(shape, kernel_size, dtype, memory_format):
+def test_passes_are_within_bounds(backend, shape, kernel_size, dtype, memory_format):
     x, grad, weight, bias = inputs(shape, kernel_size, dtype, memory_format)
-    check(x, grad, weight, bias)
-    y = depthwise_conv2d(x, weight, bias, **HOW)
+    check(backend, x, grad, weight, bias)
+    y = depthwise_conv2d(x, weight, bias, backend=backend)
     assert y.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("kernel_size", [(3, 3), (9, 9), (31, 5)])
 @pytest.mark.parametrize("view", ["transposed", "sliced", "unaligned", "expanded"])
-def test_views(view, kernel_size):
+def test_views(backend, view, kernel_size):
     x = torch.randn(2, 6, 40, 40, dtype=torch.bfloat16, device="cuda")
     x = {
         "transposed": lambda: x.transpose(2, 3),
@@ -88,68 +98,68 @@ def test_views(view, kernel_size):
         "expanded": lambda: x[:1].expand(3, -1, -1, -1),
     }[view]()
     weight = torch.randn(x.shape[1], 1, *kernel_size, dtype=x.dtype, device="cuda")
-    check(x, torch.randn_like(x), weight, None)
+    check(backend, x, torch.randn_like(x), weight, None)
 
 
 @pytest.mark.parametrize("kernel_size", [(5, 5), (13, 13), (31, 31)])
-def test_results_are_the_same_every_time(kernel_size):
+def test_results_are_the_same_every_time(backend, kernel_size):
     arguments = inputs((16, 32, 48, 48), kernel_size)
-    first = passes(*arguments)
+    first = passes(backend, *arguments)
     for _ in range(5):
-        for a, b in zip(first, passes(*arguments)):
+        for a, b in zip(first, passes(backend, *arguments)):
             assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kernel_size", [(5, 5), (31, 31)])
-def test_work_is_queued_on_the_current_stream(kernel_size):
+def test_work_is_queued_on_the_current_stream(backend, kernel_size):
     x, grad, weight, bias = inputs((8, 32, 48, 48), kernel_size)
-    expected = passes(x, grad, weight, bias)
+    expected = passes(backend, x, grad, weight, bias)
     stream = torch.cuda.Stream()
     late = torch.zeros_like(x)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)  # some 50 ms; what does not wait for it reads zeros
         late.copy_(x)
-        results = passes(late, grad, weight, bias)
+        results = passes(backend, late, grad, weight, bias)
     stream.synchronize()
     for a, b in zip(expected, results):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kernel_size", [(5, 5), (13, 13), (31, 5), (31, 31)])
-def test_a_cuda_graph_replays_all_passes(kernel_size):
+def test_a_cuda_graph_replays_all_passes(backend, kernel_size):
     static = inputs((4, 16, 24, 24), kernel_size)
-    passes(*static)  # compiles
+    passes(backend, *static)  # compiles
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        passes(*static)
+        passes(backend, *static)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = passes(*static)
+        captured = passes(backend, *static)
     other = inputs((4, 16, 24, 24), kernel_size)
     for target, source in zip(static, other):
         target.copy_(source)
     graph.replay()
     torch.cuda.synchronize()
-    for a, b in zip(captured, passes(*other)):
+    for a, b in zip(captured, passes(backend, *other)):
         assert torch.equal(a, b)
 
 
-def test_the_second_device_computes_on_itself():
+def test_the_second_device_computes_on_itself(backend):
     if torch.cuda.device_count() < 2:
         pytest.skip("one NVIDIA GPU here, this needs two")
     arguments = inputs((4, 16, 48, 48), (31, 31))
     there = [t.to("cuda:1") for t in arguments]
-    for a, b in zip(passes(*arguments), passes(*there)):
+    for a, b in zip(passes(backend, *arguments), passes(backend, *there)):
         assert b.device == torch.device("cuda", 1)
         assert torch.equal(a, b.to(a.device))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CL])
 @pytest.mark.parametrize("kernel_size", [(3, 3), (9, 9)])
-def test_offsets_beyond_32_bits(kernel_size, memory_format):
+def test_offsets_beyond_32_bits(backend, kernel_size, memory_format):
     needed = 40 << 30
     if torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"needs {needed >> 30} GB of free GPU memory")
@@ -157,9 +167,9 @@ def test_offsets_beyond_32_bits(kernel_size, memory_format):
     x = torch.empty(n, c, h, w, dtype=torch.bfloat16, device="cuda", memory_format=memory_format)
     x.normal_()
     weight = torch.randn(c, 1, *kernel_size, dtype=x.dtype, device="cuda")
-    y = depthwise_conv2d(x, weight, **HOW)
+    y = depthwise_conv2d(x, weight, backend=backend)
     near = x[-1:, :, -48:, -48:].clone()  # the last pixels, from a tensor that is small
-    corner = depthwise_conv2d(near, weight, **HOW)
+    corner = depthwise_conv2d(near, weight, backend=backend)
     assert_forward(corner, near, weight)
     same = (..., slice(-32, None), slice(-32, None))
     torch.testing.assert_close(y[-1:][same], corner[same], rtol=2**-7, atol=2**-6)
@@ -167,10 +177,10 @@ def test_offsets_beyond_32_bits(kernel_size, memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, CL])
 @pytest.mark.parametrize("kernel_size", [(3, 3), (9, 9), (31, 3)])
-def test_opcheck(kernel_size, memory_format):
+def test_opcheck(backend, kernel_size, memory_format):
     x, grad, weight, bias = inputs((2, 3, 20, 20), kernel_size, torch.float32, memory_format)
     x, grad, weight, bias = (t.requires_grad_() for t in (x, grad, weight, bias))
-    ops, how = torch.ops.cba_fast, ("triton",) * 3
+    ops, how = torch.ops.cba_fast, (backend,) * 3
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (grad, weight, *how))
     weight_arguments = (grad, x, list(kernel_size), *how)
@@ -196,19 +206,19 @@ def test_compiled_training_step(memory_format):
         torch.testing.assert_close(eager, other, rtol=0.02, atol=1e-3)
 
 
-def test_autocast():
+def test_autocast(backend):
     x, _, weight, bias = inputs((4, 8, 24, 24), (13, 13), torch.float32)
     weight.requires_grad_()
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        y = depthwise_conv2d(x, weight, bias, **HOW)
+        y = depthwise_conv2d(x, weight, bias, backend=backend)
     assert y.dtype == torch.bfloat16
     assert_forward(y, *(t.detach().bfloat16() for t in (x, weight, bias)))
     y.float().sum().backward()
     assert weight.grad.dtype == torch.float32
 
 
-def test_empty_batches():
+def test_empty_batches(backend):
     x, grad, weight, bias = inputs((0, 4, 24, 24), (13, 13))
-    y, gx, gw = passes(x, grad, weight, bias)
+    y, gx, gw = passes(backend, x, grad, weight, bias)
     assert y.shape == gx.shape == x.shape
     assert torch.equal(gw, torch.zeros_like(weight))

@@ -1,0 +1,223 @@
+"""What `gpu_run.py` measures of whole networks: features, receptive fields, an evaluation.
+
+As in `gpu_measure`, each function yields JSON values, and results are checked before their time.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from gpu_measure import CL, timed
+from torch import Tensor
+
+from cba_fast.study.dwconv_contest import relative_error
+
+
+def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
+    """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
+    from cba_fast.models import inference_form
+    from cba_fast.study.model_contest import create
+
+    real = device == "cuda"
+    name, size, batch = ("replknet_31b", 384, 64) if real else ("replknet_nano", 64, 1)
+    forms = network_forms(create(name), device, inference_form)
+    x = torch.randn(batch, 3, size, size, device=device)
+    x_cl = x.to(memory_format=CL)
+
+    def features(form: str) -> Tensor:
+        images = x_cl if "channels_last" in form else x
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            return forms[form].forward_features(images)
+
+    truth = features("nchw").double()
+    errors = {form: relative_error(features(form), truth) for form in forms}
+    right = {n: (lambda n=n: features(n)) for n in forms if errors[n] < 1e-1}
+    timings = timed(right, device, seconds)
+    yield {
+        "model": name,
+        "input_size": size,
+        "batch": batch,
+        "errors": errors,
+        "timings": timings,
+        "images_per_s": {n: round(1e3 * batch / t["median_ms"], 1) for n, t in timings.items()},
+    }
+
+
+def network_forms(model, device: str, inference_form) -> dict:
+    """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
+    from cba_fast.models import merge
+    from cba_fast.study.model_contest import _plain
+
+    half = {"device": device, "dtype": torch.bfloat16}
+    return {
+        "nchw": _plain(model).to(device),
+        "channels_last": _plain(model).to(device, memory_format=CL),
+        "channels_last_merged": _plain(merge(model)).to(device, memory_format=CL),
+        "ours": inference_form(model, channels_last=False, **half),
+        "ours_channels_last": inference_form(model, **half),
+    }
+
+
+def receptive_field(device: str) -> Iterator[dict]:
+    """Compare ERF sizes of RepLKNet-31B at 384: the study's way, an image at a time, and ours."""
+    import numpy as np
+
+    from cba_fast.erf import erf_sizes
+    from cba_fast.models import inference_form
+    from cba_fast.study.model_contest import _plain, create
+
+    real = device == "cuda"
+    name, size, count = ("replknet_31b", 384, 32) if real else ("replknet_nano", 64, 2)
+    model = create(name)
+    study, ours = _plain(model).to(device).requires_grad_(), inference_form(model, device=device)
+    images = torch.randn(count, 3, size, size, device=device)
+
+    def the_studys_way() -> np.ndarray:
+        sizes = []
+        for image in images:
+            x = image[None].clone().requires_grad_()
+            study(x).softmax(1).max().backward()
+            grad = x.grad[0].abs().mean(0).flatten().cpu().double().numpy()
+            total = np.cumsum(np.sort(grad)[::-1])
+            sizes.append(1 + np.searchsorted(total, 0.2 * total[-1]))
+        return np.array(sizes)
+
+    functions = {
+        "study": the_studys_way,
+        "ours": lambda: erf_sizes(ours, images, batch_size=16),
+    }
+    sizes = {n: f() for n, f in functions.items()}
+    # The gradients differ by rounding: TF32 in PyTorch's convolutions, other orders of sums.
+    off = float(np.abs(sizes["ours"] / sizes["study"] - 1).max())
+    yield {
+        "model": name,
+        "input_size": size,
+        "images": count,
+        "largest_relative_difference": off,
+        "timings": timed(functions, device, 5.0) if off < 0.05 else {},
+    }
+
+
+def evaluation(device: str) -> Iterator[dict]:
+    """Measure `evaluate` on JPEG images of 500x375: decoding alone, the whole, all but decoding.
+
+    Random weights and images: the numbers of images per second are what it is about.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+
+    real = device == "cuda"
+    family, name, size = ("replknet", "replknet_31b" if real else "replknet_nano", 384)
+    count, batch, workers = (2048, 64, 16) if real else (6, 2, 0)
+    if not real:
+        size = 64
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_images(root, count)
+        for compiled in (False, True) if real else (False,):
+            run = RunConfig(
+                batch_size=batch,
+                num_workers=workers,
+                device=device,
+                precision="bf16",
+                compile=compiled,
+            )
+            yield {
+                "model": name,
+                "input_size": size,
+                "batch": batch,
+                "workers": workers,
+                "compile": compiled,
+                "images": count,
+                "images_per_s": images_per_second(
+                    ModelConfig(family, name=name, num_classes=10),
+                    DataConfig(str(root / "images"), input_size=size),
+                    run,
+                    MapConfig(map_size=size),
+                    BoxConfig(metadata_root=root / "meta", cam_curve_interval=0.001),
+                ),
+            }
+
+
+def write_images(root, count: int) -> None:
+    """Write JPEG images of 500x375 with the detail of photographs, and boxes for them."""
+    import os
+
+    import cv2
+    import numpy as np
+    from data_factory import metadata_folder
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    ids = [f"{i % 10}/{i:05}.jpg" for i in range(count)]
+    for i, image_id in enumerate(ids):
+        path = root / "images" / image_id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i < 32:
+            coarse = cv2.resize(random.integers(0, 256, (40, 50, 3)).astype(np.uint8), (500, 375))
+            noise = random.normal(0, 8, coarse.shape)
+            Image.fromarray(np.clip(coarse + noise, 0, 255).astype(np.uint8)).save(path)
+        else:
+            os.link(root / "images" / ids[i % 32], path)
+    boxes = {image_id: [(100, 80, 350, 300)] for image_id in ids}
+    labels = {image_id: int(image_id.split("/")[0]) for image_id in ids}
+    metadata_folder(root / "meta", boxes, dict.fromkeys(ids, (500, 375)), labels)
+
+
+def images_per_second(model_config, data, run, maps, box_config) -> dict[str, float]:
+    """Return the rates of ``decoding``, ``evaluate`` and ``without_decoding``, first run apart."""
+    import time
+    from dataclasses import replace
+
+    from cba_fast.data import ImageDataset
+    from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
+    from cba_fast.data.reading import Report, cut, read_batches
+    from cba_fast.study.compiled import compiled_form
+    from cba_fast.study.evaluate import choose_loop, evaluate, match_images
+    from cba_fast.study.inference import autocast, load_model, memory_format, open_images
+    from cba_fast.study.score import make_evaluator, open_boxes
+    from cba_fast.wsol.localize import locate
+
+    boxes = open_boxes(box_config)
+    records, ids, _ = match_images(open_images(data).records, boxes)
+    dataset = ImageDataset(records, data.input_size, resize_to_bytes(data.input_size))
+    batches = cut(range(len(records)), run.batch_size)
+    model = load_model(model_config, run)
+    model = compiled_form(model, run.batch_size) if run.compile else model
+    resident = None
+    rates = {}
+
+    def decode():
+        nonlocal resident
+        read = read_batches(dataset, batches, Report(), num_workers=run.num_workers)
+        for batch in read:
+            resident = batch.images if resident is None else resident
+
+    def score():
+        evaluator = make_evaluator(boxes, replace(box_config, contours="both"))
+        images = resident.to(run.device, memory_format=memory_format(run))
+
+        def sent():
+            for indices in batches:
+                with autocast(run):
+                    x = normalize_bytes(images[: len(indices)])
+                    found = locate(model, x, method=maps.method, map_size=maps.map_size)
+                yield indices, found.send(True)
+
+        def sweep(item):
+            indices, read = item
+            evaluator.update(read().u, [ids[i] for i in indices])
+
+        choose_loop(run)(sent(), sweep)
+
+    def whole():
+        evaluate(model_config, data, run, maps, box_config, num_samples=0)
+
+    for name, function in (("decoding", decode), ("without_decoding", score), ("evaluate", whole)):
+        if name != "decoding":
+            function()  # libraries, kernels and graphs are loaded
+        start = time.perf_counter()
+        function()
+        rates[name] = round(len(records) / (time.perf_counter() - start), 1)
+    return rates

@@ -1,0 +1,44 @@
+"""Copies between the host and a device that neither of the two waits for."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """Return a host tensor on `device`; to a GPU through pinned memory, without waiting.
+
+    PyTorch keeps the pinned copy until the GPU has read it, and hands its pages out again then.
+    """
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """Tensors on their way to the host.
+
+    From a GPU, the copies into pinned memory are queued behind what the current stream holds, and
+    the host goes on. :meth:`wait` may be called from another thread.
+
+    Args:
+        tensors: on any device, all on the same.
+    """
+
+    def __init__(self, *tensors: Tensor):
+        self._arrived = None
+        device = tensors[0].device
+        if device.type != "cuda":
+            self._tensors = [t.cpu() for t in tensors]
+            return
+        self._tensors = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+            for t in tensors
+        ]
+        self._arrived = torch.cuda.current_stream(device).record_event()
+
+    def wait(self) -> list[np.ndarray]:
+        """Return the tensors as arrays once they are whole."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [t.numpy() for t in self._tensors]

@@ -1,0 +1,122 @@
+"""Compiled feature maps: same outputs, one compilation, batches of any size."""
+
+import pytest
+import timm
+import torch
+
+import cba_fast.models  # noqa: F401  (registers our models)
+from cba_fast.errors import InputError
+from cba_fast.models import inference_form
+from cba_fast.study.compiled import compiled_form
+from cba_fast.wsol import localize
+
+CLASSES = 5
+
+
+def images(n, side=64, seed=0):
+    x = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return x.to(memory_format=torch.channels_last)
+
+
+def small_model(name="slak_nano"):
+    torch.manual_seed(0)
+    return inference_form(timm.create_model(name, num_classes=CLASSES), device="cpu")
+
+
+class Counting:
+    """A backend that runs the graphs as they are and notes them and the batch sizes they see."""
+
+    def __init__(self):
+        self.graphs, self.sizes = 0, []
+
+    def __call__(self, graph, example_inputs):
+        self.graphs += 1
+
+        def run(*args):
+            given = [a for a in args if torch.is_tensor(a) and a.shape[1:] == (3, 64, 64)]
+            assert all(a.is_contiguous(memory_format=torch.channels_last) for a in given)
+            self.sizes += [len(a) for a in given]
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_one_compilation_serves_batches_of_every_size():
+    model, counting = small_model("slak_flex_nano"), Counting()
+    form = compiled_form(model, 4, counting)
+    x = images(4)
+    with torch.no_grad():
+        want = model.forward_features(x)
+        first = form.forward_features(x)
+        graphs = counting.graphs
+        for n in (3, 1, 4, 2):
+            got = form.forward_features(x[:n])
+            assert got.shape == want[:n].shape
+            torch.testing.assert_close(got, want[:n], rtol=1e-4, atol=1e-5)
+    assert torch.equal(first, want)
+    assert first.untyped_storage().nbytes() == first.nbytes  # not a view of the graph's memory
+    assert counting.graphs == graphs == 1
+    assert counting.sizes == [4] * 5
+
+
+def test_maps_come_from_compiled_features_in_one_compilation():
+    model, counting = small_model(), Counting()
+    form = compiled_form(model, 3, counting)
+    for n in (3, 2):
+        x = images(n, seed=n)
+        want, got = localize(model, x, target=1), localize(form, x, target=1)
+        assert (got.maps == want.maps).mean() > 0.99
+        assert got.top5.tolist() == want.top5.tolist()
+    assert counting.graphs == 1
+    assert counting.sizes == [3] * 2
+
+
+def test_the_model_itself_stays_as_it_was():
+    model, counting = small_model(), Counting()
+    form = compiled_form(model, 2, counting)
+    assert form.head is model.head
+    assert "forward_features" not in vars(model)
+    with torch.no_grad():
+        model.forward_features(images(2))
+        with pytest.raises(ValueError, match="compiled for 2 images in a batch, got 3"):
+            form.forward_features(images(3))
+    assert counting.graphs == 0
+
+
+def test_under_autocast():
+    model = small_model()
+    form = compiled_form(model, 3, "eager")
+    x = images(2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want, got = model.forward_features(x), form.forward_features(x)
+    assert got.dtype == want.dtype
+    assert torch.corrcoef(torch.stack([got.float().flatten(), want.float().flatten()]))[0, 1] > 0.99
+
+
+def test_a_failing_compiler_is_one_clear_error():
+    def broken(graph, example_inputs):
+        raise RuntimeError("no compiler found")
+
+    form = compiled_form(small_model(), 2, broken)
+    with torch.no_grad(), pytest.raises(InputError, match=r"cannot be compiled here \(--compile\)"):
+        form.forward_features(images(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["replknet_nano", "slak_nano", "test_convnext"])
+def test_cuda_graphs_give_the_features_of_the_eager_model(name):
+    model = small_model(name).cuda()
+    form = compiled_form(model, 4)
+    with torch.no_grad():
+        batches = [images(n, seed=n).cuda() for n in (4, 4, 4, 3, 1, 4)]
+        got = [form.forward_features(x) for x in batches]  # all of them outlive the next replays
+        for x, features in zip(batches, got):
+            want = model.forward_features(x)
+            torch.testing.assert_close(features, want, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,170 @@
+"""Which method a GPU gets: measured ones, and PyTorch's where nothing was measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
+from cba_fast.ops.dwconv_choice import METHODS, choose
+from cba_fast.ops.dwconv_gpu import bucket
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CL = torch.channels_last
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def meta(*shape, dtype=BF16, memory_format=torch.contiguous_format):
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+@pytest.fixture(scope="module")
+def gpu_choice():
+    """Return benchmarks/gpu_choice.py as a module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("gpu_choice", BENCHMARKS / "gpu_choice.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel_size", "name"),
+    [
+        (meta(64, 512, 24, 24), (27, 27), "forward half contiguous 8x512x28x28_k31x31"),
+        (meta(7, 127, 28, 28), (31, 31), "forward half contiguous 2x32x28x28_k31x31"),
+        (meta(1, 128, 20, 40), (51, 5), "forward half contiguous 1x128x56x56_k51x5"),
+        (meta(1, 64, 7, 7, dtype=FP16), (7, 1), "forward half contiguous 1x32x7x7_k7x3"),
+        (
+            meta(2, 64, 96, 96, memory_format=CL, dtype=FP32),
+            (3, 3),
+            "forward float32 channels_last 2x32x112x112_k3x3",
+        ),
+        (meta(2, 64, 96, 96, dtype=FP16), (5, 5), None),  # PyTorch has another kernel for it
+        (meta(2, 64, 96, 96, dtype=torch.float64), (9, 9), None),
+        (meta(2, 31, 96, 96), (9, 9), None),
+        (meta(2, 64, 300, 300), (9, 9), None),
+        (meta(0, 64, 96, 96), (9, 9), None),
+    ],
+)
+def test_buckets(image, kernel_size, name):
+    assert bucket("forward", image, kernel_size) == name
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"), [(0, "grad_x half contiguous 8x32x28x28_k9x9"), (1, None), (3, None)]
+)
+def test_sizes_that_are_only_symbols(symbol, name):
+    dimensions = [DimDynamic.STATIC] * 4
+    dimensions[symbol] = DimDynamic.DYNAMIC
+    context = StatelessSymbolicContext(dimensions)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    image = mode.from_tensor(torch.empty(5, 64, 20, 20, dtype=BF16), symbolic_context=context)
+    assert bucket("grad_x", image, (9, 9)) == name
+
+
+def test_the_shipped_table_names_known_methods_and_buckets():
+    for arch, entry in json.loads(dwconv_gpu.TABLE.read_text()).items():
+        assert arch.startswith("sm_")
+        assert entry["device"]
+        assert entry["torch"]
+        for key, method in entry["methods"].items():
+            direction, dtype, layout, _ = key.split()
+            assert direction in dwconv_choice.TABLES
+            assert dtype in ("half", "float32")
+            assert layout in ("contiguous", "channels_last")
+            assert method in METHODS
+
+
+def test_the_op_takes_what_was_measured(a_gpu, monkeypatch):
+    pytest.importorskip("triton")
+    large, small = a_gpu(64, 512, 24, 24), a_gpu(1, 512, 24, 24)
+    assert choose(large, (27, 27), "auto", "auto") == ("torch",) * 3
+    assert choose(large, (27, 27), "triton", "auto") == ("triton",) * 3
+    methods = {bucket(d, large, (27, 27)): "triton" for d in ("forward", "grad_weight")}
+    monkeypatch.setattr(dwconv_gpu, "measured", lambda: {"sm_90": {"methods": methods}})
+    dwconv_choice._found.clear()
+    assert choose(large, (27, 27), "auto", "auto") == ("triton", "torch", "triton")
+    assert choose(small, (27, 27), "auto", "auto") == ("torch",) * 3
+    assert choose(large.to(memory_format=CL), (27, 27), "auto", "auto") == ("torch",) * 3
+    # Products of matrices spread a NaN: they are not "direct", measured or not.
+    assert choose(large, (27, 27), "auto", "direct") == ("torch",) * 3
+    with pytest.raises(ValueError, match="'triton' cannot run: .* a NaN reaches beyond the kernel"):
+        choose(large, (27, 27), "triton", "direct")
+    assert choose(large, (7, 7), "triton", "direct") == ("triton",) * 3
+    with pytest.raises(ValueError, match="no backend can run.*'fft'"):
+        choose(large, (27, 27), "auto", "fft")
+    y = depthwise_conv2d(large, a_gpu(512, 1, 27, 27))
+    assert y.shape == large.shape
+    assert y.device.type == "cuda"
+
+
+def test_another_architecture_gets_nothing(a_gpu, monkeypatch):
+    image = a_gpu(64, 512, 24, 24)
+    methods = {bucket("forward", image, (27, 27)): "triton"}
+    monkeypatch.setattr(dwconv_gpu, "measured", lambda: {"sm_80": {"methods": methods}})
+    assert choose(image, (27, 27), "auto", "auto") == ("torch",) * 3
+
+
+def record(case, direction="forward", dtype="bfloat16", **medians):
+    timings = {
+        n: {"median_ms": m, "p20_ms": 0.9 * m, "p80_ms": 1.1 * m} for n, m in medians.items()
+    }
+    return {"case": case, "direction": direction, "dtype": dtype, "timings": timings}
+
+
+def test_a_table_from_records(gpu_choice):
+    rivals = {"nchw": 9.0, "channels_last": 4.0}
+    found = gpu_choice.methods(
+        [
+            # Faster than both of PyTorch's ways, in one memory format.
+            record("8x512x24x24_k27x27", triton=1.0, triton_channels_last=3.9, **rivals),
+            # The faster of two.
+            record("2x512x24x24_k27x27", triton=1.0, cuda=0.5, **rivals),
+            # One case of a bucket lost.
+            record("8x128x24x24_k27x27", triton=1.0, **rivals),
+            record("8x128x12x20_k27x27", triton=5.0, **rivals),
+            # Wrong results have no times; nor did PyTorch's run here.
+            record("8x32x24x24_k27x27", **rivals),
+            record("1x32x24x24_k27x27", triton=1.0),
+            record("8x512x24x24_k27x27", "grad_x", "float32", cuda_channels_last=2.0, **rivals),
+        ]
+    )
+    assert found == {
+        "forward half contiguous 8x512x28x28_k31x31": "triton",
+        "forward half contiguous 2x512x28x28_k31x31": "cuda",
+        "grad_x float32 channels_last 8x512x28x28_k31x31": "cuda",
+    }
+
+
+def test_what_is_measured_fills_every_bucket_it_can(gpu_choice):
+    planned = {
+        bucket(direction, meta(case.batch, case.channels, case.height, case.width, dtype=dtype),
+               (case.kh, case.kw))
+        for case, dtype, direction in gpu_choice.cases()
+    }  # fmt: skip
+    assert None not in planned
+    for image, kernel in [
+        (meta(1, 128, 96, 96), (31, 31)),
+        (meta(2, 256, 48, 48), (29, 29)),
+        (meta(64, 998, 12, 12), (13, 5)),
+        (meta(8, 96, 56, 56, dtype=FP32), (7, 7)),
+    ]:
+        for direction in dwconv_choice.TABLES:
+            assert bucket(direction, image, kernel) in planned
+
+
+def test_measuring_on_a_cpu(gpu_choice):
+    # Without a GPU neither backend runs; PyTorch's results are checked and timed.
+    records = list(gpu_choice.choice("cpu"))
+    assert len(records) == 6
+    assert all({"nchw", "channels_last"} == set(r["timings"]) for r in records)
+    assert gpu_choice.methods(records) == {}
