@@ -1,6 +1,8 @@
 """The tensor-core depthwise convolution: its index arithmetic in NumPy, its kernels emulated."""
 
+import ctypes
 import itertools
+import mmap
 
 import numpy as np
 import pytest
@@ -220,6 +222,32 @@ def test_layouts(emulated_cuda, layout, memory_format):
     gw = hankel.grad_weight(x, x, (5, 7))
     assert gw.is_contiguous()
     assert_grad_weight(gw, x, x)
+
+
+def between_guards(*shape):
+    """Return random bfloat16 images that fill whole pages, between pages no one may read."""
+    x = random(*shape, dtype=BF16)
+    page, size = mmap.PAGESIZE, x.numel() * 2
+    assert size % page == 0
+    memory = mmap.mmap(-1, size + 2 * page)
+    fenced = torch.frombuffer(memory, dtype=BF16, count=size // 2, offset=page).view(shape)
+    fenced.copy_(x)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for address in (fenced.data_ptr() - page, fenced.data_ptr() + size):
+        assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0
+    return fenced
+
+
+@one_order
+def test_nothing_is_read_outside_of_the_images(emulated_cuda):
+    # A kernel that does ends the process.
+    shape = (2, 1, 32, mmap.PAGESIZE // 128)
+    x, grad = between_guards(*shape), between_guards(*shape)
+    for using in (Tile(2, 3, 4), Tile(2, 12, 1), Tile(1, 2, 8, 2)):
+        check_forward(shape, (7, 9), BF16, using, x=x)
+    for using in (WeightTile(1, 2, 1, 4, 2), WeightTile(1, 2, 2)):
+        gw = hankel.grad_weight(grad, x, (7, 9), using=using)
+        assert_grad_weight(gw, grad, x)
 
 
 @one_order
