@@ -16,6 +16,7 @@
 #include "common/dtype.h"
 #include "cuda/erf_accumulate.h"
 #include "cuda/erf_size.h"
+#include "cuda/dwconv_hankel.h"
 #include "cuda/quantize.h"
 
 namespace py = pybind11;
@@ -119,6 +120,72 @@ void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Addr
   launched("erf_accumulate_cuda", [&] { return cba::erf_accumulate_cuda(params); });
 }
 
+// The strides of images (N,C,H,W) but the last, which is 1.
+cba::CudaImages images_at(Address data, const std::array<Int, 3>& strides, Int count,
+                          const char* name) {
+  return {pointer<void>(data, count, name), strides[0], strides[1], strides[2]};
+}
+
+// N, C, H, W, KH, KW, none of them negative; returns how many pixels there are.
+Int checked_size(const std::array<Int, 6>& size) {
+  for (const Int side : size) require(side >= 0, "dwconv: negative size");
+  require(size[4] > 0 && size[5] > 0 && size[4] < 1024 && size[5] < 1024,
+          "dwconv: kernel sides must be 1 to 1023");
+  return size[0] * size[1] * size[2] * size[3];
+}
+
+void dwconv_hankel_cuda(Address x, const std::array<Int, 3>& x_strides, Address kernel,
+                        Address bias, Address y, const std::array<Int, 3>& y_strides,
+                        const std::string& dtype, const std::array<Int, 6>& size, bool turned,
+                        const std::array<int, 4>& tile, int device, Address stream) {
+  const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
+  const cba::CudaConvParams params = {
+      images_at(x, x_strides, pixels, "dwconv_hankel_cuda: x"),
+      images_at(y, y_strides, pixels, "dwconv_hankel_cuda: y"),
+      pointer<const void>(kernel, taps, "dwconv_hankel_cuda: kernel"),
+      reinterpret_cast<const void*>(bias),
+      cba::parse_float_type(dtype),
+      size[0],
+      size[1],
+      size[2],
+      size[3],
+      static_cast<int>(size[4]),
+      static_cast<int>(size[5]),
+      turned,
+      device,
+      stream_at(stream)};
+  const cba::HankelTile chosen = {tile[0], tile[1], tile[2], tile[3]};
+  require(cba::hankel_can_run(params, chosen), "dwconv_hankel_cuda: no kernel for this");
+  launched("dwconv_hankel_cuda", [&] { return cba::dwconv_hankel_cuda(params, chosen); });
+}
+
+void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_strides, Address x,
+                               const std::array<Int, 3>& x_strides, Address kernel,
+                               Address partials, int splits, const std::string& dtype,
+                               const std::array<Int, 6>& size, const std::array<int, 5>& tile,
+                               int device, Address stream) {
+  const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
+  const cba::CudaConvWeightParams params = {
+      images_at(grad, grad_strides, pixels, "dwconv_hankel_weight_cuda: grad"),
+      images_at(x, x_strides, pixels, "dwconv_hankel_weight_cuda: x"),
+      pointer<void>(kernel, taps, "dwconv_hankel_weight_cuda: kernel"),
+      pointer<float>(partials, splits * taps, "dwconv_hankel_weight_cuda: partials"),
+      splits,
+      cba::parse_float_type(dtype),
+      size[0],
+      size[1],
+      size[2],
+      size[3],
+      static_cast<int>(size[4]),
+      static_cast<int>(size[5]),
+      device,
+      stream_at(stream)};
+  const cba::HankelWeightTile chosen = {tile[0], tile[1], tile[2], tile[3], tile[4]};
+  require(cba::hankel_can_run(params, chosen), "dwconv_hankel_weight_cuda: no kernel for this");
+  launched("dwconv_hankel_weight_cuda",
+           [&] { return cba::dwconv_hankel_weight_cuda(params, chosen); });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -130,4 +197,11 @@ void bind_cuda(py::module_& m) {
         py::arg("scratch"), py::arg("device"), py::arg("stream"));
   m.def("erf_accumulate_cuda", erf_accumulate_cuda, py::arg("grad"), py::arg("mode"),
         py::arg("map"), py::arg("map_strides"), py::arg("device"), py::arg("stream"));
+  m.def("dwconv_hankel_cuda", dwconv_hankel_cuda, py::arg("x"), py::arg("x_strides"),
+        py::arg("kernel"), py::arg("bias"), py::arg("y"), py::arg("y_strides"), py::arg("dtype"),
+        py::arg("size"), py::arg("turned"), py::arg("tile"), py::arg("device"), py::arg("stream"));
+  m.def("dwconv_hankel_weight_cuda", dwconv_hankel_weight_cuda, py::arg("grad"),
+        py::arg("grad_strides"), py::arg("x"), py::arg("x_strides"), py::arg("kernel"),
+        py::arg("partials"), py::arg("splits"), py::arg("dtype"), py::arg("size"), py::arg("tile"),
+        py::arg("device"), py::arg("stream"));
 }

@@ -23,6 +23,7 @@ inline __half __float2half_rn(float value) {
   if (value != value) return {0x7fff};
   const unsigned sign = std::signbit(value) ? 0x8000 : 0;
   const float size = std::fabs(value);
+  if (size == 0) return {static_cast<std::uint16_t>(sign)};  // has no exponent
   if (size >= 65520.0f) return {static_cast<std::uint16_t>(sign | 0x7c00)};
   int exponent;
   std::frexp(size, &exponent);  // size < 2^exponent

@@ -1,0 +1,246 @@
+"""Launches the CUDA depthwise convolution on tensor cores (bfloat16 and float16; sm_80 and newer).
+
+An input row is a Hankel matrix; see csrc/cuda/dwconv_hankel.h for the products and for how far a
+NaN or an infinity in an image reaches. This file chooses the tiles.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cuda_core
+
+DTYPES = (torch.bfloat16, torch.float16)
+MAX_KERNEL = 63
+MAX_SIDE = 1 << 30
+_LONGEST_GRID = 2**31 - 1
+_WARPS = 1056  # two for each scheduler of an H200
+_ROW = 8  # what a row costs besides, in products
+_BLOCK_WARPS = 4
+_WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
+_MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
+_WARP_BYTES = 13824  # so that an H200 holds four blocks on a multiprocessor, 16 warps
+_FEWEST_BAND_ROWS = 16
+
+
+class Tile(NamedTuple):
+    """What a warp of the forward kernel computes.
+
+    Attributes:
+        slots: output rows at a time, in units of 16.
+        columns: output columns of an image, in units of 8.
+        images: side by side.
+        bands: into how many the rows of an image are cut, each the work of a warp.
+    """
+
+    slots: int
+    columns: int
+    images: int
+    bands: int = 1
+
+
+# (slots, columns, images) of the kernels in csrc/cuda/dwconv_hankel.cu.
+TILES = (
+    *((1, 2, 8), (1, 3, 4), (1, 6, 2), (1, 12, 1)),
+    *((2, 3, 4), (2, 6, 2), (2, 12, 1)),
+    *((3, 3, 2), (3, 6, 1)),
+    *((4, 3, 2), (4, 6, 1)),
+)
+
+
+class WeightTile(NamedTuple):
+    """What a warp of the weight gradient computes.
+
+    Attributes:
+        rows: taps, in units of 16.
+        columns: taps, in units of 8.
+        steps: image columns at a time, in units of 16.
+        images: whose rows are brought together, 1, 2, 4 or 8.
+        bands: into how many the rows of an image are cut, each the work of a warp.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    images: int = 1
+    bands: int = 1
+
+
+# (rows, columns) of the kernels in csrc/cuda/dwconv_hankel_weight.cu.
+WEIGHT_TILES = (*((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2, 4, 8)), (3, 6))
+
+
+def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
+    """Return why the kernels cannot run for images like `image` (N,C,H,W), or None."""
+    if image.dtype not in DTYPES:
+        return f"tensor cores multiply bfloat16 and float16, not {image.dtype}"
+    if any(side % 2 == 0 or not 1 <= side <= MAX_KERNEL for side in kernel_size):
+        return f"the kernel's sides must be odd and at most {MAX_KERNEL}, not {tuple(kernel_size)}"
+    n, c, h, w = image.shape
+    if max(h, w) > MAX_SIDE:
+        return f"an image side is longer than {MAX_SIDE}"
+    # No tile has fewer than 16 columns, no band fewer than 16 rows; a block has one warp at least.
+    if c * n * (w // 16 + 1) * (h // _FEWEST_BAND_ROWS + 1) > _LONGEST_GRID:
+        return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
+def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
+    """Return the tile that takes least time for images (N,C,H,W), by a model.
+
+    Until there are two warps for each scheduler of the GPU, time is one warp's; then it is that of
+    all operations together.
+    """
+    n, c, h, w = shape
+    kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
+    steps = -(-kernel_w // 16)
+
+    def time(t: Tile) -> float:
+        # A row's products, and half a product for each 8 elements that are laid out.
+        row = t.images * (t.slots * steps * t.columns + (t.columns + 2 * steps) / 2) + _ROW
+        rows = min(-(-h // t.bands) + kernel_h - 1, h)
+        warps = c * -(-n // t.images) * -(-w // (8 * t.columns)) * t.bands
+        return row * rows * max(1, warps / _WARPS)
+
+    candidates = (Tile(*t, bands) for t in TILES for bands in _bands(h))
+    fitting = (t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands)))
+    return min(fitting, key=time)
+
+
+@functools.lru_cache(maxsize=4096)
+def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
+    """Return the tile with the fewest operations for images (N,C,H,W)."""
+    n, c, h, w = shape
+    kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
+    rows, columns = min(
+        (t for t in WEIGHT_TILES if 16 * t[0] >= kernel_h and 8 * t[1] >= kernel_w),
+        key=lambda t: t[0] * t[1],
+    )
+    tiles = -(-w // (16 * _MOST_STEPS))
+    steps = -(-w // (16 * tiles))
+    images = 1  # narrow ones are brought together while their rows are few and warps remain
+    size = image_bytes(min(kernel_h, h), columns, steps)
+    while 2 * images * size <= _WARP_BYTES and images < min(n, 8):
+        if c * tiles * -(-n // (2 * images)) < _WARPS:
+            break
+        images *= 2
+    # Bands cost little: each brings kernel_h - 1 rows of the gradient once more.
+    warps = c * tiles * -(-n // images)
+    bands = next((b for b in _bands(h) if warps * b >= _WARPS), _bands(h)[-1])
+    return WeightTile(rows, columns, steps, images, bands)
+
+
+def image_bytes(ring_rows: int, columns: int, steps: int) -> int:
+    """Return how much shared memory a weight gradient takes for one image of one warp.
+
+    A ring of rows of the gradient and one of zeros, four rows each of the gradient and of the
+    input in pieces of 16 bytes, and a row of the input laid out twice, 16 banks apart.
+    """
+    window = 16 * steps + 8 * columns
+    staged = sum(16 * ((elements + 14) // 8) for elements in (16 * steps, window))
+    laid_out = 8 * ((window // 2 + 15) // 32 * 32 + 16)
+    return 2 * (ring_rows + 1) * (16 * steps + 8) + 4 * staged + laid_out
+
+
+def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
+    """Return into how many parts the work of a channel is split, by the shape alone.
+
+    The same on every GPU: the order of additions, and so every bit, depends on it.
+    """
+    n, c, _, w = shape
+    units = -(-n // using.images) * using.bands * -(-w // (16 * using.steps))
+    return min(-(-units // _BLOCK_WARPS), -(-_WEIGHT_BLOCKS // c))
+
+
+def _bands(height: int) -> list[int]:
+    """Return into how many bands images may be cut: one, or bands of 16 to 128 rows."""
+    most = -(-height // _FEWEST_BAND_ROWS)
+    return sorted({1, *(-(-most // rows) for rows in range(1, 9))})
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory_format: torch.memory_format,
+    *,
+    flip: bool = False,
+    using: Tile | None = None,
+) -> Tensor:
+    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
+
+    Args:
+        flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        using: the tile; None for the one of `tile`.
+    """
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    if y.numel() == 0:
+        return y
+    out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, weight = with_unit_columns(x), weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    kernel_size = tuple(weight.shape[2:])
+    cuda_core.load().dwconv_hankel_cuda(
+        x.data_ptr(),
+        x.stride()[:3],
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        out.stride()[:3],
+        cuda_core.name_of(x.dtype),
+        (*x.shape, *kernel_size),
+        flip,
+        using or tile(tuple(x.shape), kernel_size),
+        *cuda_core.where(x),
+    )
+    return y if out is y else y.copy_(out)
+
+
+def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the input gradient (N,C,H,W), in `memory_format`."""
+    return forward(grad, weight, None, memory_format, flip=True)
+
+
+def grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    *,
+    using: WeightTile | None = None,
+) -> Tensor:
+    """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time.
+
+    Args:
+        using: the tile; None for the one of `weight_tile`.
+    """
+    shape, kernel_size = tuple(x.shape), tuple(kernel_size)
+    if x.numel() == 0:
+        return x.new_zeros((shape[1], 1, *kernel_size))
+    grad, x = with_unit_columns(grad), with_unit_columns(x)
+    using = using or weight_tile(shape, kernel_size)
+    parts = splits(shape, using)
+    gw = torch.empty((shape[1], 1, *kernel_size), dtype=x.dtype, device=x.device)
+    partials = torch.empty((parts, *gw.shape), dtype=torch.float32, device=x.device)
+    cuda_core.load().dwconv_hankel_weight_cuda(
+        grad.data_ptr(),
+        grad.stride()[:3],
+        x.data_ptr(),
+        x.stride()[:3],
+        gw.data_ptr(),
+        partials.data_ptr(),
+        parts,
+        cuda_core.name_of(x.dtype),
+        (*shape, *kernel_size),
+        using,
+        *cuda_core.where(x),
+    )
+    return gw
+
+
+def with_unit_columns(x: Tensor) -> Tensor:
+    """Return x, copied if its columns do not lie side by side."""
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()

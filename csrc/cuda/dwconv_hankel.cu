@@ -1,0 +1,293 @@
+#include "cuda/dwconv_hankel_rows.h"
+
+namespace cba {
+namespace {
+
+// What the kernel needs, by value. Sizes in elements; `taps` are those in use.
+template <class Half>
+struct Plan {
+  const Half* x;
+  Half* y;
+  const Half* kernel;
+  const Half* bias;
+  std::int64_t x_stride[3], y_stride[3], images;
+  int height, width, kernel_height, kernel_width;
+  HankelTaps taps;
+  int steps;  // of 16 columns of taps
+  int column_tiles, bands, band_rows;
+  std::int64_t units;  // of work per channel, one for a warp
+  unsigned blocks;     // per channel
+  int weight_stride, weight_bytes, copy_words, staged_bytes, warp_bytes;
+  bool turned;
+  bool paired;  // outputs are stored two by two
+};
+
+__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
+
+__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float a, float b) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
+}
+__device__ __forceinline__ void store_pair(__half* to, float a, float b) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(a, b);
+}
+__device__ __forceinline__ void store_one(__nv_bfloat16* to, float a) {
+  *to = __float2bfloat16_rn(a);
+}
+__device__ __forceinline__ void store_one(__half* to, float a) { *to = __float2half_rn(a); }
+
+// The channel's taps in shared memory, rows of 16 * steps and a last row of zeros.
+template <class Half>
+__device__ void fill_weights(Half* weights, const Plan<Half>& p, std::int64_t channel) {
+  const Half* from = p.kernel + channel * p.kernel_height * p.kernel_width;
+  const int taps = p.kernel_height * p.kernel_width;
+  const int count = (p.taps.rows + 1) * p.weight_stride;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int r = i / p.weight_stride, s = i % p.weight_stride;
+    const int tap = (r + p.taps.first_row) * p.kernel_width + s + p.taps.first_column;
+    const bool used = r < p.taps.rows && s < p.taps.columns;
+    if (used) {
+      weights[i] = from[p.turned ? taps - 1 - tap : tap];
+    } else {
+      store_one(weights + i, 0.0f);
+    }
+  }
+}
+
+// Moves one output row of a lane's sums to shared memory, rounded, 8 elements from one tile to the
+// next, and begins another. Which row of the tile it is the lane knows, `half` says of which half.
+template <class Half, int kTiles>
+__device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half* to, float bias) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    store_pair(to + 8 * i, sum[i][2 * half], sum[i][2 * half + 1]);
+    sum[i][2 * half] = sum[i][2 * half + 1] = bias;
+  }
+}
+
+// Stores the first `count` elements, at most 2 * kWords, of a row of pairs.
+template <int kWords, int kLanes, class Half>
+__device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, int count,
+                                          bool paired, int lane) {
+  auto* halves = reinterpret_cast<std::uint16_t*>(to);
+#pragma unroll
+  for (int i = lane; i < kWords; i += kLanes) {
+    const std::uint32_t pair = pairs[i];
+    if (paired && 2 * i + 1 < count) {
+      *reinterpret_cast<std::uint32_t*>(halves + 2 * i) = pair;
+    } else {
+      if (2 * i < count) halves[2 * i] = static_cast<std::uint16_t>(pair);
+      if (2 * i + 1 < count) halves[2 * i + 1] = static_cast<std::uint16_t>(pair >> 16);
+    }
+  }
+}
+
+template <class Half, int kM, int kJ, int kI, int kSteps>
+__global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan<Half> p) {
+  constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that bring the rows of an image
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const std::int64_t channel = blockIdx.x / p.blocks;
+  auto* weights = reinterpret_cast<Half*>(dynamic_shared());
+  fill_weights(weights, p, channel);
+  __syncthreads();
+  const std::int64_t unit = std::int64_t{blockIdx.x % p.blocks} * (blockDim.x / 32) + warp;
+  if (unit >= p.units) return;
+
+  // This warp's part of the output: kI images, rows [first, end), 8 * kJ columns.
+  const int cut = static_cast<int>(unit % (p.column_tiles * p.bands));
+  const int first = cut / p.column_tiles * p.band_rows, end = min(first + p.band_rows, p.height);
+  const int column = cut % p.column_tiles * 8 * kJ;
+  const float bias = p.bias ? widened(p.bias[channel]) : 0.0f;
+  const int steps = kSteps ? kSteps : p.steps;
+  const int margin = p.taps.rows / 2;  // rows of padding
+  const int end_row = min(end + margin, p.height);
+
+  // This lane brings and stores rows of one image; of none if it would be beyond the batch.
+  const int mine = lane / kLanes, place = lane % kLanes;
+  const std::int64_t image = unit / (p.column_tiles * p.bands) * kI + mine;
+  const bool present = image < p.images;
+  const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
+  Half* y = p.y + image * p.y_stride[0] + channel * p.y_stride[1] + column;
+  const HankelWindow window = {column - p.taps.columns / 2, 8 * kJ + 16 * steps,
+                               present ? p.width : 0};
+
+  unsigned char* own = dynamic_shared() + p.weight_bytes + warp * p.warp_bytes;
+  auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * kI * p.staged_bytes);
+  auto* finished = laid + 2 * kI * p.copy_words;
+  std::uint32_t* x_row = laid + mine * 2 * p.copy_words;
+  const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
+  const auto staged = [&](int row) {
+    return own + (row % kHankelStages * kI + mine) * p.staged_bytes;
+  };
+  const auto stage = [&](int row) {
+    if (row < end_row && present) {
+      hankel_stage(staged(row), x + row * p.x_stride[2], window, place, kLanes);
+    }
+    cp_async_commit();
+  };
+
+  // Slots are taken in turn, unless all rows have one.
+  const bool in_turn = end - first > kSlots;
+  float sum[kM][kI * kJ][4];
+  for (auto& tiles : sum) {
+    for (auto& tile : tiles) tile[0] = tile[1] = tile[2] = tile[3] = bias;
+  }
+  int slot_row[kM];  // the row in the slot whose kernel row this lane gives
+#pragma unroll
+  for (int m = 0; m < kM; ++m) slot_row[m] = first + 16 * m + lane % 16;
+  int oldest = first, oldest_slot = 0;
+
+  int row = max(first - margin, 0);
+  for (int s = 0; s < kHankelStages - 1; ++s) stage(row + s);
+  for (; row < end_row; ++row) {
+    cp_async_wait<kHankelStages - 2>();
+    __syncwarp();  // the row has arrived, and all lanes are done with the one before
+    stage(row + kHankelStages - 1);
+    hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, x_row, p.copy_words, place,
+                         kLanes);
+    __syncwarp();
+
+    const Half* taps[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const int r = row - slot_row[m] + margin;
+      const bool used = static_cast<unsigned>(r) < static_cast<unsigned>(p.taps.rows);
+      taps[m] = weights + (used ? r : p.taps.rows) * p.weight_stride + lane / 16 * 8;
+    }
+    std::uint32_t b[kI][kJ + 1];
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+#pragma unroll
+      for (int i = 0; i < kI; ++i) {
+        hankel_load(b[i], fragments + i * 2 * p.copy_words, 2 * step, step > 0);
+      }
+      std::uint32_t a[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) ldmatrix_x4(a[m], taps[m] + 16 * step);
+#pragma unroll
+      for (int ij = 0; ij < kI * kJ; ++ij) {  // the slots' products together: b is paired once
+        const int i = ij / kJ, j = ij % kJ;
+#pragma unroll
+        for (int m = 0; m < kM; ++m) mma_m16n8k16(sum[m][ij], a[m], b[i][j], b[i][j + 1], Half{});
+      }
+    }
+
+    // Rows that met their last input row are stored, and their slots begin others.
+    const int complete = row + 1 == end_row ? end : in_turn ? row - margin + 1 : 0;
+    for (; oldest < complete; ++oldest) {
+      __syncwarp();  // `finished` has been read
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (oldest_slot != 16 * m + 8 * half + lane / 4) continue;
+          take_row(sum[m], half, reinterpret_cast<Half*>(finished) + 2 * (lane % 4), bias);
+        }
+        if (slot_row[m] == oldest) slot_row[m] += kSlots;
+      }
+      oldest_slot = oldest_slot + 1 == kSlots ? 0 : oldest_slot + 1;
+      __syncwarp();
+      store_row<4 * kJ, kLanes>(y + oldest * p.y_stride[2], finished + 4 * kJ * mine,
+                                window.width - column, p.paired, place);
+    }
+  }
+}
+
+// The kernels there are. Steps 0: any number of them.
+template <class Half>
+struct Entry {
+  int slots, columns, images, steps;
+  void (*kernel)(Plan<Half>);
+};
+
+#define CBA_HANKEL(slots, columns, images, steps) \
+  {slots, columns, images, steps, hankel_kernel<Half, slots, columns, images, steps>}
+
+template <class Half>
+const Entry<Half>* entry(const HankelTile& tile, int steps) {
+  static constexpr Entry<Half> kEntries[] = {
+      CBA_HANKEL(1, 2, 8, 1),  CBA_HANKEL(2, 3, 4, 2), CBA_HANKEL(2, 6, 2, 2),
+      CBA_HANKEL(2, 12, 1, 2), CBA_HANKEL(1, 6, 2, 4), CBA_HANKEL(1, 12, 1, 4),
+      CBA_HANKEL(1, 2, 8, 0),  CBA_HANKEL(1, 3, 4, 0), CBA_HANKEL(1, 6, 2, 0),
+      CBA_HANKEL(1, 12, 1, 0), CBA_HANKEL(2, 3, 4, 0), CBA_HANKEL(2, 6, 2, 0),
+      CBA_HANKEL(2, 12, 1, 0), CBA_HANKEL(3, 3, 2, 0), CBA_HANKEL(3, 6, 1, 0),
+      CBA_HANKEL(4, 3, 2, 0),  CBA_HANKEL(4, 6, 1, 0)};
+  for (const Entry<Half>& e : kEntries) {
+    if (e.slots == tile.slots && e.columns == tile.columns && e.images == tile.images &&
+        (e.steps == 0 || e.steps == steps)) {
+      return &e;
+    }
+  }
+  return nullptr;
+}
+#undef CBA_HANKEL
+
+template <class Half>
+Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
+  Plan<Half> q = {};
+  q.x = static_cast<const Half*>(p.x.data);
+  q.y = static_cast<Half*>(p.y.data);
+  q.kernel = static_cast<const Half*>(p.kernel);
+  q.bias = static_cast<const Half*>(p.bias);
+  const std::int64_t strides[] = {p.x.stride_n, p.x.stride_c, p.x.stride_h,
+                                  p.y.stride_n, p.y.stride_c, p.y.stride_h};
+  std::copy_n(strides, 3, q.x_stride);
+  std::copy_n(strides + 3, 3, q.y_stride);
+  q.images = p.images;
+  q.height = static_cast<int>(p.height);
+  q.width = static_cast<int>(p.width);
+  q.kernel_height = p.kernel_height;
+  q.kernel_width = p.kernel_width;
+  q.taps = hankel_taps(p.kernel_height, p.kernel_width, p.height, p.width);
+  q.steps = static_cast<int>(quotient_up(q.taps.columns, 16));
+  q.column_tiles = static_cast<int>(quotient_up(p.width, 8 * tile.columns));
+  q.band_rows = static_cast<int>(quotient_up(p.height, tile.bands));
+  q.bands = static_cast<int>(quotient_up(p.height, q.band_rows));
+  q.units = quotient_up(p.images, tile.images) * q.column_tiles * q.bands;
+  q.blocks =
+      static_cast<unsigned>(quotient_up(q.units, std::min<std::int64_t>(q.units, kHankelWarps)));
+  const int window = 8 * tile.columns + 16 * q.steps;
+  q.weight_stride = 16 * q.steps + 8;  // rows 16 bytes apart in the banks: no conflicts
+  q.weight_bytes = 2 * (q.taps.rows + 1) * q.weight_stride;
+  q.copy_words = hankel_copy_words(window);
+  q.staged_bytes = hankel_staged_bytes(window);
+  q.warp_bytes =
+      tile.images * (kHankelStages * q.staged_bytes + 8 * q.copy_words + 16 * tile.columns);
+  q.turned = p.turned;
+  q.paired = (reinterpret_cast<std::uintptr_t>(p.y.data) / 2 | p.y.stride_n | p.y.stride_c |
+              p.y.stride_h) %
+                 2 ==
+             0;
+  return q;
+}
+
+template <class Half>
+cudaError_t launch_as(const CudaConvParams& p, const HankelTile& tile) {
+  const Plan<Half> q = plan<Half>(p, tile);
+  const auto warps = static_cast<unsigned>(std::min<std::int64_t>(q.units, kHankelWarps));
+  const Launch where = {static_cast<unsigned>(p.channels * q.blocks), 32 * warps,
+                        q.weight_bytes + std::size_t{warps} * q.warp_bytes, p.stream};
+  return launch(where, entry<Half>(tile, q.steps)->kernel, q);
+}
+
+}  // namespace
+
+bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
+  if (!hankel_takes(p.type, p.height, p.width, p.kernel_height, p.kernel_width)) return false;
+  if (tile.bands < 1) return false;
+  if (p.images * p.channels * p.height * p.width == 0) return true;
+  const Plan<__half> q = plan<__half>(p, tile);
+  return entry<__half>(tile, q.steps) != nullptr &&
+         16 * tile.slots >= std::min(q.taps.rows, q.band_rows) &&
+         q.units <= INT32_MAX / p.channels;  // one warp for a block at least
+}
+
+cudaError_t dwconv_hankel_cuda(const CudaConvParams& p, const HankelTile& tile) {
+  if (p.images * p.channels * p.height * p.width == 0) return cudaSuccess;
+  const DeviceGuard guard(p.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  return p.type == FloatType::kBfloat16 ? launch_as<__nv_bfloat16>(p, tile)
+                                        : launch_as<__half>(p, tile);
+}
+
+}  // namespace cba

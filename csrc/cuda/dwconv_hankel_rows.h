@@ -1,0 +1,132 @@
+// Rows of images on their way to the tensor cores: from global memory as they lie there, by
+// asynchronous copies, then shifted to where the window begins and with zeros outside the image.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/dwconv_hankel.h"
+#include "cuda/launch.h"
+#include "cuda/ptx.h"
+
+namespace cba {
+namespace {
+
+constexpr int kHankelStages = 4;  // rows on their way, the one in use among them
+constexpr int kHankelWarps = 4;   // of a block, at most; they share a channel
+constexpr std::int64_t kHankelLongestSide = 1 << 30;
+constexpr std::size_t kHankelMostShared = 99 << 10;  // of a block, on the GPUs that have least
+
+// The taps that can meet the image: `rows` by `columns` in the middle of the kernel.
+struct HankelTaps {
+  int rows, columns, first_row, first_column;
+};
+
+inline HankelTaps hankel_taps(int kernel_height, int kernel_width, std::int64_t height,
+                              std::int64_t width) {
+  const int rows = static_cast<int>(std::min<std::int64_t>(kernel_height, 2 * height - 1));
+  const int columns = static_cast<int>(std::min<std::int64_t>(kernel_width, 2 * width - 1));
+  return {rows, columns, (kernel_height - rows) / 2, (kernel_width - columns) / 2};
+}
+
+inline bool hankel_takes(FloatType type, std::int64_t height, std::int64_t width, int kernel_height,
+                         int kernel_width) {
+  const auto side = [](int taps) { return taps % 2 == 1 && 1 <= taps && taps <= 63; };
+  return (type == FloatType::kBfloat16 || type == FloatType::kFloat16) && side(kernel_height) &&
+         side(kernel_width) && height <= kHankelLongestSide && width <= kHankelLongestSide;
+}
+
+inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Bytes of a row of `elements` as it is copied: in pieces of 16 bytes, aligned in global memory.
+__host__ __device__ inline int hankel_staged_bytes(int elements) {
+  return 16 * ((elements + 7 + 7) / 8);
+}
+
+// Words of a row that is laid out twice, so that the second copy begins 16 banks after the first.
+__host__ __device__ inline int hankel_copy_words(int elements) {
+  return (elements / 2 + 15) / 32 * 32 + 16;
+}
+
+// `length` columns of an image of `width`, from column `start`, which may lie outside.
+struct HankelWindow {
+  int start, length, width;
+  __device__ int first() const { return max(start, 0); }
+  __device__ int end() const { return min(start + length, width); }
+};
+
+// A pointer to 16 bytes that hold *element, and where in them it is.
+template <class Half>
+__device__ __forceinline__ const unsigned char* hankel_piece(const Half* element, int& place) {
+  const auto address = reinterpret_cast<std::uintptr_t>(element);
+  place = static_cast<int>(address % 16 / 2);
+  return reinterpret_cast<const unsigned char*>(address - address % 16);
+}
+
+// Starts to copy the part of the window that is in the image. Whole pieces are copied, whatever
+// lies beside the row in the first and the last of them; a piece never crosses a page. Lane `lane`
+// of `lanes` takes part.
+template <class Half>
+__device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* row,
+                                             const HankelWindow& window, int lane, int lanes) {
+  const int first = window.first(), count = window.end() - first;
+  int place;
+  const unsigned char* from = hankel_piece(row + first, place);
+  for (int piece = lane; 8 * piece < place + count; piece += lanes) {
+    cp_async<16>(staged + 16 * piece, from + 16 * piece);
+  }
+}
+
+// Ones in the halves of a word whose columns, `column` and the next, are in the image.
+__device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
+  const auto inside = [width](int c) {
+    return static_cast<unsigned>(c) < static_cast<unsigned>(width);
+  };
+  return (inside(column) ? 0x0000ffffu : 0) | (inside(column + 1) ? 0xffff0000u : 0);
+}
+
+// Lays a staged row out: to[i] receives the pair of the window's elements from 2 i on and, if
+// kTwice, to[copy_words + i] the pair from 2 i + 1 on; zeros for all outside [0, width).
+template <bool kTwice, class Half>
+__device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, const Half* row,
+                                               const HankelWindow& window, std::uint32_t* to,
+                                               int copy_words, int lane, int lanes) {
+  int place;
+  hankel_piece(row + window.first(), place);
+  const int shift = window.start - window.first() + place;
+  const auto* words = reinterpret_cast<const std::uint32_t*>(staged);
+#pragma unroll 2
+  for (int i = lane; i < window.length / 2; i += lanes) {
+    const int at = 2 * i + shift, column = window.start + 2 * i;
+    const std::uint32_t low = words[max(at >> 1, 0)];
+    const std::uint32_t high = words[max((at >> 1) + 1, 0)];
+    const std::uint32_t middle = __funnelshift_r(low, high, 16);
+    to[i] = (at & 1 ? middle : low) & hankel_mask(column, window.width);
+    if constexpr (kTwice) {
+      to[copy_words + i] = (at & 1 ? high : middle) & hankel_mask(column + 1, window.width);
+    }
+  }
+}
+
+// The registers of a Hankel matrix B[k, n] = element k + n of a row that is laid out twice. With
+// g = lane / 4, t = lane % 4 the fragment of rows 8 m.. and columns 8 n.. is the pair of elements
+// from 2 t + g + 8 (m + n) on: in the second copy where g is odd, always an aligned word.
+__device__ __forceinline__ const std::uint32_t* hankel_fragments(const std::uint32_t* row,
+                                                                 int copy_words, int lane) {
+  const int g = lane / 4, t = lane % 4;
+  return row + g % 2 * copy_words + g / 2 + t;
+}
+
+// Loads the fragments from 8 m on into b, which has moved on by two since it was last loaded if
+// `moved`: all but two of them are there already.
+template <int kCount>
+__device__ __forceinline__ void hankel_load(std::uint32_t (&b)[kCount],
+                                            const std::uint32_t* fragments, int m, bool moved) {
+#pragma unroll
+  for (int i = 0; i + 2 < kCount; ++i) b[i] = moved ? b[i + 2] : fragments[4 * (m + i)];
+#pragma unroll
+  for (int i = kCount > 2 ? kCount - 2 : 0; i < kCount; ++i) b[i] = fragments[4 * (m + i)];
+}
+
+}  // namespace
+}  // namespace cba

@@ -1,0 +1,456 @@
+"""The tensor-core depthwise convolution: its index arithmetic in NumPy, its kernels emulated."""
+
+import ctypes
+import itertools
+import mmap
+
+import numpy as np
+import pytest
+import torch
+from tolerance import assert_forward, assert_grad_weight, assert_grad_x
+
+from cba_fast.kernels import cuda_core
+from cba_fast.kernels import dwconv_cuda_hankel as hankel
+from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
+
+BF16, FP16 = hankel.DTYPES
+CONTIGUOUS = torch.contiguous_format
+each_type = pytest.mark.parametrize("dtype", hankel.DTYPES, ids=str)
+one_order = pytest.mark.parametrize("emulated_cuda", [2], ids=["shuffled"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_is_nan(monkeypatch):
+    """Let `torch.empty` return NaN: an output that is not written shows."""
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
+def random(*shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def check_forward(shape, kernel_size, dtype, using=None, x=None):
+    x = random(*shape, dtype=dtype) if x is None else x
+    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1)
+    bias = random(shape[1], dtype=dtype, seed=2)
+    assert_forward(hankel.forward(x, weight, bias, CONTIGUOUS, using=using), x, weight, bias)
+
+
+def check_grad_x(shape, kernel_size, dtype, using=None):
+    grad = random(*shape, dtype=dtype)
+    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1)
+    gx = hankel.forward(grad, weight, None, CONTIGUOUS, flip=True, using=using)
+    assert_grad_x(gx, grad, weight)
+
+
+def check_grad_weight(shape, kernel_size, dtype, using=None, x=None):
+    x = random(*shape, dtype=dtype) if x is None else x
+    grad = random(*shape, dtype=dtype, seed=3)
+    assert_grad_weight(hankel.grad_weight(grad, x, kernel_size, using=using), grad, x)
+
+
+# The index arithmetic of csrc/cuda/dwconv_hankel_rows.h.
+
+
+def copy_words(elements):
+    return (elements // 2 + 15) // 32 * 32 + 16
+
+
+def laid_out(window):
+    """Return the words of a row that is laid out twice, each a pair of elements."""
+    half, words = len(window) // 2, copy_words(len(window))
+    out = np.full((2 * words, 2), -1)
+    out[:half] = window.reshape(-1, 2)
+    out[words : words + half - 1] = window[1:-1].reshape(-1, 2)
+    return out
+
+
+@pytest.mark.parametrize(("columns", "steps"), [(12, 2), (6, 2), (3, 4), (2, 1)])
+def test_fragments_of_a_hankel_matrix(columns, steps):
+    length = 8 * columns + 16 * steps
+    row = np.arange(length)
+    words = laid_out(row)
+    matrix = np.array([[k + n for n in range(8 * columns)] for k in range(16 * steps)])
+    for lane in range(32):
+        group, place = divmod(lane, 4)
+        own = group % 2 * copy_words(length) + group // 2 + place
+        for step, column, register in itertools.product(range(steps), range(columns), range(2)):
+            # "Matrix fragments for mma.m16n8k16", operand b: element i of this lane.
+            pair = [
+                matrix[
+                    16 * step + 2 * place + i % 2 + (8 if i >= 2 else 0),
+                    8 * column + group,
+                ]
+                for i in (2 * register, 2 * register + 1)
+            ]
+            assert words[own + 4 * (2 * step + column + register)].tolist() == pair
+
+
+@pytest.mark.parametrize("length", range(32, 168, 8))
+def test_lanes_read_different_banks(length):
+    words = {lane // 4 % 2 * copy_words(length) + lane // 4 // 2 + lane % 4 for lane in range(32)}
+    assert len({word % 32 for word in words}) == len(words)
+    assert copy_words(length) >= length // 2
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_rows_of_a_matrix_lie_in_different_banks(steps):
+    stride = (16 * steps + 8) * 2  # bytes; ldmatrix reads 16 of each of 8 rows at a time
+    assert len({row * stride // 16 % 8 for row in range(8)}) == 8
+
+
+# Values.
+
+CASES = [
+    ((1, 1, 1, 1), (1, 1)),
+    ((2, 3, 1, 1), (31, 31)),
+    ((3, 2, 12, 12), (13, 13)),
+    ((9, 1, 12, 12), (31, 31)),
+    ((5, 1, 24, 24), (27, 27)),
+    ((1, 2, 33, 47), (29, 31)),
+    ((2, 1, 17, 23), (7, 7)),
+    ((1, 1, 40, 33), (3, 9)),
+    ((1, 1, 70, 9), (51, 5)),
+    ((1, 1, 9, 70), (5, 51)),
+    ((2, 1, 66, 3), (63, 1)),
+    ((2, 1, 3, 66), (1, 63)),
+    ((1, 1, 1, 100), (9, 9)),
+    ((1, 1, 100, 1), (9, 9)),
+    ((1, 1, 20, 20), (63, 63)),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel_size"), CASES, ids=str)
+@each_type
+@one_order
+def test_values(emulated_cuda, shape, kernel_size, dtype):
+    check_forward(shape, kernel_size, dtype)
+    check_grad_x(shape, kernel_size, dtype)
+    check_grad_weight(shape, kernel_size, dtype)
+
+
+@one_order
+def test_a_row_of_96_in_one_tile(emulated_cuda):
+    check_forward((1, 1, 40, 96), (31, 31), BF16, Tile(2, 12, 1))
+    check_grad_weight((1, 1, 40, 96), (31, 31), FP16, WeightTile(2, 4, 6))
+
+
+@pytest.mark.parametrize("order_case", [0, 1, 2])
+def test_any_order_of_threads(emulated_cuda, order_case):
+    shape, kernel_size, using, weight_using = [
+        ((2, 1, 40, 19), (15, 11), Tile(1, 3, 4), WeightTile(1, 2, 1)),
+        ((3, 2, 13, 11), (13, 13), Tile(1, 2, 8), WeightTile(2, 4, 1, 2)),
+        ((1, 1, 37, 50), (31, 33), Tile(2, 6, 2, bands=2), WeightTile(2, 8, 2, bands=3)),
+    ][order_case]
+    check_forward(shape, kernel_size, BF16, using)
+    check_grad_weight(shape, kernel_size, BF16, weight_using)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@one_order
+def test_every_tile(emulated_cuda, tile, steps):
+    slots, columns, images = tile
+    dtype = BF16 if steps % 2 else FP16
+    kernel_size = (16 * slots - 1, 16 * steps - 1)
+    # Slots in turn, two tiles; then a slot for each row, an image too few.
+    check_forward((1, 1, 16 * slots + 2, 8 * columns + 3), kernel_size, dtype, Tile(*tile))
+    check_grad_x((images + 1, 1, 6, 9), (kernel_size[0], 5), dtype, Tile(*tile))
+
+
+@pytest.mark.parametrize("tile", WEIGHT_TILES, ids=str)
+@one_order
+def test_every_weight_tile(emulated_cuda, tile):
+    rows, columns = tile
+    kernel_size = (16 * rows - 3, 8 * columns - 1)
+    check_grad_weight((2, 1, 19 if rows < 3 else 35, 33), kernel_size, BF16, WeightTile(*tile, 1))
+
+
+@pytest.mark.parametrize("bands", [2, 3, 7, 23])
+@one_order
+def test_bands_of_rows(emulated_cuda, bands):
+    check_forward((1, 1, 23, 10), (9, 9), FP16, Tile(1, 2, 8, bands))
+    check_grad_x((1, 1, 50, 10), (15, 5), FP16, Tile(1, 3, 4, bands))
+    check_grad_weight((2, 1, 23, 10), (9, 9), FP16, WeightTile(1, 2, 1, 2, bands))
+
+
+# Images as they may lie in memory.
+
+
+@pytest.mark.parametrize("offset", range(9))
+@pytest.mark.parametrize("width", [8, 13])
+@one_order
+def test_any_alignment_within_nan(emulated_cuda, offset, width):
+    around = torch.full((2, 2, 13, width + 12), torch.nan, dtype=BF16)
+    x = around[:, :, 1:12, offset : offset + width]
+    x.copy_(random(*x.shape, dtype=BF16))
+    check_forward(x.shape, (5, 9), BF16, x=x)
+    check_grad_weight(x.shape, (5, 9), BF16, x=x)
+    gw = hankel.grad_weight(x, random(*x.shape, dtype=BF16), (9, 3))
+    assert_grad_weight(gw, x, random(*x.shape, dtype=BF16))
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "expanded rows": lambda x: x[:, :, :1].expand_as(x),
+    "reversed dimensions": lambda x: x.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3),
+    "every second row": lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, torch.channels_last], ids=str)
+@one_order
+def test_layouts(emulated_cuda, layout, memory_format):
+    x = LAYOUTS[layout](random(3, 4, 10, 14, dtype=FP16))
+    weight = LAYOUTS["transposed"](random(4, 1, 5, 7, dtype=FP16, seed=1))
+    y = hankel.forward(x, weight, None, memory_format)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert_forward(y, x, weight)
+    gx = hankel.grad_x(x, weight, memory_format)
+    assert gx.is_contiguous(memory_format=memory_format)
+    assert_grad_x(gx, x, weight)
+    gw = hankel.grad_weight(x, x, (5, 7))
+    assert gw.is_contiguous()
+    assert_grad_weight(gw, x, x)
+
+
+def between_guards(*shape):
+    """Return random bfloat16 images that fill whole pages, between pages no one may read."""
+    x = random(*shape, dtype=BF16)
+    page, size = mmap.PAGESIZE, x.numel() * 2
+    assert size % page == 0
+    memory = mmap.mmap(-1, size + 2 * page)
+    fenced = torch.frombuffer(memory, dtype=BF16, count=size // 2, offset=page).view(shape)
+    fenced.copy_(x)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for address in (fenced.data_ptr() - page, fenced.data_ptr() + size):
+        assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0
+    return fenced
+
+
+@one_order
+def test_nothing_is_read_outside_of_the_images(emulated_cuda):
+    # A kernel that does ends the process.
+    shape = (2, 1, 32, mmap.PAGESIZE // 128)
+    x, grad = between_guards(*shape), between_guards(*shape)
+    for using in (Tile(2, 3, 4), Tile(2, 12, 1), Tile(1, 2, 8, 2)):
+        check_forward(shape, (7, 9), BF16, using, x=x)
+    for using in (WeightTile(1, 2, 1, 4, 2), WeightTile(1, 2, 2)):
+        gw = hankel.grad_weight(grad, x, (7, 9), using=using)
+        assert_grad_weight(gw, grad, x)
+
+
+@one_order
+def test_offsets_beyond_32_bits(emulated_cuda):
+    far = 2**31 + 24
+    memory = torch.UntypedStorage(2 * (far + 64))  # only the pages of two images are touched
+    images = torch.empty(0, dtype=BF16).set_(memory).as_strided((2, 1, 8, 8), (far, 64, 8, 1))
+    x = random(2, 1, 8, 8, dtype=BF16)
+    images.copy_(x)
+    weight = random(1, 1, 3, 3, dtype=BF16, seed=1)
+    assert torch.equal(
+        hankel.forward(images, weight, None, CONTIGUOUS),
+        hankel.forward(x, weight, None, CONTIGUOUS),
+    )
+    assert torch.equal(hankel.grad_weight(images, x, (3, 3)), hankel.grad_weight(x, x, (3, 3)))
+
+
+@one_order
+def test_empty_images(emulated_cuda):
+    weight = random(3, 1, 5, 5, dtype=BF16)
+    for shape in ((0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)):
+        x = torch.zeros(shape, dtype=BF16)
+        assert hankel.forward(x, weight, None, CONTIGUOUS).shape == shape
+        gw = hankel.grad_weight(x, x, (5, 5))
+        assert gw.shape == (3, 1, 5, 5)
+        assert not gw.any()
+    none = torch.zeros(2, 0, 4, 4, dtype=BF16)
+    assert hankel.forward(none, weight[:0], None, CONTIGUOUS).shape == none.shape
+    assert hankel.grad_weight(none, none, (5, 5)).shape == (0, 1, 5, 5)
+
+
+# What does not change a result, and what may.
+
+
+@one_order
+def test_a_delta_kernel_is_the_identity(emulated_cuda):
+    x = random(2, 2, 21, 26, dtype=BF16)
+    weight = torch.zeros(2, 1, 11, 17, dtype=BF16)
+    weight[:, :, 5, 8] = 1
+    assert torch.equal(hankel.forward(x, weight, None, CONTIGUOUS), x)
+    weight = weight.roll((2, -3), (2, 3))
+    shifted = torch.nn.functional.pad(x, (3, -3, -2, 2))
+    assert torch.equal(hankel.forward(x, weight, None, CONTIGUOUS), shifted)
+    back = torch.nn.functional.pad(x, (-3, 3, 2, -2))
+    assert torch.equal(hankel.grad_x(x, weight, CONTIGUOUS), back)
+
+
+@one_order
+def test_an_image_does_not_depend_on_the_batch(emulated_cuda):
+    x, weight = random(5, 1, 24, 24, dtype=BF16), random(1, 1, 13, 13, dtype=BF16, seed=1)
+    using = Tile(1, 3, 4)
+    whole = hankel.forward(x, weight, None, CONTIGUOUS, using=using)
+    for n in range(5):
+        alone = hankel.forward(x[n : n + 1], weight, None, CONTIGUOUS, using=using)
+        assert torch.equal(alone[0], whole[n])
+
+
+def test_a_weight_gradient_has_the_same_bits_every_time(emulated_cuda):
+    # The fixture runs this in three orders of threads; the sum is one of integers, and exact.
+    grad, x = (random(9, 2, 12, 12, dtype=FP16, seed=s) for s in (0, 1))
+    results = {hankel.grad_weight(grad, x, (5, 5)).numpy().tobytes() for _ in range(2)}
+    assert len(results) == 1
+    whole = [t.mul(4).round() for t in (grad, x)]
+    gw = hankel.grad_weight(*whole, (5, 5))
+    exact = torch.nn.grad.conv2d_weight(
+        whole[1].double(), gw.shape, whole[0].double(), padding=2, groups=2
+    )
+    assert torch.equal(gw, exact.to(FP16))
+
+
+@one_order
+def test_splits_of_the_batch(emulated_cuda):
+    shape = (23, 1, 5, 6)
+    assert hankel.splits(shape, hankel.weight_tile(shape, (3, 3))) == 6
+    check_grad_weight(shape, (3, 3), BF16)
+    assert hankel.splits((64, 512, 24, 24), WeightTile(2, 4, 2)) == 2
+    assert hankel.splits((1, 2000, 12, 12), WeightTile(2, 4, 1)) == 1
+
+
+@pytest.mark.parametrize("images", [1, 2, 4, 8])
+def test_many_images_for_each_warp(emulated_cuda, monkeypatch, images):
+    monkeypatch.setattr(hankel, "_WEIGHT_BLOCKS", 1)
+    n = 9 * images + 1  # ten units of work for four warps, of the last one image
+    using = WeightTile(1, 1, 1, images, 1)
+    assert hankel.splits((n, 1, 5, 20), using) == 1
+    check_grad_weight((n, 1, 5, 20), (5, 7), BF16, using)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@one_order
+def test_how_far_a_nan_reaches(emulated_cuda, bad):
+    x = random(2, 2, 200, 90, dtype=BF16)
+    weight = random(2, 1, 5, 5, dtype=BF16, seed=1)
+    clean = hankel.forward(x, weight, None, CONTIGUOUS)
+    x[1, 0, 98, 70] = bad
+    dirty = hankel.forward(x, weight, None, CONTIGUOUS)
+    assert not dirty[1, 0, 96:101, 68:73].isfinite().any()
+    reached = torch.zeros(x.shape, dtype=torch.bool)
+    reached[1, 0, 98 - 95 : 98 + 96, 70 - 63 :] = True
+    assert torch.equal(dirty[~reached], clean[~reached])
+
+
+# Refusals.
+
+
+def test_refusals():
+    def reason(*shape, dtype=BF16, kernel_size=(5, 5)):
+        return hankel.refuses(torch.empty(shape, dtype=dtype, device="meta"), kernel_size)
+
+    assert reason(2, 3, 4, 5) is None
+    assert reason(64, 4096, 512, 512, dtype=FP16, kernel_size=(63, 1)) is None
+    assert "not torch.float32" in reason(2, 3, 4, 5, dtype=torch.float32)
+    assert "at most 63, not (65, 5)" in reason(2, 3, 4, 5, kernel_size=(65, 5))
+    assert "odd" in reason(2, 3, 4, 5, kernel_size=(5, 4))
+    assert "longer than" in reason(1, 1, 1, 2**31)
+    assert "blocks for shape (65536, 65536, 1, 1)" in reason(2**16, 2**16, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "using"),
+    [
+        ((5, 5), Tile(1, 5, 1)),  # no such kernel
+        ((5, 5), Tile(2, 12, 2)),
+        ((33, 5), Tile(2, 3, 4)),  # too few slots
+        ((5, 5), Tile(1, 2, 8, 0)),
+        ((4, 5), Tile(1, 2, 8)),
+    ],
+)
+@one_order
+def test_the_core_refuses_what_it_has_no_kernel_for(emulated_cuda, kernel_size, using):
+    x, weight = random(1, 1, 40, 20, dtype=BF16), random(1, 1, *kernel_size, dtype=BF16)
+    with pytest.raises(ValueError, match="no kernel"):
+        hankel.forward(x, weight, None, CONTIGUOUS, using=using)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "using"),
+    [
+        (BF16, WeightTile(1, 1, 1, 1, 0)),
+        (BF16, WeightTile(1, 1, 1, 3)),
+        (BF16, WeightTile(1, 1, 200)),  # more shared memory than a block may have
+        (BF16, WeightTile(1, 3, 1)),
+        (torch.float32, WeightTile(1, 1, 1)),
+    ],
+)
+@one_order
+def test_the_core_refuses_weight_tiles(emulated_cuda, dtype, using):
+    x = random(4, 1, 40, 20, dtype=dtype)
+    with pytest.raises(ValueError, match="no kernel"):
+        hankel.grad_weight(x, x, (5, 5), using=using)
+
+
+@pytest.mark.parametrize(("image", "kernel_size"), [((96, 96), (31, 31)), ((24, 24), (47, 5))])
+def test_tiles_fit_for_any_number_of_images(image, kernel_size):
+    for n, c in itertools.product((1, 2, 3, 8, 64), (1, 128, 1024)):
+        tile = hankel.tile((n, c, *image), kernel_size)
+        assert tile[:3] in TILES
+        rows = min(kernel_size[0], -(-image[0] // tile.bands))
+        assert 16 * tile.slots >= rows
+
+
+def test_weight_tiles_fit_in_shared_memory():
+    sides = (1, 3, 13, 31, 51, 63)
+    for kernel_size in itertools.product(sides, sides):
+        for n, c, h, w in itertools.product((1, 64), (1, 2048), (1, 24, 300), (1, 12, 96, 300)):
+            tile = hankel.weight_tile((n, c, h, w), kernel_size)
+            rows, columns, steps, images, _ = tile
+            assert 16 * rows >= min(kernel_size[0], 2 * h - 1)
+            assert 8 * columns >= min(kernel_size[1], 2 * w - 1)
+            ring = min(kernel_size[0], 2 * h - 1, h)
+            assert 4 * images * hankel.image_bytes(ring, columns, steps) <= 99 << 10
+
+
+@one_order
+def test_shared_memory_is_what_the_core_takes(emulated_cuda):
+    # The limit is 99 KB; the images are four, so that a block has four warps.
+    x = random(4, 1, 9, 5, dtype=BF16)
+    fitting = [4 * hankel.image_bytes(7, 1, steps) <= 99 << 10 for steps in range(1, 64)]
+    last = fitting.index(False)
+    assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=WeightTile(1, 1, last)), x, x)
+    with pytest.raises(ValueError, match="no kernel"):
+        hankel.grad_weight(x, x, (7, 3), using=WeightTile(1, 1, last + 1))
+
+
+def test_tiles_of_replknet():
+    # RepLKNet-31B at 384, a batch of 64: what the model of the design assumes.
+    expected = {
+        (128, 96, 31): (Tile(2, 12, 1), WeightTile(2, 4, 6)),
+        (256, 48, 29): (Tile(2, 6, 2), WeightTile(2, 4, 3, 2)),
+        (512, 24, 27): (Tile(2, 3, 4), WeightTile(2, 4, 2, 4)),
+        (1024, 12, 13): (Tile(1, 2, 8), WeightTile(1, 2, 1, 8)),
+    }
+    for (channels, side, taps), tiles in expected.items():
+        shape = (64, channels, side, side)
+        found = hankel.tile(shape, (taps, taps)), hankel.weight_tile(shape, (taps, taps))
+        assert found == tiles
+
+
+@one_order
+def test_a_missing_address_is_an_error(emulated_cuda):
+    x = torch.zeros(1, 1, 4, 4, dtype=BF16)
+    arguments = [x.data_ptr(), (16, 16, 4), 0, 0, x.data_ptr(), (16, 16, 4), "bfloat16"]
+    with pytest.raises(ValueError, match="kernel: null pointer"):
+        cuda_core.load().dwconv_hankel_cuda(
+            *arguments, (1, 1, 4, 4, 3, 3), False, Tile(1, 2, 8), 0, 0
+        )
