@@ -1,0 +1,172 @@
+// What the float32 kernels for convolution and weight gradient share. Both are correlations of a
+// zero-padded image with a "kernel" (the taps; in the weight gradient the gradient image), and a
+// thread owns kRows x 4 neighboring results. It walks down the kernel four columns at a time, with
+// kRows rows of the image in registers: each step loads one row of the image (two LDS.128) and four
+// taps (one) for 16 * kRows multiplications, so that the FMA units and not the loads set the pace.
+//
+// Each thread clips its walk to the products that some result of it has with the image. No tap is
+// padded: a NaN in the image reaches exactly the results whose window holds it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/dwconv.h"
+#include "cuda/ptx.h"
+
+namespace cba {
+namespace fma_tile {
+
+constexpr int kColumns = 4;  // of results per thread, and of taps per step: one 16-byte load
+constexpr int kLeft = 6;     // columns that a first step reads left of the image, at most
+constexpr int kRight = 7;    // and a last step right of it
+constexpr int kMostShared = 99 << 10;  // bytes; what every GPU since sm_80 has
+constexpr int kShared = 76 << 10;      // so that two blocks share an sm_80
+
+__host__ __device__ inline int divided_up(int n, int unit) { return (n + unit - 1) / unit; }
+__host__ __device__ inline int rounded_up(int n, int unit) { return divided_up(n, unit) * unit; }
+
+// Threads per block. Two blocks of them on a multiprocessor leave the registers that the window of
+// kRows rows needs without spilling: 128, 96 and 80.
+constexpr int most_threads(int rows) { return rows == 8 ? 256 : rows == 6 ? 320 : 384; }
+
+// Rows and columns of thread tiles; of a block's results, or of the taps.
+struct Places {
+  int rows, columns;
+};
+
+// Place i of an order that begins at the border and ends in the middle, so that clipped walks of
+// the same length are neighbors and the lanes of a warp end together.
+__device__ inline int mirrored(int i, int n) { return i % 2 ? n - 1 - i / 2 : i / 2; }
+
+__device__ inline Places mirrored_place(int i, const Places& all) {
+  if (all.rows % 2 || all.columns % 2) {
+    return {mirrored(i / all.columns, all.rows), mirrored(i % all.columns, all.columns)};
+  }
+  // Four places that are each other's mirror images.
+  const int four = i / 4, halves = all.columns / 2;
+  return {mirrored(four / halves * 2 + i / 2 % 2, all.rows),
+          mirrored(four % halves * 2 + i % 2, all.columns)};
+}
+
+struct Range {
+  int begin, end;
+};
+
+// The positions k of a kernel that one of the results first, ..., first + count - 1 multiplies with
+// a pixel: first + i + k - pad lies in [0, size).
+__host__ __device__ inline Range clipped(int first, int count, int pad, int kernel, int size) {
+  const int begin = pad - first - (count - 1), end = size - first + pad;
+  return {begin > 0 ? begin : 0, end < kernel ? end : kernel};
+}
+
+// The same along a row, in whole steps that do not reach beyond the kernel.
+__device__ inline Range clipped_steps(int first, int pad, int kernel, int size) {
+  const Range exact = clipped(first, kColumns, pad, kernel, size);
+  return {exact.begin / kColumns * kColumns, min(rounded_up(max(exact.end, 0), kColumns), kernel)};
+}
+
+// Steps of a walk over `kernel` rows by `places` row tiles, times what a step issues.
+inline std::int64_t walk_cost(int rows, int places, int pad, int kernel, int size) {
+  constexpr int kOverhead = 12;  // loads, addresses, a branch
+  std::int64_t cost = 0;
+  for (int place = 0; place < places; ++place) {
+    const Range range = clipped(place * rows, rows, pad, kernel, size);
+    const int steps = std::max(range.end - range.begin, 0);
+    cost += std::int64_t{steps} * (16 * rows + kOverhead) + rows * 8;
+  }
+  return cost;
+}
+
+// Images with their zeros in shared memory: `images` times `rows` rows of `pitch` floats, an image
+// every `stride` floats. Where `rows` is cut to one image's zeros, the zeros above the next image
+// are those below it; the floats after the last image are zeros too.
+struct PaddedTile {
+  int images, rows, pitch, stride, floats;
+  int left;  // the first column of a tile at the image's border is -left
+};
+
+// `left` is congruent to pad, so that columns whose taps are a multiple of 4 are aligned.
+inline int columns_left(int pad) { return pad <= kLeft ? pad : kLeft + (pad - kLeft) % kColumns; }
+
+// A tile of whole images. Image by image its rows of thread tiles begin `odd` 16-byte units apart
+// (modulo the 8 of all banks).
+inline PaddedTile whole_images(int images, int height, int width, int kernel_rows, int left,
+                               int units) {
+  PaddedTile tile;
+  tile.images = images, tile.left = left;
+  tile.rows = height + kernel_rows - 1;
+  tile.pitch = rounded_up(width + std::max(left, kRight), 4);
+  tile.stride = tile.rows * tile.pitch;
+  while (images > 1 && (tile.stride / 4 - units) % 8) tile.stride += 4;
+  tile.floats = images * tile.stride + kernel_rows * tile.pitch;
+  return tile;
+}
+
+// Copies the rectangle from (first_row, first_column) of `count` images (at `source`) into the
+// tile. Ends with a barrier that all threads of the block must reach; so must begin the caller.
+__device__ inline void fill(float* shared, const PaddedTile& tile, const float* source,
+                            std::int64_t stride_n, std::int64_t stride_h, int count, int first_row,
+                            int first_column, int height, int width) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int i = thread; i < tile.floats / 4; i += threads) {
+    reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
+  }
+  __syncthreads();
+  // Rows that hold pixels, each by eight threads: 32 bytes at a time.
+  const int top = max(first_row, 0), rows = min(first_row + tile.rows, height) - top;
+  const int begin = max(first_column, 0), end = min(first_column + tile.pitch, width);
+  for (int i = thread / 8; i < count * rows; i += threads / 8) {
+    const int image = i / rows, row = top + i % rows;
+    const float* from = source + image * stride_n + row * stride_h;
+    float* to = shared + image * tile.stride + (row - first_row) * tile.pitch - first_column;
+    for (int x = begin + thread % 8; x < end; x += 8) cp_async<4>(to + x, from + x);
+  }
+}
+
+__device__ __forceinline__ void load_row(float (&row)[8], const float* at) {
+  const float4 low = reinterpret_cast<const float4*>(at)[0];
+  const float4 high = reinterpret_cast<const float4*>(at)[1];
+  row[0] = low.x, row[1] = low.y, row[2] = low.z, row[3] = low.w;
+  row[4] = high.x, row[5] = high.y, row[6] = high.z, row[7] = high.w;
+}
+
+// sum[i][j] += kernel[k][t] * image[k + i][j + t] over k < rows and t < taps, in this order; rows
+// are at least 1. With kWhole, taps is 4. The kernel may be read one row too far.
+template <int kRows, bool kWhole>
+__device__ __forceinline__ void add_step(float (&sum)[kRows][kColumns], const float* image,
+                                         int pitch, const float* kernel, int kernel_pitch, int rows,
+                                         int taps) {
+  float window[kRows][8];
+#pragma unroll
+  for (int i = 0; i < kRows - 1; ++i, image += pitch) load_row(window[i], image);
+  float4 next = *reinterpret_cast<const float4*>(kernel);
+  while (rows > 0) {
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {  // row i of the image's window is in window[(u + i) % kRows]
+      if (rows-- == 0) break;
+      load_row(window[(u + kRows - 1) % kRows], image);
+      image += pitch;
+      const float tap[kColumns] = {next.x, next.y, next.z, next.w};
+      kernel += kernel_pitch;
+      next = *reinterpret_cast<const float4*>(kernel);
+#pragma unroll
+      for (int t = 0; t < kColumns; ++t) {
+        if (!kWhole && t >= taps) break;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) {
+            const float pixel = window[(u + i) % kRows][j + t];
+            sum[i][j] = __fmaf_rn(tap[t], pixel, sum[i][j]);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace fma_tile
+}  // namespace cba

@@ -1,0 +1,312 @@
+#include "cuda/dwconv_fma.h"
+#include "cuda/dwconv_fma_tile.h"
+#include "cuda/launch.h"
+
+namespace cba {
+namespace {
+
+using namespace fma_tile;
+
+// A block computes all taps of one channel over one part of the batch, in turns: some whole images,
+// or a part of one. A thread tile of taps is computed by several threads, slices: each has an image
+// of the turn, some of its rows, and every few steps along the columns. In the end their sums are
+// added in the order of the slices.
+struct Plan {
+  PaddedTile x;
+  Places places;                // of thread tiles of taps
+  int images;                   // per turn
+  int tile_height, tile_width;  // of grad
+  int tiles_y, tiles_x;
+  int grad_pitch, grad_stride;
+  int row_slices, column_slices, step;  // the last in columns, from step to step of a slice
+  std::int64_t part;                    // images per split
+  std::int64_t cost;
+  bool by_image;  // neighboring lanes are images, else columns of taps
+  int threads;
+};
+
+constexpr int kSumPad = 1;  // floats, against bank conflicts
+
+std::size_t shared_bytes(const Plan& plan, int rows) {
+  const std::size_t tiles =
+      static_cast<std::size_t>(plan.x.floats) + std::size_t{1} * plan.images * plan.grad_stride;
+  const std::size_t sums = std::size_t{1} * rows * kColumns * (plan.threads + kSumPad);
+  return sizeof(float) * std::max(tiles, sums);
+}
+
+int thread_tiles(const Plan& plan) { return plan.places.rows * plan.places.columns; }
+
+// Shares the work of a turn between at most `threads` threads.
+void slice(int rows, int threads, Plan& plan) {
+  const int most = std::max(threads / (thread_tiles(plan) * plan.images), 1);
+  plan.column_slices = std::min(divided_up(plan.tile_width, kColumns), most);
+  plan.step = plan.column_slices * kColumns;
+  plan.row_slices = std::min(divided_up(plan.tile_height, rows), most / plan.column_slices);
+  plan.threads =
+      rounded_up(thread_tiles(plan) * plan.images * plan.column_slices * plan.row_slices, 32);
+}
+
+// Turns of one part of an image.
+void cut_plane(const CudaConvWeightParams& p, int rows, int height, int width, Plan& plan) {
+  constexpr int kMostColumns = 128, kThreads = 128;
+  PaddedTile& x = plan.x;
+  const int taps_x = plan.places.columns * kColumns;
+  x.images = plan.images = 1, x.left = columns_left(p.kernel_width / 2);
+  plan.tiles_x = divided_up(width, kMostColumns);
+  plan.tile_width = rounded_up(divided_up(width, plan.tiles_x), kColumns);
+  plan.grad_pitch = plan.tile_width;
+  x.pitch = plan.tiles_x == 1 ? width + std::max(x.left, kRight)
+                              : std::min(plan.tile_width + taps_x, width + x.left + kRight);
+  x.pitch = rounded_up(x.pitch, 4);
+  int most = rounded_up(std::max(32, 4096 / plan.tile_width), rows);
+  do {
+    plan.tiles_y = divided_up(height, most);
+    plan.tile_height = divided_up(height, plan.tiles_y);
+    x.rows = std::min(plan.tile_height + plan.places.rows * rows - 1, height + 2 * (rows - 1));
+    x.stride = x.floats = (x.rows + 1) * x.pitch;
+    plan.grad_stride = (plan.tile_height + 1) * plan.grad_pitch;
+    slice(rows, std::max(kThreads, thread_tiles(plan)), plan);
+    most /= 2;
+  } while (shared_bytes(plan, rows) > kShared && most > 0);
+}
+
+// Whether the plan with `images` whole images per turn can be; if so, `plan` is that.
+bool take_images(const CudaConvWeightParams& p, int images, int rows, int height, int width,
+                 Plan& plan) {
+  Plan larger = plan;
+  if (images > 1 && images * thread_tiles(plan) > most_threads(rows)) return false;
+  if (images > plan.part) return false;
+  larger.by_image = images >= 8;
+  const int units = larger.by_image ? 1 : 0;
+  larger.images = images;
+  larger.tiles_y = larger.tiles_x = 1;
+  larger.tile_height = height, larger.tile_width = width;
+  larger.x = whole_images(images, height, width, rows, columns_left(p.kernel_width / 2), units);
+  larger.grad_pitch = rounded_up(width, kColumns);
+  larger.grad_stride = (height + 1) * larger.grad_pitch;
+  while (larger.by_image && (larger.grad_stride / 4 - units) % 8) larger.grad_stride += 4;
+  slice(rows, std::max(128, images * thread_tiles(plan)), larger);
+  if (shared_bytes(larger, rows) > kShared / 4 * 3) return false;
+  plan = larger;
+  return true;
+}
+
+Plan plan_for(const CudaConvWeightParams& p, int rows) {
+  const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
+  Plan plan = {};
+  plan.part = (p.images + p.splits - 1) / p.splits;
+  plan.places = {divided_up(p.kernel_height, rows), divided_up(p.kernel_width, kColumns)};
+  if (std::int64_t{height} * width <= kShared / 4) {
+    for (int images = 1; take_images(p, images, rows, height, width, plan);) images *= 2;
+  }
+  if (plan.images == 0) cut_plane(p, rows, height, width, plan);
+  plan.cost = walk_cost(rows, plan.places.rows, p.kernel_height / 2, height, height);
+  return plan;
+}
+
+// A thread's tile of taps and its slice of the work.
+struct Share {
+  Places place;
+  int tile;  // number of the tile of taps
+  int image, rows, columns;
+};
+
+// Neighboring threads: images if there are eight or more, else tiles of taps; then the rest.
+__host__ __device__ inline int thread_of(const Plan& plan, int tile, int image, int rest) {
+  const int tiles = plan.places.rows * plan.places.columns;
+  return plan.by_image ? (rest * tiles + tile) * plan.images + image
+                       : (rest * plan.images + image) * tiles + tile;
+}
+
+__device__ Share share_of(const Plan& plan, int thread) {
+  const int tiles = plan.places.rows * plan.places.columns;
+  const int run = plan.by_image ? thread / plan.images : thread / tiles;
+  Share share;
+  share.image = plan.by_image ? thread % plan.images : run % plan.images;
+  share.tile = plan.by_image ? run % tiles : thread % tiles;
+  const int rest = plan.by_image ? run / tiles : run / plan.images;
+  share.columns = rest % plan.column_slices;
+  share.rows = rest / plan.column_slices;
+  share.place = plan.by_image
+                    ? mirrored_place(share.tile, plan.places)
+                    : Places{share.tile / plan.places.columns, share.tile % plan.places.columns};
+  return share;
+}
+
+// What a block reads in one turn: `count` images, a rectangle of them.
+struct Turn {
+  int count, row, column;
+};
+
+template <int kRows>
+__device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const float* pixels,
+                                           const float* grad, const CudaConvWeightParams& p,
+                                           const Plan& plan, const Turn& turn) {
+  const Share share = share_of(plan, thread_anew());
+  if (share.image >= turn.count || share.rows >= plan.row_slices) return;
+  const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
+  const int pad_y = p.kernel_height / 2, pad_x = p.kernel_width / 2;
+  const int tap_row = share.place.rows * kRows, tap_column = share.place.columns * kColumns;
+  const int slice_height = divided_up(plan.tile_height, plan.row_slices);
+
+  Range ys = clipped(tap_row, kRows, pad_y, height, height);
+  const int slice_row = turn.row + share.rows * slice_height;
+  ys.begin = max(ys.begin, slice_row);
+  ys.end = min(ys.end, min(slice_row + slice_height, turn.row + plan.tile_height));
+  Range xs = clipped_steps(tap_column, pad_x, width, width);
+  xs.begin = max(xs.begin, turn.column);
+  xs.end = min(xs.end, turn.column + plan.tile_width);
+  if (ys.begin >= ys.end) return;
+
+  const int first_row = max(turn.row - pad_y, 1 - kRows);
+  const int first_column = max(turn.column - pad_x, -plan.x.left);
+  // The slice's first step at or after the begin.
+  const int behind =
+      (xs.begin / kColumns + plan.column_slices - share.columns) % plan.column_slices;
+  const int column = behind == 0 ? xs.begin : xs.begin + (plan.column_slices - behind) * kColumns;
+  const float* window = pixels + share.image * plan.x.stride +
+                        (tap_row + ys.begin - pad_y - first_row) * plan.x.pitch +
+                        (tap_column + column - pad_x - first_column);
+  const float* kernel = grad + share.image * plan.grad_stride +
+                        (ys.begin - turn.row) * plan.grad_pitch + (column - turn.column);
+  const int steps = ys.end - ys.begin;
+  int left = xs.end - column;
+  for (; left >= kColumns; left -= plan.step, window += plan.step, kernel += plan.step) {
+    add_step<kRows, true>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, kColumns);
+  }
+  if (left > 0) {
+    add_step<kRows, false>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, left);
+  }
+}
+
+// Copies the turn's part of grad: rows of grad_pitch, zeros nowhere.
+__device__ void load_grad(float* shared, const CudaConvWeightParams& p, const Plan& plan,
+                          const float* grad, const Turn& turn) {
+  const int rows = min(plan.tile_height, static_cast<int>(p.height) - turn.row);
+  const int columns = min(plan.tile_width, static_cast<int>(p.width) - turn.column);
+  for (int i = threadIdx.x / 8; i < turn.count * rows; i += blockDim.x / 8) {
+    const int image = i / rows, row = i % rows;
+    const float* from = grad + image * p.grad.stride_n + (turn.row + row) * p.grad.stride_h;
+    float* to = shared + image * plan.grad_stride + row * plan.grad_pitch;
+    for (int x = threadIdx.x % 8; x < columns; x += 8) {
+      cp_async<4>(to + x, from + turn.column + x);
+    }
+  }
+}
+
+// Adds the sums of all slices of a tap, in their order, through shared memory.
+template <int kRows>
+__device__ void write_sums(float* shared, const CudaConvWeightParams& p, const Plan& plan,
+                           const float (&sum)[kRows][kColumns], float* out) {
+  const int pitch = static_cast<int>(blockDim.x) + kSumPad;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRows * kColumns; ++i) {
+    shared[i * pitch + threadIdx.x] = sum[i / kColumns][i % kColumns];
+  }
+  __syncthreads();
+  const int tiles = plan.places.rows * plan.places.columns;
+  for (int i = threadIdx.x; i < tiles * kRows * kColumns; i += blockDim.x) {
+    const int tile = i % tiles, element = i / tiles;
+    const Share share = share_of(plan, thread_of(plan, tile, 0, 0));
+    const int row = share.place.rows * kRows + element / kColumns;
+    const int column = share.place.columns * kColumns + element % kColumns;
+    if (row >= p.kernel_height || column >= p.kernel_width) continue;
+    float total = 0;
+    for (int rest = 0; rest < plan.row_slices * plan.column_slices; ++rest) {
+      for (int image = 0; image < plan.images; ++image) {
+        total += shared[element * pitch + thread_of(plan, tile, image, rest)];
+      }
+    }
+    out[row * p.kernel_width + column] = total;
+  }
+}
+
+// The turn of that number; `count` is 0 if there is none. Nothing of it is kept over a turn: the
+// registers belong to the sums.
+struct Source {
+  Turn turn;
+  const float *x, *grad;  // the channel in the turn's first image
+};
+
+__device__ Source source_at(const CudaConvWeightParams& p, const Plan& plan, int number) {
+  const int tiles = plan.tiles_y * plan.tiles_x, block = block_anew();
+  const std::int64_t channel = block % p.channels, part = block / p.channels;
+  const std::int64_t last = min((part + 1) * plan.part, p.images);
+  const std::int64_t image = part * plan.part + std::int64_t{number / tiles} * plan.images;
+  const std::int64_t count = min(static_cast<std::int64_t>(plan.images), last - image);
+  const int tile = number % tiles;
+  Source source;
+  source.turn = {static_cast<int>(max(count, std::int64_t{0})),
+                 tile / plan.tiles_x * plan.tile_height, tile % plan.tiles_x * plan.tile_width};
+  source.x = static_cast<const float*>(p.x.data) + image * p.x.stride_n + channel * p.x.stride_c;
+  source.grad =
+      static_cast<const float*>(p.grad.data) + image * p.grad.stride_n + channel * p.grad.stride_c;
+  return source;
+}
+
+template <int kRows>
+__global__ void __launch_bounds__(most_threads(kRows), 2)
+    weight_kernel(CudaConvWeightParams p, Plan plan, float* out) {
+  float* pixels = reinterpret_cast<float*>(dynamic_shared());
+  float* grad = pixels + plan.x.floats;
+  float sum[kRows][kColumns] = {};
+  for (int number = 0;; ++number) {
+    const Source source = source_at(p, plan, number);
+    const Turn& turn = source.turn;
+    if (turn.count == 0) break;
+    __syncthreads();  // the turn before has been used
+    load_grad(grad, p, plan, source.grad, turn);
+    fill(pixels, plan.x, source.x, p.x.stride_n, p.x.stride_h, turn.count,
+         max(turn.row - p.kernel_height / 2, 1 - kRows),
+         max(turn.column - p.kernel_width / 2, -plan.x.left), static_cast<int>(p.height),
+         static_cast<int>(p.width));
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    accumulate(sum, pixels, grad, p, plan, turn);
+  }
+  write_sums(pixels, p, plan, sum,
+             out + std::int64_t{block_anew()} * (p.kernel_height * p.kernel_width));
+}
+
+constexpr int kSumThreads = 256;
+
+// The sum of the parts, in their order.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_kernel(const float* partials, float* kernel, std::int64_t n, int splits) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kSumThreads;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kSumThreads + threadIdx.x; i < n; i += step) {
+    float total = 0;
+    for (int split = 0; split < splits; ++split) total += partials[split * n + i];
+    kernel[i] = total;
+  }
+}
+
+template <int kRows>
+cudaError_t run(const CudaConvWeightParams& p, const Plan& plan) {
+  const std::int64_t blocks = p.channels * p.splits;
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  float* kernel = static_cast<float*>(p.kernel);
+  const Launch where = {static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads),
+                        shared_bytes(plan, kRows), p.stream};
+  const cudaError_t status =
+      launch(where, weight_kernel<kRows>, p, plan, p.splits == 1 ? kernel : p.partials);
+  if (status != cudaSuccess || p.splits == 1) return status;
+  const std::int64_t n = p.channels * p.kernel_height * p.kernel_width;
+  const Launch then = {grid_stride_blocks(n, kSumThreads), kSumThreads, 0, p.stream};
+  return launch(then, sum_kernel, p.partials, kernel, n, p.splits);
+}
+
+}  // namespace
+
+cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params) {
+  if (params.channels == 0) return cudaSuccess;
+  const DeviceGuard guard(params.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  const Plan by_4 = plan_for(params, 4), by_6 = plan_for(params, 6), by_8 = plan_for(params, 8);
+  if (by_8.cost <= std::min(by_6.cost, by_4.cost)) return run<8>(params, by_8);
+  return by_6.cost <= by_4.cost ? run<6>(params, by_6) : run<4>(params, by_4);
+}
+
+}  // namespace cba
