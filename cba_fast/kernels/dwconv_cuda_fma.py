@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import cuda_core
+from . import cuda_core, native
 
 _OLDEST = (8, 0)  # asynchronous copies
 _MOST_PIXELS = 1 << 30  # positions in a plane are 32-bit numbers, addresses are not
@@ -21,8 +21,8 @@ def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
         return f"it computes in float32, not for {image.dtype}"
     if image.device.type != "cuda":
         return f"it runs on NVIDIA GPUs, not on {image.device.type}"
-    if torch.version.hip is not None:
-        return "it is not compiled for AMD GPUs"
+    if (reason := native.cuda_unavailable()) is not None:
+        return reason
     if torch.cuda.get_device_capability(image.device) < _OLDEST:
         return "the GPU is older than compute capability 8.0"
     if any(side % 2 == 0 or side > _LARGEST_KERNEL for side in kernel_size):

@@ -7,6 +7,8 @@ namespace {
 
 using namespace fma_tile;
 
+constexpr int kColumns = 4;
+
 // A block computes a tile of the results of some images of one channel. Planes that fit are one
 // tile, with as many images as make a block; others are cut.
 struct Plan {
@@ -17,7 +19,7 @@ struct Plan {
   bool by_image;        // neighboring lanes are images, else columns
   bool whole_vectors;   // four columns of y are aligned
   std::int64_t groups;  // of images
-  std::int64_t cost;
+  double cost;
   int threads;
 };
 
@@ -58,7 +60,7 @@ bool take_images(const CudaConvParams& p, int images, int rows, int height, int 
   Plan larger = plan;
   larger.places = {divided_up(height, rows), divided_up(width, kColumns)};
   const std::int64_t threads = std::int64_t{images} * larger.places.rows * larger.places.columns;
-  if (threads > most_threads(rows)) return false;
+  if (threads > most_threads(rows, kColumns)) return false;
   larger.by_image = images >= 8;
   larger.tiles_y = larger.tiles_x = 1;
   larger.tile = whole_images(images, height, width, rows, columns_left(p.kernel_width / 2),
@@ -72,13 +74,15 @@ bool take_images(const CudaConvParams& p, int images, int rows, int height, int 
 Plan plan_for(const CudaConvParams& p, int rows) {
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   Plan plan = {};
-  plan.kernel_pitch = rounded_up(p.kernel_width, 4);
+  plan.kernel_pitch = rounded_up(p.kernel_width, kStep);
   plan.groups = p.images;
   for (int images = 1; take_images(p, images, rows, height, width, plan);) images *= 2;
   if (plan.tiles_y == 0) cut_plane(p, rows, height, width, plan);
-  const int all_rows = divided_up(height, rows);
-  plan.cost = walk_cost(rows, all_rows, p.kernel_height / 2, p.kernel_height, height);
-  plan.threads = rounded_up(plan.tile.images * plan.places.rows * plan.places.columns, 32);
+  const int working = plan.tile.images * plan.places.rows * plan.places.columns;
+  plan.threads = rounded_up(working, 32);
+  plan.cost = walk_cost(rows, kColumns, divided_up(height, rows), p.kernel_height / 2,
+                        p.kernel_height, height) *
+              lanes_per_work(plan.threads, working, plan.by_image);
   const std::int64_t steps = p.y.stride_n | p.y.stride_c | p.y.stride_h;
   plan.whole_vectors = steps % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.y.data) % 16 == 0;
   return plan;
@@ -152,18 +156,19 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
                                            int first_column) {
   const int pad_y = p.kernel_height / 2, pad_x = p.kernel_width / 2;
   const Range ys = clipped(spot.row, kRows, pad_y, p.kernel_height, static_cast<int>(p.height));
-  const Range xs = clipped_steps(spot.column, pad_x, p.kernel_width, static_cast<int>(p.width));
+  const Range xs =
+      clipped_steps(spot.column, kColumns, pad_x, p.kernel_width, static_cast<int>(p.width));
   const float* window = pixels + spot.image * plan.tile.stride +
                         (spot.row + ys.begin - pad_y - first_row) * plan.tile.pitch +
                         (spot.column + xs.begin - pad_x - first_column);
   const float* kernel = taps + ys.begin * plan.kernel_pitch + xs.begin;
   const int steps = ys.end - ys.begin;
   int left = xs.end - xs.begin;
-  for (; left >= kColumns; left -= kColumns, window += kColumns, kernel += kColumns) {
-    add_step<kRows, true>(sum, window, plan.tile.pitch, kernel, plan.kernel_pitch, steps, kColumns);
+  for (; left >= kStep; left -= kStep, window += kStep, kernel += kStep) {
+    add_step<true>(sum, window, plan.tile.pitch, kernel, plan.kernel_pitch, steps, kStep);
   }
   if (left > 0) {
-    add_step<kRows, false>(sum, window, plan.tile.pitch, kernel, plan.kernel_pitch, steps, left);
+    add_step<false>(sum, window, plan.tile.pitch, kernel, plan.kernel_pitch, steps, left);
   }
 }
 
@@ -193,7 +198,7 @@ __device__ void store(const CudaConvParams& p, const Plan& plan,
 }
 
 template <int kRows>
-__global__ void __launch_bounds__(most_threads(kRows), 2)
+__global__ void __launch_bounds__(most_threads(kRows, kColumns), 2)
     convolve_kernel(CudaConvParams p, Plan plan) {
   float* taps = reinterpret_cast<float*>(dynamic_shared());
   float* pixels = taps + (p.kernel_height + 1) * plan.kernel_pitch;

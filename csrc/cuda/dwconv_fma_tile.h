@@ -1,8 +1,9 @@
 // What the float32 kernels for convolution and weight gradient share. Both are correlations of a
 // zero-padded image with a "kernel" (the taps; in the weight gradient the gradient image), and a
-// thread owns kRows x 4 neighboring results. It walks down the kernel four columns at a time, with
-// kRows rows of the image in registers: each step loads one row of the image (two LDS.128) and four
-// taps (one) for 16 * kRows multiplications, so that the FMA units and not the loads set the pace.
+// thread owns kRows x kColumns neighboring results. It walks down the kernel four columns at a
+// time, with kRows rows of the image in registers: each step loads one row of the image (two
+// LDS.128) and four taps (one) for 4 * kRows * kColumns multiplications, so that the FMA units and
+// not the loads set the pace.
 //
 // Each thread clips its walk to the products that some result of it has with the image. No tap is
 // padded: a NaN in the image reaches exactly the results whose window holds it.
@@ -19,18 +20,20 @@
 namespace cba {
 namespace fma_tile {
 
-constexpr int kColumns = 4;  // of results per thread, and of taps per step: one 16-byte load
-constexpr int kLeft = 6;     // columns that a first step reads left of the image, at most
-constexpr int kRight = 7;    // and a last step right of it
+constexpr int kStep = 4;               // columns of taps per step: one 16-byte load
+constexpr int kLeft = 6;               // columns that a first step reads left of the image, at most
+constexpr int kRight = 7;              // and a last step right of it
 constexpr int kMostShared = 99 << 10;  // bytes; what every GPU since sm_80 has
 constexpr int kShared = 76 << 10;      // so that two blocks share an sm_80
 
 __host__ __device__ inline int divided_up(int n, int unit) { return (n + unit - 1) / unit; }
 __host__ __device__ inline int rounded_up(int n, int unit) { return divided_up(n, unit) * unit; }
 
-// Threads per block. Two blocks of them on a multiprocessor leave the registers that the window of
-// kRows rows needs without spilling: 128, 96 and 80.
-constexpr int most_threads(int rows) { return rows == 8 ? 256 : rows == 6 ? 320 : 384; }
+// Threads per block. Two blocks of them on a multiprocessor leave the registers that the window and
+// the sums of kRows x kColumns results need without spilling.
+constexpr int most_threads(int rows, int columns) {
+  return rows == 8 || columns == 5 ? 256 : rows == 6 ? 320 : 384;
+}
 
 // Rows and columns of thread tiles; of a block's results, or of the taps.
 struct Places {
@@ -63,21 +66,29 @@ __host__ __device__ inline Range clipped(int first, int count, int pad, int kern
 }
 
 // The same along a row, in whole steps that do not reach beyond the kernel.
-__device__ inline Range clipped_steps(int first, int pad, int kernel, int size) {
-  const Range exact = clipped(first, kColumns, pad, kernel, size);
-  return {exact.begin / kColumns * kColumns, min(rounded_up(max(exact.end, 0), kColumns), kernel)};
+__device__ inline Range clipped_steps(int first, int count, int pad, int kernel, int size) {
+  const Range exact = clipped(first, count, pad, kernel, size);
+  return {exact.begin / kStep * kStep, min(rounded_up(max(exact.end, 0), kStep), kernel)};
 }
 
-// Steps of a walk over `kernel` rows by `places` row tiles, times what a step issues.
-inline std::int64_t walk_cost(int rows, int places, int pad, int kernel, int size) {
-  constexpr int kOverhead = 12;  // loads, addresses, a branch
-  std::int64_t cost = 0;
-  for (int place = 0; place < places; ++place) {
+// What walks over `kernel` rows by a column of `places` thread tiles issue.
+inline double walk_cost(int rows, int columns, int places, int pad, int kernel, int size) {
+  constexpr int kExtra = 12, kFirst = 8;  // loads, addresses, a branch; a row before the first step
+  constexpr int kMost = 1024;             // places; of more, most are like the first of them
+  const int step = kStep * rows * columns + kExtra, counted = std::min(places, kMost);
+  double cost = 0;
+  for (int place = 0; place < counted; ++place) {
     const Range range = clipped(place * rows, rows, pad, kernel, size);
     const int steps = std::max(range.end - range.begin, 0);
-    cost += std::int64_t{steps} * (16 * rows + kOverhead) + rows * 8;
+    cost += static_cast<double>(steps) * step + rows * kFirst;
   }
-  return cost;
+  return cost * places / counted;
+}
+
+// How many lanes there are for one that works. Neighboring images have loops of the same length,
+// neighboring columns wait for each other: about a quarter, for the shapes of RepLKNet.
+inline double lanes_per_work(int threads, int working, bool by_image) {
+  return (by_image ? 1.0 : 1.25) * threads / working;
 }
 
 // Images with their zeros in shared memory: `images` times `rows` rows of `pitch` floats, an image
@@ -89,7 +100,7 @@ struct PaddedTile {
 };
 
 // `left` is congruent to pad, so that columns whose taps are a multiple of 4 are aligned.
-inline int columns_left(int pad) { return pad <= kLeft ? pad : kLeft + (pad - kLeft) % kColumns; }
+inline int columns_left(int pad) { return pad <= kLeft ? pad : kLeft + (pad - kLeft) % kStep; }
 
 // A tile of whole images. Image by image its rows of thread tiles begin `odd` 16-byte units apart
 // (modulo the 8 of all banks).
@@ -135,10 +146,11 @@ __device__ __forceinline__ void load_row(float (&row)[8], const float* at) {
 
 // sum[i][j] += kernel[k][t] * image[k + i][j + t] over k < rows and t < taps, in this order; rows
 // are at least 1. With kWhole, taps is 4. The kernel may be read one row too far.
-template <int kRows, bool kWhole>
+template <bool kWhole, int kRows, int kColumns>
 __device__ __forceinline__ void add_step(float (&sum)[kRows][kColumns], const float* image,
                                          int pitch, const float* kernel, int kernel_pitch, int rows,
                                          int taps) {
+  static_assert(kColumns + kStep - 1 <= 8, "a window's row is two loads");
   float window[kRows][8];
 #pragma unroll
   for (int i = 0; i < kRows - 1; ++i, image += pitch) load_row(window[i], image);
@@ -149,11 +161,11 @@ __device__ __forceinline__ void add_step(float (&sum)[kRows][kColumns], const fl
       if (rows-- == 0) break;
       load_row(window[(u + kRows - 1) % kRows], image);
       image += pitch;
-      const float tap[kColumns] = {next.x, next.y, next.z, next.w};
+      const float tap[kStep] = {next.x, next.y, next.z, next.w};
       kernel += kernel_pitch;
       next = *reinterpret_cast<const float4*>(kernel);
 #pragma unroll
-      for (int t = 0; t < kColumns; ++t) {
+      for (int t = 0; t < kStep; ++t) {
         if (!kWhole && t >= taps) break;
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {

@@ -12,95 +12,109 @@ using namespace fma_tile;
 // of the turn, some of its rows, and every few steps along the columns. In the end their sums are
 // added in the order of the slices.
 struct Plan {
+  int rows, columns;  // of a thread tile
   PaddedTile x;
-  Places places;                // of thread tiles of taps
+  Places places;                // of thread tiles
   int images;                   // per turn
   int tile_height, tile_width;  // of grad
   int tiles_y, tiles_x;
   int grad_pitch, grad_stride;
   int row_slices, column_slices, step;  // the last in columns, from step to step of a slice
-  std::int64_t part;                    // images per split
-  std::int64_t cost;
-  bool by_image;  // neighboring lanes are images, else columns of taps
+  bool by_image;                        // neighboring lanes are images, else tiles of taps
   int threads;
+  std::int64_t part;  // images per split
+  double cost;
 };
 
-constexpr int kSumPad = 1;  // floats, against bank conflicts
+constexpr int kSumPad = 1;     // floats, against bank conflicts
+constexpr int kThreads = 128;  // per block, unless there are more tiles
 
-std::size_t shared_bytes(const Plan& plan, int rows) {
+std::size_t shared_bytes(const Plan& plan) {
   const std::size_t tiles =
       static_cast<std::size_t>(plan.x.floats) + std::size_t{1} * plan.images * plan.grad_stride;
-  const std::size_t sums = std::size_t{1} * rows * kColumns * (plan.threads + kSumPad);
+  const std::size_t sums = std::size_t{1} * plan.rows * plan.columns * (plan.threads + kSumPad);
   return sizeof(float) * std::max(tiles, sums);
 }
 
 int thread_tiles(const Plan& plan) { return plan.places.rows * plan.places.columns; }
 
-// Shares the work of a turn between at most `threads` threads.
-void slice(int rows, int threads, Plan& plan) {
-  const int most = std::max(threads / (thread_tiles(plan) * plan.images), 1);
-  plan.column_slices = std::min(divided_up(plan.tile_width, kColumns), most);
-  plan.step = plan.column_slices * kColumns;
-  plan.row_slices = std::min(divided_up(plan.tile_height, rows), most / plan.column_slices);
-  plan.threads =
-      rounded_up(thread_tiles(plan) * plan.images * plan.column_slices * plan.row_slices, 32);
+// Shares the work of a turn between kThreads threads, if there are fewer thread tiles.
+void slice(Plan& plan) {
+  const int working = thread_tiles(plan) * plan.images, most = std::max(kThreads / working, 1);
+  plan.column_slices = std::min(divided_up(plan.tile_width, kStep), most);
+  plan.row_slices = std::min(divided_up(plan.tile_height, plan.rows), most / plan.column_slices);
+  plan.step = plan.column_slices * kStep;
+  plan.threads = rounded_up(working * plan.column_slices * plan.row_slices, 32);
 }
 
 // Turns of one part of an image.
-void cut_plane(const CudaConvWeightParams& p, int rows, int height, int width, Plan& plan) {
-  constexpr int kMostColumns = 128, kThreads = 128;
+void cut_plane(const CudaConvWeightParams& p, int height, int width, Plan& plan) {
+  constexpr int kMostColumns = 128, kPixels = 4096, kFewestRows = 32;
   PaddedTile& x = plan.x;
-  const int taps_x = plan.places.columns * kColumns;
   x.images = plan.images = 1, x.left = columns_left(p.kernel_width / 2);
   plan.tiles_x = divided_up(width, kMostColumns);
-  plan.tile_width = rounded_up(divided_up(width, plan.tiles_x), kColumns);
+  plan.tile_width = rounded_up(divided_up(width, plan.tiles_x), kStep);
   plan.grad_pitch = plan.tile_width;
+  const int taps_x = rounded_up(plan.places.columns * plan.columns, kStep);
   x.pitch = plan.tiles_x == 1 ? width + std::max(x.left, kRight)
                               : std::min(plan.tile_width + taps_x, width + x.left + kRight);
   x.pitch = rounded_up(x.pitch, 4);
-  int most = rounded_up(std::max(32, 4096 / plan.tile_width), rows);
+  const int taps_y = plan.places.rows * plan.rows;
+  int most = rounded_up(std::max(kFewestRows, kPixels / plan.tile_width), plan.rows);
   do {
     plan.tiles_y = divided_up(height, most);
     plan.tile_height = divided_up(height, plan.tiles_y);
-    x.rows = std::min(plan.tile_height + plan.places.rows * rows - 1, height + 2 * (rows - 1));
+    x.rows = std::min(plan.tile_height + taps_y - 1, height + 2 * (plan.rows - 1));
     x.stride = x.floats = (x.rows + 1) * x.pitch;
     plan.grad_stride = (plan.tile_height + 1) * plan.grad_pitch;
-    slice(rows, std::max(kThreads, thread_tiles(plan)), plan);
+    slice(plan);
     most /= 2;
-  } while (shared_bytes(plan, rows) > kShared && most > 0);
+  } while (shared_bytes(plan) > kShared && most > 0);
 }
 
-// Whether the plan with `images` whole images per turn can be; if so, `plan` is that.
-bool take_images(const CudaConvWeightParams& p, int images, int rows, int height, int width,
-                 Plan& plan) {
+// Whether the plan with `images` whole images per turn can be; if it wastes little, `plan` is that.
+bool take_images(const CudaConvWeightParams& p, int images, int height, int width, Plan& plan) {
+  if (images > 1 && images * thread_tiles(plan) > most_threads(plan.rows, plan.columns)) {
+    return false;
+  }
+  if (images > std::max<std::int64_t>(plan.part, 1)) return false;
   Plan larger = plan;
-  if (images > 1 && images * thread_tiles(plan) > most_threads(rows)) return false;
-  if (images > plan.part) return false;
   larger.by_image = images >= 8;
   const int units = larger.by_image ? 1 : 0;
   larger.images = images;
   larger.tiles_y = larger.tiles_x = 1;
   larger.tile_height = height, larger.tile_width = width;
-  larger.x = whole_images(images, height, width, rows, columns_left(p.kernel_width / 2), units);
-  larger.grad_pitch = rounded_up(width, kColumns);
+  larger.x =
+      whole_images(images, height, width, plan.rows, columns_left(p.kernel_width / 2), units);
+  larger.grad_pitch = rounded_up(width, kStep);
   larger.grad_stride = (height + 1) * larger.grad_pitch;
   while (larger.by_image && (larger.grad_stride / 4 - units) % 8) larger.grad_stride += 4;
-  slice(rows, std::max(128, images * thread_tiles(plan)), larger);
-  if (shared_bytes(larger, rows) > kShared / 4 * 3) return false;
-  plan = larger;
+  slice(larger);
+  // Three blocks on an sm_90: one computes while others copy.
+  if (shared_bytes(larger) > kShared / 4 * 3) return false;
+  const std::int64_t taken = (plan.part + images - 1) / images * images;
+  if (8 * (taken - plan.part) <= plan.part) plan = larger;
   return true;
 }
 
-Plan plan_for(const CudaConvWeightParams& p, int rows) {
+Plan plan_for(const CudaConvWeightParams& p, int rows, int columns) {
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   Plan plan = {};
+  plan.rows = rows, plan.columns = columns;
   plan.part = (p.images + p.splits - 1) / p.splits;
-  plan.places = {divided_up(p.kernel_height, rows), divided_up(p.kernel_width, kColumns)};
-  if (std::int64_t{height} * width <= kShared / 4) {
-    for (int images = 1; take_images(p, images, rows, height, width, plan);) images *= 2;
+  plan.places = {divided_up(p.kernel_height, rows), divided_up(p.kernel_width, columns)};
+  if (p.height * p.width <= kShared / 4) {
+    for (int images = 1; take_images(p, images, height, width, plan);) images *= 2;
   }
-  if (plan.images == 0) cut_plane(p, rows, height, width, plan);
-  plan.cost = walk_cost(rows, plan.places.rows, p.kernel_height / 2, height, height);
+  if (plan.images == 0) cut_plane(p, height, width, plan);
+  // Parts of whole turns; the last parts may be smaller, or empty.
+  plan.part = (plan.part + plan.images - 1) / plan.images * plan.images;
+  const int steps = divided_up(plan.tile_width, kStep);
+  const int working = thread_tiles(plan) * plan.images * plan.row_slices * plan.column_slices;
+  const int rounds = divided_up(steps, plan.column_slices);
+  plan.cost = walk_cost(rows, columns, plan.places.rows, p.kernel_height / 2, height, height) *
+              plan.places.columns * rounds * plan.column_slices / steps *
+              lanes_per_work(plan.threads, working, plan.by_image);
   return plan;
 }
 
@@ -138,7 +152,7 @@ struct Turn {
   int count, row, column;
 };
 
-template <int kRows>
+template <int kRows, int kColumns>
 __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const float* pixels,
                                            const float* grad, const CudaConvWeightParams& p,
                                            const Plan& plan, const Turn& turn) {
@@ -153,7 +167,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
   const int slice_row = turn.row + share.rows * slice_height;
   ys.begin = max(ys.begin, slice_row);
   ys.end = min(ys.end, min(slice_row + slice_height, turn.row + plan.tile_height));
-  Range xs = clipped_steps(tap_column, pad_x, width, width);
+  Range xs = clipped_steps(tap_column, kColumns, pad_x, width, width);
   xs.begin = max(xs.begin, turn.column);
   xs.end = min(xs.end, turn.column + plan.tile_width);
   if (ys.begin >= ys.end) return;
@@ -161,9 +175,8 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
   const int first_row = max(turn.row - pad_y, 1 - kRows);
   const int first_column = max(turn.column - pad_x, -plan.x.left);
   // The slice's first step at or after the begin.
-  const int behind =
-      (xs.begin / kColumns + plan.column_slices - share.columns) % plan.column_slices;
-  const int column = behind == 0 ? xs.begin : xs.begin + (plan.column_slices - behind) * kColumns;
+  const int behind = (xs.begin / kStep + plan.column_slices - share.columns) % plan.column_slices;
+  const int column = behind == 0 ? xs.begin : xs.begin + (plan.column_slices - behind) * kStep;
   const float* window = pixels + share.image * plan.x.stride +
                         (tap_row + ys.begin - pad_y - first_row) * plan.x.pitch +
                         (tap_column + column - pad_x - first_column);
@@ -171,11 +184,11 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
                         (ys.begin - turn.row) * plan.grad_pitch + (column - turn.column);
   const int steps = ys.end - ys.begin;
   int left = xs.end - column;
-  for (; left >= kColumns; left -= plan.step, window += plan.step, kernel += plan.step) {
-    add_step<kRows, true>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, kColumns);
+  for (; left >= kStep; left -= plan.step, window += plan.step, kernel += plan.step) {
+    add_step<true>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, kStep);
   }
   if (left > 0) {
-    add_step<kRows, false>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, left);
+    add_step<false>(sum, window, plan.x.pitch, kernel, plan.grad_pitch, steps, left);
   }
 }
 
@@ -195,7 +208,7 @@ __device__ void load_grad(float* shared, const CudaConvWeightParams& p, const Pl
 }
 
 // Adds the sums of all slices of a tap, in their order, through shared memory.
-template <int kRows>
+template <int kRows, int kColumns>
 __device__ void write_sums(float* shared, const CudaConvWeightParams& p, const Plan& plan,
                            const float (&sum)[kRows][kColumns], float* out) {
   const int pitch = static_cast<int>(blockDim.x) + kSumPad;
@@ -245,8 +258,8 @@ __device__ Source source_at(const CudaConvWeightParams& p, const Plan& plan, int
   return source;
 }
 
-template <int kRows>
-__global__ void __launch_bounds__(most_threads(kRows), 2)
+template <int kRows, int kColumns>
+__global__ void __launch_bounds__(most_threads(kRows, kColumns), 2)
     weight_kernel(CudaConvWeightParams p, Plan plan, float* out) {
   float* pixels = reinterpret_cast<float*>(dynamic_shared());
   float* grad = pixels + plan.x.floats;
@@ -283,15 +296,15 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-template <int kRows>
+template <int kRows, int kColumns>
 cudaError_t run(const CudaConvWeightParams& p, const Plan& plan) {
   const std::int64_t blocks = p.channels * p.splits;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   float* kernel = static_cast<float*>(p.kernel);
   const Launch where = {static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads),
-                        shared_bytes(plan, kRows), p.stream};
+                        shared_bytes(plan), p.stream};
   const cudaError_t status =
-      launch(where, weight_kernel<kRows>, p, plan, p.splits == 1 ? kernel : p.partials);
+      launch(where, weight_kernel<kRows, kColumns>, p, plan, p.splits == 1 ? kernel : p.partials);
   if (status != cudaSuccess || p.splits == 1) return status;
   const std::int64_t n = p.channels * p.kernel_height * p.kernel_width;
   const Launch then = {grid_stride_blocks(n, kSumThreads), kSumThreads, 0, p.stream};
@@ -304,9 +317,13 @@ cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params) {
   if (params.channels == 0) return cudaSuccess;
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();
-  const Plan by_4 = plan_for(params, 4), by_6 = plan_for(params, 6), by_8 = plan_for(params, 8);
-  if (by_8.cost <= std::min(by_6.cost, by_4.cost)) return run<8>(params, by_8);
-  return by_6.cost <= by_4.cost ? run<6>(params, by_6) : run<4>(params, by_4);
+  const Plan by_4 = plan_for(params, 4, 4), by_6 = plan_for(params, 6, 4);
+  const Plan by_8 = plan_for(params, 8, 4), by_30 = plan_for(params, 6, 5);
+  const double least = std::min({by_4.cost, by_6.cost, by_8.cost});
+  // Tiles of five columns are aligned only if there is no second one.
+  if (by_30.places.columns == 1 && by_30.cost < least) return run<6, 5>(params, by_30);
+  if (by_8.cost == least) return run<8, 4>(params, by_8);
+  return by_6.cost == least ? run<6, 4>(params, by_6) : run<4, 4>(params, by_4);
 }
 
 }  // namespace cba
