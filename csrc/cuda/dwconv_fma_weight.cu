@@ -41,7 +41,8 @@ int thread_tiles(const Plan& plan) { return plan.places.rows * plan.places.colum
 // Shares the work of a turn between kThreads threads, if there are fewer thread tiles.
 void slice(Plan& plan) {
   const int working = thread_tiles(plan) * plan.images, most = std::max(kThreads / working, 1);
-  plan.column_slices = std::min(divided_up(plan.tile_width, kStep), most);
+  const int steps = divided_up(plan.tile_width, kStep);
+  plan.column_slices = divided_up(steps, divided_up(steps, most));  // as many steps for all
   plan.row_slices = std::min(divided_up(plan.tile_height, plan.rows), most / plan.column_slices);
   plan.step = plan.column_slices * kStep;
   plan.threads = rounded_up(working * plan.column_slices * plan.row_slices, 32);
@@ -125,25 +126,28 @@ struct Share {
   int image, rows, columns;
 };
 
-// Neighboring threads: images if there are eight or more, else tiles of taps; then the rest.
-__host__ __device__ inline int thread_of(const Plan& plan, int tile, int image, int rest) {
-  const int tiles = plan.places.rows * plan.places.columns;
-  return plan.by_image ? (rest * tiles + tile) * plan.images + image
-                       : (rest * plan.images + image) * tiles + tile;
+// Threads in order: first those that differ in nothing but the image (or if that are too few, in
+// the slice of columns), then the thread tiles, then the other slices. Neighbors read shared memory
+// 16 bytes apart (modulo all banks) and walk equally far.
+__host__ __device__ inline int neighbors(const Plan& plan) {
+  return plan.by_image ? plan.images : plan.column_slices;
 }
 
 __device__ Share share_of(const Plan& plan, int thread) {
   const int tiles = plan.places.rows * plan.places.columns;
-  const int run = plan.by_image ? thread / plan.images : thread / tiles;
+  const int inner = thread % neighbors(plan), run = thread / neighbors(plan);
+  const int outer = run / tiles;
   Share share;
-  share.image = plan.by_image ? thread % plan.images : run % plan.images;
-  share.tile = plan.by_image ? run % tiles : thread % tiles;
-  const int rest = plan.by_image ? run / tiles : run / plan.images;
-  share.columns = rest % plan.column_slices;
-  share.rows = rest / plan.column_slices;
-  share.place = plan.by_image
-                    ? mirrored_place(share.tile, plan.places)
-                    : Places{share.tile / plan.places.columns, share.tile % plan.places.columns};
+  share.tile = run % tiles;
+  if (plan.by_image) {
+    share.image = inner, share.columns = outer % plan.column_slices;
+    share.rows = outer / plan.column_slices;
+    share.place = mirrored_place(share.tile, plan.places);
+  } else {
+    share.columns = inner, share.image = outer % plan.images;
+    share.rows = outer / plan.images;
+    share.place = {share.tile / plan.places.columns, share.tile % plan.places.columns};
+  }
   return share;
 }
 
@@ -219,17 +223,17 @@ __device__ void write_sums(float* shared, const CudaConvWeightParams& p, const P
   }
   __syncthreads();
   const int tiles = plan.places.rows * plan.places.columns;
+  const int slices = plan.images * plan.row_slices * plan.column_slices / neighbors(plan);
   for (int i = threadIdx.x; i < tiles * kRows * kColumns; i += blockDim.x) {
     const int tile = i % tiles, element = i / tiles;
-    const Share share = share_of(plan, thread_of(plan, tile, 0, 0));
+    const int inner = neighbors(plan), step = tiles * inner;
+    const Share share = share_of(plan, tile * inner);
     const int row = share.place.rows * kRows + element / kColumns;
     const int column = share.place.columns * kColumns + element % kColumns;
     if (row >= p.kernel_height || column >= p.kernel_width) continue;
     float total = 0;
-    for (int rest = 0; rest < plan.row_slices * plan.column_slices; ++rest) {
-      for (int image = 0; image < plan.images; ++image) {
-        total += shared[element * pitch + thread_of(plan, tile, image, rest)];
-      }
+    for (int first = tile * inner; first < slices * step; first += step) {
+      for (int k = 0; k < inner; ++k) total += shared[element * pitch + first + k];
     }
     out[row * p.kernel_width + column] = total;
   }
