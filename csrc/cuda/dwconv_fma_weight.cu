@@ -26,8 +26,10 @@ struct Plan {
   double cost;
 };
 
-constexpr int kSumPad = 1;     // floats, against bank conflicts
-constexpr int kThreads = 128;  // per block, unless there are more tiles
+constexpr int kSumPad = 1;  // floats, against bank conflicts
+// Per block, unless there are more thread tiles and images: small blocks, of which one computes
+// while others copy, unless larger ones waste less.
+constexpr int kFewThreads = 128, kManyThreads = 256;
 
 std::size_t shared_bytes(const Plan& plan) {
   const std::size_t tiles =
@@ -38,14 +40,32 @@ std::size_t shared_bytes(const Plan& plan) {
 
 int thread_tiles(const Plan& plan) { return plan.places.rows * plan.places.columns; }
 
-// Shares the work of a turn between kThreads threads, if there are fewer thread tiles.
-void slice(Plan& plan) {
-  const int working = thread_tiles(plan) * plan.images, most = std::max(kThreads / working, 1);
+// Shares the work of a turn between at most `most` threads, or one per thread tile and image.
+Plan sliced(const Plan& plan, int most) {
+  Plan shared = plan;
+  const int working = thread_tiles(plan) * plan.images, slices = std::max(most / working, 1);
   const int steps = divided_up(plan.tile_width, kStep);
-  plan.column_slices = divided_up(steps, divided_up(steps, most));  // as many steps for all
-  plan.row_slices = std::min(divided_up(plan.tile_height, plan.rows), most / plan.column_slices);
-  plan.step = plan.column_slices * kStep;
-  plan.threads = rounded_up(working * plan.column_slices * plan.row_slices, 32);
+  shared.column_slices = divided_up(steps, divided_up(steps, slices));  // as many steps for all
+  shared.row_slices =
+      std::min(divided_up(plan.tile_height, plan.rows), slices / shared.column_slices);
+  shared.step = shared.column_slices * kStep;
+  shared.threads = rounded_up(working * shared.column_slices * shared.row_slices, 32);
+  return shared;
+}
+
+// The lanes of a block times how long the longest walks.
+int lane_steps(const Plan& plan) {
+  return plan.threads * divided_up(divided_up(plan.tile_width, kStep), plan.column_slices) *
+         divided_up(plan.tile_height, plan.row_slices);
+}
+
+void slice(Plan& plan) {
+  Plan best = sliced(plan, kFewThreads);
+  for (int threads = kFewThreads + 32; threads <= kManyThreads; threads += 32) {
+    const Plan other = sliced(plan, threads);
+    if (lane_steps(other) < lane_steps(best)) best = other;
+  }
+  plan = best;
 }
 
 // Turns of one part of an image.
