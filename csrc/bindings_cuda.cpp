@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -63,7 +64,7 @@ cba::CudaImages fma_images(const FmaImages& argument, const FmaSizes& sizes, con
   const auto& [address, strides] = argument;
   const auto& [n, c, h, w] = std::get<0>(sizes);
   require(n >= 0 && c >= 0 && h > 0 && w > 0, std::string(name) + ": empty plane");
-  require(h <= 1 << 30 && w <= 1 << 30, std::string(name) + ": more than 2^30 rows or columns");
+  require(std::max({n, h, w}) <= 1 << 30, std::string(name) + ": a size of more than 2^30");
   for (const int side : std::get<1>(sizes)) {
     require(side % 2 == 1 && side >= 1 && side <= 63, "the kernel must be odd, at most 63 x 63");
   }

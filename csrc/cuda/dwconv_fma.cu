@@ -31,28 +31,21 @@ std::size_t shared_bytes(const CudaConvParams& p, const Plan& plan) {
   return sizeof(float) * (kernel_floats(p, plan) + plan.tile.floats);
 }
 
-// One row of tiles is cut into tiles of at most 128 thread tiles.
+// Tiles of at most 128 thread tiles: some blocks compute while others copy.
 void cut_plane(const CudaConvParams& p, int rows, int height, int width, Plan& plan) {
   constexpr int kMostColumns = 32, kThreadTiles = 128;
   const Places all = {divided_up(height, rows), divided_up(width, kColumns)};
   plan.tiles_x = divided_up(all.columns, kMostColumns);
   plan.places.columns = divided_up(all.columns, plan.tiles_x);
-  const int tile_width = plan.places.columns * kColumns;
-  PaddedTile& tile = plan.tile;
-  tile.images = 1, tile.left = columns_left(p.kernel_width / 2);
-  tile.pitch = plan.tiles_x == 1
-                   ? width + std::max(tile.left, kRight)
-                   : std::min(tile_width + plan.kernel_pitch, width + tile.left + kRight);
-  tile.pitch = rounded_up(tile.pitch, 4);
   int most = kThreadTiles / plan.places.columns;
   do {
     plan.tiles_y = divided_up(all.rows, most);
     plan.places.rows = divided_up(all.rows, plan.tiles_y);
-    tile.rows = std::min(plan.places.rows * rows + p.kernel_height - 1, height + 2 * (rows - 1));
-    tile.floats = (tile.rows + 1) * tile.pitch;
+    plan.tile =
+        image_part(plan.places.rows * rows, plan.places.columns * kColumns, p.kernel_height,
+                   plan.kernel_pitch, height, width, p.kernel_width / 2, rows, plan.tiles_x > 1);
     most /= 2;
   } while (shared_bytes(p, plan) > kShared && most > 0);
-  tile.stride = tile.floats;
 }
 
 // Whether the plan with `images` whole images per block is worth it; if so, `plan` is that.
@@ -63,7 +56,7 @@ bool take_images(const CudaConvParams& p, int images, int rows, int height, int 
   if (threads > most_threads(rows, kColumns)) return false;
   larger.by_image = images >= 8;
   larger.tiles_y = larger.tiles_x = 1;
-  larger.tile = whole_images(images, height, width, rows, columns_left(p.kernel_width / 2),
+  larger.tile = whole_images(images, height, width, p.kernel_height / 2, p.kernel_width / 2, rows,
                              larger.by_image ? 1 : larger.places.columns);
   if (shared_bytes(p, larger) > kShared) return false;
   larger.groups = (p.images + images - 1) / images;
@@ -102,22 +95,19 @@ __device__ void load_kernel(float* shared, const CudaConvParams& p, const Plan& 
 
 // What a block computes: a tile of `count` images from `image`.
 struct Block {
-  std::int64_t image;
-  int channel, count, row, column;
+  int image, channel, count, row, column;
 };
 
 template <int kRows>
 __device__ Block block_at(int index, const CudaConvParams& p, const Plan& plan) {
-  std::int64_t rest = index;
-  const int tile_x = static_cast<int>(rest % plan.tiles_x);
-  rest /= plan.tiles_x;
-  const int tile_y = static_cast<int>(rest % plan.tiles_y);
-  rest /= plan.tiles_y;
+  // 32-bit divisions: no factor is more than the number of blocks.
+  const int groups = static_cast<int>(plan.groups);
+  const int tile_x = index % plan.tiles_x, row_of_tiles = index / plan.tiles_x;
+  const int tile_y = row_of_tiles % plan.tiles_y, group = row_of_tiles / plan.tiles_y;
   Block block;
-  block.image = rest % plan.groups * plan.tile.images;
-  block.channel = static_cast<int>(rest / plan.groups);
-  block.count =
-      static_cast<int>(min(static_cast<std::int64_t>(plan.tile.images), p.images - block.image));
+  block.image = group % groups * plan.tile.images;
+  block.channel = group / groups;
+  block.count = min(plan.tile.images, static_cast<int>(p.images) - block.image);
   block.row = tile_y * plan.places.rows * kRows;
   block.column = tile_x * plan.places.columns * kColumns;
   return block;
@@ -178,7 +168,7 @@ __device__ void store(const CudaConvParams& p, const Plan& plan,
   const Block block = block_at<kRows>(block_anew(), p, plan);
   const Spot spot = spot_at<kRows>(thread_anew(), p, plan, block);
   const float bias = p.bias ? static_cast<const float*>(p.bias)[block.channel] : 0.0f;
-  float* y = static_cast<float*>(p.y.data) + (block.image + spot.image) * p.y.stride_n +
+  float* y = static_cast<float*>(p.y.data) + std::int64_t{block.image + spot.image} * p.y.stride_n +
              block.channel * p.y.stride_c + spot.row * p.y.stride_h + spot.column;
   const std::int64_t rows = p.height - spot.row, columns = p.width - spot.column;
   const bool vector = plan.whole_vectors && columns >= kColumns;

@@ -21,8 +21,7 @@ namespace cba {
 namespace fma_tile {
 
 constexpr int kStep = 4;               // columns of taps per step: one 16-byte load
-constexpr int kLeft = 6;               // columns that a first step reads left of the image, at most
-constexpr int kRight = 7;              // and a last step right of it
+constexpr int kReach = 6;              // columns beyond the image that a step reads, at most
 constexpr int kMostShared = 99 << 10;  // bytes; what every GPU since sm_80 has
 constexpr int kShared = 76 << 10;      // so that two blocks share an sm_80
 
@@ -92,27 +91,41 @@ inline double lanes_per_work(int threads, int working, bool by_image) {
 }
 
 // Images with their zeros in shared memory: `images` times `rows` rows of `pitch` floats, an image
-// every `stride` floats. Where `rows` is cut to one image's zeros, the zeros above the next image
-// are those below it; the floats after the last image are zeros too.
+// every `stride` floats. The zeros at the end of a row are those before the next one, and the zeros
+// below an image those above the next. What a thread reads beyond them counts only for results that
+// lie outside and are dropped; the tile has floats for that after the last image.
 struct PaddedTile {
   int images, rows, pitch, stride, floats;
-  int left;  // the first column of a tile at the image's border is -left
+  int left;  // columns of zeros
 };
 
-// `left` is congruent to pad, so that columns whose taps are a multiple of 4 are aligned.
-inline int columns_left(int pad) { return pad <= kLeft ? pad : kLeft + (pad - kLeft) % kStep; }
+// Congruent to pad, so that columns whose taps are a multiple of 4 are aligned.
+inline int columns_left(int pad) { return pad <= kReach ? pad : kReach + (pad - kReach) % kStep; }
 
-// A tile of whole images. Image by image its rows of thread tiles begin `odd` 16-byte units apart
-// (modulo the 8 of all banks).
-inline PaddedTile whole_images(int images, int height, int width, int kernel_rows, int left,
-                               int units) {
+// A tile of whole images. One image and the next begin `units` times 16 bytes apart, modulo the
+// eight of all banks.
+inline PaddedTile whole_images(int images, int height, int width, int pad_y, int pad_x,
+                               int kernel_rows, int units) {
   PaddedTile tile;
-  tile.images = images, tile.left = left;
-  tile.rows = height + kernel_rows - 1;
-  tile.pitch = rounded_up(width + std::max(left, kRight), 4);
+  tile.images = images, tile.left = columns_left(pad_x);
+  tile.rows = height + std::min(pad_y, kernel_rows - 1);
+  tile.pitch = rounded_up(width + tile.left, 4);
   tile.stride = tile.rows * tile.pitch;
   while (images > 1 && (tile.stride / 4 - units) % 8) tile.stride += 4;
   tile.floats = images * tile.stride + kernel_rows * tile.pitch;
+  return tile;
+}
+
+// A part of one image for results of `height` x `width` by a kernel of that size, both rounded up
+// to thread tiles; `wide` if it is not all columns of the image.
+inline PaddedTile image_part(int results_y, int results_x, int kernel_y, int kernel_x, int height,
+                             int width, int pad_x, int kernel_rows, bool wide) {
+  PaddedTile tile;
+  tile.images = 1, tile.left = columns_left(pad_x);
+  tile.rows = std::min(results_y + kernel_y - 1, height + 2 * (kernel_rows - 1));
+  tile.pitch = wide ? std::min(results_x + kernel_x, width + 2 * tile.left) : width + tile.left;
+  tile.pitch = rounded_up(tile.pitch, 4);
+  tile.stride = tile.floats = (tile.rows + 1) * tile.pitch;
   return tile;
 }
 

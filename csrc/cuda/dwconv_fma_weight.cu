@@ -71,22 +71,18 @@ void slice(Plan& plan) {
 // Turns of one part of an image.
 void cut_plane(const CudaConvWeightParams& p, int height, int width, Plan& plan) {
   constexpr int kMostColumns = 128, kPixels = 4096, kFewestRows = 32;
-  PaddedTile& x = plan.x;
-  x.images = plan.images = 1, x.left = columns_left(p.kernel_width / 2);
+  plan.images = 1;
   plan.tiles_x = divided_up(width, kMostColumns);
   plan.tile_width = rounded_up(divided_up(width, plan.tiles_x), kStep);
   plan.grad_pitch = plan.tile_width;
-  const int taps_x = rounded_up(plan.places.columns * plan.columns, kStep);
-  x.pitch = plan.tiles_x == 1 ? width + std::max(x.left, kRight)
-                              : std::min(plan.tile_width + taps_x, width + x.left + kRight);
-  x.pitch = rounded_up(x.pitch, 4);
-  const int taps_y = plan.places.rows * plan.rows;
   int most = rounded_up(std::max(kFewestRows, kPixels / plan.tile_width), plan.rows);
   do {
     plan.tiles_y = divided_up(height, most);
     plan.tile_height = divided_up(height, plan.tiles_y);
-    x.rows = std::min(plan.tile_height + taps_y - 1, height + 2 * (plan.rows - 1));
-    x.stride = x.floats = (x.rows + 1) * x.pitch;
+    plan.x =
+        image_part(plan.places.rows * plan.rows,
+                   rounded_up(plan.places.columns * plan.columns, kStep), plan.tile_height,
+                   plan.tile_width, height, width, p.kernel_width / 2, plan.rows, plan.tiles_x > 1);
     plan.grad_stride = (plan.tile_height + 1) * plan.grad_pitch;
     slice(plan);
     most /= 2;
@@ -105,8 +101,8 @@ bool take_images(const CudaConvWeightParams& p, int images, int height, int widt
   larger.images = images;
   larger.tiles_y = larger.tiles_x = 1;
   larger.tile_height = height, larger.tile_width = width;
-  larger.x =
-      whole_images(images, height, width, plan.rows, columns_left(p.kernel_width / 2), units);
+  larger.x = whole_images(images, height, width, p.kernel_height / 2, p.kernel_width / 2, plan.rows,
+                          units);
   larger.grad_pitch = rounded_up(width, kStep);
   larger.grad_stride = (height + 1) * larger.grad_pitch;
   while (larger.by_image && (larger.grad_stride / 4 - units) % 8) larger.grad_stride += 4;
@@ -268,7 +264,8 @@ struct Source {
 
 __device__ Source source_at(const CudaConvWeightParams& p, const Plan& plan, int number) {
   const int tiles = plan.tiles_y * plan.tiles_x, block = block_anew();
-  const std::int64_t channel = block % p.channels, part = block / p.channels;
+  const int channels = static_cast<int>(p.channels), channel = block % channels;
+  const std::int64_t part = block / channels;
   const std::int64_t last = min((part + 1) * plan.part, p.images);
   const std::int64_t image = part * plan.part + std::int64_t{number / tiles} * plan.images;
   const std::int64_t count = min(static_cast<std::int64_t>(plan.images), last - image);
