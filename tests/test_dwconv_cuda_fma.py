@@ -14,19 +14,24 @@ from cba_fast.kernels import native
 CSRC = Path(__file__).parent.parent / "csrc"
 NCHW, CL = torch.contiguous_format, torch.channels_last
 
-# (N, C, H, W), (KH, KW). Together they reach every number of rows per thread, whole images (1 to
-# 32 per block, with some missing) and cut planes, in rows and in columns, in all directions.
+# (N, C, H, W), (KH, KW). Together they reach, in forward pass and weight gradient: 4, 6 and 8 rows
+# per thread; 1, 2 and 4 whole images per block, and 8 and more, where the lanes of a warp are
+# images, of which some are missing; planes cut in rows, and in rows and columns.
 CASES = [
     ((1, 1, 1, 1), (1, 1)),
     ((2, 3, 1, 1), (63, 63)),
     ((2, 1, 5, 7), (3, 3)),
+    ((4, 1, 9, 10), (3, 5)),
     ((1, 2, 3, 130), (5, 3)),
     ((1, 1, 257, 5), (3, 7)),
     ((3, 2, 12, 12), (13, 13)),
     ((17, 1, 12, 12), (13, 13)),
     ((2, 2, 24, 24), (27, 27)),
-    ((9, 1, 24, 24), (27, 27)),
-    ((33, 1, 6, 3), (5, 9)),
+    ((15, 2, 24, 24), (27, 27)),
+    ((31, 1, 6, 3), (5, 9)),
+    ((16, 1, 16, 10), (15, 13)),
+    ((8, 1, 14, 25), (47, 5)),
+    ((23, 1, 11, 24), (5, 47)),
     ((3, 1, 31, 17), (7, 5)),
     ((1, 1, 37, 39), (29, 29)),
     ((1, 1, 96, 96), (31, 31)),
@@ -34,6 +39,7 @@ CASES = [
     ((1, 1, 36, 40), (5, 51)),
     ((2, 1, 38, 9), (63, 1)),
     ((2, 1, 9, 38), (1, 63)),
+    ((1, 1, 67, 135), (5, 7)),
     ((1, 1, 70, 140), (63, 61)),
     ((1, 1, 33, 34), (1, 1)),
 ]
@@ -110,13 +116,13 @@ def test_strides(view, emulated_cuda, generator):
 
 
 @pytest.mark.parametrize("shift", range(4))
-@pytest.mark.parametrize("columns", [8, 13])
+@pytest.mark.parametrize("columns", [8, 13, 15])
 def test_every_result_is_written_and_nothing_else(shift, columns, emulated_cuda, generator):
-    x, _, weight, bias = inputs(((9, 2, 10, columns), (3, 5)), generator)
+    x, _, weight, bias = inputs(((15, 2, 10, columns), (3, 5)), generator)
     x, weight = x.contiguous(), weight.contiguous()
     pitch = 16 if shift < 2 else 15
-    memory = torch.full((9 * 2 * 12 * pitch + 8,), torch.nan)
-    y = memory[shift:][: 9 * 2 * 12 * pitch].view(9, 2, 12, pitch)[:, :, 1:11, :columns]
+    memory = torch.full((15 * 2 * 12 * pitch + 8,), torch.nan)
+    y = memory[shift:][: 15 * 2 * 12 * pitch].view(15, 2, 12, pitch)[:, :, 1:11, :columns]
     emulated_cuda.dwconv_fma_cuda(
         (x.data_ptr(), x.stride()[:3]),
         weight.data_ptr(),
@@ -133,7 +139,7 @@ def test_every_result_is_written_and_nothing_else(shift, columns, emulated_cuda,
 
 @pytest.mark.parametrize(
     "case",
-    [((2, 2, 24, 24), (13, 9)), ((9, 1, 12, 12), (13, 13)), ((1, 1, 70, 40), (51, 5))],
+    [((2, 2, 24, 24), (13, 9)), ((15, 1, 12, 12), (13, 13)), ((1, 1, 70, 40), (51, 5))],
     ids=ids,
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -170,7 +176,7 @@ def test_a_kernel_of_one_tap_moves_the_image(emulated_cuda, generator):
     assert not y[:, :, :, -2:].any()
 
 
-@pytest.mark.parametrize("case", [CASES[7], CASES[8], CASES[11], CASES[13]], ids=ids)
+@pytest.mark.parametrize("case", [CASES[i] for i in (8, 9, 15, 17)], ids=ids)
 def test_the_same_bits_in_any_order_of_threads(case, emulated_cuda, generator):
     x, grad, weight, bias = inputs(case, generator)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from . import cuda_core, native
 
 _OLDEST = (8, 0)  # asynchronous copies
-_MOST_PIXELS = 1 << 30  # positions in a plane are 32-bit numbers, addresses are not
+_LARGEST = 1 << 30  # numbers of images and pixels are of 32 bits, addresses are not
 _LARGEST_KERNEL = 63
 _LONGEST_GRID = 2**31 - 1
 # Blocks that fill the largest present GPU several times; a constant, so that the order of additions
@@ -28,8 +28,8 @@ def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
     if any(side % 2 == 0 or side > _LARGEST_KERNEL for side in kernel_size):
         return f"kernel sides are odd and at most {_LARGEST_KERNEL}, not {tuple(kernel_size)}"
     n, c, h, w = image.shape
-    if h * w > _MOST_PIXELS:
-        return f"a plane has more than {_MOST_PIXELS} pixels"
+    if max(n, h * w) > _LARGEST:
+        return f"more than {_LARGEST} images, or pixels in a plane"
     # No tile has fewer than four rows or columns, if the image has as many.
     if n * c * (h // 4 + 1) * (w // 4 + 1) > _LONGEST_GRID:
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"

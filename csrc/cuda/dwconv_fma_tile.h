@@ -20,10 +20,9 @@
 namespace cba {
 namespace fma_tile {
 
-constexpr int kStep = 4;               // columns of taps per step: one 16-byte load
-constexpr int kReach = 6;              // columns beyond the image that a step reads, at most
-constexpr int kMostShared = 99 << 10;  // bytes; what every GPU since sm_80 has
-constexpr int kShared = 76 << 10;      // so that two blocks share an sm_80
+constexpr int kStep = 4;           // columns of taps per step: one 16-byte load
+constexpr int kReach = 6;          // columns beyond the image that a step reads, at most
+constexpr int kShared = 76 << 10;  // so that two blocks share an sm_80
 
 __host__ __device__ inline int divided_up(int n, int unit) { return (n + unit - 1) / unit; }
 __host__ __device__ inline int rounded_up(int n, int unit) { return divided_up(n, unit) * unit; }
@@ -129,8 +128,9 @@ inline PaddedTile image_part(int results_y, int results_x, int kernel_y, int ker
   return tile;
 }
 
-// Copies the rectangle from (first_row, first_column) of `count` images (at `source`) into the
-// tile. Ends with a barrier that all threads of the block must reach; so must begin the caller.
+// Starts to copy the rectangle from (first_row, first_column) of `count` images, the first of them
+// at `source`, into the tile. All threads of the block take part: between the zeros and the copies
+// there is a barrier.
 __device__ inline void fill(float* shared, const PaddedTile& tile, const float* source,
                             std::int64_t stride_n, std::int64_t stride_h, int count, int first_row,
                             int first_column, int height, int width) {
