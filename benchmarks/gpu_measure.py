@@ -242,7 +242,7 @@ def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str |
     table = TABLES[direction]
     found = {}
     for backend in BACKENDS:
-        if backend in table.backends and not table.backends[backend].reason(a, size, "auto"):
+        if table.backends[backend].reason(a, size, "auto") is None:
             found[backend] = partial(ours, backend, a, b)
             found[f"{backend}_channels_last"] = partial(ours, backend, a_cl, weight)
     found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}

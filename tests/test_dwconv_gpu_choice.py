@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from cba_fast.kernels import dwconv_cuda
 from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
 from cba_fast.ops.dwconv_choice import METHODS, choose
-from cba_fast.ops.dwconv_gpu import bucket
+from cba_fast.ops.dwconv_gpu import bucket, refuses_cuda
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CL = torch.channels_last
@@ -105,6 +107,30 @@ def test_the_op_takes_what_was_measured(a_gpu, monkeypatch):
     y = depthwise_conv2d(large, a_gpu(512, 1, 27, 27))
     assert y.shape == large.shape
     assert y.device.type == "cuda"
+
+
+def test_what_the_cuda_kernels_refuse(a_gpu, monkeypatch):
+    assert refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "auto") is None
+    assert refuses_cuda(a_gpu(2, 3, 4, 5, dtype=FP32), (9, 9), "direct") is None
+    assert "a NaN reaches beyond" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "direct")
+    assert "not for torch.float64" in refuses_cuda(
+        a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), "auto"
+    )
+    assert "'fft'" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "fft")
+    assert "blocks" in refuses_cuda(a_gpu(2**16, 2**16, 1, 1), (9, 9), "auto")
+    assert refuses_cuda(meta(2, 3, 4, 5), (9, 9), "auto") == "it runs on NVIDIA GPUs, not on meta"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "older than compute capability 8.0" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "auto")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+def test_the_launchers_serve_their_dtypes(emulated_cuda, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 2, 9, 10, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.randn(2, 1, 5, 7, generator=generator).to(dtype)
+    assert_forward(dwconv_cuda.forward(x, weight, None, CL), x, weight)
+    assert_grad_x(dwconv_cuda.grad_x(grad, weight, CL), grad, weight)
+    assert_grad_weight(dwconv_cuda.grad_weight(grad, x, (5, 7)), grad, x)
 
 
 def test_another_architecture_gets_nothing(a_gpu, monkeypatch):

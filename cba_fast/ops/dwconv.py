@@ -12,7 +12,7 @@ number of threads at hand (`dwconv_choice`), and travels with the op as three st
 import torch
 from torch import Tensor
 
-from ..kernels import dwconv_cpp, dwconv_torch, dwconv_triton
+from ..kernels import dwconv_cpp, dwconv_cuda, dwconv_torch, dwconv_triton
 from ..reference import dwconv as reference
 from .dwconv_checks import (
     check_forward,
@@ -48,9 +48,9 @@ def depthwise_conv2d(
         weight: (C, 1, kh, kw) of x's dtype and device, kh and kw odd, 1 to 63.
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
-            capability 8.0 and later, all dtypes but float64), "torch" (PyTorch's own), "reference"
-            (slow), or None for the fastest for these arguments. The backward passes use the same
-            one; with None each its own fastest.
+            capability 8.0 and later, all dtypes but float64), "cuda" (the same, if built with
+            nvcc), "torch" (PyTorch's own), "reference" (slow), or None for the fastest for these
+            arguments. The backward passes use the same one; with None each its own fastest.
         algorithm: "fft" (transforms; compiled only), "direct" (tap by tap) or "auto" for the
             faster one.
 
@@ -71,8 +71,9 @@ def depthwise_conv2d(
         both under the kernel.
 
         The Triton kernels for sides above 7 are products of matrices: a NaN or an infinity spreads
-        over up to 80 columns, on maps of up to 144 pixels over the map. Their sums are float32
-        throughout (no TF32) and come out the same every time.
+        over up to 80 columns, on maps of up to 144 pixels over the map. So are the CUDA kernels for
+        half types: over less than 96 rows and 64 columns; for float32 they keep it under the
+        kernel. The sums of both are float32 throughout (no TF32) and come out the same every time.
 
         Half types are accumulated in float32 and rounded once. Under autocast the arguments are
         cast as those of `conv2d`. On CUDA the torch backend follows
@@ -161,6 +162,8 @@ def _forward(x, weight, bias, *how):
         y = reference.depthwise_conv2d(x, weight, bias)
     elif method == "triton":
         return dwconv_triton.forward(x, weight, bias, memory_format)
+    elif method == "cuda":
+        return dwconv_cuda.forward(x, weight, bias, memory_format)
     else:
         return dwconv_cpp.forward(x, weight, bias, memory_format, method)
     return y.contiguous(memory_format=memory_format)
@@ -183,6 +186,8 @@ def _grad_x(grad, weight, *how):
         gx = reference.depthwise_conv2d_grad_x(grad, weight)
     elif method == "triton":
         return dwconv_triton.grad_x(grad, weight, memory_format)
+    elif method == "cuda":
+        return dwconv_cuda.grad_x(grad, weight, memory_format)
     else:
         return dwconv_cpp.grad_x(grad, weight, memory_format, method)
     return gx.contiguous(memory_format=memory_format)
@@ -205,6 +210,8 @@ def _grad_weight(grad, x, kernel_size, *how):
         gw = reference.depthwise_conv2d_grad_weight(grad, x, size)
     elif method == "triton":
         gw = dwconv_triton.grad_weight(grad, x, size)
+    elif method == "cuda":
+        gw = dwconv_cuda.grad_weight(grad, x, size)
     else:
         gw = dwconv_cpp.grad_weight(grad, x, size, method)
     # (C, 1, kh, kw) is contiguous and channels_last at once and `contiguous` leaves such strides as

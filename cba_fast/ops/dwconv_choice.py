@@ -14,11 +14,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from ..kernels import dwconv_triton, native
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
-from .dwconv_gpu import fastest_on_gpu, refuses_triton
+from .dwconv_gpu import fastest_on_gpu, refuses_cuda, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
-METHODS = ("fft", "direct", "torch", "triton", "reference")
+METHODS = ("fft", "direct", "torch", "triton", "cuda", "reference")
 _COMPILED = ("fft", "direct")
 _MOST_PIXELS = 1 << 20  # some algorithms keep whole planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,6 +101,7 @@ def _table(op: str) -> BackendTable:
         Backend("cpp", _refuses_cpp, native.unavailable),
         Backend("torch", _refuses_fft),
         Backend("triton", refuses_triton, dwconv_triton.unavailable),
+        Backend("cuda", refuses_cuda, native.cuda_unavailable),
         Backend("reference", _refuses_fft),
     ]
     return BackendTable(op, backends)

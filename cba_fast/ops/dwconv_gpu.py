@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ..kernels import dwconv_triton
+from ..kernels import dwconv_cuda, dwconv_triton
 from ..kernels.dwconv_triton_plan import SMALL_KERNEL
 from .dwconv_checks import is_channels_last
 
@@ -101,6 +101,22 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
     if not all(_may(programs <= _LONGEST_GRID) for programs in most):
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
+    return None
+
+
+def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) -> str | None:
+    """Return why the CUDA kernels cannot run for these arguments, or None."""
+    reason = _refuses_any(image, algorithm)
+    if reason is not None:
+        return reason
+    if algorithm == "direct" and image.dtype not in dwconv_cuda.EXACT_WINDOWS:
+        return (
+            "tensor cores multiply whole rows, where a NaN reaches beyond the kernel: not 'direct'"
+        )
+    n, c, h, w = image.shape
+    # No kernel has a block for less than 4 by 4 pixels, nor for less than a channel.
+    if not _may(n * c * (h // 4 + 1) * (w // 4 + 1) <= _LONGEST_GRID):
+        return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
     return None
 
 

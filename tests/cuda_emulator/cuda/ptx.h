@@ -102,4 +102,7 @@ void cp_async_wait() {
   emulator::finish_copies(kPending);
 }
 
+inline int thread_anew() { return static_cast<int>(threadIdx.x); }
+inline int block_anew() { return static_cast<int>(blockIdx.x); }
+
 }  // namespace cba

@@ -1,0 +1,31 @@
+"""Launches the CUDA depthwise convolution: half types on tensor cores, float32 on the FMA units."""
+
+import torch
+from torch import Tensor
+
+from . import dwconv_cuda_fma, dwconv_cuda_hankel
+
+_KERNELS = {
+    torch.float32: dwconv_cuda_fma,
+    torch.bfloat16: dwconv_cuda_hankel,
+    torch.float16: dwconv_cuda_hankel,
+}
+DTYPES = tuple(_KERNELS)
+EXACT_WINDOWS = (torch.float32,)  # a NaN reaches no pixel but those whose window holds it
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, memory_format: torch.memory_format
+) -> Tensor:
+    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`."""
+    return _KERNELS[x.dtype].forward(x, weight, bias, memory_format)
+
+
+def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the input gradient (N,C,H,W), in `memory_format`."""
+    return _KERNELS[grad.dtype].grad_x(grad, weight, memory_format)
+
+
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
+    return _KERNELS[x.dtype].grad_weight(grad, x, kernel_size)

@@ -1,0 +1,18 @@
+// The float32 depthwise convolution on the FMA units: strict float32 (no TF32), each sum in an
+// order of additions that depends on the shapes alone.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/dwconv.h"
+
+namespace cba {
+
+// The convolution, or with `turned` its input gradient. float32, odd kernel sides up to 63, columns
+// side by side. Returns once the kernel is launched, with the error code of the launch.
+cudaError_t dwconv_fma_cuda(const CudaConvParams& params);
+
+// The weight gradient. With one split the partial sums are the result, and not written.
+cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params);
+
+}  // namespace cba

@@ -1,0 +1,287 @@
+"""The float32 depthwise convolution on CUDA's FMA units, its kernels run on a CPU."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from tolerance import assert_forward, assert_grad_weight, assert_grad_x
+
+from cba_fast.kernels import dwconv_cuda_fma as fma
+from cba_fast.kernels import native
+
+CSRC = Path(__file__).parent.parent / "csrc"
+NCHW, CL = torch.contiguous_format, torch.channels_last
+
+# (N, C, H, W), (KH, KW). Together they reach, in forward pass and weight gradient: 4, 6 and 8 rows
+# per thread; 1, 2 and 4 whole images per block, and 8 and more, where the lanes of a warp are
+# images, of which some are missing; planes cut in rows, and in rows and columns.
+CASES = [
+    ((1, 1, 1, 1), (1, 1)),
+    ((2, 3, 1, 1), (63, 63)),
+    ((2, 1, 5, 7), (3, 3)),
+    ((4, 1, 9, 10), (3, 5)),
+    ((1, 2, 3, 130), (5, 3)),
+    ((1, 1, 257, 5), (3, 7)),
+    ((3, 2, 12, 12), (13, 13)),
+    ((17, 1, 12, 12), (13, 13)),
+    ((2, 2, 24, 24), (27, 27)),
+    ((15, 2, 24, 24), (27, 27)),
+    ((31, 1, 6, 3), (5, 9)),
+    ((16, 1, 16, 10), (15, 13)),
+    ((8, 1, 14, 25), (47, 5)),
+    ((23, 1, 11, 24), (5, 47)),
+    ((3, 1, 31, 17), (7, 5)),
+    ((1, 1, 37, 39), (29, 29)),
+    ((1, 1, 96, 96), (31, 31)),
+    ((1, 1, 40, 36), (51, 5)),
+    ((1, 1, 36, 40), (5, 51)),
+    ((2, 1, 38, 9), (63, 1)),
+    ((2, 1, 9, 38), (1, 63)),
+    ((1, 1, 67, 135), (5, 7)),
+    ((1, 1, 70, 140), (63, 61)),
+    ((1, 1, 33, 34), (1, 1)),
+]
+
+
+def ids(case):
+    return "-".join("x".join(map(str, sizes)) for sizes in case)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def within_nan(values, before=1, after=3):
+    """Return `values` as part of a larger tensor of NaN: its rows may be aligned to nothing."""
+    n, c, h, w = values.shape
+    larger = torch.full((n, c, h + 2, before + w + after), torch.nan, device=values.device)
+    part = larger[:, :, 1 : 1 + h, before : before + w]
+    part.copy_(values)
+    return part
+
+
+def inputs(case, generator):
+    """Return x, grad, weight and bias."""
+    (n, c, h, w), (kh, kw) = case
+    shapes = ((n, c, h, w), (n, c, h, w), (c, 1, kh, kw), (c,))
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def check_all(x, grad, weight, bias, memory_format=NCHW):
+    size = tuple(weight.shape[2:])
+    y = fma.forward(x, weight, bias, memory_format)
+    gx, gw = fma.grad_x(grad, weight, memory_format), fma.grad_weight(grad, x, size)
+    assert_forward(y, x, weight, bias)
+    assert_grad_x(gx, grad, weight)
+    assert_grad_weight(gw, grad, x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert gx.is_contiguous(memory_format=memory_format)
+    assert gw.is_contiguous()
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_values(case, emulated_cuda, generator):
+    x, grad, weight, bias = inputs(case, generator)
+    check_all(within_nan(x), within_nan(grad, 2), weight, bias)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_rows_of_any_alignment(before, emulated_cuda, generator):
+    x, grad, weight, bias = inputs(((2, 2, 11, 14), (7, 9)), generator)
+    check_all(within_nan(x, before, 4 - before), within_nan(grad, 3 - before), weight, bias)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.contiguous(memory_format=CL),
+        lambda t: t.transpose(2, 3),
+        lambda t: t[:1, :1].expand(3, 2, -1, -1),
+        lambda t: t[..., :1, :1].expand(-1, -1, 13, 9),
+        lambda t: t[:, :, ::2, 1::2],
+        lambda t: t[::2, ::2, 3:-2],
+        lambda t: t[:, :, :, 4:5],
+        lambda t: t.flip(2),
+    ],
+    ids=["channels_last", "transposed", "batch", "pixels", "steps", "rows", "column", "flip"],
+)
+def test_strides(view, emulated_cuda, generator):
+    x, grad, weight, bias = inputs(((3, 4, 14, 11), (5, 7)), generator)
+    x, grad = view(x), view(grad)
+    check_all(x, grad, weight[: x.shape[1]], bias[: x.shape[1]])
+    check_all(x, grad, weight[: x.shape[1]].flip(3), bias[::2].repeat(2)[: x.shape[1]], CL)
+
+
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("columns", [8, 13, 15])
+def test_every_result_is_written_and_nothing_else(shift, columns, emulated_cuda, generator):
+    x, _, weight, bias = inputs(((15, 2, 10, columns), (3, 5)), generator)
+    x, weight = x.contiguous(), weight.contiguous()
+    pitch = 16 if shift < 2 else 15
+    memory = torch.full((15 * 2 * 12 * pitch + 8,), torch.nan)
+    y = memory[shift:][: 15 * 2 * 12 * pitch].view(15, 2, 12, pitch)[:, :, 1:11, :columns]
+    emulated_cuda.dwconv_fma_cuda(
+        (x.data_ptr(), x.stride()[:3]),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        (y.data_ptr(), y.stride()[:3]),
+        (tuple(x.shape), (3, 5)),
+        False,
+        0,
+        0,
+    )
+    assert_forward(y, x, weight, bias)
+    assert int(memory.isnan().sum()) == memory.numel() - y.numel()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [((2, 2, 24, 24), (13, 9)), ((15, 1, 12, 12), (13, 13)), ((1, 1, 70, 40), (51, 5))],
+    ids=ids,
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_nan_reaches_exactly_the_windows_that_hold_it(case, value, emulated_cuda, generator):
+    x, _, weight, _ = inputs(case, generator)
+    (n, c, h, w), (kh, kw) = case
+    expected = torch.zeros(n, c, h, w, dtype=torch.bool)
+    for row, column in ((0, 0), (h // 2, w // 2 + 1), (h - 1, 5)):
+        x[-1, -1, row, column] = value
+        rows = slice(max(row - kh // 2, 0), row + kh // 2 + 1)
+        expected[-1, -1, rows, max(column - kw // 2, 0) : column + kw // 2 + 1] = True
+    for flip in (False, True):
+        y = fma.forward(x, weight, None, NCHW, flip=flip)
+        assert torch.equal(~y.isfinite(), expected)
+
+
+def test_a_nan_reaches_exactly_the_weight_gradients_that_read_it(emulated_cuda, generator):
+    # In the corner: only the taps that put it under some gradient, all of one quadrant.
+    x, grad, _, _ = inputs(((1, 2, 20, 18), (25, 21)), generator)
+    x[0, 1, 0, 0] = torch.nan
+    gw = fma.grad_weight(grad, x, (25, 21))
+    expected = torch.zeros(2, 1, 25, 21, dtype=torch.bool)
+    expected[1, :, :13, :11] = True
+    assert torch.equal(gw.isnan(), expected)
+
+
+def test_a_kernel_of_one_tap_moves_the_image(emulated_cuda, generator):
+    x = torch.randn(2, 1, 19, 22, generator=generator)
+    weight = torch.zeros(1, 1, 9, 7)
+    weight[0, 0, 1, 5] = 1  # reads 3 rows above, 2 columns to the right
+    y = fma.forward(x, weight, None, NCHW)
+    assert torch.equal(y[:, :, 3:, :-2], x[:, :, :-3, 2:])
+    assert not y[:, :, :3].any()
+    assert not y[:, :, :, -2:].any()
+
+
+@pytest.mark.parametrize("case", [CASES[i] for i in (8, 9, 15, 17)], ids=ids)
+def test_the_same_bits_in_any_order_of_threads(case, emulated_cuda, generator):
+    x, grad, weight, bias = inputs(case, generator)
+
+    def results():
+        gw = fma.grad_weight(grad, x, case[1])
+        return fma.forward(x, weight, bias, NCHW), fma.grad_x(grad, weight, NCHW), gw
+
+    first = results()
+    for order in range(4):
+        emulated_cuda.set_order(order)
+        assert all(map(torch.equal, first, results()))
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 10, 1000])
+def test_splits_of_the_batch(blocks, emulated_cuda, monkeypatch, generator):
+    monkeypatch.setattr(fma, "_BLOCKS", blocks)
+    for shape in ((21, 2, 9, 10), (5, 2, 33, 32)):
+        x, grad, _, _ = inputs((shape, (5, 3)), generator)
+        assert_grad_weight(fma.grad_weight(grad, x, (5, 3)), grad, x)
+
+
+def test_the_shape_alone_says_how_a_batch_is_split():
+    assert fma.splits((64, 128, 96, 96)) == 12
+    assert fma.splits((64, 512, 24, 24)) == 3
+    assert fma.splits((64, 4096, 7, 7)) == 1
+    assert fma.splits((2, 8, 24, 24)) == 1
+    assert fma.splits((2, 8, 96, 96)) == 2
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0)], ids=str)
+def test_empty(shape, emulated_cuda):
+    x, weight = torch.empty(shape), torch.ones(shape[1], 1, 3, 3)
+    assert fma.forward(x, weight, None, CL).shape == shape
+    assert fma.grad_x(x, weight, NCHW).shape == shape
+    assert torch.equal(fma.grad_weight(x, x, (3, 3)), torch.zeros_like(weight))
+
+
+def test_the_binding_checks_its_arguments(emulated_cuda):
+    x = torch.ones(1, 1, 4, 4)
+    address = x.data_ptr()
+    planes = (address, x.stride()[:3])
+
+    def call(x=planes, kernel=address, sizes=((1, 1, 4, 4), (3, 3)), splits=1):
+        emulated_cuda.dwconv_fma_weight_cuda(planes, x, kernel, 0, splits, sizes, 0, 0)
+        emulated_cuda.dwconv_fma_cuda(x, kernel, 0, planes, sizes, False, 0, 0)
+
+    with pytest.raises(ValueError, match="x: null pointer"):
+        call(x=(0, x.stride()[:3]))
+    with pytest.raises(ValueError, match="kernel: null pointer"):
+        call(kernel=0)
+    with pytest.raises(ValueError, match="partials: null pointer"):
+        call(splits=2)
+    with pytest.raises(ValueError, match="splits"):
+        call(splits=0)
+    with pytest.raises(ValueError, match="empty plane"):
+        call(sizes=((1, 1, 0, 4), (3, 3)))
+    for sides in ((2, 3), (3, 65), (-1, 3)):
+        with pytest.raises(ValueError, match="odd, at most 63 x 63"):
+            call(sizes=((1, 1, 4, 4), sides))
+
+
+def test_what_is_refused(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert "not on cpu" in fma.refuses(torch.empty(1, 1, 4, 4), (3, 3))
+    assert "not for torch.float64" in fma.refuses(torch.empty(1, 1, 4, 4).double(), (3, 3))
+    capability = [(7, 5)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[0])
+    with FakeTensorMode():
+        image, wide = (torch.empty(s, device="cuda") for s in ((1, 1, 4, 4), (1, 1, 2**15, 2**16)))
+        many = torch.empty((2**16, 2**16, 1, 1), device="cuda")
+    monkeypatch.setattr(native, "cuda_unavailable", lambda: "no CUDA kernels in this build")
+    assert fma.refuses(image, (3, 3)) == "no CUDA kernels in this build"
+    monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
+    assert "older than compute capability 8.0" in fma.refuses(image, (3, 3))
+    capability[0] = (9, 0)
+    assert fma.refuses(image, (63, 63)) is None
+    assert "at most 63" in fma.refuses(image, (65, 3))
+    assert "pixels" in fma.refuses(wide, (3, 3))
+    assert "blocks" in fma.refuses(many, (3, 3))
+
+
+@pytest.mark.parametrize("source", ["dwconv_fma", "dwconv_fma_weight"])
+def test_compiled_without_spills(source, tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc to compile the kernels with")
+    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90, 100)]
+    command = ["nvcc", "-O3", "-std=c++17", f"-I{CSRC}", *archs, "-Xptxas", "-v", "-fatbin"]
+    command += ["-o", tmp_path / "out.fatbin", CSRC / "cuda" / f"{source}.cu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [line.strip() for line in done.stderr.splitlines() if "stack frame" in line]
+    assert len(found) >= 9  # three kernels for each architecture
+    clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+    assert set(found) == {clean}, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_values_on_a_gpu(case, generator):
+    tensors = [t.cuda() for t in inputs(case, generator)]
+    if (reason := fma.refuses(tensors[0], case[1])) is not None:
+        pytest.skip(reason)
+    x, grad, weight, bias = tensors
+    check_all(within_nan(x), within_nan(grad, 2), weight, bias)
+    check_all(x.contiguous(memory_format=CL), grad, weight, bias, CL)
+    again = [fma.grad_weight(grad, x, case[1]) for _ in range(2)]
+    assert torch.equal(*again)
