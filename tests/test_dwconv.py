@@ -16,7 +16,8 @@ from cba_fast.ops import (
 from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.dwconv_choice import TABLES
 
-BACKENDS = tuple(b for b in TABLES["forward"].backends if b != "triton")  # test_dwconv_triton.py
+ON_GPUS = ("cuda", "triton")  # test_dwconv_cuda_*.py, test_dwconv_triton.py, test_dwconv_gpu.py
+BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in ON_GPUS)
 IN_DOUBLE = tuple(b for b in BACKENDS if b != "cpp")  # float32 arithmetic
 HALF = (torch.float16, torch.bfloat16)
 ALL = (torch.float32, torch.float64, *HALF)
