@@ -251,7 +251,8 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(native, "cuda_unavailable", lambda: "no CUDA kernels in this build")
     assert fma.refuses(image, (3, 3)) == "no CUDA kernels in this build"
     monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
-    assert "older than compute capability 8.0" in fma.refuses(image, (3, 3))
+    monkeypatch.setattr(native, "build_info", lambda: {"cuda_archs": "80-real;90-real"})
+    assert "built for 80-real;90-real, the GPU has 7.5" in fma.refuses(image, (3, 3))
     capability[0] = (9, 0)
     assert fma.refuses(image, (63, 63)) is None
     assert "at most 63" in fma.refuses(image, (65, 3))
