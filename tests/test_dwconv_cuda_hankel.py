@@ -3,7 +3,10 @@
 import ctypes
 import itertools
 import mmap
+import subprocess
+from pathlib import Path
 
+import cuda_emulator
 import numpy as np
 import pytest
 import torch
@@ -238,9 +241,58 @@ def between_guards(*shape):
     return fenced
 
 
+@pytest.fixture(scope="module")
+def copies_of_a_row(tmp_path_factory):
+    """Return a function: what the lanes copy of a row, (to, from, bytes, size) of each copy."""
+    if cuda_emulator.compiler() is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("hankel_rows") / "copies.so"
+    sources, root = Path(__file__).with_name("hankel_rows"), Path(__file__).parent.parent
+    include = [f"-I{path}" for path in (sources, cuda_emulator.HERE, root / "csrc")]
+    build = [*cuda_emulator.compiler(), "-std=c++17", "-shared", "-fPIC", *include]
+    subprocess.run([*build, sources / "copies.cpp", "-o", library], check=True)
+    function = ctypes.CDLL(library).copies_of_a_row
+    function.restype = ctypes.c_size_t
+    out = (ctypes.c_int64 * 4 * 64)()
+
+    def copies(staged, row, start, length, width, lanes):
+        addresses = ctypes.c_size_t(staged), ctypes.c_size_t(row)
+        count = function(*addresses, start, length, width, lanes, out, ctypes.c_size_t(len(out)))
+        assert count <= len(out)
+        return [tuple(out[i]) for i in range(count)]
+
+    return copies
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
+@pytest.mark.parametrize("length", [32, 48, 128])
+def test_no_byte_beyond_a_row_is_copied(copies_of_a_row, length, lanes):
+    staged, beginning = 1 << 20, 1 << 30
+    room = 16 * ((length + 14) // 8)
+    cases = itertools.product(range(8), (-31, -8, -1, 0, 1, 16, 24, 25), (1, 7, 12, 24, 25, 96, 200))
+    for offset, start, width in cases:
+        first, end = max(start, 0), min(start + length, width)
+        if first >= end:
+            continue  # no tile has such a window
+        row = beginning + 2 * offset
+        held = {}  # which byte of the image a byte of the staged row is
+        for to, source, count, size in copies_of_a_row(staged, row, start, length, width, lanes):
+            assert size == 16
+            assert 0 < count <= 16
+            assert to % 16 == source % 16 == 0
+            assert staged <= to <= staged + room - 16
+            # Nothing lies beyond the last element; before the first one at most its 16 bytes.
+            assert (row + 2 * first) // 16 * 16 <= source
+            assert source + count <= row + 2 * end
+            held.update((to - staged + i, source + i) for i in range(count))
+        aside = (row + 2 * first) % 16
+        for byte in range(2 * (end - first)):
+            assert held[aside + byte] == row + 2 * first + byte
+
+
 @one_order
 def test_nothing_is_read_outside_of_the_images(emulated_cuda):
-    # A kernel that does ends the process.
+    # A kernel that does ends the process. What is finer than a page is tested above.
     shape = (2, 1, 32, mmap.PAGESIZE // 128)
     x, grad = between_guards(*shape), between_guards(*shape)
     for using in (Tile(2, 3, 4), Tile(2, 12, 1), Tile(1, 2, 8, 2)):

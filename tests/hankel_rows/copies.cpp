@@ -1,13 +1,13 @@
-// What the lanes of a warp copy of a row, in bytes, which page protection cannot show: a piece of 16
-// bytes never crosses a page.
+// What the lanes of a warp copy of a row, byte by byte. Protected pages cannot show that: a piece of
+// 16 bytes never crosses a page.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "cuda/dwconv_hankel_rows.h"
 
-// Notes up to `most` copies of the window's part of the row at `row` into memory at `staged`, four
-// numbers for each, and returns how many there were. No memory is touched.
+// The copies of the window's part of the row at `row` to `staged`, both only addresses. Writes them
+// to `out` if there are no more than `most`, and returns how many there are.
 extern "C" std::size_t copies_of_a_row(std::uintptr_t staged, std::uintptr_t row, int start,
                                        int length, int width, int lanes, cba::Copy* out,
                                        std::size_t most) {
