@@ -15,7 +15,6 @@ namespace {
 constexpr int kHankelStages = 4;  // rows on their way, the one in use among them
 constexpr int kHankelWarps = 4;   // of a block, at most; they share a channel
 constexpr std::int64_t kHankelLongestSide = 1 << 30;
-constexpr std::size_t kHankelMostShared = 99 << 10;  // of a block, on the GPUs that have least
 
 // The taps that can meet the image: `rows` by `columns` in the middle of the kernel.
 struct HankelTaps {

@@ -43,7 +43,7 @@ struct Launch {
 };
 
 // Dynamic shared memory of a block, at most: what every GPU since sm_80 has.
-constexpr std::size_t kMostShared = 99 << 10;
+constexpr std::size_t kMostDynamicShared = 99 << 10;
 
 // Launches kernel(arguments...) on the current device and returns the error code of the launch.
 template <class... Parameters, class... Arguments>
@@ -55,7 +55,7 @@ cudaError_t launch(const Launch& where, void (*kernel)(Parameters...),
     // launch the same kernel with more.
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(kMostShared));
+                                                    static_cast<int>(kMostDynamicShared));
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config = {};

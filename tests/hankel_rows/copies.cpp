@@ -1,5 +1,5 @@
-// What the lanes of a warp copy of a row, byte by byte. Protected pages cannot show that: a piece of
-// 16 bytes never crosses a page.
+// What the lanes of a warp copy of a row, byte by byte. Protected pages cannot show that: a piece
+// of 16 bytes never crosses a page.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
