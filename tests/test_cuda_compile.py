@@ -111,9 +111,10 @@ def test_the_driver_is_asked_and_not_started(which, tmp_path):
     (tmp_path / "driver.c").write_text(DRIVER)
     build = [*cuda_emulator.compiler(), "-shared", "-fPIC", "-x", "c", tmp_path / "driver.c"]
     subprocess.run([*build, "-o", tmp_path / "libcuda.so.1"], check=True)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])
     shown = subprocess.run(
         [sys.executable, "-c", ASK, core.__name__, core.__file__],
-        env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
+        env=os.environ | {"LD_LIBRARY_PATH": paths.rstrip(os.pathsep)},
         capture_output=True,
         text=True,
         check=True,
