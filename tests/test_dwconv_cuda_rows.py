@@ -69,7 +69,7 @@ def copies_of_a_row(tmp_path_factory):
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("hankel_rows") / "copies.so"
     sources, root = Path(__file__).with_name("hankel_rows"), Path(__file__).parent.parent
-    include = [f"-I{path}" for path in (sources, cuda_emulator.HERE, root / "csrc")]
+    include = [f"-I{path}" for path in (sources, root / "csrc")]
     build = [*cuda_emulator.compiler(), "-std=c++17", "-shared", "-fPIC", *include]
     subprocess.run([*build, sources / "copies.cpp", "-o", library], check=True)
     function = ctypes.CDLL(library).copies_of_a_row

@@ -1,8 +1,7 @@
 // In place of csrc/cuda/ptx.h: copies are only noted.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <vector>
