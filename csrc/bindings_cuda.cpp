@@ -2,6 +2,7 @@
 // becomes a ValueError and a CUDA error code a RuntimeError.
 #include "bindings_cuda.h"
 
+#include <dlfcn.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -46,13 +47,23 @@ void launched(const char* name, const F& kernels) {
   }
 }
 
-// The versions of CUDA that the driver and this build have, as 1000 * major + 10 * minor; 0 for no
-// driver.
+// The version of CUDA that the driver has, as 1000 * major + 10 * minor; 0 for no driver. Asked of
+// the driver itself, because the runtime's function also starts it: from then on child processes
+// made by fork() cannot use CUDA, and CUDA_VISIBLE_DEVICES is no longer read. This is called by
+// programs that never use a GPU.
+int driver_version() {
+  void* const driver = dlopen("libcuda.so.1", RTLD_LAZY);  // as the runtime does; it stays
+  if (driver == nullptr) return 0;
+  const auto version_of = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDriverGetVersion"));
+  int version = 0;
+  return version_of != nullptr && version_of(&version) == 0 ? version : 0;
+}
+
+// What the driver has, and what this build has.
 py::tuple cuda_versions() {
-  int driver = 0, runtime = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  int runtime = 0;
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) runtime = 0;
-  return py::make_tuple(driver, runtime);
+  return py::make_tuple(driver_version(), runtime);
 }
 
 void quantize_cuda(Address source, const std::string& dtype, Address bytes, Int n,

@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import cuda_emulator
 import pytest
 
-from cba_fast.kernels import native
+from cba_fast.kernels import cuda_core, native
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RECORDS = sorted((BENCHMARKS / "results" / "gpu_compile").glob("nvcc-*.jsonl"))
@@ -84,3 +87,59 @@ ptxas info    : Used 12 registers, used 1 barriers, 2048 bytes smem
     assert (first["registers"], first["spills"], first["stack"]) == (255, 28, 24)
     assert (second["registers"], second["spills"], second["shared"]) == (12, 0, 2048)
     assert second["arch"] == "sm_90"
+
+
+DRIVER = """#include <stdlib.h>
+int cuDriverGetVersion(int* version) { *version = 12345; return 0; }
+int cuInit(unsigned flags) { abort(); }
+"""
+ASK = """import importlib.util, sys
+spec = importlib.util.spec_from_file_location(*sys.argv[1:])
+core = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(core)
+print(core.cuda_versions()[0])
+"""
+
+
+@pytest.mark.parametrize("which", ["emulated", "built"])
+def test_the_driver_is_asked_and_not_started(which, tmp_path):
+    if cuda_emulator.compiler() is None:
+        pytest.skip("no C++ compiler to build a driver with")
+    if which == "built" and native.build_info()["cuda_archs"] is None:
+        pytest.skip(f"no CUDA kernels in this build: {native.build_info()['cuda_reason']}")
+    core = cuda_emulator.load() if which == "emulated" else native.load()
+    (tmp_path / "driver.c").write_text(DRIVER)
+    build = [*cuda_emulator.compiler(), "-shared", "-fPIC", "-x", "c", tmp_path / "driver.c"]
+    subprocess.run([*build, "-o", tmp_path / "libcuda.so.1"], check=True)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])
+    shown = subprocess.run(
+        [sys.executable, "-c", ASK, core.__name__, core.__file__],
+        env=os.environ | {"LD_LIBRARY_PATH": paths.rstrip(os.pathsep)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "12345\n"
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs_on", "not_on"),
+    [
+        ("80-real;90-real;90-virtual", (80, 86, 89, 90, 100, 103, 120), (70, 75)),
+        ("90-real", (90,), (89, 100)),
+        ("86-virtual", (86, 87, 90, 121), (80,)),
+        ("75", (75, 80, 120), (70,)),
+        ("90a", (90,), (80, 100)),
+        ("100f-real", (100, 103), (90, 110)),
+        ("native", (75, 90), ()),
+    ],
+)
+def test_which_gpus_a_build_runs_on(archs, runs_on, not_on, monkeypatch):
+    monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
+    monkeypatch.setattr(native, "build_info", lambda: {"cuda_archs": archs})
+    for capability in (*runs_on, *not_on):
+        found = divmod(capability, 10)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=found: found)
+        expected = f"the CUDA kernels were built for {archs}, the GPU has {found[0]}.{found[1]}"
+        reason = cuda_core.refuses("cuda:0")
+        assert reason == (None if capability in runs_on else expected)

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,8 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(native, "cuda_unavailable", lambda: "no CUDA kernels in this build")
     assert fma.refuses(image, (3, 3)) == "no CUDA kernels in this build"
     monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
-    assert "older than compute capability 8.0" in fma.refuses(image, (3, 3))
+    monkeypatch.setattr(native, "build_info", lambda: {"cuda_archs": "80-real;90-real"})
+    assert "built for 80-real;90-real, the GPU has 7.5" in fma.refuses(image, (3, 3))
     capability[0] = (9, 0)
     assert fma.refuses(image, (63, 63)) is None
     assert "at most 63" in fma.refuses(image, (65, 3))
@@ -285,3 +287,22 @@ def test_values_on_a_gpu(case, generator):
     check_all(x.contiguous(memory_format=CL), grad, weight, bias, CL)
     again = [fma.grad_weight(grad, x, case[1]) for _ in range(2)]
     assert torch.equal(*again)
+
+
+@pytest.mark.gpu
+def test_threads_on_a_gpu_launch_the_same_kernel():
+    # With different shared memory, more than a kernel has without asking.
+    cases = [((2, 4, 128, 128), size) for size in ((63, 63), (51, 63), (63, 41), (63, 63))]
+    tensors = [[t.cuda() for t in inputs(c, torch.Generator().manual_seed(0))] for c in cases]
+    if (reason := fma.refuses(tensors[0][0], (63, 63))) is not None:
+        pytest.skip(reason)
+
+    def results(case, count):
+        x, _, weight, _ = tensors[case]
+        return [fma.forward(x, weight, None, NCHW) for _ in range(count)]
+
+    alone = [results(case, 1)[0] for case in range(len(cases))]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        together = list(pool.map(lambda case: results(case, 200), range(len(cases))))
+    for expected, found in zip(alone, together):
+        assert all(torch.equal(y, expected) for y in found)

@@ -1,10 +1,9 @@
-"""The tensor-core depthwise convolution: its index arithmetic in NumPy, its kernels emulated."""
+"""The tensor-core depthwise convolution, its kernels emulated."""
 
 import ctypes
 import itertools
 import mmap
 
-import numpy as np
 import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
@@ -31,79 +30,29 @@ def empty_is_nan(monkeypatch):
     monkeypatch.setattr(torch, "empty", filled)
 
 
-def random(*shape, dtype, seed=0):
+def random(*shape, dtype, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randn(shape, generator=generator).to(device, dtype)
 
 
-def check_forward(shape, kernel_size, dtype, using=None, x=None):
-    x = random(*shape, dtype=dtype) if x is None else x
-    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1)
-    bias = random(shape[1], dtype=dtype, seed=2)
+def check_forward(shape, kernel_size, dtype, using=None, x=None, device="cpu"):
+    x = random(*shape, dtype=dtype, device=device) if x is None else x
+    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1, device=x.device)
+    bias = random(shape[1], dtype=dtype, seed=2, device=x.device)
     assert_forward(hankel.forward(x, weight, bias, CONTIGUOUS, using=using), x, weight, bias)
 
 
-def check_grad_x(shape, kernel_size, dtype, using=None):
-    grad = random(*shape, dtype=dtype)
-    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1)
+def check_grad_x(shape, kernel_size, dtype, using=None, device="cpu"):
+    grad = random(*shape, dtype=dtype, device=device)
+    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1, device=device)
     gx = hankel.forward(grad, weight, None, CONTIGUOUS, flip=True, using=using)
     assert_grad_x(gx, grad, weight)
 
 
-def check_grad_weight(shape, kernel_size, dtype, using=None, x=None):
-    x = random(*shape, dtype=dtype) if x is None else x
-    grad = random(*shape, dtype=dtype, seed=3)
+def check_grad_weight(shape, kernel_size, dtype, using=None, x=None, device="cpu"):
+    x = random(*shape, dtype=dtype, device=device) if x is None else x
+    grad = random(*shape, dtype=dtype, seed=3, device=x.device)
     assert_grad_weight(hankel.grad_weight(grad, x, kernel_size, using=using), grad, x)
-
-
-# The index arithmetic of csrc/cuda/dwconv_hankel_rows.h.
-
-
-def copy_words(elements):
-    return (elements // 2 + 15) // 32 * 32 + 16
-
-
-def laid_out(window):
-    """Return the words of a row that is laid out twice, each a pair of elements."""
-    half, words = len(window) // 2, copy_words(len(window))
-    out = np.full((2 * words, 2), -1)
-    out[:half] = window.reshape(-1, 2)
-    out[words : words + half - 1] = window[1:-1].reshape(-1, 2)
-    return out
-
-
-@pytest.mark.parametrize(("columns", "steps"), [(12, 2), (6, 2), (3, 4), (2, 1)])
-def test_fragments_of_a_hankel_matrix(columns, steps):
-    length = 8 * columns + 16 * steps
-    row = np.arange(length)
-    words = laid_out(row)
-    matrix = np.array([[k + n for n in range(8 * columns)] for k in range(16 * steps)])
-    for lane in range(32):
-        group, place = divmod(lane, 4)
-        own = group % 2 * copy_words(length) + group // 2 + place
-        for step, column, register in itertools.product(range(steps), range(columns), range(2)):
-            # "Matrix fragments for mma.m16n8k16", operand b: element i of this lane.
-            pair = [
-                matrix[
-                    16 * step + 2 * place + i % 2 + (8 if i >= 2 else 0),
-                    8 * column + group,
-                ]
-                for i in (2 * register, 2 * register + 1)
-            ]
-            assert words[own + 4 * (2 * step + column + register)].tolist() == pair
-
-
-@pytest.mark.parametrize("length", range(32, 168, 8))
-def test_lanes_read_different_banks(length):
-    words = {lane // 4 % 2 * copy_words(length) + lane // 4 // 2 + lane % 4 for lane in range(32)}
-    assert len({word % 32 for word in words}) == len(words)
-    assert copy_words(length) >= length // 2
-
-
-@pytest.mark.parametrize("steps", range(1, 7))
-def test_rows_of_a_matrix_lie_in_different_banks(steps):
-    stride = (16 * steps + 8) * 2  # bytes; ldmatrix reads 16 of each of 8 rows at a time
-    assert len({row * stride // 16 % 8 for row in range(8)}) == 8
 
 
 # Values.
@@ -153,24 +102,34 @@ def test_any_order_of_threads(emulated_cuda, order_case):
     check_grad_weight(shape, kernel_size, BF16, weight_using)
 
 
+def check_tile(tile, steps, dtype, device="cpu"):
+    slots, columns, images = tile
+    kernel_size = (16 * slots - 1, 16 * steps - 1)
+    # Slots in turn, two tiles; then a slot for each row, an image too few.
+    shape = (1, 1, 16 * slots + 2, 8 * columns + 3)
+    check_forward(shape, kernel_size, dtype, Tile(*tile), device=device)
+    shape = (images + 1, 1, 6, 9)
+    check_grad_x(shape, (kernel_size[0], 5), dtype, Tile(*tile), device=device)
+
+
+def check_weight_tile(tile, dtype, device="cpu"):
+    rows, columns = tile
+    kernel_size = (16 * rows - 3, 8 * columns - 1)
+    shape = (2, 1, 19 if rows < 3 else 35, 33)
+    check_grad_weight(shape, kernel_size, dtype, WeightTile(*tile, 1), device=device)
+
+
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @one_order
 def test_every_tile(emulated_cuda, tile, steps):
-    slots, columns, images = tile
-    dtype = BF16 if steps % 2 else FP16
-    kernel_size = (16 * slots - 1, 16 * steps - 1)
-    # Slots in turn, two tiles; then a slot for each row, an image too few.
-    check_forward((1, 1, 16 * slots + 2, 8 * columns + 3), kernel_size, dtype, Tile(*tile))
-    check_grad_x((images + 1, 1, 6, 9), (kernel_size[0], 5), dtype, Tile(*tile))
+    check_tile(tile, steps, BF16 if steps % 2 else FP16)
 
 
 @pytest.mark.parametrize("tile", WEIGHT_TILES, ids=str)
 @one_order
 def test_every_weight_tile(emulated_cuda, tile):
-    rows, columns = tile
-    kernel_size = (16 * rows - 3, 8 * columns - 1)
-    check_grad_weight((2, 1, 19 if rows < 3 else 35, 33), kernel_size, BF16, WeightTile(*tile, 1))
+    check_weight_tile(tile, BF16)
 
 
 @pytest.mark.parametrize("bands", [2, 3, 7, 23])
@@ -184,17 +143,20 @@ def test_bands_of_rows(emulated_cuda, bands):
 # Images as they may lie in memory.
 
 
+def check_alignment(offset, width, device="cpu"):
+    around = torch.full((2, 2, 13, width + 12), torch.nan, dtype=BF16, device=device)
+    x = around[:, :, 1:12, offset : offset + width]
+    x.copy_(random(*x.shape, dtype=BF16))
+    for kernel_size in ((5, 9), (9, 3)):
+        check_forward(x.shape, kernel_size, BF16, x=x)
+        check_grad_weight(x.shape, kernel_size, BF16, x=x)
+
+
 @pytest.mark.parametrize("offset", range(9))
 @pytest.mark.parametrize("width", [8, 13])
 @one_order
 def test_any_alignment_within_nan(emulated_cuda, offset, width):
-    around = torch.full((2, 2, 13, width + 12), torch.nan, dtype=BF16)
-    x = around[:, :, 1:12, offset : offset + width]
-    x.copy_(random(*x.shape, dtype=BF16))
-    check_forward(x.shape, (5, 9), BF16, x=x)
-    check_grad_weight(x.shape, (5, 9), BF16, x=x)
-    gw = hankel.grad_weight(x, random(*x.shape, dtype=BF16), (9, 3))
-    assert_grad_weight(gw, x, random(*x.shape, dtype=BF16))
+    check_alignment(offset, width)
 
 
 LAYOUTS = {
@@ -240,7 +202,7 @@ def between_guards(*shape):
 
 @one_order
 def test_nothing_is_read_outside_of_the_images(emulated_cuda):
-    # A kernel that does ends the process.
+    # A kernel that does ends the process; for single bytes see test_dwconv_cuda_rows.py.
     shape = (2, 1, 32, mmap.PAGESIZE // 128)
     x, grad = between_guards(*shape), between_guards(*shape)
     for using in (Tile(2, 3, 4), Tile(2, 12, 1), Tile(1, 2, 8, 2)):
@@ -454,3 +416,38 @@ def test_a_missing_address_is_an_error(emulated_cuda):
         cuda_core.load().dwconv_hankel_cuda(
             *arguments, (1, 1, 4, 4, 3, 3), False, Tile(1, 2, 8), 0, 0
         )
+
+
+# On a GPU: what the automatic choice of tiles in test_dwconv_gpu.py does not reach.
+
+
+@pytest.fixture
+def a_device():
+    device = torch.device("cuda", torch.cuda.current_device())
+    if (reason := cuda_core.refuses(device)) is not None:
+        pytest.skip(reason)
+    return device
+
+
+@pytest.mark.gpu
+@each_type
+def test_every_tile_on_a_gpu(a_device, dtype):
+    for tile, steps in itertools.product(TILES, (1, 2, 3, 4)):
+        check_tile(tile, steps, dtype, a_device)
+    for tile in WEIGHT_TILES:
+        check_weight_tile(tile, dtype, a_device)
+
+
+@pytest.mark.gpu
+def test_any_alignment_on_a_gpu(a_device):
+    for offset, width in itertools.product(range(9), (8, 13)):
+        check_alignment(offset, width, a_device)
+
+
+@pytest.mark.gpu
+def test_shared_memory_on_a_gpu(a_device):
+    # As much as a block may have; and many images for each warp.
+    x = random(37, 1, 9, 5, dtype=BF16, device=a_device)
+    steps = max(s for s in range(1, 64) if 4 * hankel.image_bytes(7, 1, s) <= 99 << 10)
+    for using in (WeightTile(1, 1, steps), WeightTile(1, 1, 1, 8)):
+        assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=using), x, x)

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from . import cuda_core, native
+from . import cuda_core
 
-_OLDEST = (8, 0)  # asynchronous copies
 _LARGEST = 1 << 30  # numbers of images and pixels are of 32 bits, addresses are not
 _LARGEST_KERNEL = 63
 _LONGEST_GRID = 2**31 - 1
@@ -21,10 +20,8 @@ def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
         return f"it computes in float32, not for {image.dtype}"
     if image.device.type != "cuda":
         return f"it runs on NVIDIA GPUs, not on {image.device.type}"
-    if (reason := native.cuda_unavailable()) is not None:
+    if (reason := cuda_core.refuses(image.device)) is not None:
         return reason
-    if torch.cuda.get_device_capability(image.device) < _OLDEST:
-        return "the GPU is older than compute capability 8.0"
     if any(side % 2 == 0 or side > _LARGEST_KERNEL for side in kernel_size):
         return f"kernel sides are odd and at most {_LARGEST_KERNEL}, not {tuple(kernel_size)}"
     n, c, h, w = image.shape

@@ -15,7 +15,6 @@ namespace {
 constexpr int kHankelStages = 4;  // rows on their way, the one in use among them
 constexpr int kHankelWarps = 4;   // of a block, at most; they share a channel
 constexpr std::int64_t kHankelLongestSide = 1 << 30;
-constexpr std::size_t kHankelMostShared = 99 << 10;  // of a block, on the GPUs that have least
 
 // The taps that can meet the image: `rows` by `columns` in the middle of the kernel.
 struct HankelTaps {
@@ -63,9 +62,9 @@ __device__ __forceinline__ const unsigned char* hankel_piece(const Half* element
   return reinterpret_cast<const unsigned char*>(address - address % 16);
 }
 
-// Starts to copy the part of the window that is in the image. Whole pieces are copied, whatever
-// lies beside the row in the first and the last of them; a piece never crosses a page. Lane `lane`
-// of `lanes` takes part.
+// Starts to copy the part of the window that is in the image, in pieces of 16 bytes. The last piece
+// ends with the row. The first one begins up to 14 bytes before it, where its 16 bytes do: in the
+// same allocation, which begins at a multiple of 256 bytes. Lane `lane` of `lanes` takes part.
 template <class Half>
 __device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* row,
                                              const HankelWindow& window, int lane, int lanes) {
@@ -73,7 +72,8 @@ __device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* 
   int place;
   const unsigned char* from = hankel_piece(row + first, place);
   for (int piece = lane; 8 * piece < place + count; piece += lanes) {
-    cp_async<16>(staged + 16 * piece, from + 16 * piece);
+    const int left = 2 * (place + count - 8 * piece);
+    cp_async<16>(staged + 16 * piece, from + 16 * piece, min(left, 16));
   }
 }
 

@@ -298,7 +298,7 @@ bool hankel_can_run(const CudaConvWeightParams& p, const HankelWeightTile& tile)
   const Plan<__half> q = plan<__half>(p, tile);
   return 16 * tile.rows >= q.taps.rows && 8 * tile.columns >= q.taps.columns && p.splits > 0 &&
          p.channels <= INT32_MAX / p.splits && q.column_tiles <= INT32_MAX / q.bands &&
-         shared_bytes(q, tile) <= kHankelMostShared;
+         shared_bytes(q, tile) <= kMostDynamicShared;
 }
 
 cudaError_t dwconv_hankel_weight_cuda(const CudaConvWeightParams& p, const HankelWeightTile& tile) {

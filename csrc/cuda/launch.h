@@ -11,15 +11,19 @@
 
 namespace cba {
 
-// Makes `device` current for the lifetime of the object.
+// Makes `device` current for the lifetime of the object. What is current belongs to the driver and
+// the thread, not to this copy of the CUDA runtime: PyTorch's copy sees it, and this one PyTorch's.
+// Nothing is set that need not be: setting a device that has no context yet creates one.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     status_ = cudaGetDevice(&before_);
-    if (status_ == cudaSuccess && device != before_) status_ = cudaSetDevice(device);
+    if (status_ != cudaSuccess || device == before_) return;
+    status_ = cudaSetDevice(device);
+    changed_ = status_ == cudaSuccess;
   }
   ~DeviceGuard() {
-    if (status_ == cudaSuccess) cudaSetDevice(before_);
+    if (changed_) cudaSetDevice(before_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -27,6 +31,7 @@ class DeviceGuard {
 
  private:
   int before_ = 0;
+  bool changed_ = false;
   cudaError_t status_;
 };
 
@@ -37,15 +42,20 @@ struct Launch {
   cudaStream_t stream;
 };
 
+// Dynamic shared memory of a block, at most: what every GPU since sm_80 has.
+constexpr std::size_t kMostDynamicShared = 99 << 10;
+
 // Launches kernel(arguments...) on the current device and returns the error code of the launch.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const Launch& where, void (*kernel)(Parameters...),
                    const Arguments&... arguments) {
   constexpr std::size_t kWithoutAsking = 48 << 10;
   if (where.shared > kWithoutAsking) {
+    // Always the same limit: it is one per kernel and device, and another thread may be about to
+    // launch the same kernel with more.
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(where.shared));
+                                                    static_cast<int>(kMostDynamicShared));
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config = {};
