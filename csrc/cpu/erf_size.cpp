@@ -57,9 +57,9 @@ struct Format<double> {
   static constexpr auto kCollect = &ErfKernels::collect_float64;
 };
 
-// The pattern of 2^(q + kMantissa), the smallest coarse value. For float32 and sums from 2^157 on all
-// values are fine, and this is infinity: a larger pattern would be past the buckets, and negative
-// for kernels that compare patterns as signed numbers.
+// The pattern of 2^(q + kMantissa), the smallest coarse value. For float32 and sums from 2^157 on
+// all values are fine, and this is infinity: a larger pattern would be past the buckets, and
+// negative for kernels that compare patterns as signed numbers.
 template <class F>
 constexpr typename F::Bits smallest_coarse(int q) {
   const int exponent = q + F::kMantissa + F::kBias;
@@ -351,7 +351,7 @@ std::int64_t run(const Gradients& grad, void (*mean)(const PixelRun&, Scalar*),
 
 std::int64_t erf_size(const Gradients& grad, const std::vector<double>& shares, std::int64_t* sizes,
                       Isa isa, int num_threads) {
-  const ErfKernels& kernels = erf_kernels_for(isa);
+  const ErfKernels& kernels = kernels_for<ErfKernels>(isa);
   switch (grad.type) {
     case GradType::kFloat64:
       return run(grad, kernels.mean_float64, shares, sizes, kernels, num_threads);
