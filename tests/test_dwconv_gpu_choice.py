@@ -117,7 +117,13 @@ def test_what_the_cuda_kernels_refuse(a_gpu, monkeypatch):
         a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), "auto"
     )
     assert "'fft'" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "fft")
-    assert "blocks" in refuses_cuda(a_gpu(2**16, 2**16, 1, 1), (9, 9), "auto")
+    for dtype in (FP32, BF16):
+        assert "blocks" in refuses_cuda(a_gpu(2**16, 2**16, 1, 1, dtype=dtype), (9, 9), "auto")
+        assert "plane" in refuses_cuda(a_gpu(1, 1, 2**15, 2**16, dtype=dtype), (9, 9), "auto")
+        assert "images" in refuses_cuda(a_gpu(2**30 + 1, 1, 1, 1, dtype=dtype), (9, 9), "auto")
+    # Tiles of tensor cores have 16 times as many pixels.
+    assert "blocks" in refuses_cuda(a_gpu(64, 4096, 512, 512, dtype=FP32), (9, 9), "auto")
+    assert refuses_cuda(a_gpu(64, 4096, 512, 512, dtype=FP16), (63, 1), "auto") is None
     assert refuses_cuda(meta(2, 3, 4, 5), (9, 9), "auto") == "it runs on NVIDIA GPUs, not on meta"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert "older than compute capability 8.0" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "auto")
