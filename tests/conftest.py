@@ -19,6 +19,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Make an empty folder the working directory, and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def seeded():
+    """Seed PyTorch's random numbers."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
 def emulated_cuda(request, monkeypatch):
     """Let the launchers of `cba_fast.kernels` run their CUDA kernels on CPU tensors.

@@ -34,12 +34,6 @@ DEFAULTS = {
 NANO = {"model_family": "replknet", "model": "replknet_nano"}
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write(content):
     Path("e.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return Path("e.yaml")
