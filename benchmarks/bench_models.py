@@ -4,14 +4,24 @@
     pytest benchmarks/bench_models.py -k inference --dtype bfloat16   # the forms in both types
     python benchmarks/table.py
 
-The results of every form are compared with the default form's first; the weights are random.
+Results are checked first: features against the default form's; in a training step the gradients of
+all kernels, and what each of our layers computes, against float64. The weights are random.
 """
 
 import pytest
 from cases import MODEL_SIZES, MODELS, TRAINING
 
 from cba_fast.study.bench import model_record
-from cba_fast.study.model_contest import OURS, ModelContest, create, inference, training
+from cba_fast.study.dwconv_contest import WRONG
+from cba_fast.study.model_contest import (
+    OURS,
+    ModelContest,
+    create,
+    exact_gradients,
+    inference,
+    layer_errors,
+    training,
+)
 
 PER_MODEL = 10  # times the seconds of a layer
 
@@ -30,10 +40,15 @@ def test_inference(name, input_size, benchmark, play, record, pytestconfig):
 
 @pytest.mark.parametrize(("name", "input_size", "batch"), TRAINING)
 def test_training_step(name, input_size, batch, benchmark, play, record, pytestconfig):
-    functions = training(create(name), input_size, batch)
-    contest = ModelContest(functions, PER_MODEL * pytestconfig.getoption("seconds"))
+    model = create(name)
+    errors = layer_errors(model, input_size, batch)
+    assert all(e <= WRONG["float32"] for e in errors.values()), errors
+    exact = exact_gradients(model, input_size, batch)
+    functions = training(model, input_size, batch)
+    contest = ModelContest(functions, PER_MODEL * pytestconfig.getoption("seconds"), exact)
     assert not contest.wrong()
     benchmark.group = f"{name} {input_size} training"
     play(contest.contest, OURS)
     values = model_record(contest, name, input_size, batch, "float32", "training step")
+    values["layer_error"] = float(f"{max(errors.values()):.3g}")
     record("models", values)

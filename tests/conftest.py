@@ -19,6 +19,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Make an empty folder the working directory, and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def seeded():
+    """Seed PyTorch's random numbers."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
 def emulated_cuda(request, monkeypatch):
     """Let the launchers of `cba_fast.kernels` run their CUDA kernels on CPU tensors.
@@ -41,13 +56,16 @@ def emulated_cuda(request, monkeypatch):
 def a_gpu(monkeypatch):
     """Return a function that makes tensors of a GPU that is not here, of compute capability 9.0.
 
-    Nothing was measured on it; what a test finds out about it is forgotten afterwards.
+    The build is one for it. Nothing was measured on it; what a test finds out about it is forgotten
+    afterwards.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from cba_fast.kernels import native
     from cba_fast.ops import dwconv_choice, dwconv_gpu
 
+    monkeypatch.setattr(native, "_cuda_built_for", ("90-real", (((9, 0), (9, 9)),)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(dwconv_gpu, "measured", lambda: {})
     monkeypatch.setattr(dwconv_choice, "_found", {})

@@ -12,6 +12,7 @@ import torch
 from cli_runner import run_cli
 
 from cba_fast.errors import InputError
+from cba_fast.kernels import dwconv_cpp, dwconv_torch
 from cba_fast.reference import dwconv as reference
 from cba_fast.study import bench_records, bench_tables, dwconv_contest, model_contest
 from cba_fast.study.contest import Contest, Timing
@@ -171,10 +172,62 @@ def test_model_record(name):
 
 
 def test_training_step():
-    functions = model_contest.training(model_contest.create("replknet_nano"), 32, 2)
-    contest = model_contest.ModelContest(functions, seconds=1e-3)
+    model = model_contest.create("replknet_nano")
+    exact = model_contest.exact_gradients(model, 64, 2)
+    assert {g.dtype for g in exact} == {torch.float64}
+    contest = model_contest.ModelContest(model_contest.training(model, 64, 2), 1e-3, exact)
     assert contest.wrong() == {}
     assert set(contest.contest.run()) == {"default", "channels_last", "ours"}
+
+
+@pytest.mark.parametrize("wrong", [None, *dwconv_contest.DIRECTIONS])
+def test_a_wrong_kernel_in_a_training_step_is_noticed(monkeypatch, wrong):
+    """In one direction the central tap of each kernel is off by a thousandth."""
+
+    def off(kernel):
+        kernel = kernel.clone()
+        kernel[..., kernel.shape[-2] // 2, kernel.shape[-1] // 2] *= 1.001
+        return kernel
+
+    def harmed(kernels, direction):
+        if direction == "grad_weight":
+            return lambda *args: off(kernels(*args))
+        # The C++ input gradient is a forward pass with a turned kernel: that one stays right.
+        return lambda image, kernel, *args, **turned: kernels(
+            image, kernel if turned else off(kernel), *args, **turned
+        )
+
+    for backend in (dwconv_cpp, dwconv_torch) if wrong else ():
+        monkeypatch.setattr(backend, wrong, harmed(getattr(backend, wrong), wrong))
+    errors = model_contest.layer_errors(model_contest.create("replknet_nano"), 32, 2)
+    assert len(errors) == 3 * (1 + 4 * 2)  # the stem's, a large and a small kernel in each stage
+    found = [name for name, e in errors.items() if not e <= dwconv_contest.WRONG["float32"]]
+    assert found == [name for name in errors if name.endswith(f" {wrong}")]
+
+
+def test_one_tensor_of_many_is_enough_to_be_wrong():
+    right, nan = torch.ones(3), torch.full((3,), torch.nan)
+    functions = {
+        "default": lambda: [right, right, right],
+        "off": lambda: [right, 1.01 * right, right],
+        "nan": lambda: [right, nan, right],
+        "ours": lambda: [right, right, 1.0001 * right],
+    }
+    exact = [right.double()] * 3
+    contest = model_contest.ModelContest(functions, 1e-3, exact)
+    assert set(contest.wrong()) == {"off", "nan"}
+    assert set(contest.contest.functions) == {"default", "ours"}
+
+
+def test_a_layer_that_is_lost_in_training_is_noticed(monkeypatch):
+    def lose_a_layer(model):
+        model.stages[0].blocks[0].large_kernel.small_conv.conv.weight.data.zero_()
+
+    monkeypatch.setattr(model_contest, "accelerate", lose_a_layer)
+    model = model_contest.create("replknet_nano")
+    exact = model_contest.exact_gradients(model, 64, 2)
+    contest = model_contest.ModelContest(model_contest.training(model, 64, 2), 1e-3, exact)
+    assert set(contest.wrong()) == {"ours"}
 
 
 def test_a_form_that_computes_something_else_is_noticed(monkeypatch):

@@ -9,12 +9,6 @@ from cba_fast.wsol.baselines import fixed_box_baselines
 SMALL = ("--classes", 3, "--images_per_class", 4, "--test_per_class", 1, "--size", 48)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def names(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*.jpg")}
 

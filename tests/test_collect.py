@@ -19,6 +19,7 @@ from cba_fast.errors import InputError
 from cba_fast.study import collect as study
 from cba_fast.study import train_config, train_state
 from cba_fast.study.collect_plan import differences, find_steps
+from cba_fast.study.config import RunConfig
 from cba_fast.study.experiments import load_experiments
 from cba_fast.study.points import Point, append_points, put_points, read_points
 
@@ -32,12 +33,6 @@ DEFAULTS = {
     "device": "cpu",
 }
 NANO = {"model_family": "replknet", "model": "replknet_nano"}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write(content):
@@ -283,6 +278,26 @@ def test_a_redo_that_is_killed_leaves_no_old_result_for_new_sizes(here, calls, c
     monkeypatch.setattr(files, "write_json", write_json)
     assert collect(capsys, three()).status == 0  # the old settings again
     assert len(np.load("erf_wsol/erf_given.npy")) == 200
+
+
+def test_compile_is_for_the_scores_alone(here, calls, capsys, monkeypatch):
+    assert collect(capsys, three()).status == 0
+    done = collect(capsys, three(compile=True))  # another rounding is another result
+    assert "given: compile was False, is True" in done.err
+    compiled = []
+    for name in ("train", "evaluate", "compute_sizes"):
+        stand_in = getattr(study, name)
+
+        def noting(*args, name=name, stand_in=stand_in, **options):
+            (how,) = (a for a in args if isinstance(a, RunConfig))
+            compiled.append((name, how.compile))
+            return stand_in(*args, **options)
+
+        monkeypatch.setattr(study, name, noting)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: compiled.append("reset"))
+    assert collect(capsys, three(compile=True), "--redo").status == 0
+    one = ["reset", ("evaluate", True), ("compute_sizes", False)]
+    assert [c for c in compiled if c[0] != "train"] == 3 * one
 
 
 def test_other_weights_under_the_same_path_are_refused(here, calls, capsys):

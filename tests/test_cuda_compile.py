@@ -13,6 +13,7 @@ import cuda_emulator
 import pytest
 
 from cba_fast.kernels import cuda_core, native
+from cba_fast.kernels.cuda_archs import capabilities
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RECORDS = sorted((BENCHMARKS / "results" / "gpu_compile").glob("nvcc-*.jsonl"))
@@ -135,8 +136,7 @@ def test_the_driver_is_asked_and_not_started(which, tmp_path):
     ],
 )
 def test_which_gpus_a_build_runs_on(archs, runs_on, not_on, monkeypatch):
-    monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
-    monkeypatch.setattr(native, "build_info", lambda: {"cuda_archs": archs})
+    monkeypatch.setattr(native, "_cuda_built_for", (archs, capabilities(archs)))
     for capability in (*runs_on, *not_on):
         found = divmod(capability, 10)
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=found: found)

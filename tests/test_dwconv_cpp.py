@@ -17,14 +17,11 @@ from cba_fast.ops import (
 from cba_fast.ops.dwconv_choice import fastest
 from cba_fast.reference import dwconv as reference
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 ISAS = native.build_info()["isas_supported"]
 CF, CL = torch.contiguous_format, torch.channels_last
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def check(x, weight, bias, grad, memory_format, algorithm, isa):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
+from cba_fast.kernels import cuda_core, native
 from cba_fast.kernels import dwconv_cuda_fma as fma
-from cba_fast.kernels import native
+from cba_fast.ops.dwconv_choice import TABLES
 
 CSRC = Path(__file__).parent.parent / "csrc"
 NCHW, CL = torch.contiguous_format, torch.channels_last
@@ -239,28 +240,6 @@ def test_the_binding_checks_its_arguments(emulated_cuda):
             call(sizes=((1, 1, 4, 4), sides))
 
 
-def test_what_is_refused(monkeypatch):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    assert "not on cpu" in fma.refuses(torch.empty(1, 1, 4, 4), (3, 3))
-    assert "not for torch.float64" in fma.refuses(torch.empty(1, 1, 4, 4).double(), (3, 3))
-    capability = [(7, 5)]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[0])
-    with FakeTensorMode():
-        image, wide = (torch.empty(s, device="cuda") for s in ((1, 1, 4, 4), (1, 1, 2**15, 2**16)))
-        many = torch.empty((2**16, 2**16, 1, 1), device="cuda")
-    monkeypatch.setattr(native, "cuda_unavailable", lambda: "no CUDA kernels in this build")
-    assert fma.refuses(image, (3, 3)) == "no CUDA kernels in this build"
-    monkeypatch.setattr(native, "cuda_unavailable", lambda: None)
-    monkeypatch.setattr(native, "build_info", lambda: {"cuda_archs": "80-real;90-real"})
-    assert "built for 80-real;90-real, the GPU has 7.5" in fma.refuses(image, (3, 3))
-    capability[0] = (9, 0)
-    assert fma.refuses(image, (63, 63)) is None
-    assert "at most 63" in fma.refuses(image, (65, 3))
-    assert "pixels" in fma.refuses(wide, (3, 3))
-    assert "blocks" in fma.refuses(many, (3, 3))
-
-
 @pytest.mark.parametrize("source", ["dwconv_fma", "dwconv_fma_weight"])
 def test_compiled_without_spills(source, tmp_path):
     if shutil.which("nvcc") is None:
@@ -280,7 +259,8 @@ def test_compiled_without_spills(source, tmp_path):
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values_on_a_gpu(case, generator):
     tensors = [t.cuda() for t in inputs(case, generator)]
-    if (reason := fma.refuses(tensors[0], case[1])) is not None:
+    cuda = TABLES["forward"].backends["cuda"]
+    if (reason := cuda.reason(tensors[0], case[1], "auto")) is not None:
         pytest.skip(reason)
     x, grad, weight, bias = tensors
     check_all(within_nan(x), within_nan(grad, 2), weight, bias)
@@ -294,7 +274,8 @@ def test_threads_on_a_gpu_launch_the_same_kernel():
     # With different shared memory, more than a kernel has without asking.
     cases = [((2, 4, 128, 128), size) for size in ((63, 63), (51, 63), (63, 41), (63, 63))]
     tensors = [[t.cuda() for t in inputs(c, torch.Generator().manual_seed(0))] for c in cases]
-    if (reason := fma.refuses(tensors[0][0], (63, 63))) is not None:
+    device = tensors[0][0].device
+    if (reason := native.cuda_unavailable() or cuda_core.refuses(device)) is not None:
         pytest.skip(reason)
 
     def results(case, count):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import cuda_core
+from cba_fast.kernels import cuda_core, native
 from cba_fast.kernels import dwconv_cuda_hankel as hankel
 from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
 
@@ -315,17 +315,15 @@ def test_how_far_a_nan_reaches(emulated_cuda, bad):
 # Refusals.
 
 
-def test_refusals():
-    def reason(*shape, dtype=BF16, kernel_size=(5, 5)):
-        return hankel.refuses(torch.empty(shape, dtype=dtype, device="meta"), kernel_size)
-
-    assert reason(2, 3, 4, 5) is None
-    assert reason(64, 4096, 512, 512, dtype=FP16, kernel_size=(63, 1)) is None
-    assert "not torch.float32" in reason(2, 3, 4, 5, dtype=torch.float32)
-    assert "at most 63, not (65, 5)" in reason(2, 3, 4, 5, kernel_size=(65, 5))
-    assert "odd" in reason(2, 3, 4, 5, kernel_size=(5, 4))
-    assert "longer than" in reason(1, 1, 1, 2**31)
-    assert "blocks for shape (65536, 65536, 1, 1)" in reason(2**16, 2**16, 1, 1)
+def test_no_launch_has_more_blocks_than_it_says():
+    sides = (1, 15, 16, 17, 96, 300)
+    for shape in itertools.product((1, 3, 64), (1, 2048), sides, sides):
+        n, c, _, w = shape
+        for kernel_size in ((1, 1), (63, 63), (5, 51)):
+            tile, weight_tile = (f(shape, kernel_size) for f in (hankel.tile, hankel.weight_tile))
+            warps = c * -(-n // tile.images) * -(-w // (8 * tile.columns)) * tile.bands
+            assert warps <= hankel.most_blocks(shape)
+            assert c * hankel.splits(shape, weight_tile) <= hankel.most_blocks(shape)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +422,7 @@ def test_a_missing_address_is_an_error(emulated_cuda):
 @pytest.fixture
 def a_device():
     device = torch.device("cuda", torch.cuda.current_device())
-    if (reason := cuda_core.refuses(device)) is not None:
+    if (reason := native.cuda_unavailable() or cuda_core.refuses(device)) is not None:
         pytest.skip(reason)
     return device
 

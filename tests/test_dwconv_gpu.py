@@ -11,7 +11,7 @@ from cba_fast.ops import (
 )
 from cba_fast.ops.dwconv_choice import TABLES
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("seeded")]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CL = torch.channels_last
 
@@ -41,11 +41,6 @@ SHAPES = [
     ((2, 70, 56, 56), (7, 7)),
     ((2, 70, 13, 9), (3, 5)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def inputs(shape, kernel_size, dtype=torch.bfloat16, memory_format=torch.contiguous_format):

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from cba_fast.kernels import dwconv_cuda
 from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
+from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.dwconv_choice import METHODS, choose
 from cba_fast.ops.dwconv_gpu import bucket, refuses_cuda
 
@@ -117,10 +118,27 @@ def test_what_the_cuda_kernels_refuse(a_gpu, monkeypatch):
         a_gpu(2, 3, 4, 5, dtype=torch.float64), (9, 9), "auto"
     )
     assert "'fft'" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "fft")
-    assert "blocks" in refuses_cuda(a_gpu(2**16, 2**16, 1, 1), (9, 9), "auto")
+    for dtype in (FP32, BF16):
+        assert "blocks" in refuses_cuda(a_gpu(2**16, 2**16, 1, 1, dtype=dtype), (9, 9), "auto")
+        assert "plane" in refuses_cuda(a_gpu(1, 1, 2**15, 2**16, dtype=dtype), (9, 9), "auto")
+        assert "images" in refuses_cuda(a_gpu(2**30 + 1, 1, 1, 1, dtype=dtype), (9, 9), "auto")
+    # Tiles of tensor cores have 16 times as many pixels.
+    assert "blocks" in refuses_cuda(a_gpu(64, 4096, 512, 512, dtype=FP32), (9, 9), "auto")
+    assert refuses_cuda(a_gpu(64, 4096, 512, 512, dtype=FP16), (63, 1), "auto") is None
     assert refuses_cuda(meta(2, 3, 4, 5), (9, 9), "auto") == "it runs on NVIDIA GPUs, not on meta"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert "older than compute capability 8.0" in refuses_cuda(a_gpu(2, 3, 4, 5), (9, 9), "auto")
+
+
+@pytest.mark.parametrize("op", ["depthwise_conv2d", "erf_size", "erf_accumulate", "quantize"])
+def test_gpus_that_the_build_is_not_for(op, a_gpu, monkeypatch):
+    image = a_gpu(2, 3, 4, 5, dtype=FP32)
+    args = {"depthwise_conv2d": (image, (3, 3), "auto"), "quantize": (image[:, 0],)}
+    refuses = BackendTable.registry[op].backends["cuda"].refuses
+    assert refuses(*args.get(op, (image,))) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+    reason = "the CUDA kernels were built for 90-real, the GPU has 8.9"
+    assert refuses(*args.get(op, (image,))) == reason
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)

@@ -175,6 +175,17 @@ def test_sums_that_nearly_overflow():
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_the_largest_float32(isa):
+    """Thousands of values up to the largest one; those below 2^105 are fine."""
+    largest = torch.finfo(torch.float32).max
+    exponents = 128 * torch.rand(2, 1, 90, 100, generator=torch.Generator().manual_seed(8))
+    exponents[1, 0, :, 1:] = 128
+    grad = exponents.double().exp2().clamp(max=largest).float()
+    assert grad.max() == largest
+    assert torch.equal(erf_cpp.erf_size(grad, SHARES, isa=isa), reference.erf_size(grad, SHARES))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf])
 def test_the_first_bad_image_is_named(value, dtype, isa):

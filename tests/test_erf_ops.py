@@ -10,12 +10,9 @@ from hypothesis.extra import numpy as hnp
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import SIZE
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 BACKENDS = ["cpp", "reference"]
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def size_by_counting(grad: np.ndarray, p: float) -> int:

@@ -10,15 +10,11 @@ from cba_fast.errors import InputError
 from cba_fast.study.experiment_settings import Settings
 from cba_fast.study.experiments import load_experiments
 
+pytestmark = pytest.mark.usefixtures("here")
+
 NANO = {"model_family": "replknet", "model": "replknet_nano"}
 A = {"name": "a", "model_family": "replknet"}
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def load(content):

@@ -21,12 +21,9 @@ from cba_fast.nn import (
 )
 from cba_fast.nn import depthwise as depthwise_module
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 OP = torch.ops.cba_fast.depthwise_conv2d.default
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def uses_op(module, x):

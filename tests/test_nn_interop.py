@@ -11,12 +11,9 @@ from torch import nn
 
 from cba_fast.nn import DepthwiseConv2d, accelerate
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 OP = torch.ops.cba_fast.depthwise_conv2d.default
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def close(a, b):

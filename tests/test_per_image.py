@@ -113,6 +113,52 @@ def test_figures_are_those_of_evaluate_and_erf_compute(here, capsys):
         assert 10 * hits == mine["max_box_acc"]
 
 
+@pytest.mark.parametrize(("which", "target"), [(0, "predicted"), (1, "label"), (0, 1)])
+def test_images_leave_the_device_in_groups_and_none_changes(here, monkeypatch, which, target):
+    subject = load_subjects(write(target=target))[0][which]
+    sample = draw_sample(subject.settings)
+    sizes, calls = per_image.ops.erf_size, []
+
+    def counted(grad, p):
+        calls.append(len(grad))
+        return sizes(grad, p)
+
+    monkeypatch.setattr(per_image.ops, "erf_size", counted)
+    found = []
+    for group in (8, 1):
+        monkeypatch.setattr(per_image, "GROUP", group)
+        found.append(vars(per_image.measure(subject, sample, Path("out"), resume=False)))
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+    assert calls == [8, 2, *[1] * 10]
+
+
+def test_images_without_finite_numbers_are_told_and_left_out(here, monkeypatch):
+    (subject, _), _ = load_subjects(write())
+    sample = draw_sample(subject.settings)
+    whole = per_image.measure(subject, sample, Path("whole"))
+    gradient, classify, calls = per_image.input_gradient, per_image.classify, []
+
+    def bad_gradient(model, image, **options):
+        calls.append(image)
+        return gradient(model, image, **options) * (np.nan if len(calls) == 3 else 1)
+
+    def bad_features(model, image):
+        features, *others = classify(model, image)
+        return features / (0 if len(calls) == 9 else 1), *others
+
+    monkeypatch.setattr(per_image, "input_gradient", bad_gradient)
+    monkeypatch.setattr(per_image, "classify", bad_features)
+    found = per_image.measure(subject, sample, Path("out"))
+    left = [0, 1, 3, 4, 5, 6, 7, 9]
+    assert found.index.tolist() == left
+    np.testing.assert_array_equal(found.erf_size, whole.erf_size[left])
+    np.testing.assert_array_equal(found.iou, whole.iou[left])
+    notes = "\n".join(found.notes)
+    assert f"{sample.records[2].image_id}: its input gradient is not finite" in notes
+    assert f"{sample.records[8].image_id}: its feature maps are not finite" in notes
+
+
 def test_the_same_command_measures_nothing_again(here, capsys, monkeypatch):
     config = write()
     first = run(capsys, config)
@@ -129,7 +175,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(here):
 
     def killing(steps, count):
         for i, step in enumerate(steps):
-            if i == 4:
+            if i == 1:
                 raise Killed
             yield step
 
@@ -147,7 +193,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(here):
             yield step
 
     again = per_image.measure(subject, sample, Path("out"), progress=counting)
-    assert visited == [6] * 6
+    assert visited == [1]  # the two images after the first group
     for name, value in vars(whole).items():
         np.testing.assert_array_equal(getattr(again, name), value)
     assert Path("out/rep.npz").read_bytes() == Path("whole/rep.npz").read_bytes()
@@ -175,7 +221,7 @@ def test_a_measurement_of_something_else_is_not_taken(here, change):
     again = per_image.measure(
         subject, sample, Path("out"), score=score, resume=resume, progress=counting
     )
-    assert steps == [10]
+    assert steps == [2]
     same = np.array_equal(first.erf_size, again.erf_size)
     assert same == (change in ("broken", "no_resume"))
 

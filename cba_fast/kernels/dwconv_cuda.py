@@ -14,6 +14,11 @@ DTYPES = tuple(_KERNELS)
 EXACT_WINDOWS = (torch.float32,)  # a NaN reaches no pixel but those whose window holds it
 
 
+def most_blocks(image: Tensor) -> int:
+    """Return a number of blocks that no launch for images like `image` (N,C,H,W) exceeds."""
+    return _KERNELS[image.dtype].most_blocks(tuple(image.shape))
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, memory_format: torch.memory_format
 ) -> Tensor:

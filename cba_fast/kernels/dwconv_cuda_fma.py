@@ -5,32 +5,17 @@ from torch import Tensor
 
 from . import cuda_core
 
-_LARGEST = 1 << 30  # numbers of images and pixels are of 32 bits, addresses are not
-_LARGEST_KERNEL = 63
-_LONGEST_GRID = 2**31 - 1
 # Blocks that fill the largest present GPU several times; a constant, so that the order of additions
 # is the same on all of them.
 _BLOCKS = 1536
 _SMALL_PLANE, _IMAGES_AT_ONCE = 1024, 8  # of which a block takes that many at a time
 
 
-def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
-    """Return why the kernels cannot run for these arguments, or None."""
-    if image.dtype != torch.float32:
-        return f"it computes in float32, not for {image.dtype}"
-    if image.device.type != "cuda":
-        return f"it runs on NVIDIA GPUs, not on {image.device.type}"
-    if (reason := cuda_core.refuses(image.device)) is not None:
-        return reason
-    if any(side % 2 == 0 or side > _LARGEST_KERNEL for side in kernel_size):
-        return f"kernel sides are odd and at most {_LARGEST_KERNEL}, not {tuple(kernel_size)}"
-    n, c, h, w = image.shape
-    if max(n, h * w) > _LARGEST:
-        return f"more than {_LARGEST} images, or pixels in a plane"
+def most_blocks(shape: tuple[int, int, int, int]) -> int:
+    """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
+    n, c, h, w = shape
     # No tile has fewer than four rows or columns, if the image has as many.
-    if n * c * (h // 4 + 1) * (w // 4 + 1) > _LONGEST_GRID:
-        return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
-    return None
+    return n * c * (h // 4 + 1) * (w // 4 + 1)
 
 
 def forward(

@@ -13,9 +13,6 @@ from torch import Tensor
 from . import cuda_core
 
 DTYPES = (torch.bfloat16, torch.float16)
-MAX_KERNEL = 63
-MAX_SIDE = 1 << 30
-_LONGEST_GRID = 2**31 - 1
 _WARPS = 1056  # two for each scheduler of an H200
 _ROW = 8  # what a row costs besides, in products
 _BLOCK_WARPS = 4
@@ -72,19 +69,11 @@ class WeightTile(NamedTuple):
 WEIGHT_TILES = (*((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2, 4, 8)), (3, 6))
 
 
-def refuses(image: Tensor, kernel_size: tuple[int, int]) -> str | None:
-    """Return why the kernels cannot run for images like `image` (N,C,H,W), or None."""
-    if image.dtype not in DTYPES:
-        return f"tensor cores multiply bfloat16 and float16, not {image.dtype}"
-    if any(side % 2 == 0 or not 1 <= side <= MAX_KERNEL for side in kernel_size):
-        return f"the kernel's sides must be odd and at most {MAX_KERNEL}, not {tuple(kernel_size)}"
-    n, c, h, w = image.shape
-    if max(h, w) > MAX_SIDE:
-        return f"an image side is longer than {MAX_SIDE}"
+def most_blocks(shape: tuple[int, int, int, int]) -> int:
+    """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
+    n, c, h, w = shape
     # No tile has fewer than 16 columns, no band fewer than 16 rows; a block has one warp at least.
-    if c * n * (w // 16 + 1) * (h // _FEWEST_BAND_ROWS + 1) > _LONGEST_GRID:
-        return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
-    return None
+    return n * c * (h // _FEWEST_BAND_ROWS + 1) * (w // 16 + 1)
 
 
 @functools.lru_cache(maxsize=4096)  # the search takes longer than a launch

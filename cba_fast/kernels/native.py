@@ -4,12 +4,13 @@ import importlib
 import types
 
 from cba_fast.errors import InputError
-from cba_fast.kernels import openmp
+from cba_fast.kernels import cuda_archs, openmp
 
 _module: types.ModuleType | None = None
 _usable: types.ModuleType | None = None  # _module, once its instruction set is known to run
 _error: ImportError | None = None
 _cuda_message: str | None = None  # why its CUDA kernels cannot run
+_cuda_built_for: tuple[str | None, tuple] = (None, ())
 _message = ""  # what _error says: `torch.compile` can trace a text, but no exception with a cause
 
 
@@ -27,11 +28,13 @@ def load() -> types.ModuleType:
 
 
 def _import() -> None:
-    global _module, _error, _message, _cuda_message
+    global _module, _error, _message, _cuda_message, _cuda_built_for
     try:
         module = importlib.import_module("cba_fast._C")
         module.use_openmp(openmp.entry_point())
         _cuda_message = _cuda_reason(module)
+        if archs := module.build_info()["cuda_archs"]:
+            _cuda_built_for = archs, cuda_archs.capabilities(archs)
         _module = module
     except ImportError as e:
         _error, _message = e, f"the compiled core cannot be loaded: {_describe(e)}"
@@ -70,6 +73,15 @@ def unavailable() -> str | None:
 def cuda_unavailable() -> str | None:
     """Return why the compiled CUDA kernels cannot be used, or None."""
     return unavailable() or _cuda_message
+
+
+def cuda_built_for() -> tuple[str | None, tuple]:
+    """Return the CUDA architectures of the build, and the first and last capabilities of each.
+
+    (None, ()) without CUDA kernels; found out when the core is loaded, for `torch.compile` cannot
+    trace a question to it.
+    """
+    return _cuda_built_for
 
 
 def _cuda_reason(module: types.ModuleType) -> str | None:

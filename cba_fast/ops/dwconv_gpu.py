@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ..kernels import dwconv_cuda, dwconv_triton
+from ..kernels import cuda_core, dwconv_cuda, dwconv_triton
 from ..kernels.dwconv_triton_plan import SMALL_KERNEL
 from .dwconv_checks import is_channels_last
 
@@ -31,7 +31,7 @@ IMAGES = (1, 2, 8)
 CHANNELS = (32, 128, 512)
 _DTYPES = {torch.bfloat16: "half", torch.float16: "half", torch.float32: "float32"}
 
-_MOST_PIXELS = 1 << 30  # positions in a plane are 32-bit numbers, addresses are not
+_MOST = 1 << 30  # images, pixels in a plane: their numbers have 32 bits, addresses have 64
 _LONGEST_GRID = 2**31 - 1
 
 
@@ -113,11 +113,9 @@ def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) ->
         return (
             "tensor cores multiply whole rows, where a NaN reaches beyond the kernel: not 'direct'"
         )
-    n, c, h, w = image.shape
-    # No kernel has a block for less than 4 by 4 pixels, nor for less than a channel.
-    if not _may(n * c * (h // 4 + 1) * (w // 4 + 1) <= _LONGEST_GRID):
+    if not _may(dwconv_cuda.most_blocks(image) <= _LONGEST_GRID):
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
-    return None
+    return cuda_core.refuses(image.device)
 
 
 _NOT_HERE = "it runs on NVIDIA GPUs"
@@ -135,8 +133,10 @@ def _refuses_any(image: Tensor, algorithm: str) -> str | None:
         return "it was never compiled for AMD GPUs"
     if dwconv_triton.arch_of(image.device) is None:
         return "the GPU is older than compute capability 8.0"
-    if not _may(image.shape[2] * image.shape[3] <= _MOST_PIXELS):
-        return f"a plane has more than {_MOST_PIXELS} pixels"
+    if not _may(image.shape[0] <= _MOST):
+        return f"there are more than {_MOST} images"
+    if not _may(image.shape[2] * image.shape[3] <= _MOST):
+        return f"a plane has more than {_MOST} pixels"
     return None
 
 

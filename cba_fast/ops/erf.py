@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..kernels import erf_cpp, erf_cuda, native
+from ..kernels import cuda_core, erf_cpp, erf_cuda, native
 from ..reference import erf as reference
 from .backends import Backend, BackendTable
 from .library import backend_argument, check_tensors, register, requested
@@ -153,7 +153,7 @@ def _cpp_refuses(grad: Tensor, *out: Tensor) -> str | None:
 def _cuda_refuses(grad: Tensor, *out: Tensor) -> str | None:
     if grad.device.type != "cuda":
         return f"the tensor is on {grad.device}"
-    return _too_many_pixels(grad)
+    return _too_many_pixels(grad) or cuda_core.refuses(grad.device)
 
 
 def _runs_always(*args) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native, quantize_cpp, quantize_cuda
+from cba_fast.kernels import cuda_core, native, quantize_cpp, quantize_cuda
 from cba_fast.ops.backends import Backend, BackendTable
 from cba_fast.ops.library import backend_argument, register, requested
 from cba_fast.reference import quantize as reference
@@ -80,7 +80,9 @@ def _cpp_refuses(scoremaps: Tensor) -> str | None:
 
 
 def _cuda_refuses(scoremaps: Tensor) -> str | None:
-    return None if scoremaps.device.type == "cuda" else f"the tensor is on {scoremaps.device}"
+    if scoremaps.device.type != "cuda":
+        return f"the tensor is on {scoremaps.device}"
+    return cuda_core.refuses(scoremaps.device)
 
 
 TABLE = BackendTable(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from cba_fast import files
 from cba_fast.errors import InputError
 
@@ -123,6 +125,10 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     training = _train(run, settings) if settings.weight_path is None else None
     weights = weights_of(settings)
     identity = stamp(weights)
+    if settings.compile:
+        # Of a class of models eight forms are compiled, all later ones run as they are: results
+        # would depend on what ran before them.
+        torch.compiler.reset()
     started = time.perf_counter()
     found = evaluate(
         settings.model_of(weights),
@@ -191,7 +197,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
     """Measure the ERF sizes as ``erf-compute`` does by default: one image at a time, in float32."""
     settings = experiment.settings
     model, data = settings.model_of(weights), settings.data()
-    how = replace(settings.run(), batch_size=1, precision="fp32")
+    how = replace(settings.run(), batch_size=1, precision="fp32", compile=False)
     sizes = compute_sizes(
         load_model(model, how),
         open_images(data),

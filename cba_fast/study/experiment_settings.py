@@ -88,6 +88,7 @@ class Settings(BaseModel):
     eval_batch_size: PositiveInt = 8
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
+    compile: bool = False
     device: str | None = None
     num_workers: NonNegativeInt = 2
     strict: bool = False
@@ -170,6 +171,7 @@ class Settings(BaseModel):
             self.precision,
             self.channels_last,
             self.strict,
+            self.compile,
         )
 
     def maps(self) -> MapConfig:

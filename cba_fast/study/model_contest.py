@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import timm
 import torch
@@ -16,13 +16,14 @@ from cba_fast.nn import DepthwiseConv2d, accelerate
 from cba_fast.nn.depthwise import why_not_covered
 
 from .contest import Contest
-from .dwconv_contest import Case, relative_error
+from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
 DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
 OURS = "ours"
-# Relative L2 errors of the features against the default form's in float32, above which a form is
-# wrong: rounding through up to a hundred layers of random weights (measured: 1e-6 to 1e-5, and 1e-2
-# in bfloat16). A branch or a norm that is lost changes them by more than half.
+# Relative L2 errors of a network's results above which a form is wrong: rounding through up to a
+# hundred layers of random weights (measured: features 1e-6 to 1e-5, and 1e-2 in bfloat16; gradients
+# 1e-5 to 3e-5). A branch or a norm that is lost changes them by more than half. A kernel that is
+# slightly off shows in `layer_errors`.
 WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
@@ -66,9 +67,8 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
         found[Case(c, h, w, *module.kernel_size, batch=n)] += 1
 
     shapes_only = copy.deepcopy(model).to("meta")
-    for module in shapes_only.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not why_not_covered(module):
-            module.register_forward_pre_hook(note)
+    for module in _covered(shapes_only).values():
+        module.register_forward_pre_hook(note)
     shapes_only(torch.empty(batch, 3, input_size, input_size, device="meta"))
     return found
 
@@ -76,19 +76,30 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
 class ModelContest:
     """Ways to run one network that take turns on one batch of images.
 
-    What they return is compared with the first one's; those that differ are not timed.
+    What is wrong is not timed.
 
     Args:
-        functions: from `inference` or `training`.
+        functions: from `inference` or `training`; each gives a list of tensors.
         seconds: time of each.
+        exact: the true tensors, such as from `exact_gradients`; None takes the first way's for
+            them.
+
+    Attributes:
+        contest: the turns.
+        errors: the largest relative L2 error of a tensor, by way.
     """
 
-    def __init__(self, functions: dict[str, Callable[[], Tensor]], seconds: float = 5.0):
+    def __init__(
+        self,
+        functions: dict[str, Callable[[], list[Tensor]]],
+        seconds: float = 5.0,
+        exact: Sequence[Tensor] | None = None,
+    ):
         self.contest = Contest(functions, seconds, most=20)
-        results = list(self.contest.results.values())
-        truth = results[0].double()
-        self.errors = {n: relative_error(y, truth) for n, y in self.contest.results.items()}
-        self.contest.results.clear()
+        results = self.contest.results
+        truth = [y.double() for y in next(iter(results.values()))] if exact is None else exact
+        self.errors = {name: _largest_error(tensors, truth) for name, tensors in results.items()}
+        results.clear()
         for name in self.wrong():
             self.contest.leave_out(name)
 
@@ -106,8 +117,8 @@ class ModelContest:
 
 def inference(
     model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
-) -> dict[str, Callable[[], Tensor]]:
-    """Return functions that give the features of random images.
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return functions that give the features of random images, one tensor.
 
     ``default``: as PyTorch runs it, with `torch.nn.Conv2d` and contiguous tensors;
     ``channels_last``; ``channels_last_merged``: also with merged branches and folded norms, where
@@ -124,7 +135,9 @@ def inference(
     return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
 
 
-def training(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, Callable[[], Tensor]]:
+def training(
+    model: nn.Module, input_size: int, batch: int = 4
+) -> dict[str, Callable[[], list[Tensor]]]:
     """Return functions that do one training step and give the gradients of the depthwise kernels.
 
     A step is the forward pass, cross-entropy and backward pass, without an optimizer; ``default``
@@ -134,11 +147,104 @@ def training(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, Cal
         model: from `create`.
         input_size, batch: as in `inference`.
     """
-    ours = copy.deepcopy(model)
-    accelerate(ours)
-    forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: ours}
+    forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: _accelerated(model)}
     x = _images(input_size, batch)
     return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
+
+
+def exact_gradients(model: nn.Module, input_size: int, batch: int = 4) -> list[Tensor]:
+    """Return what a step of `training` gives, in float64.
+
+    The convolutions that our op covers are done by torch.fft: they share no code with those that
+    are compared, and PyTorch's own in float64 would take minutes.
+
+    Args:
+        model, input_size, batch: as in `training`.
+    """
+    form = _plain(model).double()
+    for module in _covered(form).values():
+        module.__class__ = _FftConv2d
+    x = _images(input_size, batch).double()
+    return _step(form.requires_grad_().train(), x, DEFAULT)()
+
+
+def layer_errors(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, float]:
+    """Return the errors of our convolutions in a training step, by layer and direction.
+
+    Each layer's output, input gradient and weight gradient are compared with float64 results of the
+    very tensors that it was given: relative L2 errors, which have the bound of
+    `dwconv_contest.WRONG` as in the benchmark of the op. Gradients of the whole network tell less,
+    as it makes a hundred times as much of every rounding.
+
+    Args:
+        model, input_size, batch: as in `training`.
+    """
+    form = _accelerated(model).requires_grad_().train()
+    witnesses = {name: _Witness(layer) for name, layer in _covered(form).items()}
+    _step(form, _images(input_size, batch), OURS)()
+    return {
+        f"{name} {direction}": error
+        for name, witness in witnesses.items()
+        for direction, error in witness.errors().items()
+    }
+
+
+class _Witness:
+    """Compares what a layer computes in one step with float64, as it comes."""
+
+    def __init__(self, layer: nn.Conv2d):
+        self._layer = layer
+        self._errors: dict[str, float] = {}
+        layer.register_forward_hook(self._forward)
+        layer.register_full_backward_hook(self._backward)
+
+    @torch.no_grad()
+    def _forward(self, layer: nn.Conv2d, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        self._x = inputs[0].detach()
+        exact = fft_forward(self._x.double(), layer.weight.double())
+        if layer.bias is not None:
+            exact += layer.bias.double()[:, None, None]
+        self._errors["forward"] = relative_error(y, exact)
+
+    @torch.no_grad()
+    def _backward(self, layer: nn.Conv2d, grad_x: tuple[Tensor, ...], grad_y: tuple) -> None:
+        grad = grad_y[0].double()
+        exact = fft_grad_x(grad, layer.weight.double())
+        self._errors["grad_x"] = relative_error(grad_x[0], exact)
+        self._grad_weight = fft_grad_weight(grad, self._x.double(), layer.kernel_size)
+
+    def errors(self) -> dict[str, float]:
+        """Return the error of each direction, after the step."""
+        error = relative_error(self._layer.weight.grad, self._grad_weight)
+        return self._errors | {"grad_weight": error}
+
+
+def _largest_error(tensors: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    errors = [relative_error(y, t) for y, t in zip(tensors, truth, strict=True)]
+    return torch.tensor(errors, dtype=torch.float64).max().item()  # NaN if one of them is
+
+
+def _accelerated(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    accelerate(model)
+    return model
+
+
+def _covered(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the layers whose convolution is our op's or could be, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and not why_not_covered(module)
+    }
+
+
+class _FftConv2d(nn.Conv2d):
+    """A depthwise convolution by `fft_forward`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = fft_forward(x, self.weight)
+        return y if self.bias is None else y + self.bias[:, None, None]
 
 
 def _images(input_size: int, batch: int) -> Tensor:
@@ -146,17 +252,17 @@ def _images(input_size: int, batch: int) -> Tensor:
     return torch.randn(batch, 3, input_size, input_size, generator=g)
 
 
-def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
+def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     if name != DEFAULT:
         x = x.to(memory_format=torch.channels_last)
         model.to(memory_format=torch.channels_last)
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     labels = torch.arange(len(x))
 
-    def run() -> Tensor:
+    def run() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(x), labels).backward()
-        return torch.cat([w.grad.flatten() for w in kernels])
+        return [w.grad for w in kernels]
 
     return run
 
@@ -190,14 +296,14 @@ def _dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if name.endswith("_bf16") else torch.float32
 
 
-def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
+def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     """Return a function that gives the features of `x`, or the output of a model without."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
 
-    def run() -> Tensor:
+    def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)
         with torch.inference_mode(), half:
-            return function(x)
+            return [function(x)]
 
     return run

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cba_fast import ops
 from cba_fast.data import ImageDataset
 from cba_fast.data.reading import Report
 from cba_fast.erf import Partial, Walk, input_gradient
+from cba_fast.erf.gradients import finite_images, images_of
 from cba_fast.erf.walk import State, with_finite_gradient
 from cba_fast.errors import ImageError
 from cba_fast.files import write_bytes
@@ -48,6 +49,9 @@ log = logging.getLogger("cba_fast")
 
 # What chance and the usual places of objects make of the object channels: see `Measurement`.
 CONTROL = "other_box_channels"
+# Images whose numbers leave the device together. The network sees one at a time, for the bits of
+# the single commands.
+GROUP = 8
 
 
 @dataclass
@@ -141,6 +145,7 @@ def _run(
     walk = Walk(
         ImageDataset(sample.records, input_size=settings.input_size),
         range(len(sample.records)),
+        batch_size=GROUP,
         num_workers=run.num_workers,
         device=choose_device(run),
         memory_format=memory_format(run),
@@ -155,7 +160,7 @@ def _run(
 
 @dataclass
 class _Step:
-    """Adds the rows of a batch to the state: one pass for the maps, one for the gradient."""
+    """Adds the rows of a group to the state: a pass for the maps, one for the gradient of each."""
 
     model: nn.Module
     sample: Sample
@@ -176,32 +181,38 @@ class _Step:
         }
 
     def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
-        grad = input_gradient(self.model, images, score=self.score)
-        with torch.no_grad():
-            features, logits, weight = classify(self.model, images)
+        grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
+        finite = finite_images(features).tolist()
         good = []
         for i in with_finite_gradient(self.report, grad, indices):
-            if features[i].isfinite().all():
+            if finite[i]:
                 good.append(i)
             else:
                 self.report.fail(indices[i], "its feature maps are not finite")
         if not good:
             return state
         kept = [indices[i] for i in good]
-        rows = weight[self._targets(logits[good], kept)]
-        new = self._rows(features[good], rows, kept)
-        new["erf_size"] = ops.erf_size(grad[good], self.settings.p).double().cpu()
+        new = self._rows(features[good], rows[good], kept)
+        new["erf_size"] = ops.erf_size(images_of(grad, good), self.settings.p).double().cpu()
         new["index"] = torch.tensor(kept)
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
 
-    def _targets(self, logits: Tensor, indices: list[int]) -> Tensor | list[int]:
+    def _passes(self, images: Tensor, indices: list[int]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield each image's gradient, features and target's row; waits for no device."""
+        for image, index in zip(images.split(1), indices, strict=True):
+            grad = input_gradient(self.model, image, score=self.score)
+            with torch.no_grad():
+                features, logits, weight = classify(self.model, image)
+            yield grad, features, self._row(weight, logits, index)
+
+    def _row(self, weight: Tensor, logits: Tensor, index: int) -> Tensor:
+        """Return the classifier's row of one image's target, (1, C)."""
         target = self.settings.target
         if target == "predicted":
             # As `localize` chooses among equals.
-            return logits.float().topk(min(5, logits.shape[1])).indices[:, 0]
-        if target == "label":
-            return [self.sample.records[i].label for i in indices]
-        return [int(target)] * len(indices)
+            return weight[logits.float().topk(min(5, logits.shape[1])).indices[:, 0]]
+        target = self.sample.records[index].label if target == "label" else int(target)
+        return weight[target : target + 1]
 
     def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
         side, thresholds = self.settings.map_size, thresholds_of(self.settings)

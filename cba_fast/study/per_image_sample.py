@@ -23,8 +23,8 @@ _SHARED = (
     *("cam_curve_interval", "num_samples", "p", "erf_seed"),
 )
 # Settings of a file of experiments that say nothing here: CAM and PC1 are measured of each model,
-# in float32 and one image at a time.
-_UNUSED = {*TRAINING, "localization_method", "pc1_range", "precision", "eval_batch_size"}
+# in float32, one image at a time and not compiled.
+_UNUSED = {*TRAINING, "localization_method", "pc1_range", "precision", "eval_batch_size", "compile"}
 
 
 @dataclass(frozen=True)

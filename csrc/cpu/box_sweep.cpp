@@ -8,7 +8,6 @@
 #include <memory>
 #include <tuple>
 
-#include "build_config.h"
 #include "common/checks.h"
 #include "common/parallel_for.h"
 #include "cpu/quantize_kernels.h"
@@ -30,36 +29,17 @@ Box official_box(const Box& b, const Maps& maps) {
           std::min<std::int32_t>(b.y1 + 1, static_cast<std::int32_t>(maps.height) - 1)};
 }
 
-const SweepKernels& sweep_kernels(Isa isa) {
-#if CBA_X86
-  if (isa == Isa::kAvx512) return kSweepAvx512;
-  if (isa == Isa::kAvx2) return kSweepAvx2;
-#else
-  (void)isa;
-#endif
-  return kSweepBaseline;
-}
-
-const QuantizeKernels& quantize_kernels(Isa isa) {
-#if CBA_X86
-  if (isa == Isa::kAvx512) return kQuantizeAvx512;
-  if (isa == Isa::kAvx2) return kQuantizeAvx2;
-#else
-  (void)isa;
-#endif
-  return kQuantizeBaseline;
-}
-
 // Reads maps and finds their contours, by segments or by pixels; one object per thread.
 class MapSweep {
  public:
   MapSweep(const Maps& maps, const SweepOptions& options)
       : maps_(maps),
         method_(options.method),
-        quantizers_(quantize_kernels(options.isa)),
+        quantizers_(kernels_for<QuantizeKernels>(options.isa)),
         height_(static_cast<std::int32_t>(maps.height)),
         width_(static_cast<std::int32_t>(maps.width)),
-        tree_(height_, width_, sweep_kernels(options.isa), options.method == Method::kSegments) {}
+        tree_(height_, width_, kernels_for<SweepKernels>(options.isa),
+              options.method == Method::kSegments) {}
 
   // Returns the index of the first value of the map that cannot be quantized, or -1.
   std::int64_t load(std::int64_t map) {

@@ -11,7 +11,6 @@
 #include <new>
 #include <stdexcept>
 
-#include "build_config.h"
 #include "common/parallel_for.h"
 #include "cpu/dft_plan.h"
 
@@ -20,16 +19,6 @@ namespace {
 
 // Kernels at most this wide on one side are transformed along the other side only.
 constexpr std::int64_t kWidestStrip = 7;
-
-const ConvKernels& kernels_for(Isa isa) {
-#if CBA_X86
-  if (isa == Isa::kAvx512) return kConvAvx512;
-  if (isa == Isa::kAvx2) return kConvAvx2;
-#else
-  (void)isa;
-#endif
-  return kConvBaseline;
-}
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
@@ -122,7 +111,7 @@ ConvAlgorithm parse_conv_algorithm(const std::string& name) {
 
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
                       bool turned, const ConvCall& call) {
-  const ConvKernels& kernels = kernels_for(call.isa);
+  const ConvKernels& kernels = kernels_for<ConvKernels>(call.isa);
   const ConvParams conv{x, kernel, y, bias, call.images, call.channels, false};
   if (call.algorithm == ConvAlgorithm::kFft) {
     return run_fft(conv, kernel, turned, kernels, call.num_threads);
@@ -132,7 +121,7 @@ void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, 
 
 void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Planes& kernel,
                                   const ConvCall& call) {
-  const ConvKernels& kernels = kernels_for(call.isa);
+  const ConvKernels& kernels = kernels_for<ConvKernels>(call.isa);
   if (call.algorithm == ConvAlgorithm::kFft) {
     const ConvParams conv{x, grad, kernel, nullptr, call.images, call.channels, true};
     return run_fft(conv, kernel, false, kernels, call.num_threads);

@@ -4,6 +4,6 @@
 
 namespace cba {
 
-const ConvKernels kConvAvx2 = conv_kernels();
+const ConvKernels ConvKernels::kAvx2 = conv_kernels();
 
 }  // namespace cba

@@ -4,6 +4,6 @@
 
 namespace cba {
 
-const ConvKernels kConvAvx512 = conv_kernels();
+const ConvKernels ConvKernels::kAvx512 = conv_kernels();
 
 }  // namespace cba

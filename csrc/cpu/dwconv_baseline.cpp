@@ -4,6 +4,6 @@
 
 namespace cba {
 
-const ConvKernels kConvBaseline = conv_kernels();
+const ConvKernels ConvKernels::kBaseline = conv_kernels();
 
 }  // namespace cba

@@ -94,10 +94,8 @@ struct ConvKernels {
   ConvKernel<FftTask> fft;
   ConvKernel<StripTask> strip;
   ConvKernel<DirectTask> direct;
-};
 
-extern const ConvKernels kConvBaseline;
-extern const ConvKernels kConvAvx2;
-extern const ConvKernels kConvAvx512;
+  static const ConvKernels kBaseline, kAvx2, kAvx512;
+};
 
 }  // namespace cba

@@ -55,7 +55,7 @@ class Block {
 void erf_accumulate(const Gradients& grad, ErfMode mode, const ErfMap& map, Isa isa,
                     int num_threads) {
   if (grad.images == 0 || grad.channels == 0) return;
-  const ErfKernels& kernels = erf_kernels_for(isa);
+  const ErfKernels& kernels = kernels_for<ErfKernels>(isa);
   const Runs runs(grad, map);
   const std::int64_t blocks = (runs.size() + kBlock - 1) / kBlock;
   parallel_for(blocks, num_threads, [&](std::int64_t begin, std::int64_t end) {

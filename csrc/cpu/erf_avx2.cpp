@@ -48,6 +48,6 @@ void part_three(const float* from, float* a, float* b, float* c) {
 
 }  // namespace
 
-const ErfKernels kErfAvx2 = erf_kernels();
+const ErfKernels ErfKernels::kAvx2 = erf_kernels();
 
 }  // namespace cba

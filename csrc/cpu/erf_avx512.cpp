@@ -46,6 +46,6 @@ int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_
 
 }  // namespace
 
-const ErfKernels kErfAvx512 = erf_kernels();
+const ErfKernels ErfKernels::kAvx512 = erf_kernels();
 
 }  // namespace cba

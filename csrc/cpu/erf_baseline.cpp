@@ -19,6 +19,6 @@ void part_three(const float* from, float* a, float* b, float* c) {
 
 }  // namespace
 
-const ErfKernels kErfBaseline = erf_kernels();
+const ErfKernels ErfKernels::kBaseline = erf_kernels();
 
 }  // namespace cba

@@ -3,8 +3,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "build_config.h"
-
 namespace cba {
 namespace {
 
@@ -34,16 +32,6 @@ ErfMode parse_erf_mode(const std::string& name) {
   if (name == "abs") return ErfMode::kAbs;
   if (name == "square") return ErfMode::kSquare;
   throw std::invalid_argument("mode must be relu, abs or square, got " + name);
-}
-
-const ErfKernels& erf_kernels_for(Isa isa) {
-#if CBA_X86
-  if (isa == Isa::kAvx512) return kErfAvx512;
-  if (isa == Isa::kAvx2) return kErfAvx2;
-#else
-  (void)isa;
-#endif
-  return kErfBaseline;
 }
 
 Runs::Runs(const Gradients& grad, const ErfMap& map) : grad_(grad), map_(map) {

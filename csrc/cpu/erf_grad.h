@@ -26,7 +26,6 @@ struct ErfMap {
 
 GradType parse_grad_type(const std::string& name);
 ErfMode parse_erf_mode(const std::string& name);
-const ErfKernels& erf_kernels_for(Isa isa);
 
 // All pixels of a map, cut into runs along the axis that memory follows most closely; where rows
 // follow each other in memory, the whole map is one row.

@@ -57,12 +57,10 @@ struct ErfKernels {
 
   // Adds `values` to `sums`; what rounding takes away is added to `errors`.
   void (*add_compensated)(const double* values, int64_t n, double* sums, double* errors);
+
+  static const ErfKernels kBaseline, kAvx2, kAvx512;
 };
 
 constexpr int64_t kCollectSlack = 16;
-
-extern const ErfKernels kErfBaseline;
-extern const ErfKernels kErfAvx2;
-extern const ErfKernels kErfAvx512;
 
 }  // namespace cba

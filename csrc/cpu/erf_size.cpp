@@ -43,6 +43,7 @@ template <>
 struct Format<float> {
   using Bits = std::uint32_t;
   static constexpr int kMantissa = 23, kBias = 127, kSmallest = -149;  // 2^kSmallest > 0
+  static constexpr Bits kInfinity = Bits{0x7f800000};
   static constexpr auto kBin = &ErfKernels::bin_float32;
   static constexpr auto kCollect = &ErfKernels::collect_float32;
 };
@@ -51,9 +52,26 @@ template <>
 struct Format<double> {
   using Bits = std::uint64_t;
   static constexpr int kMantissa = 52, kBias = 1023, kSmallest = -1074;
+  static constexpr Bits kInfinity = Bits{0x7ff0000000000000};
   static constexpr auto kBin = &ErfKernels::bin_float64;
   static constexpr auto kCollect = &ErfKernels::collect_float64;
 };
+
+// The pattern of 2^(q + kMantissa), the smallest coarse value. For float32 and sums from 2^157 on
+// all values are fine, and this is infinity: a larger pattern would be past the buckets, and
+// negative for kernels that compare patterns as signed numbers.
+template <class F>
+constexpr typename F::Bits smallest_coarse(int q) {
+  const int exponent = q + F::kMantissa + F::kBias;
+  const int infinite = static_cast<int>(F::kInfinity >> F::kMantissa);
+  return static_cast<typename F::Bits>(std::min(exponent, infinite)) << F::kMantissa;
+}
+
+// Such sums take 2^29 pixels and more, too many for a test: here is the largest one, 2^31 values
+// below 2^128, and the largest of float64 that is not left to the addition in order.
+static_assert(smallest_coarse<Format<float>>(156 + 1 - 53) < Format<float>::kInfinity, "");
+static_assert(smallest_coarse<Format<float>>(159 + 1 - 53) == Format<float>::kInfinity, "");
+static_assert(smallest_coarse<Format<double>>(1022 + 1 - 53) < Format<double>::kInfinity, "");
 
 // Fewer values than this are sorted rather than split further.
 constexpr std::int64_t kFew = 128;
@@ -120,7 +138,6 @@ class Selection {
 
  private:
   static constexpr int kShift = 8 * sizeof(Bits) - 1 - kBinBits;
-  static constexpr Bits kInfinity = Bits{2 * F::kBias + 1} << F::kMantissa;
 
   static Scalar value_of(Bits bits) {
     Scalar value;
@@ -155,19 +172,19 @@ class Selection {
       highest_ = std::max(highest_, key);
       total_ += sum_in(bin);
     }
-    return highest_ < static_cast<int>(kInfinity >> kShift);
+    return highest_ < static_cast<int>(F::kInfinity >> kShift);
   }
 
   // Sets which values are fine; returns D, infinity where sums may overflow.
   double bound() {
-    fine_below_ = kInfinity;
+    fine_below_ = F::kInfinity;
     if (!(total_ < 0x1p1022)) return std::numeric_limits<double>::infinity();
     fine_below_ = 0;
     // A sum of fewer than 2^31 values is off by less than 2^-21 of itself.
     const int e = std::ilogb(total_ * (1 + 0x1p-20)) + 1;
     const int q = e - 53;
     if (q <= F::kSmallest) return 0;  // all numbers are multiples of q
-    fine_below_ = static_cast<Bits>(q + F::kMantissa + F::kBias) << F::kMantissa;
+    fine_below_ = smallest_coarse<F>(q);
     double fine = 0;
     for (int key = lowest_; key < static_cast<int>(fine_below_ >> kShift); ++key) {
       if (sum_in(tables_[key]) > 0) fine += tables_[key][1];
@@ -334,7 +351,7 @@ std::int64_t run(const Gradients& grad, void (*mean)(const PixelRun&, Scalar*),
 
 std::int64_t erf_size(const Gradients& grad, const std::vector<double>& shares, std::int64_t* sizes,
                       Isa isa, int num_threads) {
-  const ErfKernels& kernels = erf_kernels_for(isa);
+  const ErfKernels& kernels = kernels_for<ErfKernels>(isa);
   switch (grad.type) {
     case GradType::kFloat64:
       return run(grad, kernels.mean_float64, shares, sizes, kernels, num_threads);

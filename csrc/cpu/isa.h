@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "build_config.h"
+
 namespace cba {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
@@ -27,5 +29,17 @@ const IsaChoice& isa_choice();
 // The set for one call: `name`, or isa_choice() if it is empty. Throws std::invalid_argument with
 // the name if it is unknown or cannot run here.
 Isa resolve_isa(const std::string& name);
+
+// The kernels of a set; `Kernels` has a table of functions for each set that this build holds.
+template <class Kernels>
+const Kernels& kernels_for(Isa isa) {
+#if CBA_X86
+  if (isa == Isa::kAvx512) return Kernels::kAvx512;
+  if (isa == Isa::kAvx2) return Kernels::kAvx2;
+#else
+  (void)isa;
+#endif
+  return Kernels::kBaseline;
+}
 
 }  // namespace cba

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <limits>
 
-#include "build_config.h"
 #include "common/parallel_for.h"
 #include "cpu/quantize_kernels.h"
 
@@ -14,16 +13,6 @@ namespace {
 // Values per piece of work: 256 KB of float32, some 20 microseconds, well above the cost of waking
 // a thread.
 constexpr std::int64_t kPiece = 1 << 16;
-
-const QuantizeKernels& kernels_for(Isa isa) {
-#if CBA_X86
-  if (isa == Isa::kAvx512) return kQuantizeAvx512;
-  if (isa == Isa::kAvx2) return kQuantizeAvx2;
-#else
-  (void)isa;
-#endif
-  return kQuantizeBaseline;
-}
 
 template <class Scalar>
 std::int64_t run(std::int64_t (*kernel)(const Scalar*, std::uint8_t*, std::int64_t),
@@ -46,7 +35,7 @@ std::int64_t run(std::int64_t (*kernel)(const Scalar*, std::uint8_t*, std::int64
 
 std::int64_t quantize(const void* source, DType dtype, std::uint8_t* bytes, std::int64_t n, Isa isa,
                       int num_threads) {
-  const QuantizeKernels& kernels = kernels_for(isa);
+  const QuantizeKernels& kernels = kernels_for<QuantizeKernels>(isa);
   if (dtype == DType::kFloat32) {
     return run(kernels.float32, static_cast<const float*>(source), bytes, n, num_threads);
   }

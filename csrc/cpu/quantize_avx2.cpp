@@ -67,6 +67,7 @@ struct Float64x16 {
 
 }  // namespace
 
-const QuantizeKernels kQuantizeAvx2 = {quantize_range<Float32x32>, quantize_range<Float64x16>};
+const QuantizeKernels QuantizeKernels::kAvx2 = {quantize_range<Float32x32>,
+                                                quantize_range<Float64x16>};
 
 }  // namespace cba

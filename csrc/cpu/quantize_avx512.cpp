@@ -39,6 +39,7 @@ struct Float64x8 {
 
 }  // namespace
 
-const QuantizeKernels kQuantizeAvx512 = {quantize_range<Float32x16>, quantize_range<Float64x8>};
+const QuantizeKernels QuantizeKernels::kAvx512 = {quantize_range<Float32x16>,
+                                                  quantize_range<Float64x8>};
 
 }  // namespace cba

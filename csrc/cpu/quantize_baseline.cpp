@@ -29,7 +29,7 @@ struct Block {
 
 }  // namespace
 
-const QuantizeKernels kQuantizeBaseline = {quantize_range<Block<float>>,
-                                           quantize_range<Block<double>>};
+const QuantizeKernels QuantizeKernels::kBaseline = {quantize_range<Block<float>>,
+                                                    quantize_range<Block<double>>};
 
 }  // namespace cba

@@ -8,10 +8,8 @@ namespace cba {
 struct QuantizeKernels {
   int64_t (*float32)(const float* source, uint8_t* bytes, int64_t n);
   int64_t (*float64)(const double* source, uint8_t* bytes, int64_t n);
-};
 
-extern const QuantizeKernels kQuantizeBaseline;
-extern const QuantizeKernels kQuantizeAvx2;
-extern const QuantizeKernels kQuantizeAvx512;
+  static const QuantizeKernels kBaseline, kAvx2, kAvx512;
+};
 
 }  // namespace cba

@@ -34,6 +34,6 @@ struct Bytes32 {
 
 }  // namespace
 
-const SweepKernels kSweepAvx2 = kernels_of<Bytes32>();
+const SweepKernels SweepKernels::kAvx2 = kernels_of<Bytes32>();
 
 }  // namespace cba

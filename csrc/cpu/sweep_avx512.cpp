@@ -23,6 +23,6 @@ struct Bytes64 {
 
 }  // namespace
 
-const SweepKernels kSweepAvx512 = kernels_of<Bytes64>();
+const SweepKernels SweepKernels::kAvx512 = kernels_of<Bytes64>();
 
 }  // namespace cba

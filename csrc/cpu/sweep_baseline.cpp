@@ -41,6 +41,6 @@ struct Bytes16 {
 
 }  // namespace
 
-const SweepKernels kSweepBaseline = kernels_of<Bytes16>();
+const SweepKernels SweepKernels::kBaseline = kernels_of<Bytes16>();
 
 }  // namespace cba

@@ -45,10 +45,8 @@ struct SweepKernels {
                       int32_t* at);
   void (*last_above)(const uint8_t* values, int32_t begin, int32_t end, int32_t low, int32_t high,
                      int32_t* at);
-};
 
-extern const SweepKernels kSweepBaseline;
-extern const SweepKernels kSweepAvx2;
-extern const SweepKernels kSweepAvx512;
+  static const SweepKernels kBaseline, kAvx2, kAvx512;
+};
 
 }  // namespace cba
