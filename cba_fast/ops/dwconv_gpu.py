@@ -24,8 +24,10 @@ TABLE = Path(__file__).with_name("dwconv_gpu_table.json")
 
 # A call is measured at these values. A map and a kernel count as the next larger one: both make our
 # kernels worse by their padding. Images and channels count as the next smaller one: more of them
-# fill the GPU better.
-KERNEL_SIDES = (3, 5, 7, 9, 13, 21, 31, 51, 63)
+# fill the GPU better. Sides that 8 does not divide are kinds of their own, by the power of 2 that
+# does: it is the width in which our kernels read a row.
+KERNEL_SIDES = (1, 3, 5, 7, 9, 13, 21, 31, 51, 63)
+ALIGNMENT = 8
 MAP_SIDES = (7, 14, 28, 56, 112, 224)
 IMAGES = (1, 2, 8)
 CHANNELS = (32, 128, 512)
@@ -38,7 +40,8 @@ _LONGEST_GRID = 2**31 - 1
 def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str | None:
     """Return the kind of a call as the table names it, None for one that is never measured.
 
-    A number of images that is only a symbol counts as large; other symbols are not measured.
+    A number of images that is only a symbol counts as large; other symbols are not measured, nor
+    are slices and transposed maps, whose rows may lie anywhere.
     """
     n, c, h, w = image.shape
     if image.dtype not in _DTYPES or not all(isinstance(size, int) for size in (c, h, w)):
@@ -51,11 +54,31 @@ def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str |
     channels = _at_least(c, CHANNELS)
     if None in (*sides, side, images, channels):
         return None
-    layout = "channels_last" if is_channels_last(image) else "contiguous"
+    channels_last = is_channels_last(image)
+    if not _are_dense(image, channels_last):
+        return None
+    layout = "channels_last" if channels_last else "contiguous"
     return (
-        f"{direction} {_DTYPES[image.dtype]} {layout} "
+        f"{direction} {_DTYPES[image.dtype]} {layout} by{math.gcd(ALIGNMENT, h, w)} "
         f"{images}x{channels}x{side}x{side}_k{sides[0]}x{sides[1]}"
     )
+
+
+def _are_dense(images: Tensor, channels_last: bool) -> bool:
+    """Say whether each of the images lies in one piece, in this memory format."""
+    _, c, h, w = images.shape
+    dense = (1, w * c, c) if channels_last else (h * w, w, 1)
+    strides = zip((c, h, w), images.stride()[1:], dense, strict=True)
+    return all(size == 1 or stride == wanted for size, stride, wanted in strides)
+
+
+def smallest_share(kernel_size: tuple[int, int]) -> float:
+    """Return how many of these taps the smallest kernel of the same kind has, in (0, 1]."""
+    share = 1.0
+    for side in kernel_size:
+        below = max((s for s in KERNEL_SIDES if s < side), default=-1)
+        share *= (below + 2) / side
+    return share
 
 
 def _at_most(value: float, steps: tuple[int, ...]) -> int | None:
