@@ -76,11 +76,9 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(dwconv_gpu, "measured", lambda: {})
     monkeypatch.setattr(dwconv_choice, "_found", {})
-    dwconv_gpu.arch_of.cache_clear()
 
     def make(*shape, dtype=torch.bfloat16, memory_format=torch.contiguous_format):
         return torch.empty(shape, dtype=dtype, device="cuda", memory_format=memory_format)
 
     with FakeTensorMode():
         yield make
-    dwconv_gpu.arch_of.cache_clear()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from cba_fast.kernels import dwconv_cuda
+from cba_fast.nn import DepthwiseConv2d
 from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
 from cba_fast.ops.dwconv_choice import METHODS, choose
 from cba_fast.ops.dwconv_gpu import bucket, refuses_cuda
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CL = torch.channels_last
+OP = torch.ops.cba_fast.depthwise_conv2d.default
+MEASURED = dwconv_gpu.measured  # the fixture `a_gpu` puts another in its place
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -136,6 +140,37 @@ def test_the_launchers_serve_their_dtypes(emulated_cuda, dtype):
     assert_forward(dwconv_cuda.forward(x, weight, None, CL), x, weight)
     assert_grad_x(dwconv_cuda.grad_x(grad, weight, CL), grad, weight)
     assert_grad_weight(dwconv_cuda.grad_weight(grad, x, (5, 7)), grad, x)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_choice_breaks_no_graph(a_gpu, monkeypatch, dynamic):
+    # What --compile traces on a GPU: no file is read, and a symbolic batch stays one.
+    x, weight = a_gpu(64, 512, 24, 24), a_gpu(512, 1, 27, 27)
+    methods = {bucket(d, x, (27, 27)): "triton" for d in ("forward", "grad_weight")}
+    table = {"sm_90": {"methods": methods}}
+    monkeypatch.setattr(dwconv_gpu, "_MEASURED", table)
+    monkeypatch.setattr(dwconv_gpu, "measured", MEASURED)
+    conv = DepthwiseConv2d(512, 512, 27, padding=13, groups=512, bias=False, device="meta")
+    conv.weight = torch.nn.Parameter(weight, requires_grad=False)
+    graphs = []
+
+    def recording(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of caches that Dynamo looks through
+        compiled = torch.compile(conv, backend=recording, fullgraph=True)
+        assert compiled(x).shape == x.shape
+        if dynamic:
+            assert compiled(a_gpu(3, 512, 24, 24)).shape[0] == 3
+    torch.compiler.reset()
+    assert len(graphs) == 1
+    calls = [n for n in graphs[0].graph.nodes if n.target is OP]
+    assert [call.args[3:] for call in calls] == [("triton", "torch", "triton")]
 
 
 def test_another_architecture_gets_nothing(a_gpu, monkeypatch):
