@@ -158,13 +158,15 @@ def build(run: Run, limit: float) -> dict:
 
 def tests_of_triton(run: Run, limit: float) -> dict:
     """Run the tests that need no compiled core, while it is built."""
-    return _tests(run, "tests_of_triton", ["tests/test_dwconv_gpu.py"], "triton or step", limit)
+    return _tests(
+        run, "tests_of_triton", ["tests/test_dwconv_gpu.py"], "triton or automatic", limit
+    )
 
 
 def tests(run: Run, limit: float) -> dict:
     """Run the other tests marked gpu."""
     files = gpu_commands.gpu_test_files(ROOT)
-    return _tests(run, "tests", files, "not (test_dwconv_gpu and (triton or step))", limit)
+    return _tests(run, "tests", files, "not (test_dwconv_gpu and (triton or automatic))", limit)
 
 
 def _tests(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
