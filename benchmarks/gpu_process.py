@@ -4,7 +4,11 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
+
+# A group where that can be had without a session, which who ends ours would not end.
+_GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 def run_limited(
