@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 LOST = 3  # exit code: the GPU answers this process no more
+_BAD = ("FAILED", "ERROR", "========= Invalid", "========= ERROR SUMMARY")
 _START = 12  # seconds to start Python and PyTorch, and to end the last case
 
 
@@ -82,8 +83,11 @@ def _where(dry: bool) -> dict[str, str]:
 
 
 def report(out: Path) -> list[str]:
-    """Return lines that tell the most important of a folder's records."""
+    """Return lines that tell the most important of a folder's records and logs."""
     lines = []
+    for log in sorted(out.glob("tests*.log")) + sorted(out.glob("sanitizer*.log")):
+        found = log.read_text(errors="replace").splitlines()
+        lines += [line[:300] for line in found if line.startswith(_BAD)][:30]
     for record in read(out / "convolutions.jsonl"):
         if "lost" in record:
             lines.append(f"lost: {record['lost']}")

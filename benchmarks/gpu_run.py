@@ -4,7 +4,7 @@
     python3 benchmarks/gpu_run.py --out dry --dry_run                 # anywhere: tiny shapes
 
     # a second run, for the table of the choice and compiled networks
-    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 580 \
+    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 560 \
         --only build --only choice --only table --only compiled_network
 
 Builds the compiled core where a compiler, CMake and pybind11 are found (nothing is installed: the
@@ -195,7 +195,8 @@ def _sanitized(run: Run, name: str, files: list, chosen: str, limit: float) -> d
     if tool is None:
         return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "20"]
-    arguments = [*memcheck, "--target-processes", "all", *gpu_commands.pytest(files, chosen)]
+    memcheck += ["--target-processes", "application-only"]
+    arguments = [*memcheck, *gpu_commands.pytest(files, chosen)]
     # Without this it knows only the large blocks that PyTorch cuts tensors from.
     return run.command(name, arguments, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 

@@ -122,9 +122,10 @@ def test_a_measurement_goes_on_behind_its_records(gpu, tmp_path, monkeypatch):
         ("float32", "forward"),
         ("float32", "grad_x"),
     ]
+    (tmp_path / "tests.log").write_text("..F\nFAILED tests/test_x.py::test_y - no\n1 failed\n")
     lines = gpu["gpu_records"].report(tmp_path)
-    assert lines[:3] == ["lost: cuda"] * 3
-    assert "1x2x6x5_k3x3 forward float32: ours none, torch " in lines[3]
+    assert lines[:4] == ["FAILED tests/test_x.py::test_y - no", *["lost: cuda"] * 3]
+    assert "1x2x6x5_k3x3 forward float32: ours none, torch " in lines[4]
 
 
 def test_every_case_is_compiled_anew(gpu):

@@ -50,8 +50,8 @@ def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str |
         return None  # PyTorch has other kernels for these than for bfloat16
     sides = [_at_most(side, KERNEL_SIDES) for side in kernel_size]
     area = _at_most(h * w, _MAP_AREAS)
-    images = next((step for step in reversed(IMAGES) if not statically_known_true(n < step)), None)
-    channels = next((step for step in reversed(CHANNELS) if statically_known_true(c >= step)), None)
+    images = next((step for step in reversed(IMAGES) if not _known(n < step)), None)
+    channels = next((step for step in reversed(CHANNELS) if _known(c >= step)), None)
     channels_last = is_channels_last(image)
     if None in (*sides, area, images, channels) or not _are_dense(image, channels_last):
         return None
@@ -68,8 +68,15 @@ def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str |
 # for one that the graph depends on, and even `isinstance(symbol, int)` is true where it traces.
 
 
+def _known(condition) -> bool:
+    """Say whether a comparison of sizes certainly holds."""
+    if condition is True or condition is False:  # which versions before 2.8 can trace
+        return condition
+    return statically_known_true(condition)
+
+
 def _at_most(value: int, steps: Sequence[int]) -> int | None:
-    return next((step for step in steps if statically_known_true(value <= step)), None)
+    return next((step for step in steps if _known(value <= step)), None)
 
 
 def _are_dense(images: Tensor, channels_last: bool) -> bool:
@@ -77,10 +84,7 @@ def _are_dense(images: Tensor, channels_last: bool) -> bool:
     _, c, h, w = images.shape
     dense = (1, w * c, c) if channels_last else (h * w, w, 1)
     strides = zip((c, h, w), images.stride()[1:], dense, strict=True)
-    return all(
-        statically_known_true(size == 1) or statically_known_true(stride == wanted)
-        for size, stride, wanted in strides
-    )
+    return all(_known(size == 1) or _known(stride == wanted) for size, stride, wanted in strides)
 
 
 def smallest_share(kernel_size: tuple[int, int]) -> float:
@@ -127,7 +131,7 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     n, c, h, w = image.shape
     # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
-    if any(statically_known_true(programs > _LONGEST_GRID) for programs in most):
+    if any(_known(programs > _LONGEST_GRID) for programs in most):
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
     return None
 
@@ -143,7 +147,7 @@ def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) ->
         )
     n, c, h, w = image.shape
     # No kernel has a block for less than 4 by 4 pixels, nor for less than a channel.
-    if statically_known_true(n * c * (h // 4 + 1) * (w // 4 + 1) > _LONGEST_GRID):
+    if _known(n * c * (h // 4 + 1) * (w // 4 + 1) > _LONGEST_GRID):
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
     return None
 
@@ -163,6 +167,6 @@ def _refuses_any(image: Tensor, algorithm: str) -> str | None:
         return "it was never compiled for AMD GPUs"
     if dwconv_triton.arch_of(image.device) is None:
         return "the GPU is older than compute capability 8.0"
-    if statically_known_true(image.shape[2] * image.shape[3] > _MOST_PIXELS):
+    if _known(image.shape[2] * image.shape[3] > _MOST_PIXELS):
         return f"a plane has more than {_MOST_PIXELS} pixels"
     return None
