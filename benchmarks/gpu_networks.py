@@ -219,7 +219,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
 
     def decode() -> None:
         for batch in read_batches(dataset, batches, Report(), num_workers=run.num_workers):
-            first.append(batch.images) if not first else None
+            first[:] = first or [batch.images]
 
     def score(some) -> None:
         evaluator = make_evaluator(boxes, replace(box_config, contours="both"))
@@ -233,8 +233,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
                 yield indices, found.send(True)
 
         def sweep(item) -> None:
-            indices, read = item
-            evaluator.update(read().u, [ids[i] for i in indices])
+            evaluator.update(item[1]().u, [ids[i] for i in item[0]])
 
         choose_loop(run)(sent(), sweep)
 
