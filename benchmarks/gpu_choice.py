@@ -1,55 +1,142 @@
 """Which method is fastest for which kind of convolution on this GPU: makes the table of the choice.
 
-    python benchmarks/gpu_choice.py --write            # measure, and write dwconv_gpu_table.json
-    python benchmarks/gpu_choice.py --records FILE ... # of records that are there, print the table
+    python benchmarks/gpu_run.py --out OUT --only build --only choice --only table  # measures
+    python benchmarks/gpu_choice.py --records convolutions.jsonl choice.jsonl    # writes, anywhere
 
 A method enters the table for a bucket (`cba_fast.ops.dwconv_gpu.bucket`) if in every case of it
-that was measured its result was right and its 80th percentile below the 20th of PyTorch's
-convolution on both memory formats. A bucket that time did not suffice for stays PyTorch's.
+that was measured its result was right and it was faster than PyTorch's convolution on both memory
+formats: its 80th percentile below their 20th. A call costs what takes longer, the GPU or the host.
+Of PyTorch's time only as much counts as the bucket's smallest kernel has of the measured one's
+taps, because ours takes as long for that one. A bucket that time did not suffice for stays
+PyTorch's.
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice, product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from gpu_measure import BACKENDS, CL, compared
+from gpu_measure import BACKENDS, CL, compared, inputs_on, ours
 
 from cba_fast.ops import dwconv_gpu
 from cba_fast.study.dwconv_contest import DIRECTIONS, Case
 
-# One map per step of `dwconv_gpu.MAP_SIDES`: those of the study's networks, else the step itself.
-MAPS = (24, 96, 48, 12, 7, 192)
-# Kernels by how much they matter: RepLKNet's and SLaK's, then the others.
-KERNELS = [
-    *((31, 31), (13, 13), (51, 5), (5, 51), (7, 7)),
-    *((13, 5), (5, 13), (21, 21), (51, 51), (9, 9), (5, 5), (3, 3), (63, 63)),
+# The stages of the study's networks at 384 and 224 pixels: sides, steps of the channels, kernels
+# (RepLKNet, SLaK and slak_flex, ConvNeXt).
+_LARGE = ((31, 31), (51, 5), (5, 51), (51, 1), (1, 51), (7, 7), (5, 5))
+_SMALL = ((13, 13), (13, 5), (5, 13), (13, 1), (1, 13), (7, 7), (5, 5))
+STAGES = [
+    ((24, 14), (512, 128), _LARGE),
+    ((96, 56), (128, 32), _LARGE),
+    ((48, 28), (128,), _LARGE),
+    ((12, 7), (512,), _SMALL),
 ]
+# Then everything: one map per step of `dwconv_gpu.MAP_SIDES` and alignment that is likely.
+MAPS = (24, 96, 48, 12, 28, 14, 7, 192)
+KERNELS = [*_LARGE, *_SMALL[:3], (21, 21), (51, 51), (9, 9), (3, 3), (63, 63)]
 DTYPES = (torch.bfloat16, torch.float32)
 TINY = [Case(2, 6, 5, 9, 9, 1)]  # of a dry run
+CHUNK = 24  # groups whose kernels are compiled together before they are measured
+LONGEST_COMPILATION = 120  # seconds, of a chunk
+
+
+class Group(NamedTuple):
+    """Cases that need the same kernels."""
+
+    dtype: torch.dtype
+    kernel: tuple[int, int]
+    side: int
+    channels: int
+
+
+def groups() -> Iterator[Group]:
+    """Yield what is measured, the most important first: the networks', half types."""
+    networks = [
+        (kernel, side, c)
+        for sides, channels, kernels in STAGES
+        for side, c, kernel in product(sides, channels, kernels)
+    ]
+    others = [k for k in product(KERNELS, MAPS, dwconv_gpu.CHANNELS[::-1]) if k not in networks]
+    for some, dtype in product((networks, others), DTYPES):
+        for rest in some:
+            yield Group(dtype, *rest)
 
 
 def cases() -> Iterator[tuple[Case, torch.dtype, str]]:
-    """Yield what is measured, the most important first: half types, many images, large kernels."""
-    images, channels = dwconv_gpu.IMAGES[::-1], dwconv_gpu.CHANNELS[::-1]
-    for dtype, n, kernel, side, c, direction in product(
-        DTYPES, images, KERNELS, MAPS, channels, DIRECTIONS
-    ):
-        if side < 192 or n * c <= 1024:  # larger ones take seconds in PyTorch's weight gradient
-            yield Case(c, side, side, *kernel, n), dtype, direction
+    """Yield the cases of all groups: many images first."""
+    for group in groups():
+        yield from _cases_of(group)
 
 
-def choice(device: str, seconds: float = 1e9) -> Iterator[dict]:
-    """Measure case after case until the time is used up."""
+def _cases_of(group: Group) -> Iterator[tuple[Case, torch.dtype, str]]:
+    for n, direction in product(dwconv_gpu.IMAGES[::-1], DIRECTIONS):
+        if group.side < 192 or n * group.channels <= 1024:  # seconds in PyTorch's weight gradient
+            case = Case(group.channels, group.side, group.side, *group.kernel, n)
+            yield case, group.dtype, direction
+
+
+def choice(
+    device: str, seconds: float = 1e9, *, without: Collection[str] = (), skip: int = 0
+) -> Iterator[dict]:
+    """Measure case after case until the time is used up.
+
+    Args:
+        device: "cuda" or "cpu".
+        seconds: after which no case is begun.
+        without: backends that are left out.
+        skip: how many cases of the list are left out at its beginning.
+    """
     end = time.monotonic() + seconds
-    todo = cases() if device == "cuda" else product(TINY, DTYPES, DIRECTIONS)
-    for case, dtype, direction in todo:
+    todo = _compiled(without) if device == "cuda" else product(TINY, DTYPES, DIRECTIONS)
+    for case, dtype, direction in islice(todo, skip, None):
         if time.monotonic() > end:
             return
-        yield compared(case, dtype, direction, device, seconds=0.01, compiler=None)
+        yield compared(case, dtype, direction, device, 0.01, None, without)
+
+
+def _compiled(without: Collection[str]) -> Iterator[tuple[Case, torch.dtype, str]]:
+    """Yield the cases, after other processes have compiled their kernels, many at a time.
+
+    One after another that would take most of the time: a second or two each, and on the disk
+    Triton keeps them for all processes.
+    """
+    todo = groups()
+    with multiprocessing.get_context("spawn").Pool(_processes()) as pool:
+        helps = True
+        while chunk := list(islice(todo, CHUNK)):
+            if helps:
+                jobs = [(group, tuple(without)) for group in chunk]
+                compiling = pool.map_async(_compile, jobs, chunksize=1)
+                compiling.wait(LONGEST_COMPILATION)
+                if not compiling.ready():  # a process hangs, or died with its job
+                    pool.terminate()
+                    helps = False
+            for group in chunk:
+                yield from _cases_of(group)
+
+
+def _processes() -> int:
+    return max(1, min(12, (os.cpu_count() or 1) - 2))
+
+
+def _compile(job: tuple[Group, tuple[str, ...]]) -> None:
+    """Run our kernels for a group's cases once."""
+    group, without = job
+    for case, dtype, direction in _cases_of(group):
+        inputs = inputs_on("cuda", case, direction, dtype)
+        for function in ours(case, direction, inputs, without).values():
+            with contextlib.suppress(Exception):  # will show where it is measured
+                function()
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def methods(records: Iterable[dict]) -> dict[str, str]:
@@ -58,21 +145,26 @@ def methods(records: Iterable[dict]) -> dict[str, str]:
     for record in records:
         case, dtype = Case.parse(record["case"]), getattr(torch, record["dtype"])
         size, kernel = (case.batch, case.channels, case.height, case.width), (case.kh, case.kw)
+        share = dwconv_gpu.smallest_share(kernel)
         for suffix, memory_format in (("", torch.contiguous_format), ("_channels_last", CL)):
             image = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
             key = dwconv_gpu.bucket(record["direction"], image, kernel)
             if key is not None:
-                winners.setdefault(key, set()).add(_winner(record["timings"], suffix))
+                winners.setdefault(key, set()).add(_winner(record["timings"], suffix, share))
     return {key: min(w) for key, w in sorted(winners.items()) if len(w) == 1 and w != {"torch"}}
 
 
-def _winner(timings: dict[str, dict], suffix: str) -> str:
-    rivals = [timings[name]["p20_ms"] for name in ("nchw", "channels_last") if name in timings]
-    ours = {b: timings[b + suffix] for b in BACKENDS if b + suffix in timings}
-    if not ours or not rivals:
+def _winner(timings: dict[str, dict], suffix: str, share: float) -> str:
+    rivals = [
+        max(share * timings[name]["p20_ms"], timings[name]["host_ms"])
+        for name in ("nchw", "channels_last")
+        if name in timings
+    ]
+    costs = {b: max(t["p80_ms"], t["host_ms"]) for b in BACKENDS if (t := timings.get(b + suffix))}
+    if not costs or not rivals:
         return "torch"
-    best = min(ours, key=lambda backend: ours[backend]["median_ms"])
-    return best if ours[best]["p80_ms"] < min(rivals) else "torch"
+    best = min(costs, key=costs.__getitem__)
+    return best if costs[best] < min(rivals) else "torch"
 
 
 def read(paths: Iterable[Path]) -> list[dict]:
@@ -81,25 +173,31 @@ def read(paths: Iterable[Path]) -> list[dict]:
     return [record for record in map(json.loads, lines) if "direction" in record]
 
 
+def entries(records: Iterable[dict]) -> dict[str, dict]:
+    """Return the table's entries by architecture, of records that say where they were measured."""
+    by_arch: dict[str, list[dict]] = {}
+    for record in records:
+        if "arch" in record:
+            by_arch.setdefault(record["arch"], []).append(record)
+    return {
+        arch: {
+            "device": found[0]["device"],
+            "torch": found[0]["torch"],
+            "cases": len(found),
+            "methods": methods(found),
+        }
+        for arch, found in by_arch.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="Write the package's table.")
-    parser.add_argument("--records", type=Path, nargs="+", help="Do not measure, read these.")
-    parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--records", type=Path, nargs="+", required=True, help="Of gpu_run.py.")
+    parser.add_argument("--table", type=Path, default=dwconv_gpu.TABLE, help="What is written.")
     args = parser.parse_args()
-    records = read(args.records) if args.records else list(choice("cuda", args.seconds))
-    entry = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cases": len(records),
-        "methods": methods(records),
-    }
-    table = dwconv_gpu.measured() | {dwconv_gpu.arch_of(torch.device("cuda", 0)): entry}
-    text = json.dumps(table, indent=1, sort_keys=True) + "\n"
-    if args.write:
-        dwconv_gpu.TABLE.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    found = dwconv_gpu.measured() | entries(read(args.records))
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    args.table.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """What `gpu_run.py` measures of kernels: the device's rates, the ERF ops, the convolutions.
 
-Each function yields JSON values. Results are checked first; what is wrong gets no time. The
-functions of a comparison take turns; times are CUDA events around one call each, in milliseconds.
-On CPUs (a dry run) the shapes are tiny, and the times mean nothing.
+Each function yields JSON values. Results are checked first; what is wrong gets no time. On CPUs (a
+dry run) the shapes are tiny, and the times mean nothing.
 """
 
-import statistics
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import product
 
 import torch
+from gpu_timing import timed
 from torch import Tensor
 
 from cba_fast.ops import (
@@ -28,13 +28,13 @@ from cba_fast.study.dwconv_contest import (
     fft_forward,
     fft_grad_weight,
     fft_grad_x,
-    random_inputs,
     relative_error,
 )
 
-# float64 by FFT is the truth. Rounding to bfloat16 is up to 2e-3 in the norm, PyTorch's float32 may
-# be TF32's, which is shown but not timed as float32.
+# float64 by FFT is the truth. Rounding to bfloat16 is up to 2e-3 in the norm. PyTorch's float32 may
+# be TF32's (3e-4): that is what its users get by default, so it is timed, with the error beside it.
 WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+WRONG_OF_RIVALS = 1e-2
 CL = torch.channels_last
 BACKENDS = ("triton", "cuda")
 
@@ -49,40 +49,8 @@ CASES = [
 TINY = [Case(2, 5, 4, 9, 9, 2), Case(2, 6, 5, 3, 3, 1)]
 
 
-def timed(functions: dict[str, Callable], device: str, seconds: float) -> dict[str, dict]:
-    """Return milliseconds per call by name: median, 20th and 80th percentile, number of calls.
-
-    Args:
-        functions: what is timed; called once before.
-        seconds: of each, about; three calls at least.
-    """
-    samples = {name: [] for name in functions}
-    first = {name: _once(function, device) for name, function in functions.items()}
-    left = {name: max(3, min(50, int(1e3 * seconds / (ms + 1e-3)))) for name, ms in first.items()}
-    while any(left.values()):
-        for name, function in functions.items():
-            if left[name]:
-                samples[name].append(_once(function, device))
-                left[name] -= 1
-    result = {}
-    for name, values in samples.items():
-        fifths = statistics.quantiles(values, n=5, method="inclusive")
-        numbers = {"median_ms": statistics.median(values), "p20_ms": fifths[0], "p80_ms": fifths[3]}
-        result[name] = {k: round(v, 5) for k, v in numbers.items()} | {"calls": len(values)}
-    return result
-
-
-def _once(function: Callable, device: str) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        function()
-        return 1e3 * (time.perf_counter() - start)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+class DeviceLost(Exception):
+    """A kernel ended the process's use of the GPU; ``str(e)`` is the name of what ran it."""
 
 
 def rates(device: str) -> Iterator[dict]:
@@ -103,7 +71,7 @@ def rates(device: str) -> Iterator[dict]:
     ms = timed({"run": lambda: a @ b}, device, 0.5)["run"]["median_ms"]
     yield {"what": "matmul bf16", "tflops": 2 * size**3 / ms / 1e9}
     source = torch.empty((1 << 30) if real else 1 << 10, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
+    target = torch.empty_like(source.normal_())
     ms = timed({"run": lambda: target.copy_(source)}, device, 0.5)["run"]["median_ms"]
     yield {"what": "copy", "tb_per_s": 2 * source.nbytes / ms / 1e9}
 
@@ -151,18 +119,37 @@ def _compared(what: str, grad: Tensor, functions: dict[str, Callable], device: s
         "shape": list(grad.shape),
         "bytes": grad.nbytes,
         "largest_relative_difference": off.item(),
-        "timings": timed(functions, device, 0.3) if right else {},
+        "timings": timed(functions, device, 0.3, queued=False) if right else {},
     }
 
 
-def convolutions(device: str, seconds: float = 0.2) -> Iterator[dict]:
-    """Compare ours with PyTorch's three ways: in bfloat16 all, in float32 the network's forward."""
+def convolutions(
+    device: str,
+    seconds: float = 1e9,
+    *,
+    without: Collection[str] = (),
+    skip: int = 0,
+    each: float = 0.1,
+) -> Iterator[dict]:
+    """Compare ours with PyTorch's three ways: in bfloat16 all, in float32 the network's images.
+
+    Args:
+        device: "cuda" or "cpu".
+        seconds: after which no case is begun.
+        without: backends that are left out.
+        skip: how many cases of the list are left out at its beginning.
+        each: seconds of calls of each way.
+    """
+    end = time.monotonic() + seconds
     real = device == "cuda"
     cases = CASES if real else TINY
     half = [(case, torch.bfloat16, direction) for case, direction in product(cases, DIRECTIONS)]
-    single = [(case, torch.float32, "forward") for case in cases[:4]]
-    for case, dtype, direction in half[:12] + single + half[12:]:
-        yield compared(case, dtype, direction, device, seconds, "inductor" if real else "eager")
+    single = [(c, torch.float32, d) for c, d in product(cases[:4], ("forward", "grad_x"))]
+    for case, dtype, direction in (half[:12] + single + half[12:])[skip:]:
+        if time.monotonic() > end:
+            return
+        compiler = "inductor" if real else "eager"
+        yield compared(case, dtype, direction, device, each, compiler, without)
 
 
 def compared(
@@ -172,29 +159,68 @@ def compared(
     device: str,
     seconds: float,
     compiler: str | None,
+    without: Collection[str] = (),
 ) -> dict:
-    """Return errors and times of the `candidates` as JSON values; what is wrong has no time."""
-    inputs = [t.to(device, dtype) for t in random_inputs(case, direction)]
-    functions = candidates(case, direction, inputs, compiler)
+    """Return errors and times of the `candidates` as JSON values; what is wrong has no time.
+
+    Raises:
+        DeviceLost: the device answers no more.
+    """
+    inputs = inputs_on(device, case, direction, dtype)
+    functions = candidates(case, direction, inputs, compiler, without)
     truth = _truth(case, direction, [t.double() for t in inputs])
     errors, failed = {}, {}
     for name, function in functions.items():
+        _poison(truth, dtype)
         try:
             errors[name] = relative_error(function(), truth)
-        except RuntimeError as e:  # a way that cannot run is no reason to stop the others
-            failed[name] = str(e)[:300]
+        except Exception as e:  # a way that cannot run is no reason to stop the others
+            failed[name] = f"{type(e).__name__}: {e}"[:300]
+            _check_alive(device, name)
     del truth
-    right = {n: f for n, f in functions.items() if errors.get(n, 1) <= WRONG[dtype]}
+    right = {n: f for n, f in functions.items() if _is_right(n, errors.get(n, math.inf), dtype)}
     return {
         "case": str(case),
         "direction": direction,
         "dtype": str(dtype).removeprefix("torch."),
         "gflop": case.flops / 1e9,
         "mb": 2 * inputs[0].nbytes / 1e6,
-        "errors": {name: float(f"{e:.3g}") for name, e in errors.items()},
+        "errors": {n: float(f"{e:.3g}") if math.isfinite(e) else None for n, e in errors.items()},
         "failed": failed,
         "timings": timed(right, device, seconds),
     }
+
+
+def inputs_on(device: str, case: Case, direction: str, dtype: torch.dtype) -> list[Tensor]:
+    """Return (x, weight), (grad, weight) or (grad, x), made where they are needed.
+
+    On a CPU the numbers of the largest case take a second, more than all its convolutions on a GPU.
+    """
+    g = torch.Generator(device).manual_seed(0)
+    image = (case.batch, case.channels, case.height, case.width)
+    second = image if direction == "grad_weight" else (case.channels, 1, case.kh, case.kw)
+    return [torch.randn(s, generator=g, device=device).to(dtype) for s in (image, second)]
+
+
+def _is_right(name: str, error: float, dtype: torch.dtype) -> bool:
+    ours = name.startswith(BACKENDS)
+    return error <= (WRONG[dtype] if ours else max(WRONG[dtype], WRONG_OF_RIVALS))
+
+
+def _poison(like: Tensor, dtype: torch.dtype) -> None:
+    """Leave NaN in the memory that the next result is likely to get.
+
+    PyTorch would otherwise hand out what holds the right result of the one before.
+    """
+    torch.full_like(like, math.nan, dtype=dtype)
+
+
+def _check_alive(device: str, name: str) -> None:
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as e:
+            raise DeviceLost(name) from e
 
 
 def _truth(case: Case, direction: str, inputs: list[Tensor]) -> Tensor:
@@ -211,21 +237,22 @@ def _truth(case: Case, direction: str, inputs: list[Tensor]) -> Tensor:
     return torch.cat(parts, 0 if direction == "grad_weight" else 1)
 
 
-def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str | None) -> dict:
+def candidates(
+    case: Case,
+    direction: str,
+    inputs: list[Tensor],
+    compiler: str | None,
+    without: Collection[str] = (),
+) -> dict[str, Callable[[], Tensor]]:
     """Return our backends and PyTorch's ways, on both memory formats, by name.
 
     Args:
         compiler: of PyTorch's third way, `torch.compile`; None leaves it out.
+        without: backends of ours that are left out.
     """
     a, b = inputs
     size, groups = (case.kh, case.kw), case.channels
     padding = [case.kh // 2, case.kw // 2]
-
-    def ours(backend, a, b):
-        if direction == "grad_weight":
-            return depthwise_conv2d_grad_weight(a, b, size, backend=backend)
-        op = depthwise_conv2d if direction == "forward" else depthwise_conv2d_grad_x
-        return op(a, b, backend=backend)
 
     def theirs(a, b):
         if direction == "forward":
@@ -238,15 +265,35 @@ def candidates(case: Case, direction: str, inputs: list[Tensor], compiler: str |
         return results[mask.index(True)]
 
     a_cl, b_cl = (t.to(memory_format=CL) for t in (a, b))
-    weight = b_cl if direction == "grad_weight" else b
-    table = TABLES[direction]
-    found = {}
-    for backend in BACKENDS:
-        if table.backends[backend].reason(a, size, "auto") is None:
-            found[backend] = partial(ours, backend, a, b)
-            found[f"{backend}_channels_last"] = partial(ours, backend, a_cl, weight)
+    found = ours(case, direction, inputs, without)
     found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}
     if compiler:
-        compiled = torch.compile(theirs, backend=compiler, dynamic=False)
+        # `theirs` is the same code in every case: without a reset the ninth would run uncompiled.
+        torch.compiler.reset()
+        compiled = torch.compile(theirs, backend=compiler, dynamic=False, fullgraph=True)
         found["compile"] = partial(compiled, a, b)
+    return found
+
+
+def ours(
+    case: Case, direction: str, inputs: list[Tensor], without: Collection[str] = ()
+) -> dict[str, Callable[[], Tensor]]:
+    """Return those of our backends that run here, on both memory formats, by name."""
+    a, b = inputs
+    size = (case.kh, case.kw)
+
+    def run(backend, a, b):
+        if direction == "grad_weight":
+            return depthwise_conv2d_grad_weight(a, b, size, backend=backend)
+        op = depthwise_conv2d if direction == "forward" else depthwise_conv2d_grad_x
+        return op(a, b, backend=backend)
+
+    a_cl = a.to(memory_format=CL)
+    b_cl = b.to(memory_format=CL) if direction == "grad_weight" else b
+    found = {}
+    for backend in BACKENDS:
+        reason = TABLES[direction].backends[backend].reason(a, size, "auto")
+        if reason is None and backend not in without:
+            found[backend] = partial(run, backend, a, b)
+            found[f"{backend}_channels_last"] = partial(run, backend, a_cl, b_cl)
     return found

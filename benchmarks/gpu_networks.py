@@ -3,36 +3,65 @@
 As in `gpu_measure`, each function yields JSON values, and results are checked before their time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from gpu_measure import CL, timed
-from torch import Tensor
+from gpu_measure import CL
+from gpu_timing import timed
+from torch import Tensor, nn
 
 from cba_fast.study.dwconv_contest import relative_error
 
 
-def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
+def network(device: str, seconds: float = 2.0) -> Iterator[dict]:
     """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
-    from cba_fast.models import inference_form
     from cba_fast.study.model_contest import create
 
-    real = device == "cuda"
-    name, size, batch = ("replknet_31b", 384, 64) if real else ("replknet_nano", 64, 1)
-    forms = network_forms(create(name), device, inference_form)
+    name, size, batch = _network_of(device)
+    model = create(name)
+    yield _features(name, size, batch, model, _forms(model, device), device, seconds)
+
+
+def compiled_network(device: str, seconds: float = 2.0) -> Iterator[dict]:
+    """Compare the same features of compiled networks, with CUDA graphs on a GPU."""
+    from cba_fast.study.compiled import compiled_form
+    from cba_fast.study.model_contest import create
+
+    name, size, batch = _network_of(device)
+    model, backend = create(name), "inductor" if device == "cuda" else "eager"
+    forms = _forms(model, device)
+    for chosen in ("channels_last_merged", "ours_channels_last"):
+        some = {chosen: forms[chosen]}
+        some[f"{chosen}_compiled"] = compiled_form(forms[chosen], batch, backend)
+        yield _features(name, size, batch, model, some, device, seconds)
+
+
+def _network_of(device: str) -> tuple[str, int, int]:
+    return ("replknet_31b", 384, 64) if device == "cuda" else ("replknet_nano", 64, 1)
+
+
+def _features(
+    name: str,
+    size: int,
+    batch: int,
+    model: nn.Module,
+    forms: dict[str, nn.Module],
+    device: str,
+    seconds: float,
+) -> dict:
     x = torch.randn(batch, 3, size, size, device=device)
     x_cl = x.to(memory_format=CL)
 
     def features(form: str) -> Tensor:
         images = x_cl if "channels_last" in form else x
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             return forms[form].forward_features(images)
 
-    truth = features("nchw").double()
+    truth = _float32_features(model, x)
     errors = {form: relative_error(features(form), truth) for form in forms}
-    right = {n: (lambda n=n: features(n)) for n in forms if errors[n] < 1e-1}
-    timings = timed(right, device, seconds)
-    yield {
+    right: dict[str, Callable] = {n: (lambda n=n: features(n)) for n in forms if errors[n] < 1e-1}
+    timings = timed(right, device, seconds, queued=False)
+    return {
         "model": name,
         "input_size": size,
         "batch": batch,
@@ -42,9 +71,18 @@ def network(device: str, seconds: float = 3.0) -> Iterator[dict]:
     }
 
 
-def network_forms(model, device: str, inference_form) -> dict:
+def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the features by PyTorch's convolutions in float32 (or TF32), in float64."""
+    from cba_fast.study.model_contest import _plain
+
+    plain = _plain(model).to(x.device)
+    with torch.no_grad():
+        return torch.cat([plain.forward_features(part) for part in x.split(16)]).double()
+
+
+def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
     """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
-    from cba_fast.models import merge
+    from cba_fast.models import inference_form, merge
     from cba_fast.study.model_contest import _plain
 
     half = {"device": device, "dtype": torch.bfloat16}
@@ -66,7 +104,7 @@ def receptive_field(device: str) -> Iterator[dict]:
     from cba_fast.study.model_contest import _plain, create
 
     real = device == "cuda"
-    name, size, count = ("replknet_31b", 384, 32) if real else ("replknet_nano", 64, 2)
+    name, size, count = ("replknet_31b", 384, 8) if real else ("replknet_nano", 64, 2)
     model = create(name)
     study, ours = _plain(model).to(device).requires_grad_(), inference_form(model, device=device)
     images = torch.randn(count, 3, size, size, device=device)
@@ -83,7 +121,7 @@ def receptive_field(device: str) -> Iterator[dict]:
 
     functions = {
         "study": the_studys_way,
-        "ours": lambda: erf_sizes(ours, images, batch_size=16),
+        "ours": lambda: erf_sizes(ours, images, batch_size=8),
     }
     sizes = {n: f() for n, f in functions.items()}
     # The gradients differ by rounding: TF32 in PyTorch's convolutions, other orders of sums.
@@ -93,7 +131,7 @@ def receptive_field(device: str) -> Iterator[dict]:
         "input_size": size,
         "images": count,
         "largest_relative_difference": off,
-        "timings": timed(functions, device, 5.0) if off < 0.05 else {},
+        "timings": timed(functions, device, 2.0, queued=False) if off < 0.05 else {},
     }
 
 
@@ -102,42 +140,33 @@ def evaluation(device: str) -> Iterator[dict]:
 
     Random weights and images: the numbers of images per second are what it is about.
     """
+    import os
     import tempfile
     from pathlib import Path
 
     from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
     real = device == "cuda"
-    family, name, size = ("replknet", "replknet_31b" if real else "replknet_nano", 384)
-    count, batch, workers = (2048, 64, 16) if real else (6, 2, 0)
-    if not real:
-        size = 64
+    name, size, batch = _network_of(device)
+    count, workers = (5794, min(16, os.cpu_count() or 1)) if real else (6, 0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_images(root, count)
-        for compiled in (False, True) if real else (False,):
-            run = RunConfig(
-                batch_size=batch,
-                num_workers=workers,
-                device=device,
-                precision="bf16",
-                compile=compiled,
-            )
-            yield {
-                "model": name,
-                "input_size": size,
-                "batch": batch,
-                "workers": workers,
-                "compile": compiled,
-                "images": count,
-                "images_per_s": images_per_second(
-                    ModelConfig(family, name=name, num_classes=10),
-                    DataConfig(str(root / "images"), input_size=size),
-                    run,
-                    MapConfig(map_size=size),
-                    BoxConfig(metadata_root=root / "meta", cam_curve_interval=0.001),
-                ),
-            }
+        run = RunConfig(batch_size=batch, num_workers=workers, device=device, precision="bf16")
+        yield {
+            "model": name,
+            "input_size": size,
+            "batch": batch,
+            "workers": workers,
+            "images": count,
+            "images_per_s": images_per_second(
+                ModelConfig("replknet", name=name, num_classes=10),
+                DataConfig(str(root / "images"), input_size=size),
+                run,
+                MapConfig(map_size=size),
+                BoxConfig(metadata_root=root / "meta", cam_curve_interval=0.001),
+            ),
+        }
 
 
 def write_images(root, count: int) -> None:
@@ -166,14 +195,16 @@ def write_images(root, count: int) -> None:
 
 
 def images_per_second(model_config, data, run, maps, box_config) -> dict[str, float]:
-    """Return the rates of ``decoding``, ``evaluate`` and ``without_decoding``, first run apart."""
+    """Return the rates of ``decoding``, ``without_decoding`` and ``evaluate``.
+
+    The model is not loaded within these times, nor its first batches computed.
+    """
     import time
     from dataclasses import replace
 
     from cba_fast.data import ImageDataset
     from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
     from cba_fast.data.reading import Report, cut, read_batches
-    from cba_fast.study.compiled import compiled_form
     from cba_fast.study.evaluate import choose_loop, evaluate, match_images
     from cba_fast.study.inference import autocast, load_model, memory_format, open_images
     from cba_fast.study.score import make_evaluator, open_boxes
@@ -184,40 +215,42 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     dataset = ImageDataset(records, data.input_size, resize_to_bytes(data.input_size))
     batches = cut(range(len(records)), run.batch_size)
     model = load_model(model_config, run)
-    model = compiled_form(model, run.batch_size) if run.compile else model
-    resident = None
-    rates = {}
+    first: list[Tensor] = []
 
-    def decode():
-        nonlocal resident
-        read = read_batches(dataset, batches, Report(), num_workers=run.num_workers)
-        for batch in read:
-            resident = batch.images if resident is None else resident
+    def decode() -> None:
+        for batch in read_batches(dataset, batches, Report(), num_workers=run.num_workers):
+            first[:] = first or [batch.images]
 
-    def score():
+    def score(some) -> None:
         evaluator = make_evaluator(boxes, replace(box_config, contours="both"))
-        images = resident.to(run.device, memory_format=memory_format(run))
+        images = first[0].to(run.device, memory_format=memory_format(run))
 
         def sent():
-            for indices in batches:
+            for indices in some:
                 with autocast(run):
                     x = normalize_bytes(images[: len(indices)])
                     found = locate(model, x, method=maps.method, map_size=maps.map_size)
                 yield indices, found.send(True)
 
-        def sweep(item):
-            indices, read = item
-            evaluator.update(read().u, [ids[i] for i in indices])
+        def sweep(item) -> None:
+            evaluator.update(item[1]().u, [ids[i] for i in item[0]])
 
         choose_loop(run)(sent(), sweep)
 
-    def whole():
-        evaluate(model_config, data, run, maps, box_config, num_samples=0)
-
-    for name, function in (("decoding", decode), ("without_decoding", score), ("evaluate", whole)):
-        if name != "decoding":
-            function()  # libraries, kernels and graphs are loaded
+    def seconds(function: Callable, *arguments) -> float:
         start = time.perf_counter()
-        function()
-        rates[name] = round(len(records) / (time.perf_counter() - start), 1)
-    return rates
+        function(*arguments)
+        return time.perf_counter() - start
+
+    took = {"decoding": seconds(decode)}
+    score([batches[0], batches[-1]] * 2)  # libraries and kernels are loaded, memory is there
+    took["without_decoding"] = seconds(score, batches)
+    begun = []
+
+    def noting(found, count):  # when the model has been loaded
+        begun.append(time.perf_counter())
+        yield from found
+
+    evaluate(model_config, data, run, maps, box_config, num_samples=0, progress=noting)
+    took["evaluate"] = time.perf_counter() - begun[0]
+    return {name: round(len(records) / s, 1) for name, s in took.items()}

@@ -1,49 +1,61 @@
 """Everything that needs an NVIDIA GPU, in one run of at most eight minutes, safe to repeat.
 
-    python benchmarks/gpu_run.py --out gpu_results          # on the GPU machine, network or not
-    python benchmarks/gpu_run.py --out dry --dry_run        # anywhere: every path, tiny shapes
+    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive gpu_results.tar.gz  # network or not
+    python3 benchmarks/gpu_run.py --out dry --dry_run                 # anywhere: tiny shapes
 
-Builds the compiled core where a compiler, CMake and pybind11 are found, runs the tests marked gpu,
-compute-sanitizer on small cases where it is installed, then measures (`gpu_measure`, `gpu_choice`,
-`gpu_networks`): the device's own rates, the ERF ops, the convolutions against PyTorch's three ways
-and with them the choice, RepLKNet-31B, its receptive field, an evaluation. Each step is a process
-with a time limit, so that a crash or a hang of one costs only that. Results are JSON lines in the
-output folder, one file per step, written as they come; `summary.json` says how each step ended.
-Exits with 1 if a step failed.
+    # a second run, for the table of the choice and compiled networks
+    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 560 \
+        --only build --only choice --only table --only compiled_network
+
+Builds the compiled core where a compiler, CMake and pybind11 are found (nothing is installed: the
+package runs from here), runs the tests marked gpu, and small cases under compute-sanitizer where it
+is installed; then measures (`gpu_measure`, `gpu_networks`, `gpu_choice`): the device's own rates,
+the ERF ops, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive field, an
+evaluation, and, in the time that is left, kinds of convolutions for the table of the choice.
+
+Each step is a process with a time limit, so that a crash or a hang of one costs only that. Results
+are JSON lines in the output folder, one file per step, written as they come; `summary.json` says
+how each step ended; ``dwconv_gpu_table.json`` is for ``cba_fast/ops/``. The archive holds all of it
+but the build, and is written after each step. Exits with 1 if a step failed.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
+
+import gpu_commands
+import gpu_records
+from gpu_process import run_limited
 
 ROOT = Path(__file__).resolve().parent.parent
-SANITIZED = (
-    "test_passes_are_within_bounds and bfloat16 and contiguous"
-    " and (64x16x12x12 or 2x5x7x7 or 2x3x33x65 or 2x70x13x9) or test_views and unaligned"
-)
-MEASURED = (
-    "rates",
-    "erf_ops",
-    "convolutions",
-    "choice",
-    "network",
-    "receptive_field",
-    "evaluation",
-)
-# Seconds that a step may take of the default time, in order.
-LIMITS = {
-    **{"machine": 15, "build": 110, "tests": 150, "sanitizer": 40},
-    **{"rates": 15, "erf_ops": 15, "convolutions": 110, "choice": 30, "network": 40},
-    **{"receptive_field": 30, "evaluation": 30},
-}
+RESERVE = 20  # seconds, for the table and the archive
+
+
+class Step(NamedTuple):
+    """A step of a run.
+
+    Attributes:
+        turn: steps of the same turn run beside each other; what is measured runs alone.
+        function: gets the run and how many seconds it may take, returns how it ended.
+        limit: how many that are, of the default run's.
+        least: how many must be left.
+    """
+
+    turn: int
+    function: Callable[["Run", float], dict]
+    limit: float
+    least: float = 10
 
 
 class Run:
@@ -53,200 +65,215 @@ class Run:
         out: folder of the results.
         seconds: for everything.
         dry: tiny shapes on the CPU, Triton's kernels in its interpreter.
-        limits: cap each step by `LIMITS`, not only by the time that is left.
+        limits: cap each step by its limit, not only by the time that is left.
+        archive: a ``.tar.gz`` file of all results, or None.
     """
 
-    def __init__(self, out: Path, seconds: float, dry: bool, limits: bool):
-        self.out, self.dry, self.limits = out, dry, limits
+    def __init__(self, out: Path, seconds: float, dry: bool, limits: bool, archive: Path | None):
+        self.out, self.dry, self.limits, self.archive = out, dry, limits, archive
         self.end = time.monotonic() + seconds
         self.summary: dict[str, dict] = {}
+        self._writing = threading.Lock()
         self.env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self.env["TRITON_DEFAULT_FP_FUSION"] = "1"
+        self.env |= {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONUNBUFFERED": "1"}
         if dry:
             self.env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         out.mkdir(parents=True, exist_ok=True)
 
-    def step(self, name: str, function: Callable[["Run", float], dict]) -> None:
+    def step(self, name: str, step: Step) -> None:
         """Run a step and note how it ended."""
-        left = self.end - time.monotonic()
         start = time.monotonic()
-        if left < 10:
-            result = {"status": "skipped", "reason": "no time was left"}
+        left = self.end - start
+        if left < step.least:
+            result = {"status": "skipped", "reason": f"{max(left, 0):.0f} s were left"}
         else:
+            limit = min(step.limit, left) if self.limits else left
             try:
-                limit = LIMITS[name] if self.limits else left
-                result = function(self, min(limit, left - 5))
+                result = step.function(self, max(5, min(limit, left - RESERVE)))
             except Exception as e:  # the other steps are worth having
                 result = {"status": "failed", "reason": f"{type(e).__name__}: {e}"}
-        self.summary[name] = result | {"seconds": round(time.monotonic() - start, 1)}
-        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1) + "\n")
-        print(f"{name}: {json.dumps(self.summary[name])[:400]}", flush=True)
+        result |= {"seconds": round(time.monotonic() - start, 1)}
+        with self._writing:
+            self.summary[name] = result
+            (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1) + "\n")
+            self._pack()
+            print(f"{name}: {json.dumps(result)[:600]}", flush=True)
 
-    def command(self, name: str, arguments: list, limit: float, **kwargs) -> dict:
+    def _pack(self) -> None:
+        if self.archive is None:
+            return
+        part = self.archive.with_name(self.archive.name + ".part")
+        with tarfile.open(part, "w:gz") as tar:
+            for path in sorted(self.out.iterdir()):
+                if path.is_file() and path not in (part, self.archive):
+                    tar.add(path, arcname=f"gpu_results/{path.name}")
+        part.replace(self.archive)
+
+    def command(self, name: str, arguments: list, limit: float, **env: str) -> dict:
         """Run a command, its output in ``<name>.log``, and return how it ended."""
         log = self.out / f"{name}.log"
-        with log.open("w") as file:
-            try:
-                code = subprocess.run(
-                    [str(a) for a in arguments],
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    timeout=limit,
-                    env=self.env,
-                    cwd=ROOT,
-                    check=False,
-                    **kwargs,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                return {"status": "failed", "reason": f"took more than {limit:.0f} s"}
-        lines = log.read_text(errors="replace").splitlines()[-3:]
-        return {"status": "failed" if code else "done", "code": code, "tail": lines}
+        code = run_limited(arguments, log, limit, env=self.env | env, cwd=ROOT)
+        tail = log.read_text(errors="replace").splitlines()[-3:]
+        if code is None:
+            return {"status": "failed", "reason": f"took more than {limit:.0f} s", "tail": tail}
+        return {"status": "failed" if code else "done", "code": code, "tail": tail}
 
 
 def machine(run: Run, limit: float) -> dict:
-    code = """
-import json, torch, triton
-from cba_fast.kernels import native
-devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-print(json.dumps({
-    "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
-    "cudnn": torch.backends.cudnn.version(), "native": native.unavailable(),
-    "devices": [{"name": d.name, "capability": [d.major, d.minor], "bytes": d.total_memory,
-                 "multiprocessors": d.multi_processor_count} for d in devices]}))
-"""
-    result = run.command("machine", [sys.executable, "-c", code], limit)
-    if result["status"] == "done":
-        found = json.loads(result.pop("tail")[-1])
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.max.sm", "--format=csv"]
-        if shutil.which(query[0]):
-            shown = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
-            found["nvidia_smi"] = shown.stdout.strip()
-        found["python"] = platform.python_version()
-        (run.out / "machine.json").write_text(json.dumps(found, indent=1) + "\n")
-        if not found["devices"] and not run.dry:
-            return {"status": "failed", "reason": "PyTorch sees no CUDA device"}
+    """Note what the machine is."""
+    result = run.command("machine", [sys.executable, "-c", gpu_commands.MACHINE], limit)
+    if result["status"] != "done":
+        return result
+    found = json.loads(result.pop("tail")[-1])
+    found["python"] = platform.python_version()
+    if shutil.which("nvidia-smi"):
+        query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem"
+        run.command("nvidia_smi", ["nvidia-smi", query, "--format=csv"], 10)
+        found["nvidia_smi"] = (run.out / "nvidia_smi.log").read_text(errors="replace").strip()
+    (run.out / "machine.json").write_text(json.dumps(found, indent=1) + "\n")
+    if not found["devices"] and not run.dry:
+        return {"status": "failed", "reason": "PyTorch sees no CUDA device"}
     return result
 
 
 def build(run: Run, limit: float) -> dict:
-    """Build ``cba_fast._C`` in place; without the tools the package runs without it."""
-    missing = [t for t in ("cmake", "c++") if not shutil.which(t)]
-    missing += [m for m in ("pybind11",) if importlib.util.find_spec(m) is None]
-    if missing:
+    """Build ``cba_fast._C``; without the tools the package runs without it."""
+    if missing := gpu_commands.missing_for_build():
         return {"status": "skipped", "reason": f"not here: {', '.join(missing)} (as CBA_NATIVE=0)"}
-    import pybind11
-
     folder = run.out / "build"
-    configure = [
-        *("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"),
-        *("-DCBA_CUDA_ARCHS=90-real", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'cba_fast'}"),
-        *(["-G", "Ninja"] if shutil.which("ninja") else []),
-    ]
+    configure = gpu_commands.configure(ROOT, folder)
     if run.dry:
         return {"status": "done", "command": " ".join(map(str, configure))}
     start = time.monotonic()
     result = run.command("build_configure", configure, limit)
     if result["status"] == "done":
         left = limit - (time.monotonic() - start)
-        result = run.command("build", ["cmake", "--build", folder, "-j"], left)
+        how = ["--build", folder, "-j", os.cpu_count() or 1]
+        result = run.command("build", [configure[0], *how], left)
+    if result["status"] == "done":
+        for library in (folder / "lib").glob("_C*.so"):
+            gpu_commands.install(library, ROOT / "cba_fast")
     return result
 
 
+def tests_of_triton(run: Run, limit: float) -> dict:
+    """Run the tests that need no compiled core, while it is built."""
+    return _tests(
+        run, "tests_of_triton", ["tests/test_dwconv_gpu.py"], "triton or automatic", limit
+    )
+
+
 def tests(run: Run, limit: float) -> dict:
-    arguments = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    files = ["tests/test_dwconv_gpu.py", "tests"]
-    arguments += [*files[: 1 if run.dry else 2], "-o", "addopts=--strict-markers", "-rs"]
-    if run.dry:
-        arguments.append("--collect-only")
-    elif importlib.util.find_spec("xdist"):
-        arguments += ["-n", "8"]  # most of the time is compilation
-    return run.command("tests", arguments, limit)
+    """Run the other tests marked gpu."""
+    files = gpu_commands.gpu_test_files(ROOT)
+    return _tests(run, "tests", files, "not (test_dwconv_gpu and (triton or automatic))", limit)
 
 
-def sanitizer(run: Run, limit: float) -> dict:
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    arguments = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
-    arguments += [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    arguments += ["tests/test_dwconv_gpu.py", "-k", SANITIZED]
+def _tests(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
+    more = ["--collect-only"] if run.dry else gpu_commands.in_parallel()
+    arguments = gpu_commands.pytest(files, chosen, "-rsfE", "--durations=10", *more)
+    return run.command(name, arguments, limit, TORCHINDUCTOR_COMPILE_THREADS="2")
+
+
+def sanitizer_triton(run: Run, limit: float) -> dict:
+    """Run small cases of the Triton kernels under memcheck."""
+    files = ["tests/test_dwconv_gpu.py"]
+    return _sanitized(run, "sanitizer_triton", files, gpu_commands.SANITIZED_TRITON, limit)
+
+
+def sanitizer_cuda(run: Run, limit: float) -> dict:
+    """Run small cases of the CUDA kernels under memcheck."""
+    files = [f"tests/test_{name}.py" for name in ("dwconv_gpu", "erf_ops", "quantize")]
+    return _sanitized(run, "sanitizer_cuda", files, gpu_commands.SANITIZED_CUDA, limit)
+
+
+def _sanitized(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
+    tool = gpu_commands.sanitizer()
     if run.dry:
-        return {"status": "done", "command": " ".join(arguments)}
-    if not Path(tool).exists():
+        arguments = gpu_commands.pytest(files, chosen, "--collect-only")
+        return run.command(name, arguments, limit)
+    if tool is None:
         return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
-    run.env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # else it knows only the cache's large blocks
-    try:
-        return run.command("sanitizer", arguments, limit)
-    finally:
-        del run.env["PYTORCH_NO_CUDA_MEMORY_CACHING"]
+    memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "20"]
+    memcheck += ["--target-processes", "application-only"]
+    arguments = [*memcheck, *gpu_commands.pytest(files, chosen)]
+    # Without this it knows only the large blocks that PyTorch cuts tensors from.
+    return run.command(name, arguments, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def measured(name: str) -> Callable[[Run, float], dict]:
+    """Return the step that measures `name`, as often as a kernel of ours ends its process."""
+
     def step(run: Run, limit: float) -> dict:
-        arguments = [sys.executable, __file__, "--out", run.out, "--measure", name]
-        arguments += ["--seconds", limit] + ["--dry_run"] * run.dry
-        return run.command(name, arguments, limit)
+        end = time.monotonic() + limit
+        records = run.out / f"{name}.jsonl"
+        records.write_text("")
+        lost: list[str] = []
+        while True:
+            left = end - time.monotonic()
+            arguments = [sys.executable, __file__, "--out", run.out, "--measure", name]
+            arguments += ["--seconds", left, *["--dry_run"] * run.dry]
+            arguments += [a for backend in lost for a in ("--without", backend)]
+            result = run.command(name, arguments, left)
+            if lost:
+                result |= {"status": "failed", "lost": lost}
+            if result.get("code") != gpu_records.LOST or end - time.monotonic() < 20:
+                return result
+            lost = [*lost, gpu_records.read(records)[-1]["lost"]]
 
     return step
 
 
-def measure(name: str, out: Path, dry: bool, seconds: float) -> None:
-    """Write the records of one measurement, each as soon as it is there.
-
-    Networks run with the choice that the convolutions measured before lead to.
-    """
-    import gpu_choice
-    import gpu_measure
-    import gpu_networks
-
-    from cba_fast.ops import dwconv_gpu
-
-    device = "cpu" if dry else "cuda"
-    if name == "choice":
-        records = gpu_choice.choice(device, seconds - 15)
-    elif hasattr(gpu_measure, name):
-        records = getattr(gpu_measure, name)(device)
-    else:
-        before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
-        if before and not dry:
-            methods = gpu_choice.methods(gpu_choice.read(before))
-            dwconv_gpu.measured()[_arch()] = {"methods": methods}
-        records = getattr(gpu_networks, name)(device)
-    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps({"bench": f"gpu_{name}", **record}) + "\n")
-            file.flush()
-            print(json.dumps(record), flush=True)
+def table(run: Run, limit: float) -> dict:
+    """Make the table of the choice from the records of this run."""
+    found = [run.out / f"{name}.jsonl" for name in ("convolutions", "choice")]
+    found = [path for path in found if path.exists()]
+    if not found:
+        return {"status": "skipped", "reason": "no convolutions were measured"}
+    arguments = [sys.executable, ROOT / "benchmarks" / "gpu_choice.py", "--records", *found]
+    return run.command("table", [*arguments, "--table", run.out / "dwconv_gpu_table.json"], limit)
 
 
-def _arch() -> str:
-    import torch
-
-    from cba_fast.ops import dwconv_gpu
-
-    return dwconv_gpu.arch_of(torch.device("cuda", torch.cuda.current_device()))
-
-
-STEPS = {"machine": machine, "build": build, "tests": tests, "sanitizer": sanitizer}
-STEPS |= {name: measured(name) for name in MEASURED}
+STEPS = {
+    "machine": Step(0, machine, 60),
+    "build": Step(1, build, 170),
+    "tests_of_triton": Step(1, tests_of_triton, 170),
+    "tests": Step(2, tests, 130),
+    "sanitizer_triton": Step(2, sanitizer_triton, 130),
+    "sanitizer_cuda": Step(2, sanitizer_cuda, 130),
+    "rates": Step(3, measured("rates"), 30),
+    "erf_ops": Step(4, measured("erf_ops"), 30),
+    "convolutions": Step(5, measured("convolutions"), 120, least=30),
+    "network": Step(6, measured("network"), 70, least=40),
+    "receptive_field": Step(7, measured("receptive_field"), 50, least=40),
+    "evaluation": Step(8, measured("evaluation"), 80, least=50),
+    "choice": Step(9, measured("choice"), 440, least=90),
+    "table": Step(10, table, 30, least=5),
+    "compiled_network": Step(11, measured("compiled_network"), 240, least=90),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="Folder of the results.")
+    parser.add_argument("--archive", type=Path, help="A .tar.gz file of all results.")
     parser.add_argument("--seconds", type=float, default=470, help="For everything.")
-    parser.add_argument(
-        "--only", action="append", choices=STEPS, help="Default: all; each with a limit."
-    )
+    parser.add_argument("--only", action="append", choices=STEPS, help="A step; default: all.")
     parser.add_argument("--dry_run", action="store_true", help="Tiny shapes on the CPU.")
-    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--without", action="append", default=[], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.out = args.out.resolve()
+    out = args.out.resolve()
     if args.measure:
-        measure(args.measure, args.out, args.dry_run, args.seconds)
-        return 0
-    run = Run(args.out, args.seconds, args.dry_run, limits=not args.only)
-    for name in args.only or STEPS:
-        run.step(name, STEPS[name])
+        return gpu_records.measure(args.measure, out, args.dry_run, args.seconds, args.without)
+    archive = args.archive and args.archive.resolve()
+    run = Run(out, args.seconds, args.dry_run, limits=len(args.only or STEPS) > 1, archive=archive)
+    chosen = [(name, step) for name, step in STEPS.items() if name in (args.only or STEPS)]
+    for _, together in groupby(chosen, key=lambda item: item[1].turn):
+        together = list(together)
+        with ThreadPoolExecutor(len(together)) as pool:
+            list(pool.map(lambda item: run.step(*item), together))
+    print("\n".join(gpu_records.report(out)), flush=True)
     return 1 if any(s["status"] == "failed" for s in run.summary.values()) else 0
 
 

@@ -1,6 +1,7 @@
 """Shared fixtures; GPU tests skip with one line where there is no NVIDIA GPU."""
 
 import os
+import sys
 
 # The tests' models are tiny: more OpenMP threads make them slower, on a busy machine many times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +33,30 @@ def seeded():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """End a process of pytest-xdist whose GPU a failed test has left without an answer.
+
+    After an illegal access every call of the process fails. pytest-xdist names the test in which
+    the process ended and goes on with a new one; without it the tests that follow fail too.
+    """
+    outcome = yield
+    failed = call.excinfo is not None and item.get_closest_marker("gpu")
+    if not failed or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        sys.stderr.write(f"{item.nodeid} ended the process's use of the GPU\n")
+        sys.stderr.write(f"{outcome.get_result().longreprtext}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
@@ -69,11 +94,9 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(dwconv_gpu, "measured", lambda: {})
     monkeypatch.setattr(dwconv_choice, "_found", {})
-    dwconv_gpu.arch_of.cache_clear()
 
     def make(*shape, dtype=torch.bfloat16, memory_format=torch.contiguous_format):
         return torch.empty(shape, dtype=dtype, device="cuda", memory_format=memory_format)
 
     with FakeTensorMode():
         yield make
-    dwconv_gpu.arch_of.cache_clear()

@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 import cba_fast.models  # noqa: F401  (registers our models)
 from cba_fast.errors import InputError
@@ -107,6 +109,26 @@ def test_a_failing_compiler_is_one_clear_error():
     form = compiled_form(small_model(), 2, broken)
     with torch.no_grad(), pytest.raises(InputError, match=r"cannot be compiled here \(--compile\)"):
         form.forward_features(images(2))
+
+
+@pytest.mark.parametrize("name", ["replknet_nano", "test_convnext"])
+def test_on_a_gpu_a_network_is_one_graph(name, a_gpu):
+    # On tensors without values: every break would be one more CUDA graph, and host time.
+    with unset_fake_temporarily():
+        model = small_model(name)
+    for module in model.modules():
+        for values in (module._parameters, module._buffers):
+            for key, t in values.items():
+                if t is not None:
+                    there = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+                    values[key] = nn.Parameter(there, requires_grad=False)
+    counting = Counting()
+    compiled = torch.compile(model.forward_features, backend=counting, fullgraph=True)
+    x = a_gpu(2, 3, 64, 64, dtype=torch.float32, memory_format=torch.channels_last)
+    with torch.no_grad():
+        features = compiled(x)
+    assert features.device.type == "cuda"
+    assert counting.graphs == 1
 
 
 @pytest.mark.gpu

@@ -430,5 +430,6 @@ def test_bad_arguments_of_the_gradients():
 def test_cuda_passes_are_within_bounds(dtype, layout):
     x = image(layout, 2, 32, 24, 24, dtype).cuda()
     weight = torch.randn(32, 1, 13, 13).to(dtype).cuda()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # `enabled` is False unless given.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         check_all_passes(x, weight, torch.randn(32).to(dtype).cuda(), "torch")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from cba_fast.kernels import dwconv_cuda
+from cba_fast.nn import DepthwiseConv2d
 from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
 from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.dwconv_choice import METHODS, choose
@@ -19,6 +21,8 @@ from cba_fast.ops.dwconv_gpu import bucket, refuses_cuda
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CL = torch.channels_last
+OP = torch.ops.cba_fast.depthwise_conv2d.default
+MEASURED = dwconv_gpu.measured  # the fixture `a_gpu` puts another in its place
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -42,20 +46,24 @@ def gpu_choice():
 @pytest.mark.parametrize(
     ("image", "kernel_size", "name"),
     [
-        (meta(64, 512, 24, 24), (27, 27), "forward half contiguous 8x512x28x28_k31x31"),
-        (meta(7, 127, 28, 28), (31, 31), "forward half contiguous 2x32x28x28_k31x31"),
-        (meta(1, 128, 20, 40), (51, 5), "forward half contiguous 1x128x56x56_k51x5"),
-        (meta(1, 64, 7, 7, dtype=FP16), (7, 1), "forward half contiguous 1x32x7x7_k7x3"),
+        (meta(64, 512, 24, 24), (27, 27), "forward half contiguous by8 8x512x28x28_k31x31"),
+        (meta(7, 127, 28, 28), (31, 31), "forward half contiguous by4 2x32x28x28_k31x31"),
+        (meta(1, 128, 20, 40), (51, 5), "forward half contiguous by4 1x128x56x56_k51x5"),
+        (meta(1, 64, 7, 7, dtype=FP16), (7, 1), "forward half contiguous by1 1x32x7x7_k7x1"),
         (
             meta(2, 64, 96, 96, memory_format=CL, dtype=FP32),
             (3, 3),
-            "forward float32 channels_last 2x32x112x112_k3x3",
+            "forward float32 channels_last by8 2x32x112x112_k3x3",
         ),
         (meta(2, 64, 96, 96, dtype=FP16), (5, 5), None),  # PyTorch has another kernel for it
         (meta(2, 64, 96, 96, dtype=torch.float64), (9, 9), None),
         (meta(2, 31, 96, 96), (9, 9), None),
         (meta(2, 64, 300, 300), (9, 9), None),
         (meta(0, 64, 96, 96), (9, 9), None),
+        (meta(2, 64, 96, 104)[..., 8:], (9, 9), None),  # rows of other strides
+        (meta(2, 64, 48, 96).transpose(2, 3), (9, 9), None),
+        (meta(2, 72, 48, 96, memory_format=CL)[:, 8:], (9, 9), None),
+        (meta(4, 64, 48, 96)[1:], (9, 9), "forward half contiguous by8 2x32x112x112_k9x9"),
     ],
 )
 def test_buckets(image, kernel_size, name):
@@ -63,7 +71,7 @@ def test_buckets(image, kernel_size, name):
 
 
 @pytest.mark.parametrize(
-    ("symbol", "name"), [(0, "grad_x half contiguous 8x32x28x28_k9x9"), (1, None), (3, None)]
+    ("symbol", "name"), [(0, "grad_x half contiguous by4 8x32x28x28_k9x9"), (1, None), (3, None)]
 )
 def test_sizes_that_are_only_symbols(symbol, name):
     dimensions = [DimDynamic.STATIC] * 4
@@ -80,10 +88,11 @@ def test_the_shipped_table_names_known_methods_and_buckets():
         assert entry["device"]
         assert entry["torch"]
         for key, method in entry["methods"].items():
-            direction, dtype, layout, _ = key.split()
+            direction, dtype, layout, aligned, _ = key.split()
             assert direction in dwconv_choice.TABLES
             assert dtype in ("half", "float32")
             assert layout in ("contiguous", "channels_last")
+            assert aligned in ("by1", "by2", "by4", "by8")
             assert method in METHODS
 
 
@@ -151,6 +160,37 @@ def test_the_launchers_serve_their_dtypes(emulated_cuda, dtype):
     assert_grad_weight(dwconv_cuda.grad_weight(grad, x, (5, 7)), grad, x)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_choice_breaks_no_graph(a_gpu, monkeypatch, dynamic):
+    # What --compile traces on a GPU: no file is read, and a symbolic batch stays one.
+    x, weight = a_gpu(64, 512, 24, 24), a_gpu(512, 1, 27, 27)
+    methods = {bucket(d, x, (27, 27)): "triton" for d in ("forward", "grad_weight")}
+    table = {"sm_90": {"methods": methods}}
+    monkeypatch.setattr(dwconv_gpu, "_MEASURED", table)
+    monkeypatch.setattr(dwconv_gpu, "measured", MEASURED)
+    conv = DepthwiseConv2d(512, 512, 27, padding=13, groups=512, bias=False, device="meta")
+    conv.weight = torch.nn.Parameter(weight, requires_grad=False)
+    graphs = []
+
+    def recording(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of caches that Dynamo looks through
+        compiled = torch.compile(conv, backend=recording, fullgraph=True)
+        assert compiled(x).shape == x.shape
+        if dynamic:
+            assert compiled(a_gpu(3, 512, 24, 24)).shape[0] == 3
+    torch.compiler.reset()
+    assert len(graphs) == 1
+    calls = [n for n in graphs[0].graph.nodes if n.target is OP]
+    assert [call.args[3:] for call in calls] == [("triton", "torch", "triton")]
+
+
 def test_another_architecture_gets_nothing(a_gpu, monkeypatch):
     image = a_gpu(64, 512, 24, 24)
     methods = {bucket("forward", image, (27, 27)): "triton"}
@@ -160,7 +200,8 @@ def test_another_architecture_gets_nothing(a_gpu, monkeypatch):
 
 def record(case, direction="forward", dtype="bfloat16", **medians):
     timings = {
-        n: {"median_ms": m, "p20_ms": 0.9 * m, "p80_ms": 1.1 * m} for n, m in medians.items()
+        n: {"median_ms": m, "p20_ms": 0.9 * m, "p80_ms": 1.1 * m, "host_ms": 0.1}
+        for n, m in medians.items()
     }
     return {"case": case, "direction": direction, "dtype": dtype, "timings": timings}
 
@@ -175,7 +216,7 @@ def test_a_table_from_records(gpu_choice):
             record("2x512x24x24_k27x27", triton=1.0, cuda=0.5, **rivals),
             # One case of a bucket lost.
             record("8x128x24x24_k27x27", triton=1.0, **rivals),
-            record("8x128x12x20_k27x27", triton=5.0, **rivals),
+            record("8x128x24x16_k27x27", triton=5.0, **rivals),
             # Wrong results have no times; nor did PyTorch's run here.
             record("8x32x24x24_k27x27", **rivals),
             record("1x32x24x24_k27x27", triton=1.0),
@@ -183,9 +224,41 @@ def test_a_table_from_records(gpu_choice):
         ]
     )
     assert found == {
-        "forward half contiguous 8x512x28x28_k31x31": "triton",
-        "forward half contiguous 2x512x28x28_k31x31": "cuda",
-        "grad_x float32 channels_last 8x512x28x28_k31x31": "cuda",
+        "forward half contiguous by8 8x512x28x28_k31x31": "triton",
+        "forward half contiguous by8 2x512x28x28_k31x31": "cuda",
+        "grad_x float32 channels_last by8 8x512x28x28_k31x31": "cuda",
+    }
+
+
+def test_a_method_must_win_where_the_kernel_is_smallest(gpu_choice):
+    # 23x23 is of the kind of 31x31 and has 0.55 of its taps, 27x27 has 0.73 of 27x27's.
+    assert dwconv_gpu.smallest_share((31, 31)) == pytest.approx((23 / 31) ** 2)
+    assert dwconv_gpu.smallest_share((27, 5)) == pytest.approx(23 / 27)
+    assert dwconv_gpu.smallest_share((7, 1)) == 1
+    rivals = {"nchw": 2.0, "channels_last": 9.0}
+    for ours, wins in ((0.85, True), (0.95, False)):  # times 1.1 against 1.8 * 0.55
+        found = gpu_choice.methods([record("8x512x24x24_k31x31", triton=ours, **rivals)])
+        assert bool(found) == wins
+
+
+def test_a_method_must_win_on_the_host_too(gpu_choice):
+    quick = record("1x512x24x24_k7x7", triton=0.01, nchw=0.05, channels_last=0.09)
+    assert gpu_choice.methods([quick]) == {}  # the host takes 0.1 ms for both
+    quick["timings"]["triton"]["host_ms"] = 0.04
+    assert list(gpu_choice.methods([quick]).values()) == ["triton"]
+
+
+def test_entries_are_of_records_with_a_place(gpu_choice):
+    rivals = {"nchw": 9.0, "channels_last": 4.0}
+    one = record("8x512x24x24_k27x27", triton=1.0, **rivals)
+    where = {"arch": "sm_90", "device": "NVIDIA H200", "torch": "2.11.0"}
+    assert gpu_choice.entries([one, {**one, **where}]) == {
+        "sm_90": {
+            "device": "NVIDIA H200",
+            "torch": "2.11.0",
+            "cases": 1,
+            "methods": {"forward half contiguous by8 8x512x28x28_k31x31": "triton"},
+        }
     }
 
 
@@ -196,11 +269,14 @@ def test_what_is_measured_fills_every_bucket_it_can(gpu_choice):
         for case, dtype, direction in gpu_choice.cases()
     }  # fmt: skip
     assert None not in planned
+    assert len(set(gpu_choice.cases())) == len(list(gpu_choice.cases()))
     for image, kernel in [
         (meta(1, 128, 96, 96), (31, 31)),
         (meta(2, 256, 48, 48), (29, 29)),
         (meta(64, 998, 12, 12), (13, 5)),
         (meta(8, 96, 56, 56, dtype=FP32), (7, 7)),
+        (meta(16, 512, 14, 14), (27, 27)),
+        (meta(64, 499, 24, 24), (1, 47)),
     ]:
         for direction in dwconv_choice.TABLES:
             assert bucket(direction, image, kernel) in planned

@@ -106,9 +106,10 @@ def test_maps_of_a_batch_do_not_matter_to_each_other():
 @pytest.mark.parametrize(("side", "size"), [(7, 224), (12, 384), (12, 224), (24, 448), (13, 100)])
 def test_a_gpu_gives_the_same_bits(side, size):
     maps = torch.randn(8, side, side, generator=torch.Generator().manual_seed(side))
+    on_gpu = maps.cuda()  # waits, as the memory is not pinned
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = resize_bilinear(on_gpu := maps.cuda(), size)
+        got = resize_bilinear(on_gpu, size)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert got.device == on_gpu.device

@@ -35,7 +35,9 @@ class Arriving:
             torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
             for t in tensors
         ]
-        self._arrived = torch.cuda.current_stream(device).record_event()
+        # A blocking event lets the waiting thread sleep; another one keeps a core busy meanwhile.
+        event = torch.cuda.Event(blocking=True)
+        self._arrived = torch.cuda.current_stream(device).record_event(event)
 
     def wait(self) -> list[np.ndarray]:
         """Return the tensors as arrays once they are whole."""

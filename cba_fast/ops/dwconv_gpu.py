@@ -7,9 +7,8 @@ Architectures that nobody measured have no entries (docs/gpu-status.md);
 ``benchmarks/gpu_choice.py`` makes them.
 """
 
-import functools
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,9 +23,12 @@ TABLE = Path(__file__).with_name("dwconv_gpu_table.json")
 
 # A call is measured at these values. A map and a kernel count as the next larger one: both make our
 # kernels worse by their padding. Images and channels count as the next smaller one: more of them
-# fill the GPU better.
-KERNEL_SIDES = (3, 5, 7, 9, 13, 21, 31, 51, 63)
+# fill the GPU better. Sides that 8 does not divide are kinds of their own, by the power of 2 that
+# does: it is the width in which our kernels read a row.
+KERNEL_SIDES = (1, 3, 5, 7, 9, 13, 21, 31, 51, 63)
+ALIGNMENTS = (8, 4, 2, 1)
 MAP_SIDES = (7, 14, 28, 56, 112, 224)
+_MAP_AREAS = tuple(side * side for side in MAP_SIDES)
 IMAGES = (1, 2, 8)
 CHANNELS = (32, 128, 512)
 _DTYPES = {torch.bfloat16: "half", torch.float16: "half", torch.float32: "float32"}
@@ -38,32 +40,60 @@ _LONGEST_GRID = 2**31 - 1
 def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str | None:
     """Return the kind of a call as the table names it, None for one that is never measured.
 
-    A number of images that is only a symbol counts as large; other symbols are not measured.
+    A number of images that is only a symbol counts as large; other symbols are not measured, nor
+    are slices and transposed maps, whose rows may lie anywhere.
     """
     n, c, h, w = image.shape
-    if image.dtype not in _DTYPES or not all(isinstance(size, int) for size in (c, h, w)):
+    if image.dtype not in _DTYPES:
         return None
     if image.dtype == torch.float16 and max(kernel_size) <= 5:
         return None  # PyTorch has other kernels for these than for bfloat16
     sides = [_at_most(side, KERNEL_SIDES) for side in kernel_size]
-    side = _at_most(math.sqrt(h * w), MAP_SIDES)
-    images = _at_least(n, IMAGES) if isinstance(n, int) else IMAGES[-1]
-    channels = _at_least(c, CHANNELS)
-    if None in (*sides, side, images, channels):
+    area = _at_most(h * w, _MAP_AREAS)
+    images = next((step for step in reversed(IMAGES) if not _known(n < step)), None)
+    channels = next((step for step in reversed(CHANNELS) if _known(c >= step)), None)
+    channels_last = is_channels_last(image)
+    if None in (*sides, area, images, channels) or not _are_dense(image, channels_last):
         return None
-    layout = "channels_last" if is_channels_last(image) else "contiguous"
+    side = MAP_SIDES[_MAP_AREAS.index(area)]
+    aligned = next(a for a in ALIGNMENTS if h % a == 0 and w % a == 0)
+    layout = "channels_last" if channels_last else "contiguous"
     return (
-        f"{direction} {_DTYPES[image.dtype]} {layout} "
+        f"{direction} {_DTYPES[image.dtype]} {layout} by{aligned} "
         f"{images}x{channels}x{side}x{side}_k{sides[0]}x{sides[1]}"
     )
 
 
-def _at_most(value: float, steps: tuple[int, ...]) -> int | None:
-    return next((step for step in steps if value <= step), None)
+# Comparisons of symbols are asked for what is known of them: `torch.compile` would take an answer
+# for one that the graph depends on, and even `isinstance(symbol, int)` is true where it traces.
 
 
-def _at_least(value: int, steps: tuple[int, ...]) -> int | None:
-    return next((step for step in reversed(steps) if value >= step), None)
+def _known(condition) -> bool:
+    """Say whether a comparison of sizes certainly holds."""
+    if condition is True or condition is False:  # which versions before 2.8 can trace
+        return condition
+    return statically_known_true(condition)
+
+
+def _at_most(value: int, steps: Sequence[int]) -> int | None:
+    return next((step for step in steps if _known(value <= step)), None)
+
+
+def _are_dense(images: Tensor, channels_last: bool) -> bool:
+    """Say whether each of the images lies in one piece, in this memory format."""
+    _, c, h, w = images.shape
+    dense = (1, w * c, c) if channels_last else (h * w, w, 1)
+    strides = zip((c, h, w), images.stride()[1:], dense, strict=True)
+    return all(_known(size == 1) or _known(stride == wanted) for size, stride, wanted in strides)
+
+
+def smallest_share(kernel_size: tuple[int, int]) -> float:
+    """Return how many of these taps the smallest kernel of the same kind has, in (0, 1]."""
+    share = 1.0
+    for side in kernel_size:
+        below = max((s for s in KERNEL_SIDES if s < side), default=-1)
+        share *= (below + 2) / side
+    return share
 
 
 def fastest_on_gpu(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str:
@@ -72,13 +102,15 @@ def fastest_on_gpu(direction: str, image: Tensor, kernel_size: tuple[int, int]) 
     return methods.get(bucket(direction, image, kernel_size), "torch") if methods else "torch"
 
 
-@functools.cache
+# Read here: `torch.compile` traces the choice, and through a cache to what it caches, but no file.
+_MEASURED: dict[str, dict] = json.loads(TABLE.read_text(encoding="utf-8"))
+
+
 def measured() -> dict[str, dict]:
     """Return the table: by architecture, on what it was measured, and ``methods`` by bucket."""
-    return json.loads(TABLE.read_text(encoding="utf-8"))
+    return _MEASURED
 
 
-@functools.cache
 def arch_of(device: torch.device) -> str:
     """Return the architecture of a device as the table names it: "sm_90"."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -99,7 +131,7 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
     n, c, h, w = image.shape
     # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
-    if not all(_may(programs <= _LONGEST_GRID) for programs in most):
+    if any(_known(programs > _LONGEST_GRID) for programs in most):
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
     return None
 
@@ -113,7 +145,7 @@ def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) ->
         return (
             "tensor cores multiply whole rows, where a NaN reaches beyond the kernel: not 'direct'"
         )
-    if not _may(dwconv_cuda.most_blocks(image) <= _LONGEST_GRID):
+    if _known(dwconv_cuda.most_blocks(image) > _LONGEST_GRID):
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
     return cuda_core.refuses(image.device)
 
@@ -133,15 +165,8 @@ def _refuses_any(image: Tensor, algorithm: str) -> str | None:
         return "it was never compiled for AMD GPUs"
     if dwconv_triton.arch_of(image.device) is None:
         return "the GPU is older than compute capability 8.0"
-    if not _may(image.shape[0] <= _MOST):
+    if _known(image.shape[0] > _MOST):
         return f"there are more than {_MOST} images"
-    if not _may(image.shape[2] * image.shape[3] <= _MOST):
+    if _known(image.shape[2] * image.shape[3] > _MOST):
         return f"a plane has more than {_MOST} pixels"
     return None
-
-
-def _may(condition) -> bool:
-    """Say whether a comparison of sizes may hold; one with a symbol is not decided by it."""
-    if isinstance(condition, bool):
-        return condition
-    return not statically_known_true(torch.sym_not(condition))

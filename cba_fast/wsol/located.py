@@ -100,6 +100,7 @@ class Located:
 
         def read() -> Levels:
             u, facts = arriving.wait()
+            facts = facts.copy()  # who keeps a class of it need not keep pinned memory
             self.check(facts)
             return Levels(u, facts[:, 2].astype(bool), facts[:, 3], facts[:, 4:])
 

@@ -1,0 +1,93 @@
+"""Commands that `gpu_run` gives: what the machine is, the build, pytest, compute-sanitizer."""
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+# Under compute-sanitizer: odd sizes. The CUDA kernels for half types copy whole 16-byte pieces, so
+# theirs are tensors of whole pieces, or what they read behind the end would hide other errors.
+_PASSES = "test_passes_are_within_bounds and contiguous"
+SANITIZED_TRITON = (
+    f"triton- and ({_PASSES} and bfloat16 and "
+    "(64x16x12x12 or 2x5x7x7 or 2x3x33x65 or 2x70x13x9) or test_views and unaligned)"
+)
+SANITIZED_CUDA = (
+    f"cuda- and {_PASSES} and (bfloat16 and (64x16x12x12 or 9x16x24x24)"
+    " or float32 and (2x5x7x7 or 2x3x33x65 or 2x70x13x9))"
+    " or test_cuda_equals_cpu or test_the_cuda_kernel_runs_where_it_is_built"
+)
+
+MACHINE = """
+import json, torch, triton
+devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps({
+    "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version(),
+    "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+    "devices": [{"name": d.name, "capability": [d.major, d.minor], "bytes": d.total_memory,
+                 "multiprocessors": d.multi_processor_count} for d in devices]}))
+"""
+
+
+def tool(name: str) -> str | None:
+    """Return a program's path; those beside this Python need not be on the PATH."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
+def missing_for_build() -> list[str]:
+    """Return what the build needs and is not here."""
+    missing = [name for name in ("cmake", "c++") if tool(name) is None]
+    return missing + ["pybind11"] * (importlib.util.find_spec("pybind11") is None)
+
+
+def configure(root: Path, folder: Path) -> list:
+    """Return the command that configures the build for the Hopper generation."""
+    import pybind11
+
+    ninja, nvcc = tool("ninja"), Path("/usr/local/cuda/bin/nvcc")
+    return [
+        *(tool("cmake"), "-S", root, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
+        *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"),
+        *("-DCBA_CUDA_ARCHS=90-real", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'lib'}"),
+        *(["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
+        *([f"-DCBA_NVCC={nvcc}"] if not shutil.which("nvcc") and nvcc.exists() else []),
+    ]
+
+
+def install(library: Path, folder: Path) -> None:
+    """Copy a library in one piece: processes beside this one may load it at any time."""
+    part = folder / f"{library.name}.part"
+    shutil.copy2(library, part)
+    part.replace(folder / library.name)
+
+
+def gpu_test_files(root: Path) -> list[Path]:
+    """Return the test files with GPU tests, by name.
+
+    A test file that cannot be imported (for want of a dependency) would stop the collection of all.
+    """
+    files = sorted((root / "tests").glob("test_*.py"))
+    return [f.relative_to(root) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
+
+
+def pytest(files: list, chosen: str, *more: str) -> list:
+    """Return the command that runs the GPU tests of some files that a ``-k`` expression chooses."""
+    arguments = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", chosen, *files]
+    arguments += ["-p", "no:cacheprovider", "-o", "addopts=--strict-markers", "--tb=short"]
+    return [*arguments, "--continue-on-collection-errors", *more]
+
+
+def in_parallel() -> list[str]:
+    """Return the arguments that share the tests among processes: compilation takes most time."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(min(8, os.cpu_count() or 1))]
+
+
+def sanitizer() -> str | None:
+    """Return the path of compute-sanitizer."""
+    found = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    return found if Path(found).exists() else None
