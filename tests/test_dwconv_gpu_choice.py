@@ -12,7 +12,7 @@ from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from cba_fast.kernels import dwconv_cuda
+from cba_fast.kernels import dwconv_cuda, native
 from cba_fast.nn import DepthwiseConv2d
 from cba_fast.ops import depthwise_conv2d, dwconv_choice, dwconv_gpu
 from cba_fast.ops.backends import BackendTable
@@ -161,11 +161,13 @@ def test_the_launchers_serve_their_dtypes(emulated_cuda, dtype):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_choice_breaks_no_graph(a_gpu, monkeypatch, dynamic):
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_the_choice_breaks_no_graph(backend, a_gpu, monkeypatch, dynamic):
     # What --compile traces on a GPU: no file is read, and a symbolic batch stays one.
     x, weight = a_gpu(64, 512, 24, 24), a_gpu(512, 1, 27, 27)
-    methods = {bucket(d, x, (27, 27)): "triton" for d in ("forward", "grad_weight")}
+    methods = {bucket(d, x, (27, 27)): backend for d in ("forward", "grad_weight")}
     table = {"sm_90": {"methods": methods}}
+    monkeypatch.setattr(native, "_cuda_message", None)
     monkeypatch.setattr(dwconv_gpu, "_MEASURED", table)
     monkeypatch.setattr(dwconv_gpu, "measured", MEASURED)
     conv = DepthwiseConv2d(512, 512, 27, padding=13, groups=512, bias=False, device="meta")
@@ -188,7 +190,7 @@ def test_the_choice_breaks_no_graph(a_gpu, monkeypatch, dynamic):
     torch.compiler.reset()
     assert len(graphs) == 1
     calls = [n for n in graphs[0].graph.nodes if n.target is OP]
-    assert [call.args[3:] for call in calls] == [("triton", "torch", "triton")]
+    assert [call.args[3:] for call in calls] == [(backend, "torch", backend)]
 
 
 def test_another_architecture_gets_nothing(a_gpu, monkeypatch):
