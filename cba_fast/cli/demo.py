@@ -5,10 +5,17 @@ from pathlib import Path
 
 import click
 
+from .options import SEED
+
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("cba_fast_demo"))
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("cba_fast_demo"),
+    help="Folder of all files; an earlier demo there is replaced.",
+)
+@click.option("--seed", type=SEED, default=0, help="Of the images and of the training.")
 @click.option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
 def command(output, seed, quick):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.
