@@ -33,6 +33,11 @@ def command(output, seed, quick):
         step=lambda text: click.echo(f"-- {text}"),
     )
     _print_table(result)
+    if quick:
+        click.echo(
+            f"--quick: models whose top-1 is near {100 / QUICK.classes:.0f} % had too few epochs to"
+            " learn; their other figures\nmean nothing."
+        )
     for line in result.analysis:
         click.echo(line)
     click.echo(f"All files    : {output} ({time.perf_counter() - start:.0f} s)")
