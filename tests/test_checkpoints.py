@@ -316,6 +316,14 @@ def test_ordered_dicts_load(tmp_path):
     assert list(load_state_dict_file(tmp_path / "c.pth")) == ["a"]
 
 
+def test_a_file_of_another_kind_is_shown_and_no_unpickling_advised(tmp_path):
+    path = tmp_path / "page.pth"
+    path.write_text("<!DOCTYPE html><html>")
+    with pytest.raises(CheckpointError, match=r"page\.pth: .*begins with b'<!DOCTYPE html><'") as e:
+        load_state_dict_file(path)
+    assert "weights_only" not in str(e.value)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_damaged_files(suffix, tmp_path):
     path = tmp_path / f"c{suffix}"

@@ -269,6 +269,15 @@ def test_root_without_class_folders(tmp_path):
         open_image_set(tmp_path / "nowhere")
 
 
+def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
+    root = image_folder(tmp_path / "set", ["train/a/1.jpg", "test/a/2.jpg"])
+    with pytest.raises(InputError, match=r"set holds test, train: splits.*such as .*set/test$"):
+        open_image_set(root)
+    assert open_image_set(root / "test").class_names == ("a",)
+    named = image_folder(tmp_path / "named", ["train/1.jpg", "test/2.jpg"])  # odd, but classes
+    assert open_image_set(named).class_names == ("test", "train")
+
+
 def test_resolve_test_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets/birds").mkdir(parents=True)

@@ -54,6 +54,15 @@ def test_points_are_coloured_by_family():
     assert to_hex(drawn["slak"].get_facecolor()[0]) not in ("#ff7f0e", "#2ca02c")
 
 
+def test_a_few_points_are_named():
+    ax = plots.plot_points(MODELS).axes[0]
+    assert {t.get_text(): t.xy for t in ax.texts} == {
+        m.name: (m.maxboxacc, m.erf.mean) for m in MODELS
+    }
+    many = [model(f"m{i}", i, i, "slak") for i in range(plots.MOST_NAMES + 1)]
+    assert not plots.plot_points(many).axes[0].texts
+
+
 def test_family_colours_do_not_depend_on_the_order_of_points():
     names = ["slak_flex", "replknet", "slak", "convnext", "resnet"]
     assert plots.family_colors(names) == plots.family_colors(names[::-1])
@@ -71,6 +80,9 @@ def test_erf_map_draws_the_squares_on_their_pixels():
     fig = plots.plot_erf_map(erf, [*area_ratio(erf, (0.5,)), AreaRatio(0.99, None, None)])
     (square,) = fig.axes[0].patches
     assert square.get_bbox().extents.tolist() == [2.5, 2.5, 5.5, 5.5]
+    assert fig.axes[0].get_title() == "Effective receptive field, 9 x 9 pixels"
+    named = plots.plot_erf_map(erf, title="a model").axes[0].get_title()
+    assert named == "a model: effective receptive field, 9 x 9 pixels"
     with pytest.raises(ValueError, match="zero everywhere"):
         plots.plot_erf_map(np.zeros((4, 4)))
 

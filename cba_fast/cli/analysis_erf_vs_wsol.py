@@ -35,10 +35,12 @@ from .progress import bar, warn
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("erf_wsol_per_image"),
-    help="Folder of the results.",
+    help="--per_image: folder of the results.",
 )
-@click.option("--num_samples", type=POSITIVE, help="Images drawn.  [default: the file's, 200]")
-@click.option("--seed", type=SEED, help="Of the sample.  [default: the file's erf_seed, 0]")
+@click.option(
+    "--num_samples", type=POSITIVE, help="--per_image: images drawn.  [default: the file's, 200]"
+)
+@click.option("--seed", type=SEED, help="Of this sample.  [default: the file's erf_seed, 0]")
 @click.option(
     "--score",
     type=click.Choice(["prob", "logit", "logprob"]),

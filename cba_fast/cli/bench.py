@@ -11,8 +11,8 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 
 @click.command()
 @click.option("--model", default="replknet_31b", help="A model of timm's or of the study.")
-@click.option("--input_size", type=POSITIVE, default=384)
-@click.option("--batch_size", type=POSITIVE, default=1)
+@click.option("--input_size", type=POSITIVE, default=384, help="Side of the images in pixels.")
+@click.option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
 @click.option(
     "--what",
     type=click.Choice(["layers", "model"]),
@@ -34,8 +34,18 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
     default=["forward"],
     help="Of the layers; may be repeated.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
-@click.option("--algorithm", type=click.Choice(["auto", "fft", "direct"]), default="auto")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the layers; bfloat16 with --what model: the forms in both.",
+)
+@click.option(
+    "--algorithm",
+    type=click.Choice(["auto", "fft", "direct"]),
+    default="auto",
+    help="Of our convolution: transforms, tap by tap, or the faster one.",
+)
 @click.option("--seconds", type=FiniteRange(0, 600, min_open=True), default=0.5, help="Per timing.")
 @click.option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Add the records here.")

@@ -43,7 +43,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     type=click.Choice(["study", "replknet"]),
     default="study",
     help="study: ERF sizes, from the gradient of the top-1 score; replknet: the ERF map alone, from"
-    " that of the central feature, over the first images (--num_samples 50 --input_size 1024).",
+    " that of the central feature, over the first images (defaults then: 50 images of 1024).",
 )
 @click.option("--num_samples", type=POSITIVE, default=200, help="Images drawn from the set.")
 @click.option(
@@ -54,7 +54,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     callback=_shares,
     help="Share of the gradient inside the ERF; repeat it, or give a comma list, for several.",
 )
-@click.option("--seed", type=SEED, default=0, help="Of the sample.")
+@click.option("--seed", type=SEED, default=0, help="Seed of the sample.")
 @click.option(
     "--score",
     type=click.Choice(["prob", "logit", "logprob"]),

@@ -32,10 +32,16 @@ from .scores import (
 @map_options()
 @run_options(with_compile=True)
 @box_options(with_metadata=False, contours=None)
-@click.option("--num_samples", type=click.IntRange(min=0), default=200, help="Images of the ERF.")
-@click.option("--p", type=SHARE, default=0.2, help="ERF share.")
+@click.option(
+    "--num_samples", type=click.IntRange(min=0), default=200, help="Images of the ERF; 0: none."
+)
+@click.option("--p", type=SHARE, default=0.2, help="Share of the gradient.")
 @click.option("--seed", type=SEED, default=0, help="Seed of the ERF sample.")
-@click.option("--threshold_from", type=click.Path(path_type=Path), help="JSON of another run.")
+@click.option(
+    "--threshold_from",
+    type=click.Path(path_type=Path),
+    help="Also score at the thresholds that this JSON file of another run found best.",
+)
 @click.option(
     "--predictions",
     type=click.Path(path_type=Path),
@@ -57,7 +63,8 @@ def command(
 ):
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
 
-    The counts equal those of generate-heatmap followed by wsol-eval.
+    The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
+    its boxes; for other images give --cub_root or --metadata_root.
     """
     from cba_fast.study.evaluate import evaluate
     from cba_fast.study.score import read_tuned

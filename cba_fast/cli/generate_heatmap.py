@@ -14,7 +14,12 @@ from .progress import bar, warn
 @data_options(default="sample_data")
 @map_options()
 @run_options(with_compile=True)
-@click.option("--heatmap_output", type=click.Path(path_type=Path), default=Path("heatmap_output"))
+@click.option(
+    "--heatmap_output",
+    type=click.Path(path_type=Path),
+    default=Path("heatmap_output"),
+    help="Folder of the overlays; np_ before its name: that of the score maps.",
+)
 @click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
 @click.option(
     "--store",
@@ -27,8 +32,9 @@ def command(
 ):
     """Make CAM or PC1 heatmaps of an image folder.
 
-    Writes overlays to HEATMAP_OUTPUT and score maps to np_HEATMAP_OUTPUT/<class>/<stem>.npy. What
-    an earlier run wrote there is replaced, unless --resume continues it.
+    Writes overlays to HEATMAP_OUTPUT/heatmap_<number>.png and score maps (float64, 0 to 1) to
+    np_HEATMAP_OUTPUT/<class>/<stem>.npy. What an earlier run wrote there is replaced, unless
+    --resume continues it.
     """
     from cba_fast.study.generate import generate_heatmaps
 

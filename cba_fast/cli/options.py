@@ -72,25 +72,33 @@ def model_options(required: bool = False) -> Callable:
     default = {} if required else {"default": "convnext"}
     weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
     options = [
-        click.option("--model_family", type=click.Choice(FAMILIES), required=required, **default),
+        click.option(
+            "--model_family",
+            type=click.Choice(FAMILIES),
+            required=required,
+            help="Family of the checkpoint.",
+            **default,
+        ),
         click.option(
             "--fine_tuned_weight_name",
             type=click.Path(path_type=Path),
-            help="Checkpoint.",
+            help="Checkpoint file.",
             **weights,
         ),
         click.option(
             "--model", "model_name", help="Model name; the family's base model if absent."
         ),
         click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
-        click.option("--alpha", type=float, help="slak_flex: weight of the strips."),
-        click.option("--beta", type=float, help="slak_flex: weight of the square kernel."),
+        click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent."),
+        click.option(
+            "--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent."
+        ),
         click.option(
             "--output_stride",
             type=click.Choice(["32", "16"]),
             default="32",
             callback=lambda ctx, param, value: int(value),
-            help="16: feature maps at 1/16 of the input, for small inputs.",
+            help="16: feature maps at 1/16 of the input, for small inputs; as in the training.",
         ),
     ]
     fields = {
@@ -109,19 +117,25 @@ _METADATA_OPTIONS = [
     click.option(
         "--metadata_root",
         type=click.Path(path_type=Path),
-        help="wsolevaluation metadata: the folder with the four files, or its root.",
+        help="wsolevaluation metadata: the folder with image_ids.txt, or the root above it.",
     ),
-    click.option("--dataset_name", help="Folder below the official metadata root, e.g. CUB."),
-    click.option("--split", default="test", help="Split below the root, or of CUB_200_2011."),
+    click.option("--dataset_name", help="Folder below the metadata root, e.g. CUB."),
+    click.option("--split", default="test", help="Of CUB_200_2011, or below the metadata root."),
 ]
 
 
 def data_options(default: str) -> Callable:
     """Which images: hands over `data_config`."""
     options = [
-        click.option("--test_dataset", default=default, help="Below datasets/, or a folder."),
+        click.option(
+            "--test_dataset",
+            default=default,
+            help="Images: a name below datasets/ or a folder, of class folders or CUB_200_2011.",
+        ),
         *_METADATA_OPTIONS,
-        click.option("--input_size", type=POSITIVE, default=384),
+        click.option(
+            "--input_size", type=POSITIVE, default=384, help="Side to which images are resized."
+        ),
     ]
     fields = {
         k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")
@@ -132,8 +146,13 @@ def data_options(default: str) -> Callable:
 def run_options(batch_size: int = 8, with_compile: bool = False) -> Callable:
     """How to compute: hands over `run_config`; `with_compile` adds the option of that name."""
     options = [
-        click.option("--batch_size", type=POSITIVE, default=batch_size),
-        click.option("--num_workers", type=click.IntRange(min=0), default=2),
+        click.option("--batch_size", type=POSITIVE, default=batch_size, help="Images at once."),
+        click.option(
+            "--num_workers",
+            type=click.IntRange(min=0),
+            default=2,
+            help="Processes that read images; 0: none beside this one.",
+        ),
         click.option("--device", help="cpu, cuda, cuda:1, ...; CUDA where available if absent."),
         click.option(
             "--precision",
@@ -141,7 +160,9 @@ def run_options(batch_size: int = 8, with_compile: bool = False) -> Callable:
             default="fp32",
             help="bf16 and fp16: autocast. On CPUs without bf16 instructions, bf16 is far slower.",
         ),
-        click.option("--channels_last/--no_channels_last", default=True),
+        click.option(
+            "--channels_last/--no_channels_last", default=True, help="Memory format of the model."
+        ),
         click.option("--strict", is_flag=True, help="End at the first unreadable image."),
     ]
     names = ["batch_size", "num_workers", "device", "precision", "channels_last", "strict"]
@@ -178,9 +199,19 @@ class TargetType(click.ParamType):
 def map_options() -> Callable:
     """Which map: hands over `map_config`."""
     options = [
-        click.option("--localization_method", type=click.Choice(["cam", "pc1"]), default="cam"),
-        click.option("--target", type=TargetType(), default="predicted", help="Explained class."),
-        click.option("--map_size", type=SIDE, default=384),
+        click.option(
+            "--localization_method",
+            type=click.Choice(["cam", "pc1"]),
+            default="cam",
+            help="Class activation map, or first principal component of its parts.",
+        ),
+        click.option(
+            "--target",
+            type=TargetType(),
+            default="predicted",
+            help="Class to explain: the top-1, the image's label, or a 0-based index.",
+        ),
+        click.option("--map_size", type=SIDE, default=384, help="Side of the maps in pixels."),
         click.option(
             "--pc1_range",
             type=click.Choice(["wrap", "clip", "minmax"]),
@@ -207,8 +238,15 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
     options = [
         click.option("--cub_root", type=click.Path(path_type=Path), help="CUB_200_2011 folder."),
         *(_METADATA_OPTIONS if with_metadata else []),
-        click.option("--iou_thr", type=SHARE, default=0.5),
-        click.option("--cam_curve_interval", type=INTERVAL, default=0.01),
+        click.option(
+            "--iou_thr", type=SHARE, default=0.5, help="IoU from which a box counts as right."
+        ),
+        click.option(
+            "--cam_curve_interval",
+            type=INTERVAL,
+            default=0.01,
+            help="Step between score thresholds; 0.001 in the paper's runs.",
+        ),
         click.option("--eval_size", type=SIDE, help="Demand maps of this side."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
         click.option(
@@ -221,7 +259,8 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
         names += ["metadata_root", "dataset_name", "split"]
     if contours is not None:
         kind = click.Choice(["largest", "all", "both"])
-        options.append(click.option("--contours", type=kind, default=contours))
+        text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."
+        options.append(click.option("--contours", type=kind, default=contours, help=text))
         names.append("contours")
     return _collect("box_config", BoxConfig, {k: k for k in names}, options, _check_boxes)
 
@@ -247,7 +286,7 @@ def statistics_options() -> Callable:
             help="Confidence intervals from N resamples of the images  [1000 with --compare]",
         ),
         click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals."),
-        click.option("--seed", type=SEED, default=0, help="Of the resamples."),
+        click.option("--seed", type=SEED, default=0, help="Seed of the resamples."),
         click.option(
             "--compare",
             type=click.Path(path_type=Path),

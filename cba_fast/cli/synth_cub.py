@@ -9,13 +9,16 @@ from .options import POSITIVE
 
 @click.command(name="synth-cub")
 @click.option(
-    "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="To be made."
+    "--root",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to be made.",
 )
-@click.option("--classes", type=POSITIVE, default=10)
+@click.option("--classes", type=POSITIVE, default=10, help="Kinds of animals.")
 @click.option("--images_per_class", type=POSITIVE, default=60, help="Training and test together.")
 @click.option("--test_per_class", type=click.IntRange(min=0), default=20, help="Of these, test.")
 @click.option("--size", type=POSITIVE, default=256, help="Side of the images in pixels.")
-@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the drawing.")
 @click.option("--num_workers", type=POSITIVE, help="Threads; one per core, 8 at most, if absent.")
 @click.option("--split/--no_split", default=True, help="Make images_splitted/{train,test}, too.")
 def command(root, classes, images_per_class, test_per_class, size, seed, num_workers, split):

@@ -15,10 +15,10 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 
 
 @click.command()
-@click.option("--model_family", type=click.Choice(FAMILIES), required=True)
+@click.option("--model_family", type=click.Choice(FAMILIES), required=True, help="Family to train.")
 @click.option("--model", "model_name", help="Model name; the family's base model if absent.")
-@click.option("--alpha", type=float, help="slak_flex: weight of the strips.")
-@click.option("--beta", type=float, help="slak_flex: weight of the square kernel.")
+@click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent.")
+@click.option("--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent.")
 @click.option(
     "--output_stride",
     type=click.Choice(["32", "16"]),
@@ -26,27 +26,35 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
     help="16: feature maps at 1/16 of the input, for small inputs.",
 )
 @click.option(
-    "--data_root", type=PATH, default=STUDY_DATA, help="Holds {train,test}/<class>/<image>."
+    "--data_root",
+    type=PATH,
+    default=STUDY_DATA,
+    help="Holds {train,test}/<class>/<image>, or is a CUB_200_2011 folder.",
 )
-@click.option("--epochs", type=POSITIVE, default=100)
+@click.option("--epochs", type=POSITIVE, default=100, help="Passes over the training images.")
 @click.option("--lr", type=float, default=1e-4, help="Peak of the schedule.")
-@click.option("--weight_decay", type=float, default=1e-4)
+@click.option("--weight_decay", type=float, default=1e-4, help="Of AdamW.")
 @run_options(batch_size=32)
-@click.option("--input_size", type=POSITIVE, default=384)
-@click.option("--aug_mode", type=click.Choice(AUG_MODES), default="light")
-@click.option("--save_dir", type=PATH, default="weights")
+@click.option("--input_size", type=POSITIVE, default=384, help="Side of the images in pixels.")
+@click.option("--aug_mode", type=click.Choice(AUG_MODES), default="light", help="Augmentation.")
+@click.option("--save_dir", type=PATH, default="weights", help="Folder of the files below.")
 @click.option(
-    "--exp_name", help="Default: <family>_r<size>_e<epochs>_lr<lr>_aug<mode>.", show_default=False
+    "--exp_name",
+    help="Name of the files.  [default: <family>_r<size>_e<epochs>_lr<lr>_aug<mode>]",
 )
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="constant")
-@click.option("--ls_init", type=float, help="Initial layer scale; 1 to train small sets anew.")
+@click.option(
+    "--schedule", type=click.Choice(SCHEDULES), default="constant", help="Of the learning rate."
+)
+@click.option(
+    "--ls_init", type=float, help="Initial layer scale, 1e-6 if absent; 1 to train small sets anew."
+)
 @click.option("--drop_path", type=float, help="Stochastic depth; 0.3 for replknet, else 0.")
 @click.option(
     "--study_softmax", is_flag=True, help="Softmax before the cross-entropy, as in the study."
 )
-@click.option("--pretrained", is_flag=True, help="convnext: start from timm's weights.")
+@click.option("--pretrained", is_flag=True, help="convnext: start from timm's weights (downloads).")
 @click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
-@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all that is random.")
 @click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
 @click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
 def command(run_config, model_family, model_name, alpha, beta, output_stride, resume, **fields):

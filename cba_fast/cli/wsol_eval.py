@@ -39,7 +39,11 @@ BOXES_ONLY = (
     help="Score against masks instead (PxAP): the folder of the mask paths in the metadata.",
 )
 @statistics_options()
-@click.option("--threshold_from", type=click.Path(path_type=Path), help="JSON of another run.")
+@click.option(
+    "--threshold_from",
+    type=click.Path(path_type=Path),
+    help="Also score at the thresholds that this JSON file of another run found best.",
+)
 @click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
 @click.pass_context

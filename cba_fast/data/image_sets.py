@@ -10,6 +10,9 @@ from cba_fast.errors import InputError
 
 # The extensions that torchvision's ImageFolder takes, compared in lower case as there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Folders of these names that hold class folders; read as classes they would give maps of all
+# splits, and labels that mean nothing.
+_SPLITS = frozenset(("train", "test", "val"))
 
 
 def resolve_test_dataset(name: str | os.PathLike) -> Path:
@@ -50,8 +53,9 @@ def open_image_set(
         dataset_name: "CUB", "ILSVRC", ... below an official metadata root.
 
     Raises:
-        InputError: a folder or file is missing, a class folder is empty, a line is malformed, ids
-            are duplicate or missing in one of the files, or not one image of the set exists.
+        InputError: a folder or file is missing, a class folder is empty, the folders are splits, a
+            line is malformed, ids are duplicate or missing in one of the files, or not one image of
+            the set exists.
     """
     root = Path(root)
     if not root.is_dir():
@@ -82,6 +86,11 @@ def _image_folder(root: Path) -> ImageSet:
         raise InputError(
             f"{root} has no class folders: images are expected at {root}/<class>/<image>"
         )
+    if _SPLITS.issuperset(classes) and all(_has_folders(root / name) for name in classes):
+        raise InputError(
+            f"{root} holds {', '.join(classes)}: splits, not classes; give one of them, such as "
+            f"{root / classes[0]}"
+        )
     records: list[ImageRecord] = []
     empty = []
     for label, name in enumerate(classes):
@@ -97,6 +106,10 @@ def _image_folder(root: Path) -> ImageSet:
             f"(extensions looked for: {' '.join(IMAGE_EXTENSIONS)}); remove the folder or fill it"
         )
     return ImageSet(root, "imagefolder", tuple(records), tuple(classes))
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(e.is_dir() for e in os.scandir(folder))
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -201,7 +201,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if "TorchScript" in text:
         return "is a TorchScript archive; save the state dict of its model instead"
     with open(path, "rb") as f:
-        is_pickle = f.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        start = f.read(16)
+    is_pickle = start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     if isinstance(error, pickle.UnpicklingError) and is_pickle:
         named = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", text)
         what = f" ({named[1]})" if named else ""
@@ -210,6 +211,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "save the state dict alone and use that file"
         )
     detail = text.splitlines()[0] if text else type(error).__name__
+    if not is_pickle:  # PyTorch would advise to unpickle it, whatever it is
+        detail = f"it begins with {start!r}"
     return f"damaged, or not a checkpoint ({detail})"
 
 

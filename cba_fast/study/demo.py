@@ -307,7 +307,8 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
         root / f"erf_map_{model.slug}.npy",
         resume=False,
     )
-    save_figure(plot_erf_map(erf_map.erf.map, erf_map.ratios), root / f"erf_map_{model.slug}.png")
+    figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
+    save_figure(figure, root / f"erf_map_{model.slug}.png")
     return DemoRow(
         model.title,
         scores["cam"].classification["top1"],

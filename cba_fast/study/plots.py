@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cba_fast.erf import AreaRatio
 
 FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
+MOST_NAMES = 12
 
 
 def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
@@ -44,10 +45,7 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
         capsize=4,
         label="models (bar: std over images)",
     )
-    for m in models:
-        ax.annotate(
-            m.name, (m.erf.mean, m.maxboxacc), xytext=(4, 5), textcoords="offset points", fontsize=9
-        )
+    _name_points(ax, models, [(m.erf.mean, m.maxboxacc) for m in models])
     if fit is not None:
         ends = np.array([x.min(), x.max()])
         ax.plot(
@@ -61,7 +59,8 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
     """Draw MaxBoxAcc (x, percent) against mean ERF size (y), one colour per family.
 
     RepLKNet is orange and ConvNeXt green, as in the study; other families take the colours of
-    matplotlib's cycle that are left, in the order of their names.
+    matplotlib's cycle that are left, in the order of their names. Up to `MOST_NAMES` points carry
+    their models' names; more would cover each other.
 
     Args:
         models: at least one.
@@ -77,6 +76,8 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
             color=color,
             label=family,
         )
+    if len(models) <= MOST_NAMES:
+        _name_points(ax, models, [(m.maxboxacc, m.erf.mean) for m in models])
     _dress(ax, "MaxBoxAcc (%)", "Mean ERF size (pixels)", "ERF size and localization, by family")
     return fig
 
@@ -161,20 +162,22 @@ def plot_forest(
     ax.set_yticks(ticks, list(groups))
     ax.set_ylim(y - 0.5, -1)
     ax.set_xlim(-1, 1)
-    _dress(ax, "(partial) correlation with the IoU", "", "What goes with localization")
+    label = "correlation with the IoU (after |: what is held fixed), and its interval"
+    _dress(ax, label, "", "What goes with localization")
     ax.grid(False, axis="y")
     _legend_below(fig, ax, 4)
     return fig
 
 
 def plot_erf_map(
-    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, show: bool = False
+    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, title: str = "", show: bool = False
 ) -> "Figure":
     """Draw an ERF map, log-scaled to [0,1], and the squares of its area ratios.
 
     Args:
         erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
         ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
+        title: stands before the figure's own.
         show: as in :func:`plot_analysis`.
 
     Raises:
@@ -200,7 +203,8 @@ def plot_erf_map(
         ax.legend(fontsize=8, facecolor="0.25", labelcolor="w")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_title(f"Effective receptive field, {h} x {w} pixels")
+    lead = f"{title}: e" if title else "E"
+    ax.set_title(f"{lead}ffective receptive field, {h} x {w} pixels")
     return fig
 
 
@@ -284,6 +288,23 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
     ax.grid(True, linestyle="--", alpha=0.4)
     ax.set_axisbelow(True)
     ax.legend()
+
+
+def _name_points(
+    ax: "Axes", models: Sequence[ModelScore], points: Sequence[tuple[float, float]]
+) -> None:
+    """Write each model's name beside its point, towards the middle: inside of the axes."""
+    middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
+    for m, point in zip(models, points, strict=True):
+        left = point[0] > middle
+        ax.annotate(
+            m.name,
+            point,
+            xytext=(-4 if left else 4, 5),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=9,
+        )
 
 
 def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:

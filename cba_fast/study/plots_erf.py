@@ -124,8 +124,10 @@ def _curves(ax: "Axes", mixtures: Sequence["Mixture"], match: "Mixture | None") 
         ax.axvline(match.square_share, color="0.4", ls="--", label="nearest to the target")
     ax.axhline(0, color="0.7", lw=0.8)
     ax.set_xlabel("share of the square kernel, beta / (alpha + beta)")
+    ax.set_ylabel("descriptor (no unit)")
     ax.grid(True, linestyle="--", alpha=0.4)
-    ax.legend(fontsize=8, ncols=2)
+    # Beside the axes: the curves may be anywhere from 0 to 1.
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _half_area(mixture: "Mixture") -> float:

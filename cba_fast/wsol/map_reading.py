@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cba_fast.data.npy_header import NPY_ERRORS, is_plain_shape
+from cba_fast.data.records import map_name
 from cba_fast.data.score_store import ScoreStore, is_store
 from cba_fast.data.textlines import some
 from cba_fast.errors import InputError, ScoreMapError
@@ -54,7 +55,7 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
     if not found:
         raise InputError(
             f"{source.root} holds no map of the {len(image_ids)} images of the ground truth "
-            f"(looked for {image_ids[0]}.npy among others)"
+            f"(for the first one, neither {image_ids[0]}.npy nor {map_name(image_ids[0])})"
         )
     owner: dict = {}
     for image_id, key in found.items():
@@ -243,8 +244,8 @@ def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarra
     size = reading.eval_size
     if not reading.resize:
         raise ScoreMapError(
-            f"{path}: shape {scoremap.shape}, but ({size}, {size}) is asked for (resize the maps "
-            "to score them at this size)"
+            f"{path}: shape {scoremap.shape}, but ({size}, {size}) is asked for "
+            "(--resize_maps, in Python resize=True, resizes it)"
         )
     return resize_score_map(scoremap, size)
 

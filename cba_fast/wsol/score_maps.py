@@ -79,7 +79,7 @@ def read_score_map(
         if not resize:
             raise ScoreMapError(
                 f"{path}: shape {scoremap.shape}, but ({eval_size}, {eval_size}) is asked for "
-                "(resize the maps to score them at this size)"
+                "(--resize_maps, in Python resize=True, resizes it)"
             )
         scoremap = resize_score_map(scoremap, eval_size)
     return scoremap
