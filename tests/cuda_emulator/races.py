@@ -1,0 +1,94 @@
+"""Races of emulated kernels in words, with lines of the sources (races.h says what a race is)."""
+
+import functools
+import re
+import shutil
+import subprocess
+from typing import NamedTuple
+
+from . import ROOT
+
+
+class Line(NamedTuple):
+    """A line of a source and the function it stands in.
+
+    Attributes:
+        file: from the root of the project.
+    """
+
+    function: str
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number} ({self.function})"
+
+
+class Race(NamedTuple):
+    """Two accesses that nothing orders, in words, and the lines they come from."""
+
+    kernel: str
+    text: str
+    lines: tuple[Line, Line]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def unavailable() -> str | None:
+    """Return why kernels cannot be searched for races here, or None."""
+    for name in ("g++", "addr2line"):
+        if shutil.which(name) is None:
+            return f"no {name} to build and read the instrumented kernels with"
+    return None
+
+
+def found(module) -> list[Race]:
+    """Return the races since the last call."""
+    return [_race(module, *race) for race in module.found_races()]
+
+
+def ordering_lines(module) -> dict[Line, list[int]]:
+    """Return what was to order accesses since the last call: lines, and their places in the code.
+
+    Barriers, fences and waits for copies; a line is in several places, instances of a template.
+    """
+    lines = {}
+    for site in module.ordering_sites():
+        line = _line(module, site)
+        lines.setdefault(line._replace(function=""), []).append(site)
+    return lines
+
+
+def _race(module, kernel: int, shared: bool, before: tuple, after: tuple) -> Race:
+    name = _frames(module.__file__, kernel + 1)[0].function
+    lines = _line(module, before[2]), _line(module, after[2])
+    space = "shared" if shared else "global"
+    accesses = [_in_words(*access, line) for access, line in zip((before, after), lines)]
+    text = f"{name}: race in {space} memory: {accesses[0]}, and {accesses[1]}"
+    return Race(name, text, lines)
+
+
+def _in_words(kind: str, under_way: bool, site: int, block: int, thread: int, line: Line) -> str:
+    how = " by a copy that is not waited for" if under_way else ""
+    return f"{kind}{how} in block {block}, thread {thread} at {line}"
+
+
+def _line(module, site: int) -> Line:
+    """Return where in a source a call returns to; the kernel's line, not the emulator's."""
+    frames = _frames(module.__file__, site)
+    return next((f for f in frames if re.search(r"^csrc/|selftest\.cpp$", f.file)), frames[0])
+
+
+@functools.cache
+def _frames(module: str, site: int) -> list[Line]:
+    """Return the function of a site, and those that it is inlined into."""
+    command = ["addr2line", "-Cfie", module, hex(site - 1)]  # what is before is the call
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    frames = []
+    for function, place in zip(printed[::2], printed[1::2]):
+        file, _, number = place.partition(" ")[0].rpartition(":")
+        file = file.removeprefix(f"{ROOT}/")
+        function = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", function)
+        frames.append(Line(function, file, int(number) if number.isdigit() else 0))
+    return frames
