@@ -17,13 +17,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda-emulator"
-# Contraction off: csrc/ asks for fused operations by name. Alignment is checked, as a GPU would.
-FLAGS = (
-    "-std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,shift,bounds "
-    "-fno-sanitize-recover=all -U_FORTIFY_SOURCE"
-)
+# Contraction off: csrc/ asks for fused operations by name.
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE")
+# Alignment is checked, as a GPU would.
+CHECKED = ("-O1", "-fsanitize=alignment,shift,bounds", "-fno-sanitize-recover=all")
 # Calls before every access (hooks.cpp), and what lines of the sources they come from.
-RACE_FLAGS = ("-fsanitize=thread", "-g1")
+RACES = ("-Og", "-g1", "-fsanitize=thread")
 
 
 def compiler() -> list[str] | None:
@@ -47,37 +46,38 @@ def load(*, races: bool = False):
     import pybind11
 
     includes = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [*compiler(), *FLAGS.split(), *(f"-I{path}" for path in includes)]
+    command = [*compiler(), *FLAGS, *(f"-I{path}" for path in includes)]
     kernels = [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "racing_selftest.cpp"]
     units = [CSRC / "bindings_cuda.cpp", *sorted({*HERE.glob("*.cpp")} - {*kernels})]
     headers = [*sorted(CSRC.glob("*.h")), *sorted(CSRC.glob("c[ou]*/*.h")), *HERE.rglob("*.h")]
     common = b"".join(path.read_bytes() for path in headers)
-    instrumented = [*command, *RACE_FLAGS] if races else command
-    work = [*((instrumented, path) for path in kernels), *((command, path) for path in units)]
+    of_kernels = RACES if races else CHECKED
+    work = [*((of_kernels, path) for path in kernels), *((CHECKED, path) for path in units)]
     BUILD.mkdir(parents=True, exist_ok=True)
     with FileLock(BUILD / "lock"):  # other processes of the tests build the same
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda one: _object(*one, common), work))
+            objects = list(pool.map(lambda one: _object(command, *one, common), work))
         digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
         module = BUILD / digest / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not module.exists():
             module.parent.mkdir(exist_ok=True)
-            _run([*command, "-shared", *map(str, objects)], module)
+            _run([*command, *CHECKED, "-shared", *map(str, objects)], module)
     spec = importlib.util.spec_from_file_location("cuda_emulated", module)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
 
 
-def _object(command: list[str], source: Path, common: bytes) -> Path:
+def _object(command: list[str], flags: tuple[str, ...], source: Path, common: bytes) -> Path:
+    command = [*command, *flags, "-c", "-x", "c++", str(source)]
     parts = " ".join(command).encode(), common, source.read_bytes()
     digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-    stem = f"{source.stem}{'-races' if RACE_FLAGS[0] in command else ''}"
+    stem = f"{source.stem}{'-races' if flags is RACES else ''}"
     path = BUILD / f"{stem}-{digest}.o"
     if not path.exists():
         for old in BUILD.glob(f"{stem}-{'?' * 16}.o"):
             old.unlink(missing_ok=True)
-        _run([*command, "-c", "-x", "c++", str(source)], path)
+        _run(command, path)
     return path
 
 

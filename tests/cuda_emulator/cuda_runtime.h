@@ -68,8 +68,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define CBA_EMULATED_VECTORS(name, type)                                                      \
   struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
   struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name##4 { type x, y, z, w; }; \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                            \
-  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+  CBA_INSTRUCTION name##2 make_##name##2(type x, type y) { return {x, y}; }                   \
+  CBA_INSTRUCTION name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 CBA_EMULATED_VECTORS(float, float)
 CBA_EMULATED_VECTORS(int, int)
 CBA_EMULATED_VECTORS(uint, unsigned)
@@ -77,9 +77,6 @@ CBA_EMULATED_VECTORS(double, double)
 CBA_EMULATED_VECTORS(ushort, unsigned short)
 CBA_EMULATED_VECTORS(uchar, unsigned char)
 #undef CBA_EMULATED_VECTORS
-
-// What is inlined, so that calls of the emulator return to the line of the kernel.
-#define CBA_INSTRUCTION __attribute__((always_inline)) inline
 
 // Barriers and warps
 CBA_INSTRUCTION void __syncthreads() { emulator::sync_block(false); }

@@ -14,6 +14,10 @@
 #include <cstring>
 #include <functional>
 
+// Instructions are inlined: so calls of the emulator return to a line of the kernel, and compilers
+// instrument where a struct goes that comes out of one (they do not if it comes out of a call).
+#define CBA_INSTRUCTION __attribute__((always_inline)) inline
+
 namespace emulator {
 struct Index {
   unsigned x, y, z;
