@@ -62,7 +62,8 @@ def load(*, races: bool = False):
         if not module.exists():
             module.parent.mkdir(exist_ok=True)
             _run([*command, *CHECKED, "-shared", *map(str, objects)], module)
-    spec = importlib.util.spec_from_file_location("cuda_emulated", module)
+    name = "races.cuda_emulated" if races else "cuda_emulated"  # pybind11 keeps one of each name
+    spec = importlib.util.spec_from_file_location(name, module)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded

@@ -58,9 +58,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
   const std::tuple<Parameters...> values(arguments...);
   const dim3 &g = config->gridDim, &b = config->blockDim;
-  const bool done = emulator::run({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
-                                  reinterpret_cast<const void*>(kernel),
-                                  [&] { std::apply(kernel, values); });
+  const bool done =
+      emulator::run({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
+                    reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, values); });
   return done ? cudaSuccess : cudaErrorLaunchFailure;
 }
 

@@ -4,9 +4,9 @@
 // between two barriers is promised, as on a GPU, and `set_order` chooses which one a run has; a
 // missing barrier shows as a difference between orders. Warp instructions check that all lanes of
 // their mask execute the same one. Shared memory starts as NaN and ends at a page that no one may
-// touch; asynchronous copies arrive when they are waited for, not earlier. Kernels that the compiler
-// instruments are checked for races too (races.h). What it cannot show: races inside one warp
-// instruction, faults of the hardware, and time.
+// touch; asynchronous copies arrive when they are waited for, not earlier. Kernels that the
+// compiler instruments are checked for races too (races.h). What it cannot show: races inside one
+// warp instruction, faults of the hardware, and time.
 #pragma once
 
 #include <cstddef>

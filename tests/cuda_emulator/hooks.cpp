@@ -11,10 +11,10 @@ using emulator::races::Kind;
 }  // namespace
 
 #define CBA_SITE __builtin_return_address(0)
-#define CBA_HOOKS(size)                                                                            \
-  void __tsan_read##size(void* at) { access(Kind::kRead, at, size, CBA_SITE); }                    \
-  void __tsan_write##size(void* at) { access(Kind::kWrite, at, size, CBA_SITE); }                  \
-  void __tsan_unaligned_read##size(void* at) { access(Kind::kRead, at, size, CBA_SITE); }          \
+#define CBA_HOOKS(size)                                                                   \
+  void __tsan_read##size(void* at) { access(Kind::kRead, at, size, CBA_SITE); }           \
+  void __tsan_write##size(void* at) { access(Kind::kWrite, at, size, CBA_SITE); }         \
+  void __tsan_unaligned_read##size(void* at) { access(Kind::kRead, at, size, CBA_SITE); } \
   void __tsan_unaligned_write##size(void* at) { access(Kind::kWrite, at, size, CBA_SITE); }
 
 extern "C" {

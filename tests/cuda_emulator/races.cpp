@@ -151,8 +151,9 @@ void for_each_word(const void* begin, std::size_t size, const F& f) {
 
 void access_words(Kind kind, const void* begin, std::size_t size, Site site, bool under_way) {
   for_each_word(begin, size, [&](std::uintptr_t at, int bytes) {
-    const Access access = {block, now,  site, static_cast<std::uint16_t>(me),
-                           static_cast<std::uint8_t>(bytes), kind, under_way};
+    const Access access = {
+        block, now,      site, static_cast<std::uint16_t>(me), static_cast<std::uint8_t>(bytes),
+        kind,  under_way};
     ++num_checked[in_shared(at)];
     Word& word = word_at(at);
     check(word.writes, access, at);

@@ -66,11 +66,11 @@ void atomic(const void* at);
 void instrumented();
 
 // Asked by tests.
-bool are_sought();                      // whether the kernels are instrumented
-std::vector<Race> found();              // since the last call
-std::vector<Site> ordering();           // what should have ordered something, since the last call
+bool are_sought();                       // whether the kernels are instrumented
+std::vector<Race> found();               // since the last call
+std::vector<Site> ordering();            // what should have ordered something, since the last call
 void discount(std::vector<Site> sites);  // from now on these order nothing
-std::size_t checked(bool shared);       // words of accesses, since the module was loaded
+std::size_t checked(bool shared);        // words of accesses, since the module was loaded
 
 }  // namespace races
 }  // namespace emulator

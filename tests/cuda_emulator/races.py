@@ -6,22 +6,26 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-from . import ROOT
+from . import ROOT, compiler
 
 
 class Line(NamedTuple):
-    """A line of a source and the function it stands in.
+    """A line of a source, and of what function if that matters.
 
     Attributes:
         file: from the root of the project.
     """
 
-    function: str
     file: str
     number: int
+    function: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.number} ({self.function})"
+        return f"{self.file}:{self.number}" + f" ({self.function})" * bool(self.function)
+
+    def text(self) -> str:
+        """Return what stands there."""
+        return (ROOT / self.file).read_text().splitlines()[self.number - 1].strip()
 
 
 class Race(NamedTuple):
@@ -37,9 +41,11 @@ class Race(NamedTuple):
 
 def unavailable() -> str | None:
     """Return why kernels cannot be searched for races here, or None."""
-    for name in ("g++", "addr2line"):
-        if shutil.which(name) is None:
-            return f"no {name} to build and read the instrumented kernels with"
+    if (command := compiler()) is None or shutil.which("addr2line") is None:
+        return "no C++ compiler, or no addr2line, to search CUDA kernels for races with"
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    if "Free Software Foundation" not in version:
+        return "the search for races in CUDA kernels needs GCC"
     return None
 
 
@@ -51,12 +57,11 @@ def found(module) -> list[Race]:
 def ordering_lines(module) -> dict[Line, list[int]]:
     """Return what was to order accesses since the last call: lines, and their places in the code.
 
-    Barriers, fences and waits for copies; a line is in several places, instances of a template.
+    Barriers, fences and waits for copies. A line is in several places, as a part of a template.
     """
     lines = {}
     for site in module.ordering_sites():
-        line = _line(module, site)
-        lines.setdefault(line._replace(function=""), []).append(site)
+        lines.setdefault(_line(module, site)._replace(function=""), []).append(site)
     return lines
 
 
@@ -90,5 +95,5 @@ def _frames(module: str, site: int) -> list[Line]:
         file, _, number = place.partition(" ")[0].rpartition(":")
         file = file.removeprefix(f"{ROOT}/")
         function = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", function)
-        frames.append(Line(function, file, int(number) if number.isdigit() else 0))
+        frames.append(Line(file, int(number) if number.isdigit() else 0, function))
     return frames

@@ -1,10 +1,12 @@
 // Pairs of kernels, one with a race and one without. A line that races says so at its end.
+#include "racing_selftest.h"
+
 #include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
-#include "racing_selftest.h"
 
 namespace {
 
@@ -163,21 +165,21 @@ __global__ void acquire_kernel(int* data, bool right) { add_in_last_block(data, 
 }  // namespace
 
 const std::vector<RacingPair> racing_pairs = {{"barrier", barrier_kernel, 1},
-                           {"ring", ring_kernel, 1},
-                           {"warp", warp_kernel, 1},
-                           {"other warp", other_warp_kernel, 1},
-                           {"copy read", copy_read_kernel, 1},
-                           {"copy and barrier", copy_barrier_kernel, 1},
-                           {"source of a copy", copy_source_kernel, 1},
-                           {"target of a copy", copy_target_kernel, 1},
-                           {"matrix", matrix_kernel, 1},
-                           {"blocks", blocks_kernel, 4},
-                           {"blocks that read", blocks_read_kernel, 4},
-                           {"bytes", bytes_kernel, 1},
-                           {"atomic", atomic_kernel, 1},
-                           {"done", done_kernel, 1},
-                           {"fence before", release_kernel, 4},
-                                             {"fence after", acquire_kernel, 4}};
+                                              {"ring", ring_kernel, 1},
+                                              {"warp", warp_kernel, 1},
+                                              {"other warp", other_warp_kernel, 1},
+                                              {"copy read", copy_read_kernel, 1},
+                                              {"copy barrier", copy_barrier_kernel, 1},
+                                              {"copy source", copy_source_kernel, 1},
+                                              {"copy target", copy_target_kernel, 1},
+                                              {"matrix", matrix_kernel, 1},
+                                              {"blocks", blocks_kernel, 4},
+                                              {"blocks read", blocks_read_kernel, 4},
+                                              {"bytes", bytes_kernel, 1},
+                                              {"atomic", atomic_kernel, 1},
+                                              {"done", done_kernel, 1},
+                                              {"release", release_kernel, 4},
+                                              {"acquire", acquire_kernel, 4}};
 
 cudaError_t run_racing(const RacingPair& pair, int* data, bool right) {
   return cba::launch({pair.blocks, 64, 4096, nullptr}, pair.kernel, data, right);
