@@ -44,7 +44,7 @@ def random(*shape, dtype=torch.float32):
 
 
 def quantize():
-    quantize_cuda.quantize(torch.rand(3, 50, 41))
+    quantize_cuda.quantize(random(3, 50, 41).sigmoid())
 
 
 def fma_forward():
