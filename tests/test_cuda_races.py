@@ -33,6 +33,7 @@ def module():
 def kernels(module, monkeypatch):
     """Let the launchers run the instrumented kernels."""
     monkeypatch.setattr(cuda_core, "load", lambda: module)
+    module.set_order(0)
     races.found(module)
     races.ordering_lines(module)
     yield module

@@ -22,12 +22,7 @@ namespace emulator {
 struct Index {
   unsigned x, y, z;
 };
-}  // namespace emulator
-
-namespace emulator {
-
 extern Index indices[4];
-
 }  // namespace emulator
 
 static emulator::Index &threadIdx = emulator::indices[0], &blockIdx = emulator::indices[1],

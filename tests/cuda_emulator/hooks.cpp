@@ -1,4 +1,5 @@
 // What code compiled with -fsanitize=thread calls, in place of the runtime that comes with it.
+// GCC leaves out memcpy and its like, and a struct that a call returns straight into memory.
 #include <cstddef>
 
 #include "races.h"

@@ -14,7 +14,7 @@
 // Atomics race with plain accesses, not with each other. An ldmatrix reads a row for the lane that
 // gives its address and each element for the lane that receives it. An asynchronous copy reads and
 // writes at any time from its issue until its thread waits for it: no other access may be
-// unordered with any part of that.
+// unordered with any part of that. Plain accesses order nothing, whatever a kernel waits for.
 #pragma once
 
 #include <cstddef>
