@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +17,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda-emulator"
-# Contraction off: csrc/ asks for fused operations by name. Alignment is checked, as a GPU would.
-FLAGS = (
-    "-std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,shift,bounds "
-    "-fno-sanitize-recover=all -U_FORTIFY_SOURCE"
-)
+# Contraction off: csrc/ asks for fused operations by name.
+FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE")
+# Alignment is checked, as a GPU would.
+CHECKED = ("-O1", "-fsanitize=alignment,shift,bounds", "-fno-sanitize-recover=all")
+# Calls before every access (hooks.cpp), and what lines of the sources they come from.
+RACES = ("-Og", "-g1", "-fsanitize=thread")
 
 
 def compiler() -> list[str] | None:
@@ -32,10 +32,13 @@ def compiler() -> list[str] | None:
 
 
 @functools.cache
-def load():
+def load(*, races: bool = False):
     """Return the module with the functions of ``bind_cuda``, for tensors on the CPU.
 
     Objects are kept in ``build/`` and compiled again when a source, a header or the flags changed.
+
+    Args:
+        races: instrument the kernels, so that all their accesses are checked (races.h).
 
     Raises:
         RuntimeError: a source does not compile; the message holds the compiler's.
@@ -43,36 +46,39 @@ def load():
     import pybind11
 
     includes = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    command = [*compiler(), *FLAGS.split(), *(f"-I{path}" for path in includes)]
-    sources = [
-        *(*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "bindings_cuda.cpp"),
-        *(HERE / name for name in ("module.cpp", "emulator.cpp", "selftest.cpp")),
-    ]
+    command = [*compiler(), *FLAGS, *(f"-I{path}" for path in includes)]
+    kernels = [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "racing_selftest.cpp"]
+    units = [CSRC / "bindings_cuda.cpp", *sorted({*HERE.glob("*.cpp")} - {*kernels})]
     headers = [*sorted(CSRC.glob("*.h")), *sorted(CSRC.glob("c[ou]*/*.h")), *HERE.rglob("*.h")]
-    common = " ".join(command).encode() + b"".join(path.read_bytes() for path in headers)
+    common = b"".join(path.read_bytes() for path in headers)
+    of_kernels = RACES if races else CHECKED
+    work = [*((of_kernels, path) for path in kernels), *((CHECKED, path) for path in units)]
     BUILD.mkdir(parents=True, exist_ok=True)
     with FileLock(BUILD / "lock"):  # other processes of the tests build the same
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda source: _object(command, source, common), sources))
-        name = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
-        module = BUILD / name / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+            objects = list(pool.map(lambda one: _object(command, *one, common), work))
+        digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
+        module = BUILD / digest / f"cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not module.exists():
             module.parent.mkdir(exist_ok=True)
-            _run([*command, "-shared", *map(str, objects)], module)
-    spec = importlib.util.spec_from_file_location("cuda_emulated", module)
+            _run([*command, *CHECKED, "-shared", *map(str, objects)], module)
+    name = "races.cuda_emulated" if races else "cuda_emulated"  # pybind11 keeps one of each name
+    spec = importlib.util.spec_from_file_location(name, module)
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules["cuda_emulated"] = loaded
     spec.loader.exec_module(loaded)
     return loaded
 
 
-def _object(command: list[str], source: Path, common: bytes) -> Path:
-    digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
-    path = BUILD / f"{source.stem}-{digest}.o"
+def _object(command: list[str], flags: tuple[str, ...], source: Path, common: bytes) -> Path:
+    command = [*command, *flags, "-c", "-x", "c++", str(source)]
+    parts = " ".join(command).encode(), common, source.read_bytes()
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    stem = f"{source.stem}{'-races' if flags is RACES else ''}"
+    path = BUILD / f"{stem}-{digest}.o"
     if not path.exists():
-        for old in BUILD.glob(f"{source.stem}-{'?' * 16}.o"):
+        for old in BUILD.glob(f"{stem}-{'?' * 16}.o"):
             old.unlink(missing_ok=True)
-        _run([*command, "-c", "-x", "c++", str(source)], path)
+        _run(command, path)
     return path
 
 

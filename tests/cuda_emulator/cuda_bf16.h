@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "emulator.h"
+
 struct __nv_bfloat16 {
   std::uint16_t bits;
 };
@@ -18,15 +20,15 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return result;
 }
 
-inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+CBA_INSTRUCTION __nv_bfloat16 __float2bfloat16_rn(float value) {
   std::uint32_t wide;
   std::memcpy(&wide, &value, 4);
   if (value != value) return {0x7fff};
   return {static_cast<std::uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
 }
-inline __nv_bfloat16 __float2bfloat16(float value) { return __float2bfloat16_rn(value); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+CBA_INSTRUCTION __nv_bfloat16 __float2bfloat16(float value) { return __float2bfloat16_rn(value); }
+CBA_INSTRUCTION __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
 inline std::uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(std::uint16_t bits) { return {bits}; }
+CBA_INSTRUCTION __nv_bfloat16 __ushort_as_bfloat16(std::uint16_t bits) { return {bits}; }

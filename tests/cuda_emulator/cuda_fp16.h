@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "emulator.h"
+
 struct __half {
   std::uint16_t bits;
 };
@@ -19,7 +21,7 @@ inline float __half2float(__half value) {
   return sign * std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
 }
 
-inline __half __float2half_rn(float value) {
+CBA_INSTRUCTION __half __float2half_rn(float value) {
   if (value != value) return {0x7fff};
   const unsigned sign = std::signbit(value) ? 0x8000 : 0;
   const float size = std::fabs(value);
@@ -33,9 +35,9 @@ inline __half __float2half_rn(float value) {
   const unsigned base = unit == -24 ? 0 : static_cast<unsigned>(unit + 24) << 10;
   return {static_cast<std::uint16_t>(sign | (base + steps))};
 }
-inline __half __float2half(float value) { return __float2half_rn(value); }
-inline __half2 __floats2half2_rn(float x, float y) {
+CBA_INSTRUCTION __half __float2half(float value) { return __float2half_rn(value); }
+CBA_INSTRUCTION __half2 __floats2half2_rn(float x, float y) {
   return {__float2half_rn(x), __float2half_rn(y)};
 }
 inline std::uint16_t __half_as_ushort(__half value) { return value.bits; }
-inline __half __ushort_as_half(std::uint16_t bits) { return {bits}; }
+CBA_INSTRUCTION __half __ushort_as_half(std::uint16_t bits) { return {bits}; }

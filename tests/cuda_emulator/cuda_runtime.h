@@ -13,7 +13,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
 #define __constant__ static
 #define __forceinline__ inline
 #define __noinline__
@@ -59,8 +58,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
   const std::tuple<Parameters...> values(arguments...);
   const dim3 &g = config->gridDim, &b = config->blockDim;
-  const bool done = emulator::run({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
-                                  [&] { std::apply(kernel, values); });
+  const bool done =
+      emulator::run({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
+                    reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, values); });
   return done ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
@@ -68,8 +68,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define CBA_EMULATED_VECTORS(name, type)                                                      \
   struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
   struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name##4 { type x, y, z, w; }; \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                            \
-  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+  CBA_INSTRUCTION name##2 make_##name##2(type x, type y) { return {x, y}; }                   \
+  CBA_INSTRUCTION name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 CBA_EMULATED_VECTORS(float, float)
 CBA_EMULATED_VECTORS(int, int)
 CBA_EMULATED_VECTORS(uint, unsigned)
@@ -79,13 +79,12 @@ CBA_EMULATED_VECTORS(uchar, unsigned char)
 #undef CBA_EMULATED_VECTORS
 
 // Barriers and warps
-inline void __syncthreads() { emulator::sync_block(false); }
-inline int __syncthreads_count(int vote) { return emulator::sync_block(vote != 0); }
-inline int __syncthreads_or(int vote) { return emulator::sync_block(vote != 0) > 0; }
-inline int __syncthreads_and(int vote) { return emulator::sync_block(vote == 0) == 0; }
-inline void __syncwarp(unsigned mask = ~0u) { emulator::sync_warp(mask, "__syncwarp"); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+CBA_INSTRUCTION void __syncthreads() { emulator::sync_block(false); }
+CBA_INSTRUCTION int __syncthreads_count(int vote) { return emulator::sync_block(vote != 0); }
+CBA_INSTRUCTION int __syncthreads_or(int vote) { return emulator::sync_block(vote != 0) > 0; }
+CBA_INSTRUCTION int __syncthreads_and(int vote) { return emulator::sync_block(vote == 0) == 0; }
+CBA_INSTRUCTION void __syncwarp(unsigned mask = ~0u) { emulator::sync_warp(mask); }
+CBA_INSTRUCTION void __threadfence() { emulator::fence(); }
 
 namespace emulator {
 
@@ -161,35 +160,37 @@ T __reduce_min_sync(unsigned mask, T value) {
   return emulator::reduced("__reduce_min_sync", mask, value, [](T a, T b) { return min(a, b); });
 }
 
-// Atomics: one fiber runs at a time.
+// Atomics
 template <class T, class F>
-T emulated_atomic(T* at, F change) {
-  const T before = *at;
-  *at = change(before);
+CBA_INSTRUCTION T emulated_atomic(T* at, F change) {
+  T before;
+  emulator::load_atomic(at, &before, sizeof before);
+  const T after = change(before);
+  emulator::store_atomic(at, &after, sizeof after);
   return before;
 }
 template <class T>
-T atomicAdd(T* at, T value) {
+CBA_INSTRUCTION T atomicAdd(T* at, T value) {
   return emulated_atomic(at, [&](T old) { return static_cast<T>(old + value); });
 }
 template <class T>
-T atomicMax(T* at, T value) {
+CBA_INSTRUCTION T atomicMax(T* at, T value) {
   return emulated_atomic(at, [&](T old) { return max(old, value); });
 }
 template <class T>
-T atomicMin(T* at, T value) {
+CBA_INSTRUCTION T atomicMin(T* at, T value) {
   return emulated_atomic(at, [&](T old) { return min(old, value); });
 }
 template <class T>
-T atomicOr(T* at, T value) {
+CBA_INSTRUCTION T atomicOr(T* at, T value) {
   return emulated_atomic(at, [&](T old) { return old | value; });
 }
 template <class T>
-T atomicExch(T* at, T value) {
+CBA_INSTRUCTION T atomicExch(T* at, T value) {
   return emulated_atomic(at, [&](T) { return value; });
 }
 template <class T>
-T atomicCAS(T* at, T expected, T value) {
+CBA_INSTRUCTION T atomicCAS(T* at, T expected, T value) {
   return emulated_atomic(at, [&](T old) { return old == expected ? value : old; });
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <mutex>
 #include <numeric>
@@ -14,9 +15,12 @@
 #include <utility>
 #include <vector>
 
-emulator::Index threadIdx, blockIdx, blockDim, gridDim;
+#include "races.h"
 
 namespace emulator {
+
+Index indices[4];
+
 namespace {
 
 constexpr std::size_t kStack = 128 << 10;
@@ -65,8 +69,9 @@ unsigned order = 0;
 std::string error;
 std::vector<Fiber> fibers(kMostThreads);
 int num_threads = 0, current = 0, votes = 0, last_votes = 0;
+bool barrier_counts = true;  // for races
 unsigned char *shared = nullptr, *shared_end = nullptr;
-unsigned char slots[kMostThreads][Exchange::kSlot];
+alignas(16) unsigned char slots[kMostThreads][Exchange::kSlot];
 const std::function<void()>* body = nullptr;
 jmp_buf scheduler;
 
@@ -82,6 +87,7 @@ void yield() {
 void enter() {
   (*body)();
   fibers[current].state = State::kDone;
+  races::finish_thread();
   _longjmp(scheduler, 1);
 }
 
@@ -89,6 +95,7 @@ void resume(int i) {
   current = i;
   Fiber& fiber = fibers[i];
   threadIdx = fiber.index;
+  races::resume(i);
   if (_setjmp(scheduler)) return;
   if (fiber.started) _longjmp(fiber.where, 1);
   fiber.started = true;
@@ -110,6 +117,26 @@ void start(int i) {
   makecontext(&fiber.context, enter, 0);
 }
 
+// Waits for the lanes of the mask. Returns true to the last of them, which does not wait.
+bool meet(unsigned mask, const char* what) {
+  Fiber& mine = fibers[current];
+  mine.state = State::kWaitsForWarp;
+  mine.mask = mask, mine.what = what;
+  const int first = current / 32 * 32, end = std::min(first + 32, num_threads);
+  for (int i = first; i < end; ++i) {
+    if (!(mask >> (i - first) & 1) || fibers[i].state == State::kDone) continue;
+    // A lane may wait at another place of the program: then this one waits for it to come here.
+    if (fibers[i].state != State::kWaitsForWarp || fibers[i].mask != mask) return yield(), false;
+    if (std::strcmp(fibers[i].what, what) != 0) fail(what, "meets another warp instruction");
+  }
+  for (int i = first; i < end; ++i) {
+    if (mask >> (i - first) & 1 && fibers[i].state != State::kDone) {
+      fibers[i].state = State::kReady;
+    }
+  }
+  return true;
+}
+
 // Lets all pass if no thread runs any more and all that are not done wait for the block.
 bool release_block() {
   bool any = false;
@@ -121,6 +148,7 @@ bool release_block() {
     if (fibers[i].state == State::kWaitsForBlock) fibers[i].state = State::kReady;
   }
   last_votes = std::exchange(votes, 0);
+  if (std::exchange(barrier_counts, true) && any) races::sync_block();
   return any;
 }
 
@@ -129,10 +157,11 @@ bool all_done() {
                      [](const Fiber& f) { return f.state == State::kDone; });
 }
 
-void run_block(std::mt19937& random) {
+void run_block(unsigned number, std::mt19937& random) {
   std::memset(shared, 0xff, shared_end - shared);
+  races::begin_block(number, num_threads, shared, shared_end);
   for (int i = 0; i < num_threads; ++i) start(i);
-  votes = 0;
+  votes = 0, barrier_counts = true;
   std::vector<int> turns(num_threads);
   std::iota(turns.begin(), turns.end(), 0);
   if (order == 1) std::reverse(turns.begin(), turns.end());
@@ -165,7 +194,8 @@ void set_order(unsigned which) {
   order = which;
 }
 
-bool run(Index grid, Index block, std::size_t bytes, const std::function<void()>& thread) {
+bool run(Index grid, Index block, std::size_t bytes, const void* kernel,
+         const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(one_launch);
   error.clear();
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
@@ -180,12 +210,14 @@ bool run(Index grid, Index block, std::size_t bytes, const std::function<void()>
   shared = shared_end - (bytes + 15) / 16 * 16;
   std::mt19937 random(order);
   const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
+  races::begin_launch(kernel);
   for (std::size_t i = 0; i < blocks && error.empty(); ++i) {
     const std::size_t b = order == 1 ? blocks - 1 - i : i;
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    run_block(random);
+    run_block(static_cast<unsigned>(b), random);
   }
+  races::end_launch();
   return error.empty();
 }
 
@@ -193,32 +225,51 @@ const char* last_error() { return error.c_str(); }
 
 int sync_block(bool vote) {
   votes += vote;
+  barrier_counts &= races::counts(__builtin_return_address(0));
   fibers[current].state = State::kWaitsForBlock;
   yield();
   return last_votes;
 }
 
-void sync_warp(unsigned mask, const char* what) {
-  Fiber& mine = fibers[current];
-  mine.state = State::kWaitsForWarp;
-  mine.mask = mask, mine.what = what;
-  const int first = current / 32 * 32, end = std::min(first + 32, num_threads);
-  for (int i = first; i < end; ++i) {
-    if (!(mask >> (i - first) & 1) || fibers[i].state == State::kDone) continue;
-    // A lane may wait at another place of the program: then this one waits for it to come here.
-    if (fibers[i].state != State::kWaitsForWarp || fibers[i].mask != mask) return yield();
-    if (std::strcmp(fibers[i].what, what) != 0) fail(what, "meets another warp instruction");
-  }
-  for (int i = first; i < end; ++i) {
-    if (mask >> (i - first) & 1 && fibers[i].state != State::kDone) {
-      fibers[i].state = State::kReady;
-    }
-  }
+void sync_warp(unsigned mask) {
+  const bool counts = races::counts(__builtin_return_address(0));
+  if (meet(mask, "__syncwarp") && counts) races::sync_warp(current / 32 * 32, mask);
+}
+
+void fence() {
+  if (races::counts(__builtin_return_address(0))) races::fence();
+}
+
+void load_atomic(const void* at, void* value, std::size_t size) {
+  races::access(races::Kind::kAtomic, at, size, __builtin_return_address(0));
+  races::atomic(at);
+  std::memcpy(value, at, size);
+}
+
+void store_atomic(void* at, const void* value, std::size_t size) { std::memcpy(at, value, size); }
+
+bool is_private(const void* address) {
+  const auto within = [address](const void* begin, std::size_t size) {
+    const auto at = reinterpret_cast<std::uintptr_t>(address);
+    return at - reinterpret_cast<std::uintptr_t>(begin) < size;
+  };
+  return within(memory().stacks, kMostThreads * kStack) || within(indices, sizeof indices) ||
+         within(slots, sizeof slots);
 }
 
 unsigned char* dynamic_shared() { return shared; }
 
-unsigned char* slot_of(int lane) { return slots[current / 32 * 32 + lane]; }
+Exchange::Exchange(const char* what, unsigned mask, const void* value, std::size_t size)
+    : mask_(mask), what_(what) {
+  if (size > kSlot) fail(what, "gives more than a slot holds");
+  if (!(mask >> lane() & 1)) fail(what, "runs in a lane that its mask leaves out");
+  std::memcpy(slots[current], value, size);
+  meet(mask, what);
+}
+
+Exchange::~Exchange() { meet(mask_, what_); }
+
+const void* Exchange::given(int lane) const { return slots[current / 32 * 32 + lane]; }
 
 void fail(const char* what, const char* why) {
   if (error.empty()) {
@@ -236,6 +287,7 @@ void require_shared(const void* address, std::size_t size, const char* what) {
 
 void copy_later(void* to, const void* from, int bytes, int size) {
   if (bytes < 0 || bytes > size) fail("cp.async", "copies more than its size");
+  races::begin_copy(to, size, from, bytes, __builtin_return_address(0));
   fibers[current].open.push_back({to, from, bytes, size});
 }
 
@@ -246,9 +298,11 @@ void close_copies() {
 }
 
 void finish_copies(int pending) {
+  const bool counts = races::counts(__builtin_return_address(0));
   auto& closed = fibers[current].closed;
   for (; closed.size() > static_cast<std::size_t>(pending); closed.pop_front()) {
     for (const Copy& copy : closed.front()) {
+      if (counts) races::finish_copy(copy.to, copy.size, copy.from, copy.bytes);
       std::memcpy(copy.to, copy.from, copy.bytes);
       std::memset(static_cast<unsigned char*>(copy.to) + copy.bytes, 0, copy.size - copy.bytes);
     }
