@@ -20,7 +20,7 @@ MOST_ACROSS = 7
 _MARGIN = 32  # inputs beyond the outputs that are read along the strip
 _BLOCK_WARPS = 4
 _GROUP = 16  # lines of a warp
-_BLOCKS = 1056  # two rounds of the four blocks that each multiprocessor of an H200 holds
+_BLOCKS = 2112  # four rounds of the four blocks that each multiprocessor of an H200 holds
 _SHARED = 56 << 10  # of a block, so that four fit
 _MOST_LINES, _MOST_IMAGES, _MOST_SPANS = 128, 8, 4
 # What these cost besides, in products: 16 lines of one span, which are stored; 1 KB of images that

@@ -75,8 +75,10 @@ struct Cut {
   int column_begin, column_end;  // columns; the first is a multiple of 8
 };
 
+// Of this block. Computed where it is needed: the loop over products needs the registers.
 template <int kAcross, class Half>
-__device__ __forceinline__ Cut cut_of(const Plan<Half>& p, int tile) {
+__device__ __forceinline__ Cut cut_of(const Plan<Half>& p) {
+  const int tile = block_anew() / p.parts % (p.along_tiles * p.line_tiles);
   Cut c;
   c.first_along = tile % p.along_tiles * p.tile_along;
   c.first_line = tile / p.along_tiles * p.tile_lines;
@@ -224,9 +226,9 @@ __device__ __forceinline__ void store(Half* to, const uint4& eight, int count, i
 // Stores a warp's 16 lines from `line` on, outputs `along` and following, by way of `out`.
 template <class L, int kColumns, class Half>
 __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsigned char* out,
-                                           const Plan<Half>& p, const Cut& c, Half* y, int images,
+                                           const Plan<Half>& p, int first_line, Half* y, int images,
                                            int line, int along) {
-  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+  const int lane = thread_anew() % 32, g = lane / 4, t = lane % 4;
   __syncwarp();  // `out` has been read
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) {
@@ -251,8 +253,8 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
     const int at_along = along + (p.standing ? row : 8 * piece);
     const int image = p.tile_images == 1 ? 0 : at_line / p.pitch;
     const int of_tile = at_line - image * p.pitch;  // which line of the image's
-    const int h = p.standing ? at_along : c.first_line + of_tile;
-    const int w = p.standing ? c.first_line + of_tile : at_along;
+    const int h = p.standing ? at_along : first_line + of_tile;
+    const int w = p.standing ? first_line + of_tile : at_along;
     if (image >= images || of_tile >= p.tile_lines || h >= p.height) continue;
     const int count = p.standing ? min(p.tile_lines - of_tile, p.width - w) : p.width - w;
     const uint4 eight = *reinterpret_cast<const uint4*>(
@@ -266,9 +268,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
   using L = Layout<kAcross, kColumns, kReach>;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int part = static_cast<int>(blockIdx.x % p.parts);
-  const int tiles = p.along_tiles * p.line_tiles;
-  const std::int64_t channel = blockIdx.x / p.parts / tiles;
-  const Cut c = cut_of<kAcross>(p, static_cast<int>(blockIdx.x / p.parts % tiles));
+  const std::int64_t channel = blockIdx.x / p.parts / (p.along_tiles * p.line_tiles);
   const Half* x = p.x + channel * p.x_stride[1];
   Half* y = p.y + channel * p.y_stride[1];
   const float bias = p.bias ? widened(p.bias[channel]) : 0.0f;
@@ -293,6 +293,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
   };
   const auto start = [&](std::int64_t first) {  // to bring the images from `first` on
     if (first < p.images) {
+      const Cut c = cut_of<kAcross>(p);
       const int rows = p.standing ? p.staged_image_rows : p.pitch;
       const int row = p.standing ? p.staged_row_bytes : p.row_bytes;
       unsigned char* to =
@@ -319,7 +320,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
     cp_async_wait<0>();
     __syncthreads();  // the images are here, and all warps are done with those before
     if (p.standing) {
-      transpose<kAcross>(lines, other, p, c, images);
+      transpose<kAcross>(lines, other, p, cut_of<kAcross>(p), images);
       __syncthreads();
     } else {
       unsigned char* arrived = other;
@@ -328,6 +329,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
     }
     start(first + stride);
 
+    const Cut c = cut_of<kAcross>(p);
     for (int i = warp; i < p.groups * p.spans; i += kWarps) {
       const int group = i / p.spans, span = i % p.spans;
       const int line = group / p.groups_per_image * p.pitch + group % p.groups_per_image * 16;
@@ -339,7 +341,8 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
           lines + (line + lane % 16) * p.row_bytes + 2 * (along - c.along_begin) + lane / 16 * 16;
       multiply<kAcross, kColumns, kReach, Half>(
           sum, band, at, p.row_bytes, (c.along_begin - along) / 16, (c.along_end - along) / 16);
-      store_sums<L, kColumns>(sum, out, p, c, y + first * p.y_stride[0], images, line, along);
+      store_sums<L, kColumns>(sum, out, p, c.first_line, y + first * p.y_stride[0], images, line,
+                              along);
     }
   }
 }
