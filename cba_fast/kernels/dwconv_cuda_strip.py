@@ -6,6 +6,7 @@ tiles, and says where they are better than those of dwconv_cuda_hankel.py.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -103,9 +104,7 @@ def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile
 
 
 @functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
-def _chosen(
-    shape: tuple[int, int, int, int], kernel_size: tuple[int, int]
-) -> tuple[float, Tile]:
+def _chosen(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> tuple[float, Tile]:
     strip = _strip(shape, kernel_size)
     found = (
         (_time(shape, strip, kernel, using), using)
@@ -126,30 +125,30 @@ def _fitting(strip: _Strip) -> list[Kernel]:
     return [kernel for kernel in found.values() if kernel.across == least]
 
 
-def _tiles(
-    shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel
-) -> Iterator[Tile]:
-    """Yield the tiles of a kernel that leave room for four blocks, or a small one that runs."""
+def _tiles(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel) -> Iterator[Tile]:
+    """Yield the tiles of a kernel that leave room for four blocks on a multiprocessor."""
     n, c, *_ = shape
     width = 8 * kernel.columns
     if kernel.columns % 2 and strip.length > width:
         return  # cuts must be at multiples of 16
-    for spans in range(1, min(_MOST_SPANS, -(-strip.length // width)) + 1):
-        for lines in sorted({*range(_GROUP, min(strip.lines, _MOST_LINES), _GROUP), strip.lines}):
-            whole = lines == strip.lines
-            if whole and lines > _MOST_LINES:
-                continue
-            for images in range(1, min(n, _MOST_IMAGES if whole else 1) + 1):
-                if shared_bytes(strip, kernel, spans, lines, images) > _SHARED:
-                    continue
-                cuts = c * -(-strip.length // (width * spans)) * -(-strip.lines // lines)
-                turns = max(1, -(-n // images) * cuts // _BLOCKS)  # of a block
-                parts = -(--(-n // images) // turns)
-                yield Tile(kernel.columns, spans, lines, images, parts)
+    cut = range(_GROUP, min(strip.lines, _MOST_LINES + 1), _GROUP)
+    whole = [strip.lines] if strip.lines <= _MOST_LINES else []
+    most_spans = min(_MOST_SPANS, _up(strip.length, width))
+    for spans, lines in itertools.product(range(1, most_spans + 1), (*cut, *whole)):
+        cuts = c * _up(strip.length, width * spans) * _up(strip.lines, lines)
+        for images in range(1, min(n, _MOST_IMAGES if lines == strip.lines else 1) + 1):
+            if shared_bytes(strip, kernel, spans, lines, images) > _SHARED:
+                break
+            turns = max(1, round(_up(n, images) * cuts / _BLOCKS))  # of a block
+            yield Tile(kernel.columns, spans, lines, images, _up(_up(n, images), turns))
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _row_bytes(elements: int) -> int:
-    return -(-elements // 16) * 32 + 16
+    return 32 * _up(elements, 16) + 16
 
 
 def shared_bytes(strip: _Strip, kernel: Kernel, spans: int, lines: int, images: int) -> int:
@@ -160,8 +159,8 @@ def shared_bytes(strip: _Strip, kernel: Kernel, spans: int, lines: int, images: 
     """
     taps = 2 * kernel.across * (16 * kernel.reach + 16)
     out = max(256 * (kernel.columns | 1), 384 * kernel.columns)
-    along = min(8 * kernel.columns * spans + 2 * _MARGIN, -(-strip.length // 16) * 16)
-    groups, pitch, last = _groups(strip, kernel, lines, images)
+    along = min(8 * kernel.columns * spans + 2 * _MARGIN, 16 * _up(strip.length, 16))
+    _, pitch, last = _groups(strip, kernel, lines, images)
     rows = max(last + _GROUP, images * pitch) + kernel.across - 1
     lines_bytes = rows * _row_bytes(along)
     staged = images * along * _row_bytes(min(lines + 8 + kernel.across // 2, strip.lines))
@@ -172,47 +171,45 @@ def _groups(strip: _Strip, kernel: Kernel, lines: int, images: int) -> tuple[int
     """Return the groups of 16 lines, the lines between images, and the last group's first line."""
     pitch = lines + kernel.across // 2
     if strip.standing:
-        pitch = -(-pitch // 8) * 8
-    each = -(-lines // _GROUP)
-    straddling = -(-((images - 1) * pitch + lines) // _GROUP)
+        pitch = 8 * _up(pitch, 8)
+    each = _up(lines, _GROUP)
+    straddling = _up((images - 1) * pitch + lines, _GROUP)
     if straddling < images * each:
         return straddling, pitch, (straddling - 1) * _GROUP
     return images * each, pitch, (images - 1) * pitch + (each - 1) * _GROUP
 
 
-def _products(strip: _Strip, kernel: Kernel, spans: int) -> float:
-    """Return the products of a span, 16 lines of it, on average over the image."""
+@functools.lru_cache(maxsize=4096)
+def _products(length: int, kernel: Kernel, spans: int) -> float:
+    """Return the products of a span, 16 lines of it, on average over an image of that length."""
     width, total = 8 * kernel.columns, 0
-    tiles = -(-strip.length // (width * spans))
-    end = -(-strip.length // 16) * 16
-    for first in range(0, tiles * spans * width, width):
-        tile_first = first // (width * spans) * width * spans
+    tiles = _up(length, width * spans)
+    for span in range(tiles * spans):
+        first, tile_first = width * span, width * spans * (span // spans)
         begin = max(tile_first - _MARGIN, 0)
-        stop = min(tile_first + width * spans + _MARGIN, end)
+        end = min(tile_first + width * spans + _MARGIN, 16 * _up(length, 16))
         for column in range(kernel.columns):
-            for step in range((begin - first) // 16, (stop - first) // 16):
-                total += -kernel.reach - 1 <= 2 * step - column <= kernel.reach
+            steps = range((begin - first) // 16, (end - first) // 16)
+            total += sum(-kernel.reach - 1 <= 2 * s - column <= kernel.reach for s in steps)
     return total * kernel.across / (tiles * spans)
 
 
-def _time(
-    shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using: Tile
-) -> float:
+def _time(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using: Tile) -> float:
     """Return a time in products of one warp.
 
     As of `dwconv_cuda_hankel.tile`: until there are two warps for each scheduler of the GPU, time
     is one block's; then it is that of all operations together.
     """
     n, c, *_ = shape
+    width = 8 * using.columns * using.spans
     groups, _, _ = _groups(strip, kernel, using.lines, using.images)
-    rounds = -(-groups * using.spans // _BLOCK_WARPS)
-    along = min(8 * using.columns * using.spans + 2 * _MARGIN, strip.length)
+    rounds = _up(groups * using.spans, _BLOCK_WARPS)
+    along = min(width + 2 * _MARGIN, strip.length)
     kilobytes = using.images * along * (using.lines + kernel.across - 1) * 2 / 1024
     copies = (2 if strip.standing else 1) * kilobytes * _KILOBYTE / _BLOCK_WARPS
-    each = rounds * (_products(strip, kernel, using.spans) + _ITEM) + copies + _TILE
-    turns = -(--(-n // using.images) // using.parts)
-    tiles = -(-strip.length // (8 * using.columns * using.spans)) * -(-strip.lines // using.lines)
-    blocks = c * tiles * using.parts
+    each = rounds * (_products(strip.length, kernel, using.spans) + _ITEM) + copies + _TILE
+    turns = _up(_up(n, using.images), using.parts)
+    blocks = c * _up(strip.length, width) * _up(strip.lines, using.lines) * using.parts
     return (turns * each + _BLOCK) * max(1, blocks * _BLOCK_WARPS / hankel._WARPS)
 
 
@@ -221,11 +218,11 @@ def hankel_time(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     n, c, h, w = shape
     using = hankel.tile(tuple(shape), tuple(kernel_size))
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
-    steps = -(-kernel_w // 16)
+    steps = _up(kernel_w, 16)
     products = using.slots * steps * using.columns
     row = using.images * (products + (using.columns + 2 * steps) / 2) + hankel._ROW
-    rows = min(-(-h // using.bands) + kernel_h - 1, h)
-    warps = c * -(-n // using.images) * -(-w // (8 * using.columns)) * using.bands
+    rows = min(_up(h, using.bands) + kernel_h - 1, h)
+    warps = c * _up(n, using.images) * _up(w, 8 * using.columns) * using.bands
     return row * rows * max(1, warps / hankel._WARPS)
 
 
