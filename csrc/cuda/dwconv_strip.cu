@@ -2,41 +2,15 @@
 #include <cstdint>
 
 #include "cuda/dwconv_strip.h"
+#include "cuda/dwconv_strip_lines.h"
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
 
 namespace cba {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kMargin = 32;  // inputs beyond the outputs that a band reaches, in steps of 16
 constexpr std::int64_t kLongestSide = 1 << 30;
 constexpr std::size_t kMostShared = 99 << 10;  // of a block, on the GPUs that have least
-
-// What the kernel needs, by value. Sizes in elements unless said otherwise; "along" and "across"
-// are the strip's directions, lines are numbered across.
-template <class Half>
-struct Plan {
-  const Half* x;
-  Half* y;
-  const Half* kernel;
-  const Half* bias;
-  std::int64_t x_stride[3], y_stride[3], images;
-  int height, width;
-  bool standing;                      // along is down
-  int taps, first_tap, tap_step;      // along, those in use; in the kernel's memory
-  int lines, line_step, kernel_size;  // across
-  bool turned;
-  int tile_along, tile_lines, tile_images;  // of a block at a time
-  int along_tiles, line_tiles, parts;
-  int pitch;                     // lines from one image to the next
-  int groups, groups_per_image;  // of 16 lines; straddling images if the latter is as large
-  int spans;
-  int row_bytes, tile_bytes;                // of the lines as the tensor cores read them
-  int staged_row_bytes, staged_image_rows;  // of images before they are transposed
-  int load_bytes, row_threads;  // of a copy; how many threads copy a row, a power of two
-  int store_bytes;
-};
 
 __device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
 __device__ __forceinline__ float widened(__half value) { return __half2float(value); }
@@ -50,10 +24,6 @@ __device__ __forceinline__ void put_pair(__half* to, float a, float b) {
 __device__ __forceinline__ void put(__nv_bfloat16* to, float a) { *to = __float2bfloat16_rn(a); }
 __device__ __forceinline__ void put(__half* to, float a) { *to = __float2half_rn(a); }
 
-// Bytes of a row of `elements` in shared memory: an odd number of 16, so that eight rows' pieces of
-// 16 bytes lie in different banks.
-__host__ __device__ constexpr int row_bytes(int elements) { return (elements + 15) / 16 * 32 + 16; }
-
 // Shared memory: the kernel's taps, what each warp stores, the tile and the next one (as it will be
 // used if the strip lies, as it lies in the images if the strip stands).
 template <int kAcross, int kColumns, int kReach>
@@ -63,43 +33,15 @@ struct Layout {
   static constexpr int kLyingRow = 16 * (kColumns | 1), kStandingRow = 48;  // bytes
   static constexpr int kOut =
       16 * kLyingRow > 8 * kColumns* kStandingRow ? 16 * kLyingRow : 8 * kColumns * kStandingRow;
-  static constexpr int kTiles = kTaps + kWarps * kOut;
+  static constexpr int kTiles = kTaps + kStripWarps * kOut;
   static_assert(kTaps % 16 == 0 && kOut % 16 == 0);
 };
 
-// The part of every image that a block reads, and the one it computes.
-struct Cut {
-  int first_along, first_line;   // of the outputs
-  int along_begin, along_end;    // of what is read along the strip, multiples of 16
-  int row_begin, row_end;        // of what is read in the images: rows,
-  int column_begin, column_end;  // columns; the first is a multiple of 8
-};
-
-// Of this block. Computed where it is needed: the loop over products needs the registers.
-template <int kAcross, class Half>
-__device__ __forceinline__ Cut cut_of(const Plan<Half>& p) {
-  const int tile = block_anew() / p.parts % (p.along_tiles * p.line_tiles);
-  Cut c;
-  c.first_along = tile % p.along_tiles * p.tile_along;
-  c.first_line = tile / p.along_tiles * p.tile_lines;
-  const int length = p.standing ? p.height : p.width, lines = p.standing ? p.width : p.height;
-  c.along_begin = max(c.first_along - kMargin, 0);
-  c.along_end = min(c.first_along + p.tile_along + kMargin, (length + 15) / 16 * 16);
-  const int along_end = min(c.along_end, length);
-  const int line_begin = max(c.first_line - kAcross / 2, 0);
-  const int line_end = min(c.first_line + p.tile_lines + kAcross / 2, lines);
-  c.row_begin = p.standing ? c.along_begin : line_begin;
-  c.row_end = p.standing ? along_end : line_end;
-  c.column_begin = p.standing ? line_begin / 8 * 8 : c.along_begin;
-  c.column_end = p.standing ? line_end : along_end;
-  return c;
-}
-
 // The channel's taps in shared memory, rows of zeros and taps; band_of reads them.
 template <class L, int kAcross, int kReach, class Half>
-__device__ void fill_taps(Half* to, const Plan<Half>& p, std::int64_t channel) {
+__device__ void fill_taps(Half* to, const StripPlan<Half>& p, std::int64_t channel) {
   const Half* from = p.kernel + channel * p.kernel_size;
-  for (int i = static_cast<int>(threadIdx.x); i < kAcross * L::kTapsRow; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < kAcross * L::kTapsRow; i += kStripThreads) {
     const int line = i / L::kTapsRow - kAcross / 2 + p.lines / 2;
     const int tap = i % L::kTapsRow - (8 * kReach + 7) + p.taps / 2;
     const bool used = 0 <= line && line < p.lines && 0 <= tap && tap < p.taps;
@@ -124,55 +66,6 @@ __device__ __forceinline__ void band_of(std::uint32_t (&band)[kAcross][2 * kReac
     for (int m = 0; m <= 2 * kReach; ++m) {
       const std::uint16_t* pair = at + r * L::kTapsRow + 8 * m;
       band[r][m] = pair[0] | std::uint32_t{pair[1]} << 16;
-    }
-  }
-}
-
-// Starts to copy the cut of images [first, first + count) to shared memory, image by image.
-template <int kBytes, class Half>
-__device__ __forceinline__ void bring(unsigned char* to, int image_bytes, int row_bytes,
-                                      const Plan<Half>& p, const Cut& c, const Half* x, int count) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int rows = c.row_end - c.row_begin, bytes = 2 * (c.column_end - c.column_begin);
-  x += c.row_begin * p.x_stride[2] + c.column_begin;
-  for (int image = 0; image < count; ++image, x += p.x_stride[0], to += image_bytes) {
-    for (int row = thread / p.row_threads; row < rows; row += kThreads / p.row_threads) {
-      const auto* from = reinterpret_cast<const unsigned char*>(x + row * p.x_stride[2]);
-      unsigned char* row_to = to + row * row_bytes;
-      for (int at = kBytes * (thread % p.row_threads); at < bytes; at += kBytes * p.row_threads) {
-        if constexpr (kBytes == 2) {
-          *reinterpret_cast<std::uint16_t*>(row_to + at) =
-              *reinterpret_cast<const std::uint16_t*>(from + at);
-        } else {
-          cp_async<kBytes>(row_to + at, from + at, min(kBytes, bytes - at));
-        }
-      }
-    }
-  }
-}
-
-// Transposes `images` staged images into lines: 16 rows by 16 columns at a time.
-template <int kAcross, class Half>
-__device__ __forceinline__ void transpose(unsigned char* lines, const unsigned char* staged,
-                                          const Plan<Half>& p, const Cut& c, int images) {
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int down = (c.row_end - c.row_begin + 15) / 16;
-  const int wide = (c.column_end - c.column_begin + 15) / 16;
-  const int first = max(c.first_line - kAcross / 2, 0);  // of the lines that are wanted
-  for (int i = warp; i < images * down * wide; i += kWarps) {
-    const int column = 16 * (i % wide), row = i / wide % down * 16, image = i / wide / down;
-    std::uint32_t square[4];
-    ldmatrix_x4_trans(
-        square, staged + (image * p.staged_image_rows + row + lane % 16) * p.staged_row_bytes +
-                    2 * column + lane / 16 * 16);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int line = c.column_begin + column + 8 * half + lane / 4;
-      if (line < first || line >= c.column_end) continue;
-      auto* to = reinterpret_cast<std::uint32_t*>(
-          lines + (image * p.pitch + line - c.first_line + kAcross / 2) * p.row_bytes + 2 * row);
-      to[lane % 4] = square[2 * half];
-      to[lane % 4 + 4] = square[2 * half + 1];
     }
   }
 }
@@ -226,10 +119,9 @@ __device__ __forceinline__ void store(Half* to, const uint4& eight, int count, i
 // Stores a warp's 16 lines from `line` on, outputs `along` and following, by way of `out`.
 template <class L, int kColumns, class Half>
 __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsigned char* out,
-                                           const Plan<Half>& p, int first_line, Half* y, int images,
-                                           int line, int along) {
+                                           const StripPlan<Half>& p, int first_line, Half* y,
+                                           int images, int line, int along) {
   const int lane = thread_anew() % 32, g = lane / 4, t = lane % 4;
-  __syncwarp();  // `out` has been read
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) {
 #pragma unroll
@@ -264,7 +156,8 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
 }
 
 template <class Half, int kAcross, int kColumns, int kReach>
-__global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(const Plan<Half> p) {
+__global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
+    strip_kernel(const StripPlan<Half> p) {
   using L = Layout<kAcross, kColumns, kReach>;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int part = static_cast<int>(blockIdx.x % p.parts);
@@ -280,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
   // Margins and what lies between images stay zero.
   const int staged_bytes = p.tile_images * p.staged_image_rows * p.staged_row_bytes;
   const int bytes = p.tile_bytes + (p.standing ? staged_bytes : p.tile_bytes);
-  for (int i = 16 * static_cast<int>(threadIdx.x); i < bytes; i += 16 * kThreads) {
+  for (int i = 16 * static_cast<int>(threadIdx.x); i < bytes; i += 16 * kStripThreads) {
     *reinterpret_cast<uint4*>(lines + i) = make_uint4(0, 0, 0, 0);
   }
   fill_taps<L, kAcross, kReach>(taps, p, channel);
@@ -293,20 +186,20 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
   };
   const auto start = [&](std::int64_t first) {  // to bring the images from `first` on
     if (first < p.images) {
-      const Cut c = cut_of<kAcross>(p);
+      const StripCut c = strip_cut<kAcross>(p);
       const int rows = p.standing ? p.staged_image_rows : p.pitch;
       const int row = p.standing ? p.staged_row_bytes : p.row_bytes;
       unsigned char* to =
           p.standing ? other : other + (kAcross / 2 + c.row_begin - c.first_line) * row;
       const Half* from = x + first * p.x_stride[0];
       if (p.load_bytes == 16) {
-        bring<16>(to, rows * row, row, p, c, from, present(first));
+        strip_bring<16>(to, rows * row, row, p, c, from, present(first));
       } else if (p.load_bytes == 8) {
-        bring<8>(to, rows * row, row, p, c, from, present(first));
+        strip_bring<8>(to, rows * row, row, p, c, from, present(first));
       } else if (p.load_bytes == 4) {
-        bring<4>(to, rows * row, row, p, c, from, present(first));
+        strip_bring<4>(to, rows * row, row, p, c, from, present(first));
       } else {
-        bring<2>(to, rows * row, row, p, c, from, present(first));
+        strip_bring<2>(to, rows * row, row, p, c, from, present(first));
       }
     }
     cp_async_commit();
@@ -320,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
     cp_async_wait<0>();
     __syncthreads();  // the images are here, and all warps are done with those before
     if (p.standing) {
-      transpose<kAcross>(lines, other, p, cut_of<kAcross>(p), images);
+      strip_transpose<kAcross>(lines, other, p, strip_cut<kAcross>(p), images);
       __syncthreads();
     } else {
       unsigned char* arrived = other;
@@ -329,8 +222,8 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
     }
     start(first + stride);
 
-    const Cut c = cut_of<kAcross>(p);
-    for (int i = warp; i < p.groups * p.spans; i += kWarps) {
+    const StripCut c = strip_cut<kAcross>(p);
+    for (int i = warp; i < p.groups * p.spans; i += kStripWarps) {
       const int group = i / p.spans, span = i % p.spans;
       const int line = group / p.groups_per_image * p.pitch + group % p.groups_per_image * 16;
       const int along = c.first_along + 8 * kColumns * span;
@@ -339,6 +232,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
       for (auto& tile : sum) tile[0] = tile[1] = tile[2] = tile[3] = bias;
       const unsigned char* at =
           lines + (line + lane % 16) * p.row_bytes + 2 * (along - c.along_begin) + lane / 16 * 16;
+      __syncwarp();  // the warp is together, as ldmatrix wants it, and has read `out`
       multiply<kAcross, kColumns, kReach, Half>(
           sum, band, at, p.row_bytes, (c.along_begin - along) / 16, (c.along_end - along) / 16);
       store_sums<L, kColumns>(sum, out, p, c.first_line, y + first * p.y_stride[0], images, line,
@@ -351,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kAcross > 5 ? 3 : 4) strip_kernel(co
 template <class Half>
 struct Entry {
   int across, columns, reach, fixed_bytes;
-  void (*kernel)(Plan<Half>);
+  void (*kernel)(StripPlan<Half>);
 };
 
 #define CBA_STRIP(across, columns, reach)                          \
@@ -382,8 +276,8 @@ int alignment(const CudaImages& images) {
 
 // `across`: what the kernel is compiled for; at least that of p.
 template <class Half>
-Plan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across) {
-  Plan<Half> q = {};
+StripPlan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across) {
+  StripPlan<Half> q = {};
   q.x = static_cast<const Half*>(p.x.data);
   q.y = static_cast<Half*>(p.y.data);
   q.kernel = static_cast<const Half*>(p.kernel);
@@ -423,25 +317,26 @@ Plan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across) {
   const int last =
       (q.groups - 1) / q.groups_per_image * q.pitch + (q.groups - 1) % q.groups_per_image * 16;
 
-  const int along = std::min(q.tile_along + 2 * kMargin, (length + 15) / 16 * 16);
-  q.row_bytes = row_bytes(along);
+  const int along = std::min(q.tile_along + 2 * kStripMargin, (length + 15) / 16 * 16);
+  q.row_bytes = strip_row_bytes(along);
   const std::int64_t rows = std::max(last + 16, tile.images * q.pitch) + across - 1;
   q.tile_bytes = static_cast<int>(std::min<std::int64_t>(rows * q.row_bytes, INT32_MAX));
   // Columns of a staged image begin at a multiple of 8.
   const int staged_columns = std::min(q.tile_lines + 8 + across / 2, lines);
-  q.staged_row_bytes = row_bytes(staged_columns);
+  q.staged_row_bytes = strip_row_bytes(staged_columns);
   q.staged_image_rows = along;
   q.load_bytes = alignment(p.x);
   q.store_bytes = alignment(p.y);
   const int columns = q.standing ? staged_columns : along;
-  for (q.row_threads = 1; q.row_threads < kThreads && q.row_threads * q.load_bytes < 2 * columns;) {
+  for (q.row_threads = 1;
+       q.row_threads < kStripThreads && q.row_threads * q.load_bytes < 2 * columns;) {
     q.row_threads *= 2;
   }
   return q;
 }
 
 template <class Half>
-std::size_t shared_bytes(const Plan<Half>& q, const Entry<Half>& e) {
+std::size_t shared_bytes(const StripPlan<Half>& q, const Entry<Half>& e) {
   const std::size_t staged =
       std::size_t{1} * q.tile_images * q.staged_image_rows * q.staged_row_bytes;
   return e.fixed_bytes + std::size_t{1} * q.tile_bytes + (q.standing ? staged : q.tile_bytes);
@@ -459,9 +354,9 @@ const Entry<Half>* entry(const CudaConvParams& p, const StripTile& tile) {
 template <class Half>
 cudaError_t launch_as(const CudaConvParams& p, const StripTile& tile) {
   const Entry<Half>* e = entry<Half>(p, tile);
-  const Plan<Half> q = plan<Half>(p, tile, e->across);
+  const StripPlan<Half> q = plan<Half>(p, tile, e->across);
   const auto blocks = static_cast<unsigned>(p.channels * q.along_tiles * q.line_tiles * q.parts);
-  return launch({blocks, kThreads, shared_bytes(q, *e), p.stream}, e->kernel, q);
+  return launch({blocks, kStripThreads, shared_bytes(q, *e), p.stream}, e->kernel, q);
 }
 
 }  // namespace
@@ -484,7 +379,7 @@ bool strip_can_run(const CudaConvParams& p, const StripTile& tile) {
   if (std::min<std::int64_t>(tile.lines, lines) > kMost) return false;
   const Entry<__half>* e = entry<__half>(p, tile);
   if (e == nullptr) return false;
-  const Plan<__half> q = plan<__half>(p, tile, e->across);
+  const StripPlan<__half> q = plan<__half>(p, tile, e->across);
   // Cuts begin at multiples of 16 along the strip, of 8 across it.
   if (q.along_tiles * q.spans > 1 && tile.columns % 2) return false;
   if (q.line_tiles > 1 && (tile.lines % 16 || tile.images > 1)) return false;
