@@ -147,11 +147,11 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
     const int of_tile = at_line - image * p.pitch;  // which line of the image's
     const int h = p.standing ? at_along : first_line + of_tile;
     const int w = p.standing ? first_line + of_tile : at_along;
-    if (image >= images || of_tile >= p.tile_lines || h >= p.height) continue;
-    const int count = p.standing ? min(p.tile_lines - of_tile, p.width - w) : p.width - w;
+    // Lines between images are beyond their height or width; a tile that is cut has whole groups.
+    if (image >= images || h >= p.height) continue;
     const uint4 eight = *reinterpret_cast<const uint4*>(
         out + row * (p.standing ? L::kStandingRow : L::kLyingRow) + 16 * piece);
-    store(y + image * p.y_stride[0] + h * p.y_stride[2] + w, eight, count, p.store_bytes);
+    store(y + image * p.y_stride[0] + h * p.y_stride[2] + w, eight, p.width - w, p.store_bytes);
   }
 }
 
