@@ -17,6 +17,7 @@
 #include "common/dtype.h"
 #include "cuda/dwconv_fma.h"
 #include "cuda/dwconv_hankel.h"
+#include "cuda/dwconv_strip.h"
 #include "cuda/erf_accumulate.h"
 #include "cuda/erf_size.h"
 #include "cuda/quantize.h"
@@ -198,6 +199,31 @@ void dwconv_hankel_weight_cuda(Address grad, const std::array<Int, 3>& grad_stri
            [&] { return cba::dwconv_hankel_weight_cuda(params, chosen); });
 }
 
+void dwconv_strip_cuda(Address x, const std::array<Int, 3>& x_strides, Address kernel, Address bias,
+                       Address y, const std::array<Int, 3>& y_strides, const std::string& dtype,
+                       const std::array<Int, 6>& size, bool turned, const std::array<int, 5>& tile,
+                       int device, Address stream) {
+  const Int pixels = checked_size(size), taps = size[1] * size[4] * size[5];
+  const cba::CudaConvParams params = {
+      images_at(x, x_strides, pixels, "dwconv_strip_cuda: x"),
+      images_at(y, y_strides, pixels, "dwconv_strip_cuda: y"),
+      pointer<const void>(kernel, taps, "dwconv_strip_cuda: kernel"),
+      reinterpret_cast<const void*>(bias),
+      cba::parse_float_type(dtype),
+      size[0],
+      size[1],
+      size[2],
+      size[3],
+      static_cast<int>(size[4]),
+      static_cast<int>(size[5]),
+      turned,
+      device,
+      stream_at(stream)};
+  const cba::StripTile chosen = {tile[0], tile[1], tile[2], tile[3], tile[4]};
+  require(cba::strip_can_run(params, chosen), "dwconv_strip_cuda: no kernel for this");
+  launched("dwconv_strip_cuda", [&] { return cba::dwconv_strip_cuda(params, chosen); });
+}
+
 // (address, (stride of images, of channels, of rows)) of a float32 tensor; strides in elements.
 using FmaImages = std::tuple<Address, std::array<Int, 3>>;
 // (N, C, H, W) and (KH, KW).
@@ -269,6 +295,9 @@ void bind_cuda(py::module_& m) {
         py::arg("grad_strides"), py::arg("x"), py::arg("x_strides"), py::arg("kernel"),
         py::arg("partials"), py::arg("splits"), py::arg("dtype"), py::arg("size"), py::arg("tile"),
         py::arg("device"), py::arg("stream"));
+  m.def("dwconv_strip_cuda", dwconv_strip_cuda, py::arg("x"), py::arg("x_strides"),
+        py::arg("kernel"), py::arg("bias"), py::arg("y"), py::arg("y_strides"), py::arg("dtype"),
+        py::arg("size"), py::arg("turned"), py::arg("tile"), py::arg("device"), py::arg("stream"));
   m.def("dwconv_fma_cuda", dwconv_fma_cuda, py::arg("x"), py::arg("kernel"), py::arg("bias"),
         py::arg("y"), py::arg("sizes"), py::arg("turned"), py::arg("device"), py::arg("stream"));
   m.def("dwconv_fma_weight_cuda", dwconv_fma_weight_cuda, py::arg("grad"), py::arg("x"),

@@ -1,9 +1,11 @@
 """Launches the CUDA depthwise convolution: half types on tensor cores, float32 on the FMA units."""
 
+import types
+
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_fma, dwconv_cuda_hankel
+from . import dwconv_cuda_fma, dwconv_cuda_hankel, dwconv_cuda_strip
 
 _KERNELS = {
     torch.float32: dwconv_cuda_fma,
@@ -23,14 +25,23 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, memory_format: torch.memory_format
 ) -> Tensor:
     """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`."""
-    return _KERNELS[x.dtype].forward(x, weight, bias, memory_format)
+    return _kernels(x, weight).forward(x, weight, bias, memory_format)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return _KERNELS[grad.dtype].grad_x(grad, weight, memory_format)
+    return _kernels(grad, weight).grad_x(grad, weight, memory_format)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
     return _KERNELS[x.dtype].grad_weight(grad, x, kernel_size)
+
+
+def _kernels(image: Tensor, weight: Tensor) -> types.ModuleType:
+    """Return the module with the forward kernel that takes less time by its model."""
+    shape, kernel_size = tuple(image.shape), tuple(weight.shape[2:])
+    strips = image.dtype in dwconv_cuda_strip.DTYPES and image.numel() > 0
+    if strips and dwconv_cuda_strip.better(shape, kernel_size):
+        return dwconv_cuda_strip
+    return _KERNELS[image.dtype]

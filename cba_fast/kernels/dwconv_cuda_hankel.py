@@ -13,7 +13,7 @@ from torch import Tensor
 from . import cuda_core
 
 DTYPES = (torch.bfloat16, torch.float16)
-_WARPS = 1056  # two for each scheduler of an H200
+WARPS = 1056  # two for each scheduler of an H200
 _ROW = 8  # what a row costs besides, in products
 _BLOCK_WARPS = 4
 _WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
@@ -73,12 +73,22 @@ def most_blocks(shape: tuple[int, int, int, int]) -> int:
     """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
     n, c, h, w = shape
     # No tile has fewer than 16 columns, no band fewer than 16 rows; a block has one warp at least.
+    # The same holds for dwconv_cuda_strip.
     return n * c * (h // _FEWEST_BAND_ROWS + 1) * (w // 16 + 1)
 
 
 @functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
 def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
-    """Return the tile that takes least time for images (N,C,H,W), by a model.
+    """Return the tile that takes least `time` for images (N,C,H,W)."""
+    h = shape[2]
+    kernel_h = min(kernel_size[0], 2 * h - 1)
+    candidates = (Tile(*t, bands) for t in TILES for bands in _bands(h))
+    fitting = (t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands)))
+    return min(fitting, key=lambda using: time(shape, kernel_size, using))
+
+
+def time(shape: tuple[int, int, int, int], kernel_size: tuple[int, int], using: Tile) -> float:
+    """Return what a tile takes by a model, in times of a product by one warp.
 
     Until there are two warps for each scheduler of the GPU, time is one warp's; then it is that of
     all operations together.
@@ -86,17 +96,12 @@ def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile
     n, c, h, w = shape
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
     steps = -(-kernel_w // 16)
-
-    def time(t: Tile) -> float:
-        # A row's products, and half a product for each 8 elements that are laid out.
-        row = t.images * (t.slots * steps * t.columns + (t.columns + 2 * steps) / 2) + _ROW
-        rows = min(-(-h // t.bands) + kernel_h - 1, h)
-        warps = c * -(-n // t.images) * -(-w // (8 * t.columns)) * t.bands
-        return row * rows * max(1, warps / _WARPS)
-
-    candidates = (Tile(*t, bands) for t in TILES for bands in _bands(h))
-    fitting = (t for t in candidates if 16 * t.slots >= min(kernel_h, -(-h // t.bands)))
-    return min(fitting, key=time)
+    # A row's products, and half a product for each 8 elements that are laid out.
+    products = using.slots * steps * using.columns
+    row = using.images * (products + (using.columns + 2 * steps) / 2) + _ROW
+    rows = min(-(-h // using.bands) + kernel_h - 1, h)
+    warps = c * -(-n // using.images) * -(-w // (8 * using.columns)) * using.bands
+    return row * rows * max(1, warps / WARPS)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -113,12 +118,12 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     images = 1  # narrow ones are brought together while their rows are few and warps remain
     size = image_bytes(min(kernel_h, h), columns, steps)
     while 2 * images * size <= _WARP_BYTES and images < min(n, 8):
-        if c * tiles * -(-n // (2 * images)) < _WARPS:
+        if c * tiles * -(-n // (2 * images)) < WARPS:
             break
         images *= 2
     # Bands cost little: each brings kernel_h - 1 rows of the gradient once more.
     warps = c * tiles * -(-n // images)
-    bands = next((b for b in _bands(h) if warps * b >= _WARPS), _bands(h)[-1])
+    bands = next((b for b in _bands(h) if warps * b >= WARPS), _bands(h)[-1])
     return WeightTile(rows, columns, steps, images, bands)
 
 

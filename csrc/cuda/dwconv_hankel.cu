@@ -1,4 +1,5 @@
 #include "cuda/dwconv_hankel_rows.h"
+#include "cuda/floating.h"
 
 namespace cba {
 namespace {
@@ -22,15 +23,6 @@ struct Plan {
   bool paired;  // outputs are stored two by two
 };
 
-__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
-
-__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float a, float b) {
-  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
-}
-__device__ __forceinline__ void store_pair(__half* to, float a, float b) {
-  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(a, b);
-}
 __device__ __forceinline__ void store_one(__nv_bfloat16* to, float a) {
   *to = __float2bfloat16_rn(a);
 }

@@ -1,14 +1,13 @@
 // How the ERF kernels read gradients.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <utility>
 
 #include "cuda/erf_grad.h"
+#include "cuda/floating.h"
 
 namespace cba {
 
@@ -51,12 +50,6 @@ struct ErfPlace {
     return y * p.map_stride_y + x * p.map_stride_x;
   }
 };
-
-// Values in the type that channels are averaged in.
-__device__ inline double widened(double value) { return value; }
-__device__ inline float widened(float value) { return value; }
-__device__ inline float widened(__half value) { return __half2float(value); }
-__device__ inline float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // f(value) for the values of all channels at one place of one image, in order. Four at a time, so
 // that as many loads are under way; f is called with zero for those beyond the last.

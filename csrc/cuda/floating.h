@@ -1,0 +1,23 @@
+// The floating types of the kernels, by functions of one name.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace cba {
+
+// A value in the type that sums are made in.
+__device__ __forceinline__ double widened(double value) { return value; }
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+// Rounds two values and stores them in one piece; `to` is aligned for that.
+__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float a, float b) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
+}
+__device__ __forceinline__ void store_pair(__half* to, float a, float b) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(a, b);
+}
+
+}  // namespace cba
