@@ -178,25 +178,37 @@ def _tests(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
 def sanitizer_triton(run: Run, limit: float) -> dict:
     """Run small cases of the Triton kernels under memcheck."""
     files = ["tests/test_dwconv_gpu.py"]
-    return _sanitized(run, "sanitizer_triton", files, gpu_commands.SANITIZED_TRITON, limit)
+    chosen = gpu_commands.SANITIZED_TRITON
+    return _sanitized(run, "sanitizer_triton", "memcheck", files, chosen, limit)
 
 
 def sanitizer_cuda(run: Run, limit: float) -> dict:
     """Run small cases of the CUDA kernels under memcheck."""
-    files = [f"tests/test_{name}.py" for name in ("dwconv_gpu", "erf_ops", "quantize")]
-    return _sanitized(run, "sanitizer_cuda", files, gpu_commands.SANITIZED_CUDA, limit)
+    files = ["tests/test_dwconv_gpu.py", "tests/test_quantize.py", *_CUDA_FILES]
+    chosen = gpu_commands.SANITIZED_CUDA
+    return _sanitized(run, "sanitizer_cuda", "memcheck", files, chosen, limit)
 
 
-def _sanitized(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
+def sanitizer_races(run: Run, limit: float) -> dict:
+    """Run small cases of the CUDA kernels under racecheck."""
+    chosen = gpu_commands.SANITIZED_RACES
+    return _sanitized(run, "sanitizer_races", "racecheck", list(_CUDA_FILES), chosen, limit)
+
+
+_CUDA_FILES = tuple(
+    f"tests/test_{name}.py" for name in ("dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda")
+)
+
+
+def _sanitized(run: Run, name: str, check: str, files: list, chosen: str, limit: float) -> dict:
     tool = gpu_commands.sanitizer()
     if run.dry:
         arguments = gpu_commands.pytest(files, chosen, "--collect-only")
         return run.command(name, arguments, limit)
     if tool is None:
         return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
-    memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "20"]
-    memcheck += ["--target-processes", "application-only"]
-    arguments = [*memcheck, *gpu_commands.pytest(files, chosen)]
+    arguments = [tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20"]
+    arguments += ["--target-processes", "application-only", *gpu_commands.pytest(files, chosen)]
     # Without this it knows only the large blocks that PyTorch cuts tensors from.
     return run.command(name, arguments, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
@@ -241,6 +253,7 @@ STEPS = {
     "tests": Step(2, tests, 130),
     "sanitizer_triton": Step(2, sanitizer_triton, 130),
     "sanitizer_cuda": Step(2, sanitizer_cuda, 130),
+    "sanitizer_races": Step(2, sanitizer_races, 130),
     "rates": Step(3, measured("rates"), 30),
     "erf_ops": Step(4, measured("erf_ops"), 30),
     "convolutions": Step(5, measured("convolutions"), 120, least=30),

@@ -59,6 +59,19 @@ def pytest_runtest_makereport(item, call):
         os._exit(1)
 
 
+@pytest.fixture
+def cuda_device():
+    """Return the current GPU, for tests marked gpu, if the compiled CUDA kernels run on it."""
+    import torch
+
+    from cba_fast.kernels import cuda_core, native
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    if (reason := native.cuda_unavailable() or cuda_core.refuses(device)) is not None:
+        pytest.skip(reason)
+    return device
+
+
 @pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
 def emulated_cuda(request, monkeypatch):
     """Let the launchers of `cba_fast.kernels` run their CUDA kernels on CPU tensors.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import cuda_core, native
 from cba_fast.kernels import dwconv_cuda_fma as fma
 from cba_fast.ops.dwconv_choice import TABLES
 
@@ -270,13 +269,11 @@ def test_values_on_a_gpu(case, generator):
 
 
 @pytest.mark.gpu
-def test_threads_on_a_gpu_launch_the_same_kernel():
+def test_threads_on_a_gpu_launch_the_same_kernel(cuda_device):
     # With different shared memory, more than a kernel has without asking.
     cases = [((2, 4, 128, 128), size) for size in ((63, 63), (51, 63), (63, 41), (63, 63))]
-    tensors = [[t.cuda() for t in inputs(c, torch.Generator().manual_seed(0))] for c in cases]
-    device = tensors[0][0].device
-    if (reason := native.cuda_unavailable() or cuda_core.refuses(device)) is not None:
-        pytest.skip(reason)
+    generators = [torch.Generator().manual_seed(0) for _ in cases]
+    tensors = [[t.to(cuda_device) for t in inputs(*pair)] for pair in zip(cases, generators)]
 
     def results(case, count):
         x, _, weight, _ = tensors[case]

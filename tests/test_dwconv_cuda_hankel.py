@@ -8,7 +8,7 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import cuda_core, native
+from cba_fast.kernels import cuda_core
 from cba_fast.kernels import dwconv_cuda_hankel as hankel
 from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
 
@@ -419,33 +419,25 @@ def test_a_missing_address_is_an_error(emulated_cuda):
 # On a GPU: what the automatic choice of tiles in test_dwconv_gpu.py does not reach.
 
 
-@pytest.fixture
-def a_device():
-    device = torch.device("cuda", torch.cuda.current_device())
-    if (reason := native.cuda_unavailable() or cuda_core.refuses(device)) is not None:
-        pytest.skip(reason)
-    return device
-
-
 @pytest.mark.gpu
 @each_type
-def test_every_tile_on_a_gpu(a_device, dtype):
+def test_every_tile_on_a_gpu(cuda_device, dtype):
     for tile, steps in itertools.product(TILES, (1, 2, 3, 4)):
-        check_tile(tile, steps, dtype, a_device)
+        check_tile(tile, steps, dtype, cuda_device)
     for tile in WEIGHT_TILES:
-        check_weight_tile(tile, dtype, a_device)
+        check_weight_tile(tile, dtype, cuda_device)
 
 
 @pytest.mark.gpu
-def test_any_alignment_on_a_gpu(a_device):
+def test_any_alignment_on_a_gpu(cuda_device):
     for offset, width in itertools.product(range(9), (8, 13)):
-        check_alignment(offset, width, a_device)
+        check_alignment(offset, width, cuda_device)
 
 
 @pytest.mark.gpu
-def test_shared_memory_on_a_gpu(a_device):
+def test_shared_memory_on_a_gpu(cuda_device):
     # As much as a block may have; and many images for each warp.
-    x = random(37, 1, 9, 5, dtype=BF16, device=a_device)
+    x = random(37, 1, 9, 5, dtype=BF16, device=cuda_device)
     steps = max(s for s in range(1, 64) if 4 * hankel.image_bytes(7, 1, s) <= 99 << 10)
     for using in (WeightTile(1, 1, steps), WeightTile(1, 1, 1, 8)):
         assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=using), x, x)

@@ -37,10 +37,10 @@ def random(*shape, dtype=BF16, seed=0):
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def check(shape, kernel_size, dtype=BF16, using=None, x=None):
-    x = random(*shape, dtype=dtype) if x is None else x
-    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1)
-    bias = random(shape[1], dtype=dtype, seed=2)
+def check(shape, kernel_size, dtype=BF16, using=None, x=None, device="cpu"):
+    x = random(*shape, dtype=dtype).to(device) if x is None else x
+    weight = random(shape[1], 1, *kernel_size, dtype=dtype, seed=1).to(device)
+    bias = random(shape[1], dtype=dtype, seed=2).to(device)
     assert_forward(strip.forward(x, weight, bias, CONTIGUOUS, using=using), x, weight, bias)
     gx = strip.forward(x, weight, None, CONTIGUOUS, flip=True, using=using)
     assert_grad_x(gx, x, weight)
@@ -412,3 +412,23 @@ def test_a_missing_address_is_an_error(emulated_cuda):
         cuda_core.load().dwconv_strip_cuda(
             *arguments, (1, 1, 4, 4, 3, 5), False, Tile(3, 1, 4, 1, 1), 0, 0
         )
+
+
+@pytest.mark.gpu
+@each_type
+def test_on_a_gpu(cuda_device, dtype):
+    for shape, kernel_size in CASES:
+        check(shape, kernel_size, dtype, device=cuda_device)
+    for (using, image, kernel_size), standing in itertools.product(TILES, (False, True)):
+        shape = (3, 2, *turned(standing, *image))
+        check(shape, turned(standing, *kernel_size), dtype, using, device=cuda_device)
+
+
+@pytest.mark.gpu
+def test_any_alignment_on_a_gpu(cuda_device):
+    around = torch.full((2, 2, 13, 24), torch.nan, dtype=BF16, device=cuda_device)
+    for offset, width in itertools.product(range(9), (8, 13)):
+        x = around.clone()[:, :, 1:12, offset : offset + width]
+        x.copy_(random(*x.shape))
+        for kernel_size in ((5, 9), (9, 5)):
+            check(x.shape, kernel_size, x=x, device=cuda_device)
