@@ -102,7 +102,7 @@ def test_unreadable_images_are_reported_or_end_a_strict_run(work):
     write_file(work / "datasets/birds/a/2.jpg", b"not an image")
     result = run(*erf_args())
     assert len(np.load("erf_sizes_replknet.npy")) == 7
-    assert "1 images could not be used" in result.stderr
+    assert "1 image could not be used" in result.stderr
     assert "a/2.jpg" in result.stderr
     Path("erf_sizes_replknet.npy").unlink()
     with pytest.raises(ImageError, match=r"a/2\.jpg"):

@@ -428,6 +428,12 @@ def test_missing_files_are_told_before_anything_runs(here, calls, capsys, change
     assert "given: weight_path: no file given.pth" in collect(capsys, content).err
 
 
+def test_a_cub_folder_is_data_to_train_on(here, calls, capsys):
+    done = collect(capsys, three(data_root="cub"))
+    assert done.status == 0, done.err
+    assert len(trainings(calls)) == 1
+
+
 def test_a_file_that_is_no_result_is_named(here, calls, capsys):
     files.write_text("erf_wsol/given.json", "{}")
     done = collect(capsys, three())

@@ -31,6 +31,7 @@ from cba_fast.data import (
     resolve_test_dataset,
     study_transform,
 )
+from cba_fast.data.reading import Report
 from cba_fast.errors import ImageError, InputError
 
 
@@ -372,3 +373,20 @@ def test_ids_that_would_write_elsewhere_are_refused(tmp_path, image_id):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match=r"image_ids\.txt: image id"):
         open_image_set(tmp_path / "images", metadata_root=meta)
+
+
+def test_a_report_stays_short():
+    report = Report(name=lambda i: f"{i}.jpg")
+    assert report.lines() == []
+    report.fail(3, "no file")
+    report.truncated.append(4)
+    assert report.lines() == [
+        "decoded 1 truncated image to where the data ends: 4.jpg",
+        "1 image could not be used, without a result:",
+        "  3.jpg: no file",
+    ]
+    for i in range(100, 1099):
+        report.fail(i, "no file")
+    lines = report.lines()
+    assert lines[1] == "1000 images could not be used, without a result:"
+    assert lines[-2:] == ["  118.jpg: no file", "  and 980 more"]

@@ -113,7 +113,7 @@ def test_images_without_boxes_are_left_out_with_a_note(here, weights, capsys):
     (here / "cub" / "images").symlink_to(here / "images")
     done = run_cli(capsys, "evaluate", *args, "--json", "r.json")
     assert done.status == 0, done.err
-    assert "2 images have no ground truth" in done.err
+    assert "without ground truth, left out: 2 images" in done.err
     assert read(here / "r.json")["num_images"] == 7
 
 
@@ -151,7 +151,7 @@ def test_official_names_win_with_a_warning(here, capsys):
     alone = read(here / "r.json")
     save_maps(here / "maps", IDS[::-1])
     done = run_cli(capsys, *args)
-    assert "9 images have two maps; <image_id>.npy was taken" in done.err
+    assert "two maps of 9 images; <image_id>.npy was taken" in done.err
     assert read(here / "r.json")["largest"] == alone["largest"]
 
 

@@ -216,9 +216,9 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
     write_file(root / "c" / "9.jpg", whole[: len(whole) * 3 // 4])
     done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 2))
     assert done.status == 0
-    assert "1 images could not be used" in done.err
+    assert "1 image could not be used" in done.err
     assert "b/1.jpg" in done.err
-    assert "truncated images were decoded as far as they go: c/9.jpg" in done.err
+    assert "decoded 1 truncated image to where the data ends: c/9.jpg" in done.err
     maps = snapshot(here / "np_heatmap_output")
     assert "c/9.npy" in maps
     assert "b/1.npy" not in maps

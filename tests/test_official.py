@@ -127,7 +127,7 @@ def test_bad_use_is_refused(birds, tmp_path):
         call(multi_iou=True, percent=[])
     with pytest.raises(InputError, match=r"no image_ids\.txt"):
         call(split="train")
-    with pytest.raises(ScoreMapError, match=r"1 images have no score map, such as '000\.bird/0"):
+    with pytest.raises(ScoreMapError, match=r"no score map of 1 image, such as '000\.bird/0"):
         call(dict(list(memory.items())[1:]))
     with pytest.raises(ScoreMapError, match=r"224x224 pixels, got \(112, 112\)"):
         call([(maps[:, ::2, ::2], ids)])
@@ -145,5 +145,5 @@ def test_two_maps_of_an_image_are_logged(birds, tmp_path, caplog):
     np.save(root / "000.bird" / "0.npy", maps[1])  # the study's name of the first image
     args = (metadata_root, None, "CUB", "val", False, False, [50], INTERVAL)
     found = evaluate_wsol(root, *args)
-    assert f"{root}: 1 images have two maps" in caplog.text
+    assert f"{root}: two maps of 1 image" in caplog.text
     assert found == evaluate_wsol([(maps, ids)], *args)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cba_fast.data.textlines import some
+from cba_fast.data.textlines import counted, some
 from cba_fast.data.transfer import to_device
 from cba_fast.errors import ImageError
+
+MOST_LISTED = 20  # failed images in a report: a folder that is missing fails thousands
 
 
 @dataclass
@@ -40,20 +42,22 @@ class Report:
         """Raise an `ImageError` if images failed and `count`, the number of results, is 0."""
         if count == 0 and self.failed:
             index, reason = self.failed[0]
-            raise ImageError(
-                f"none of the {len(self.failed)} images could be used; {self.name(index)}: {reason}"
-            )
+            count = counted(len(self.failed), "image")
+            raise ImageError(f"none of the {count} could be used; {self.name(index)}: {reason}")
 
     def lines(self) -> list[str]:
         """Return what to tell at the end of a run: nothing if all images were whole."""
         out = []
         if self.truncated:
             names = some([self.name(i) for i in self.truncated])
-            count = len(self.truncated)
-            out.append(f"{count} truncated images were decoded as far as they go: {names}")
+            count = counted(len(self.truncated), "truncated image")
+            out.append(f"decoded {count} to where the data ends: {names}")
         if self.failed:
-            out.append(f"{len(self.failed)} images could not be used and have no result:")
-            out += [f"  {self.name(i)}: {reason}" for i, reason in self.failed]
+            count = counted(len(self.failed), "image")
+            out.append(f"{count} could not be used, without a result:")
+            out += [f"  {self.name(i)}: {reason}" for i, reason in self.failed[:MOST_LISTED]]
+            if len(self.failed) > MOST_LISTED:
+                out.append(f"  and {len(self.failed) - MOST_LISTED} more")
         return out
 
     def dumps(self) -> str:

@@ -37,6 +37,11 @@ def duplicate(path: Path, number: int, what: str) -> InputError:
     return InputError(f"{path}, line {number}: duplicate id {what}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def some(items: Iterable[object], limit: int = 3) -> str:
     """Return the first `limit` items and how many more there are, for a message."""
     items = list(items)

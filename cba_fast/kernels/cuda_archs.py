@@ -9,10 +9,10 @@ _OLDEST, _LATEST = (0, 0), (1000, 0)
 def capabilities(archs: str) -> tuple[tuple[Capability, Capability], ...]:
     """Return the first and last compute capabilities that code for ``80-real;90`` runs on.
 
-    Machine code ("-real") runs on the same major version and later minor ones; from what a
-    "-virtual" entry, or one without ending, leaves, the driver makes code for all later GPUs. An
-    "a" binds both to one capability, an "f" to a major version. "native" and "all" say nothing:
-    what they run on shows in a launch.
+    Machine code ("-real") runs on the same major version and later minor ones. A "-virtual" entry,
+    or one without ending, leaves code that the driver compiles for all later GPUs. An "a" binds
+    both to one capability, an "f" to a major version. "native" and "all" say nothing: what they run
+    on shows in a launch.
 
     Source: NVIDIA's CUDA C++ programming guide, "Compute capabilities" and "Feature set compiler
     targets".

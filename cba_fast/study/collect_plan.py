@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cba_fast.data import resolve_test_dataset
+from cba_fast.data import cub, resolve_test_dataset
 from cba_fast.errors import InputError
 
 from .config import DataConfig
@@ -160,7 +160,7 @@ def _input_problems(s: Settings) -> Iterator[str]:
     files = {"weight_path": s.weight_path}
     if not weights_are_given(s):
         files["init_weights"] = s.init_weights
-        for split in ("train", "test"):
+        for split in () if cub.is_cub(s.data_root) else ("train", "test"):
             if not (s.data_root / split).is_dir():
                 yield f"data_root: no folder {s.data_root / split}"
     for key, path in files.items():

@@ -12,6 +12,7 @@ from torch import nn
 
 from cba_fast import __version__
 from cba_fast.data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
+from cba_fast.data.textlines import counted
 from cba_fast.erf import (
     ErfMap,
     Partial,
@@ -167,12 +168,12 @@ def measure_sizes(
     with autocast(run):
         found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
     walk.report.check_any(len(found.sizes))
-    notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
+    notes = [f"continued after {counted(walk.resumed, 'image')}"] if walk.resumed else []
     if len(records) < config.num_samples:
         notes.append(f"{config.num_samples} samples asked for, the set has {len(records)}")
     if found.num_zero:
         notes.append(
-            f"{found.num_zero} images have a zero gradient (size 0): their score is saturated;"
+            f"zero gradient (size 0) of {counted(found.num_zero, 'image')}: the score is saturated;"
             " --score logit does not saturate"
         )
     return Measured(found.sizes, notes + walk.report.lines(), found.map)
@@ -209,7 +210,7 @@ def compute_map(
     except ValueError as e:
         walk.report.check_any(0)
         raise InputError(f"no ERF map: {e}") from e
-    notes = [f"continued after {walk.resumed} images"] if walk.resumed else []
+    notes = [f"continued after {counted(walk.resumed, 'image')}"] if walk.resumed else []
     if erf.count < config.num_images:
         notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
     found = with_figures(erf, notes + walk.report.lines())

@@ -8,6 +8,7 @@ from torch import nn
 
 from cba_fast.data import ImageRecord, ImageSet, check_map_names, map_name
 from cba_fast.data.boxes import Boxes
+from cba_fast.data.textlines import counted
 from cba_fast.errors import CbaError, InputError, ScoreMapError
 from cba_fast.wsol import (
     BoxEvaluator,
@@ -216,7 +217,8 @@ def match_images(
         )
     notes = []
     if len(known) < len(records):
-        notes.append(f"{len(records) - len(known)} images have no ground truth and were left out")
+        unknown = counted(len(records) - len(known), "image")
+        notes.append(f"without ground truth, left out: {unknown}")
     image_ids = [ids[r.map_name] for r in paired]
     if boxes.labels is not None:
         # Class folders number their classes by name, the ground truth perhaps in another order.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cba_fast import ops
 from cba_fast.data import ImageDataset
 from cba_fast.data.reading import Report
+from cba_fast.data.textlines import counted
 from cba_fast.erf import Partial, Walk, input_gradient
 from cba_fast.erf.gradients import finite_images, images_of
 from cba_fast.erf.walk import State, with_finite_gradient
@@ -299,9 +300,9 @@ def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
     notes = []
     if count := int((arrays["erf_size"] == 0).sum()):
         notes.append(
-            f"{count} images have a zero gradient (ERF size 0): their score is saturated;"
+            f"zero gradient (ERF size 0) of {counted(count, 'image')}: the score is saturated;"
             " --score logit does not saturate"
         )
     if count := int(arrays["constant"].sum()):
-        notes.append(f"{count} CAMs have no positive value and count as maps of zeros")
+        notes.append(f"{counted(count, 'CAM')} without a positive value: counted as maps of zeros")
     return notes + report.lines()

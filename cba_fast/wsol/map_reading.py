@@ -17,7 +17,7 @@ import torch
 from cba_fast.data.npy_header import NPY_ERRORS, is_plain_shape
 from cba_fast.data.records import map_name
 from cba_fast.data.score_store import ScoreStore, is_store
-from cba_fast.data.textlines import some
+from cba_fast.data.textlines import counted, some
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.ops import quantize
 
@@ -73,7 +73,7 @@ def ambiguous_lines(source: MapSource) -> list[str]:
     if not source.ambiguous:
         return []
     return [
-        f"{len(source.ambiguous)} images have two maps; <image_id>.npy was taken: "
+        f"two maps of {counted(len(source.ambiguous), 'image')}; <image_id>.npy was taken: "
         f"{some(source.ambiguous, 5)}"
     ]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cba_fast.data.boxes import load_boxes
 from cba_fast.data.masks import OFFICIAL_SIZE, load_masks
+from cba_fast.data.textlines import counted
 from cba_fast.errors import InputError, ScoreMapError
 
 from .batch import as_batch
@@ -93,7 +94,8 @@ def _scored(
     result = evaluator.compute()
     if result.missing:
         raise ScoreMapError(
-            f"{len(result.missing)} images have no score map, such as {result.missing[0]!r}"
+            f"no score map of {counted(len(result.missing), 'image')}, such as "
+            f"{result.missing[0]!r}"
         )
     return result
 
