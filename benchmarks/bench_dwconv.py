@@ -11,8 +11,8 @@ reported and not timed.
 import pytest
 from cases import DWCONV
 
-from cba_fast.study.bench_tables import ratios
-from cba_fast.study.dwconv_contest import DIRECTIONS, OURS, OURS_CL, DwconvContest
+from cba_fast.bench.dwconv_contest import DIRECTIONS, OURS, OURS_CL, DwconvContest
+from cba_fast.bench.tables import ratios
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

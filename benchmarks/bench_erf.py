@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from cba_fast import ops
+from cba_fast.bench.contest import Contest
 from cba_fast.kernels import native
-from cba_fast.study.contest import Contest
 
 OURS, PLAIN, REFERENCE, READ = "ours", "torch, sorted", "reference", "reading alone"
 SIZE = 384  # the study's

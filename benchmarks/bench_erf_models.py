@@ -23,11 +23,11 @@ from bench_memory import status
 from torch import Tensor, nn
 
 from cba_fast import erf, ops
+from cba_fast.bench.contest import Contest
+from cba_fast.bench.dwconv_contest import relative_error
+from cba_fast.bench.model_contest import DEFAULT, OURS, create
 from cba_fast.models import inference_form
 from cba_fast.nn import DepthwiseConv2d
-from cba_fast.study.contest import Contest
-from cba_fast.study.dwconv_contest import relative_error
-from cba_fast.study.model_contest import DEFAULT, OURS, create
 
 MODELS = ["replknet_31b", "convnext_base.fb_in22k_ft_in1k_384"]
 SIZE, SHARE, BATCH = 384, 0.2, 4

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from cases import DWCONV
 
-from cba_fast.study.dwconv_contest import (
+from cba_fast.bench.dwconv_contest import (
     CL,
     DIRECTIONS,
     OURS_CL,

@@ -11,9 +11,9 @@ all kernels, and what each of our layers computes, against float64. The weights 
 import pytest
 from cases import MODEL_SIZES, MODELS, TRAINING
 
-from cba_fast.study.bench import model_record
-from cba_fast.study.dwconv_contest import WRONG
-from cba_fast.study.model_contest import (
+from cba_fast.bench.dwconv_contest import WRONG
+from cba_fast.bench.layers_and_models import model_record
+from cba_fast.bench.model_contest import (
     OURS,
     ModelContest,
     create,

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from cba_fast.study.dwconv_contest import Case
+from cba_fast.bench.dwconv_contest import Case
 
 BATCHES = (1, 8)
 

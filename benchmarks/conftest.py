@@ -22,7 +22,7 @@ def record(pytestconfig):
     import torch
     from peak import fma_peak_gflops
 
-    from cba_fast.study.bench_records import add_record, device_slug, machine
+    from cba_fast.bench.records import add_record, device_slug, machine
 
     if pytestconfig.getoption("threads"):
         torch.set_num_threads(pytestconfig.getoption("threads"))

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from gpu_measure import BACKENDS, CL, compared, inputs_on, ours
 
+from cba_fast.bench.dwconv_contest import DIRECTIONS, Case
 from cba_fast.ops import dwconv_gpu
-from cba_fast.study.dwconv_contest import DIRECTIONS, Case
 
 # The stages of the study's networks at 384 and 224 pixels: sides, steps of the channels, kernels
 # (RepLKNet, SLaK and slak_flex, ConvNeXt).

@@ -14,6 +14,14 @@ import torch
 from gpu_timing import timed
 from torch import Tensor
 
+from cba_fast.bench.dwconv_contest import (
+    DIRECTIONS,
+    Case,
+    fft_forward,
+    fft_grad_weight,
+    fft_grad_x,
+    relative_error,
+)
 from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
@@ -22,14 +30,6 @@ from cba_fast.ops import (
     erf_size,
 )
 from cba_fast.ops.dwconv_choice import TABLES
-from cba_fast.study.dwconv_contest import (
-    DIRECTIONS,
-    Case,
-    fft_forward,
-    fft_grad_weight,
-    fft_grad_x,
-    relative_error,
-)
 
 # float64 by FFT is the truth. Rounding to bfloat16 is up to 2e-3 in the norm. PyTorch's float32 may
 # be TF32's (3e-4): that is what its users get by default, so it is timed, with the error beside it.

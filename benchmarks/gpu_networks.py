@@ -10,12 +10,12 @@ from gpu_measure import CL
 from gpu_timing import timed
 from torch import Tensor, nn
 
-from cba_fast.study.dwconv_contest import relative_error
+from cba_fast.bench.dwconv_contest import relative_error
 
 
 def network(device: str, seconds: float = 2.0) -> Iterator[dict]:
     """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
-    from cba_fast.study.model_contest import create
+    from cba_fast.bench.model_contest import create
 
     name, size, batch = _network_of(device)
     model = create(name)
@@ -24,8 +24,8 @@ def network(device: str, seconds: float = 2.0) -> Iterator[dict]:
 
 def compiled_network(device: str, seconds: float = 2.0) -> Iterator[dict]:
     """Compare the same features of compiled networks, with CUDA graphs on a GPU."""
-    from cba_fast.study.compiled import compiled_form
-    from cba_fast.study.model_contest import create
+    from cba_fast.bench.model_contest import create
+    from cba_fast.runs.compiled import compiled_form
 
     name, size, batch = _network_of(device)
     model, backend = create(name), "inductor" if device == "cuda" else "eager"
@@ -73,7 +73,7 @@ def _features(
 
 def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
     """Return the features by PyTorch's convolutions in float32 (or TF32), in float64."""
-    from cba_fast.study.model_contest import _plain
+    from cba_fast.bench.model_contest import _plain
 
     plain = _plain(model).to(x.device)
     with torch.no_grad():
@@ -82,8 +82,8 @@ def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
 
 def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
     """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
+    from cba_fast.bench.model_contest import _plain
     from cba_fast.models import inference_form, merge
-    from cba_fast.study.model_contest import _plain
 
     half = {"device": device, "dtype": torch.bfloat16}
     return {
@@ -99,9 +99,9 @@ def receptive_field(device: str) -> Iterator[dict]:
     """Compare ERF sizes of RepLKNet-31B at 384: the study's way, an image at a time, and ours."""
     import numpy as np
 
+    from cba_fast.bench.model_contest import _plain, create
     from cba_fast.erf import erf_sizes
     from cba_fast.models import inference_form
-    from cba_fast.study.model_contest import _plain, create
 
     real = device == "cuda"
     name, size, count = ("replknet_31b", 384, 8) if real else ("replknet_nano", 64, 2)
@@ -144,7 +144,7 @@ def evaluation(device: str) -> Iterator[dict]:
     import tempfile
     from pathlib import Path
 
-    from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+    from cba_fast.runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
     real = device == "cuda"
     name, size, batch = _network_of(device)
@@ -205,9 +205,9 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from cba_fast.data import ImageDataset
     from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
     from cba_fast.data.reading import Report, cut, read_batches
-    from cba_fast.study.evaluate import choose_loop, evaluate, match_images
-    from cba_fast.study.inference import autocast, load_model, memory_format, open_images
-    from cba_fast.study.score import make_evaluator, open_boxes
+    from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
+    from cba_fast.runs.inference import autocast, load_model, memory_format, open_images
+    from cba_fast.runs.score import make_evaluator, open_boxes
     from cba_fast.wsol.localize import locate
 
     boxes = open_boxes(box_config)

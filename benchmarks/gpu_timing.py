@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from cba_fast.study.contest import Timing
+from cba_fast.bench.contest import Timing
 
 _FLUSH_BYTES = 256 << 20  # read between calls; the L2 cache of an H200 holds 50 MB
 _CYCLES_PER_SECOND = 2e9  # of a GPU that waits; a slower clock makes it wait longer

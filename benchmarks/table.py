@@ -6,8 +6,8 @@ Without files, all of ``benchmarks/results/``. Losses are shown as such.
 import argparse
 from pathlib import Path
 
-from cba_fast.study.bench_records import read_records
-from cba_fast.study.bench_tables import tables
+from cba_fast.bench.records import read_records
+from cba_fast.bench.tables import tables
 
 RESULTS = Path(__file__).parent / "results"
 

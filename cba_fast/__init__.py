@@ -2,14 +2,15 @@
 
 The floors of the package, lowest first; a module imports only from floors above it in this list:
 ``errors``, ``files``, ``reference``, ``kernels``, ``ops``, ``nn``, ``models``, ``data``, ``wsol``,
-``erf``, ``study``, ``cli``. Importing ``cba_fast`` itself imports none of them (and no torch).
+``erf``, ``runs``, ``bench``, ``training``, ``analysis``, ``experiments``, ``cli``. Importing
+``cba_fast`` itself imports none of them (and no torch).
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_LAZY = ("ops", "nn", "models", "data", "wsol", "erf", "study", "errors", "files")
+_LAZY = ("ops", "nn", "models", "data", "wsol", "erf", "errors", "files")
 
 
 def __getattr__(name: str):

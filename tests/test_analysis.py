@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cba_fast.analysis import models as analysis
+from cba_fast.analysis import points
+from cba_fast.analysis.points import Point
 from cba_fast.errors import InputError
-from cba_fast.study import analysis, points
-from cba_fast.study.points import Point
 
 
 def write_sizes(path, values) -> str:

@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from cba_fast.data import open_image_set, read_image, study_transform
-from cba_fast.data.augment import CropAndJitter, resize, to_floats
 from cba_fast.errors import ImageError
-from cba_fast.study.config import RunConfig
-from cba_fast.study.training_data import PixelReader, plan_epoch
+from cba_fast.runs.settings import RunConfig
+from cba_fast.training.augment import CropAndJitter, resize, to_floats
+from cba_fast.training.data import PixelReader, plan_epoch
 
 SIZE = 40
 

@@ -11,12 +11,14 @@ import timm
 import torch
 from cli_runner import run_cli
 
+from cba_fast.bench import dwconv_contest, model_contest
+from cba_fast.bench import records as bench_records
+from cba_fast.bench import tables as bench_tables
+from cba_fast.bench.contest import Contest, Timing
+from cba_fast.bench.dwconv_contest import Case, DwconvContest
 from cba_fast.errors import InputError
 from cba_fast.kernels import dwconv_cpp, dwconv_torch
 from cba_fast.reference import dwconv as reference
-from cba_fast.study import bench_records, bench_tables, dwconv_contest, model_contest
-from cba_fast.study.contest import Contest, Timing
-from cba_fast.study.dwconv_contest import Case, DwconvContest
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +31,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.calls = 0.0, []
-        monkeypatch.setattr("cba_fast.study.contest.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("cba_fast.bench.contest.time.perf_counter", lambda: self.now)
 
     def function(self, name, seconds):
         def call():

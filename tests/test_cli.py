@@ -97,7 +97,7 @@ def test_errors_of_the_machine_are_one_line(capsys, monkeypatch, tmp_path, error
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("cba_fast.study.score.score_folder", fails)
+    monkeypatch.setattr("cba_fast.runs.score.score_folder", fails)
     done = run_cli(capsys, "wsol-eval", "--np_root", tmp_path)
     assert done.status == 1
     assert done.err.startswith(message)

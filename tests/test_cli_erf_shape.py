@@ -15,7 +15,7 @@ from PIL import Image
 from cba_fast import erf
 from cba_fast.cli.main import cli
 from cba_fast.errors import CbaError, InputError
-from cba_fast.study.erf_shape import Mixture, SweepConfig, run_sweep
+from cba_fast.experiments.erf_shape import Mixture, SweepConfig, run_sweep
 
 SIZE = 64
 

@@ -4,7 +4,7 @@ import pytest
 from cli_runner import run_cli
 
 from cba_fast.data import load_boxes, open_image_set
-from cba_fast.wsol.baselines import fixed_box_baselines
+from cba_fast.experiments.baselines import fixed_box_baselines
 
 SMALL = ("--classes", 3, "--images_per_class", 4, "--test_per_class", 1, "--size", 48)
 

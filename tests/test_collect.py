@@ -13,15 +13,16 @@ from cli_runner import run_cli
 from data_factory import CUB_IMAGES, cub_folder
 
 from cba_fast import files
+from cba_fast.analysis.points import Point, append_points, put_points, read_points
 from cba_fast.data import generate
 from cba_fast.data.prepare import split_images
 from cba_fast.errors import InputError
-from cba_fast.study import collect as study
-from cba_fast.study import train_config, train_state
-from cba_fast.study.collect_plan import differences, find_steps
-from cba_fast.study.config import RunConfig
-from cba_fast.study.experiments import load_experiments
-from cba_fast.study.points import Point, append_points, put_points, read_points
+from cba_fast.experiments import collect as study
+from cba_fast.experiments.plan import load_experiments
+from cba_fast.experiments.progress import differences, find_steps
+from cba_fast.runs.settings import RunConfig
+from cba_fast.training import config as train_config
+from cba_fast.training import state as train_state
 
 DEFAULTS = {
     "test_dataset": "cub",

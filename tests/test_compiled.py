@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 import cba_fast.models  # noqa: F401  (registers our models)
 from cba_fast.errors import InputError
 from cba_fast.models import inference_form
-from cba_fast.study.compiled import compiled_form
+from cba_fast.runs.compiled import compiled_form
 from cba_fast.wsol import localize
 
 CLASSES = 5

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cba_fast.study import per_image_moments as moments
-from cba_fast.study.correlations import BETWEEN, POOLED, WITHIN, Question, correlate
+from cba_fast.analysis import moments
+from cba_fast.analysis.correlations import BETWEEN, POOLED, WITHIN, Question, correlate
 
 NAMES = ("a", "b", "c")
 X, GIVEN_Z = Question(("x",)), Question(("x",), ("z",))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cba_fast.errors import InputError
-from cba_fast.study.demo import MODELS, DemoScale, run_demo
+from cba_fast.experiments.demo import MODELS, DemoScale, run_demo
 
 TINY = DemoScale(2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1)
 

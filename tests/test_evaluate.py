@@ -16,7 +16,7 @@ from evaluate_setup import BOXES, IDS, LABELS, SIZES, images_and_metadata, model
 
 from cba_fast.data import load_boxes, open_image_set
 from cba_fast.errors import InputError
-from cba_fast.study.evaluate import match_images
+from cba_fast.runs.evaluate import match_images
 from cba_fast.wsol import BoxEvaluator, map_reading
 
 
@@ -260,8 +260,8 @@ def test_options_that_cannot_fit_are_refused_before_the_work(here, weights, caps
     def works(*args, **kwargs):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("cba_fast.study.evaluate.load_model", works)
-    monkeypatch.setattr("cba_fast.study.score.read_maps", works)
+    monkeypatch.setattr("cba_fast.runs.evaluate.load_model", works)
+    monkeypatch.setattr("cba_fast.runs.score.read_maps", works)
     boxes += ["--threshold_from", "val.json", "--cam_curve_interval", 0.3]
     for command in (["wsol-eval"], ["evaluate", *model_arguments(weights)]):
         done = run_cli(capsys, *command, *boxes)
@@ -311,7 +311,7 @@ def test_an_interrupted_evaluation_says_what_there_is(here, weights, capsys, mon
         raise KeyboardInterrupt
 
     step = "measure_sizes" if begun else "iter_sent"
-    monkeypatch.setattr(f"cba_fast.study.evaluate.{step}", interrupted)
+    monkeypatch.setattr(f"cba_fast.runs.evaluate.{step}", interrupted)
     args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
     done = run_cli(capsys, "evaluate", *args)
     assert done.status == 1

@@ -12,10 +12,10 @@ from evaluate_setup import IDS, images_and_metadata, model_arguments, read
 
 from cba_fast.data import open_image_set
 from cba_fast.errors import InputError
-from cba_fast.study import inference
-from cba_fast.study.config import DataConfig, MapConfig, ModelConfig, RunConfig
-from cba_fast.study.evaluate import choose_loop
-from cba_fast.study.overlap import in_background, one_by_one
+from cba_fast.runs import inference
+from cba_fast.runs.evaluate import choose_loop
+from cba_fast.runs.overlap import in_background, one_by_one
+from cba_fast.runs.settings import DataConfig, MapConfig, ModelConfig, RunConfig
 from cba_fast.wsol import BoxEvaluator
 
 
@@ -40,7 +40,7 @@ def overlapped(monkeypatch):
         loops.append(in_background)
         in_background(items, work)
 
-    monkeypatch.setattr("cba_fast.study.evaluate.choose_loop", lambda run: loop)
+    monkeypatch.setattr("cba_fast.runs.evaluate.choose_loop", lambda run: loop)
     return loops
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cba_fast.errors import InputError
-from cba_fast.study.experiment_settings import Settings
-from cba_fast.study.experiments import load_experiments
+from cba_fast.experiments.plan import load_experiments
+from cba_fast.experiments.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cba_fast.models import inference, inference_form, merge
 from cba_fast.nn import DepthwiseConv2d, MapLinear, conv1x1_is_faster, linears_as_convs, pointwise
-from cba_fast.study.config import ModelConfig, RunConfig
-from cba_fast.study.inference import load_model
+from cba_fast.runs.inference import load_model
+from cba_fast.runs.settings import ModelConfig, RunConfig
 from cba_fast.wsol import localize
 
 CL = torch.channels_last

@@ -10,7 +10,7 @@ from test_box_evaluator import official_counts
 
 from cba_fast.data import load_boxes
 from cba_fast.errors import InputError, ScoreMapError
-from cba_fast.study.pack import pack_maps
+from cba_fast.runs.pack import pack_maps
 from cba_fast.wsol import evaluate_wsol
 
 N, INTERVAL = 6, 0.02

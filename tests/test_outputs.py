@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cba_fast.errors import InputError
-from cba_fast.study.outputs import MANIFEST, OutputFolder
+from cba_fast.runs.outputs import MANIFEST, OutputFolder
 
 
 def write(root, name, text="x"):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cba_fast.study.overlap import ahead, in_background, one_by_one
+from cba_fast.runs.overlap import ahead, in_background, one_by_one
 
 LOOPS = [one_by_one, in_background]
 

@@ -13,15 +13,16 @@ from checkpoint_factory import make_checkpoint
 from cli_runner import run_cli
 from data_factory import metadata_folder
 
+from cba_fast.analysis import plots
 from cba_fast.data import generate
 from cba_fast.errors import ImageError, InputError
-from cba_fast.study import per_image, plots
-from cba_fast.study.erf_runs import measure_sizes
-from cba_fast.study.evaluate import evaluate
-from cba_fast.study.inference import load_model, open_images
-from cba_fast.study.per_image_answer import answer_lines, forest_groups
-from cba_fast.study.per_image_report import COLUMNS, ModelColumns, find, model_columns
-from cba_fast.study.per_image_sample import Sample, draw_sample, load_subjects
+from cba_fast.experiments import per_image
+from cba_fast.experiments.per_image_answer import answer_lines, forest_groups
+from cba_fast.experiments.per_image_report import COLUMNS, ModelColumns, find, model_columns
+from cba_fast.experiments.per_image_sample import Sample, draw_sample, load_subjects
+from cba_fast.runs.erf import measure_sizes
+from cba_fast.runs.evaluate import evaluate
+from cba_fast.runs.inference import load_model, open_images
 
 DEFAULTS = {
     "test_dataset": "cub",

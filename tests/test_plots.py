@@ -8,10 +8,10 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from cba_fast.analysis import plots
+from cba_fast.analysis.models import ModelScore, SizeStats, fit_models
 from cba_fast.erf import AreaRatio, area_ratio
 from cba_fast.errors import InputError
-from cba_fast.study import plots
-from cba_fast.study.analysis import ModelScore, SizeStats, fit_models
 
 
 def model(name: str, mean: float, score: float, family: str = "", std: float = 2.0) -> ModelScore:

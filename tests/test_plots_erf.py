@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from cba_fast.analysis import plots_erf
+from cba_fast.analysis.plots import save_figure
 from cba_fast.erf import ErfMap, area_ratio, erf_shape, scale_free_area_ratio
-from cba_fast.study import plots_erf
-from cba_fast.study.erf_report import MapRun, map_rows, with_figures
-from cba_fast.study.erf_shape import Mixture
-from cba_fast.study.plots import save_figure
+from cba_fast.erf.report import MapRun, map_rows, with_figures
+from cba_fast.experiments.erf_shape import Mixture
+from cba_fast.experiments.plots_mixtures import plot_mixtures
 
 
 def block(size: int = 21, half: int = 2) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_decades_end_at_the_floor_and_at_the_maximum():
 
 def test_a_panel_for_each_mixture_and_the_curves(tmp_path):
     shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 0.5, 1.0))]
-    fig = plots_erf.plot_mixtures(shapes)
+    fig = plot_mixtures(shapes)
     titles = [ax.get_title() for sub in fig.subfigs for ax in sub.axes if ax.images]
     assert titles == ["alpha 1, beta 0", "alpha 0.5, beta 0.5", "alpha 0, beta 1"]
     (curves,) = fig.subfigs[1].axes
@@ -56,7 +57,7 @@ def test_a_panel_for_each_mixture_and_the_curves(tmp_path):
 def test_a_match_adds_two_panels_and_a_line():
     shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 1.0))]
     near = mixture(0.3, block(half=3))
-    fig = plots_erf.plot_mixtures(shapes, near, block(half=4))
+    fig = plot_mixtures(shapes, near, block(half=4))
     titles = [ax.get_title() for ax in fig.subfigs[0].axes if ax.images]
     assert titles[-2:] == ["nearest: alpha 0.7, beta 0.3", "target"]
     (curves,) = fig.subfigs[1].axes

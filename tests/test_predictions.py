@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cba_fast.data import read_predictions, write_predictions
 from cba_fast.errors import InputError
-from cba_fast.study.score import read_tuned
+from cba_fast.runs.score import read_tuned
 from cba_fast.wsol import correct_classes
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=8)

@@ -30,11 +30,11 @@ from training_runs import (
 from cba_fast.data import study_transform
 from cba_fast.errors import InputError
 from cba_fast.models import build_model, load_state_dict_file
-from cba_fast.study import train as train_module
-from cba_fast.study.train import best_path, exp_name, log_folder, train
-from cba_fast.study.train_state import load_state
-from cba_fast.study.trainer import EpochFigures, Trainer
-from cba_fast.study.training_data import open_splits
+from cba_fast.training import train as train_module
+from cba_fast.training.data import open_splits
+from cba_fast.training.state import load_state
+from cba_fast.training.train import best_path, exp_name, log_folder, train
+from cba_fast.training.trainer import EpochFigures, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from cba_fast.study.config import ModelConfig, RunConfig
-from cba_fast.study.train import TrainConfig, train
+from cba_fast.runs.settings import ModelConfig, RunConfig
+from cba_fast.training.train import TrainConfig, train
 
 def progress(batches, total, epochs=iter((1, 2))):
     epoch = next(epochs)

@@ -26,10 +26,10 @@ from training_runs import (
 from cba_fast.data import study_transform
 from cba_fast.errors import CheckpointError, ImageError, InputError
 from cba_fast.models import build_model, load_state_dict_file, save_state_dict_file
-from cba_fast.study import training_model
-from cba_fast.study.train_state import load_state
-from cba_fast.study.training_data import open_splits, plan_epoch
-from cba_fast.study.training_model import initial_model
+from cba_fast.training import model as training_model
+from cba_fast.training.data import open_splits, plan_epoch
+from cba_fast.training.model import initial_model
+from cba_fast.training.state import load_state
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from data_factory import image_folder
 from PIL import Image
 
 from cba_fast.models import load_state_dict_file
-from cba_fast.study.config import ModelConfig, RunConfig
-from cba_fast.study.train import TrainConfig, train
-from cba_fast.study.train_state import RunFiles, load_state
-from cba_fast.study.trainer import Trainer
-from cba_fast.study.training_data import open_splits
-from cba_fast.study.training_model import initial_model
+from cba_fast.runs.settings import ModelConfig, RunConfig
+from cba_fast.training.data import open_splits
+from cba_fast.training.model import initial_model
+from cba_fast.training.state import RunFiles, load_state
+from cba_fast.training.train import TrainConfig, train
+from cba_fast.training.trainer import Trainer
 
 RUN = RunConfig(num_workers=0, device="cpu")
 # The quickest to train; the others take their turn where they matter.

@@ -60,7 +60,7 @@ def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool,
     feature maps cover the object; correlations and partial correlations with bootstrap intervals,
     a CSV, a JSON file and pictures. What is measured is kept: the same command goes on.
     """
-    from cba_fast.study.plots import check_display, check_picture
+    from ..analysis.plots import check_display, check_picture
 
     if save_fig:
         check_picture(save_fig)
@@ -78,7 +78,7 @@ def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool,
 
 
 def _per_model(config: str, save_fig: str | None, show: bool) -> None:
-    from cba_fast.study.analysis import fit_models, load_config, report_lines
+    from ..analysis.models import fit_models, load_config, report_lines
 
     models = load_config(config)
     fit = fit_models(models)
@@ -86,7 +86,7 @@ def _per_model(config: str, save_fig: str | None, show: bool) -> None:
         click.echo(line)
     if not (save_fig or show):
         return
-    from cba_fast.study.plots import plot_analysis, save_figure, show_figures
+    from ..analysis.plots import plot_analysis, save_figure, show_figures
 
     figure = plot_analysis(models, fit, show=show)
     if save_fig:
@@ -109,10 +109,10 @@ def _per_image(
     confidence: float,
     resume: bool,
 ) -> None:
-    from cba_fast.study.per_image import measure
-    from cba_fast.study.per_image_answer import answer_lines
-    from cba_fast.study.per_image_report import find, model_columns, write_findings
-    from cba_fast.study.per_image_sample import draw_sample, load_subjects
+    from ..experiments.per_image import measure
+    from ..experiments.per_image_answer import answer_lines
+    from ..experiments.per_image_report import find, model_columns, write_findings
+    from ..experiments.per_image_sample import draw_sample, load_subjects
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
@@ -147,7 +147,7 @@ def _per_image(
     paths += _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
     if show:
-        from cba_fast.study.plots import show_figures
+        from ..analysis.plots import show_figures
 
         show_figures()
 
@@ -157,9 +157,9 @@ def _of_model(name: str, notes: list[str]) -> list[str]:
 
 
 def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, ...]:
-    from cba_fast.study.per_image_answer import forest_groups
-    from cba_fast.study.per_image_report import ERF, OUTCOME
-    from cba_fast.study.plots import plot_forest, plot_images, save_figure
+    from ..analysis.plots import plot_forest, plot_images, save_figure
+    from ..experiments.per_image_answer import forest_groups
+    from ..experiments.per_image_report import ERF, OUTCOME
 
     columns = {m.name: (m.columns[ERF], m.columns[OUTCOME]) for m in found.models}
     scatter = plot_images(columns, "ERF size (pixels)", "IoU at the optimal threshold", show=show)
@@ -174,9 +174,9 @@ def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, 
 
 
 def _print_tables(found) -> None:
-    from cba_fast.study.correlations import BETWEEN, POOLED, WITHIN
-    from cba_fast.study.per_image_answer import text_of, title_of
-    from cba_fast.study.per_image_report import COLUMNS, TITLES
+    from ..analysis.correlations import BETWEEN, POOLED, WITHIN
+    from ..experiments.per_image_answer import text_of, title_of
+    from ..experiments.per_image_report import COLUMNS, TITLES
 
     c = found.correlations
     names = [n for n in COLUMNS if not found.undefined(n)]

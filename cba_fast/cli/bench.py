@@ -70,10 +70,10 @@ def command(
     """
     import torch
 
-    from cba_fast.study import bench
-    from cba_fast.study.bench_records import add_record
-    from cba_fast.study.bench_tables import tables
-    from cba_fast.study.dwconv_contest import Case
+    from ..bench import layers_and_models as bench
+    from ..bench.dwconv_contest import Case
+    from ..bench.records import add_record
+    from ..bench.tables import tables
 
     if threads:
         torch.set_num_threads(threads)

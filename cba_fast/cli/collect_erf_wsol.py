@@ -26,9 +26,9 @@ def command(config_path: Path, dry_run: bool, redo: bool) -> None:
     images) and a JSON file. What is done is skipped: the same command continues an interrupted
     run and tries failed experiments again. The exit status is 1 if any failed.
     """
-    from cba_fast.study.collect import collect
-    from cba_fast.study.collect_plan import check_inputs, find_steps, refuse_changes
-    from cba_fast.study.experiments import load_experiments
+    from ..experiments.collect import collect
+    from ..experiments.plan import load_experiments
+    from ..experiments.progress import check_inputs, find_steps, refuse_changes
 
     start = time.perf_counter()
     plan = load_experiments(config_path)
@@ -80,7 +80,7 @@ def _print_outcomes(outcomes) -> None:
 
 
 def _print_steps(steps, redo: bool) -> None:
-    from cba_fast.study.collect_plan import describe
+    from ..experiments.progress import describe
 
     table = _table("name", "family", "what a run would do")
     for step, text in zip(steps, describe(steps, redo)):

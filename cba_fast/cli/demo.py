@@ -23,7 +23,7 @@ def command(output, seed, quick):
     Draws a CUB-like data set, trains small models of three families from scratch, and takes them
     through heatmaps, MaxBoxAcc and ERF to the scatter plot.
     """
-    from cba_fast.study.demo import FULL, QUICK, run_demo
+    from ..experiments.demo import FULL, QUICK, run_demo
 
     start = time.perf_counter()
     result = run_demo(
@@ -47,7 +47,7 @@ def _print_table(result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cba_fast.study.demo import INPUT_SIZE
+    from ..experiments.demo import INPUT_SIZE
 
     title = f"Small models on generated images of {INPUT_SIZE}x{INPUT_SIZE}: a demonstration"
     table = Table(title=title)

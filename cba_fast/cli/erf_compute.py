@@ -105,8 +105,8 @@ def command(
     moves some sizes by a few pixels. A map comes with its area ratios and shape descriptors, also
     in a JSON file beside it, and a picture (docs/erf.md has the definitions).
     """
-    from cba_fast.study import erf_runs
-    from cba_fast.study.inference import load_model, open_images
+    from ..runs import erf as erf_runs
+    from ..runs.inference import load_model, open_images
 
     if definition == "replknet":
         map_path = _only_map(model_config.family, output, save_map, map_path)
@@ -139,7 +139,7 @@ def command(
 
 
 def _sizes(common, config, output, save_map, map_fig, options) -> None:
-    from cba_fast.study import erf_runs
+    from ..runs import erf as erf_runs
 
     found = erf_runs.compute_sizes(
         *common, config, output, save_map=save_map, progress=bar("ERF sizes"), **options
@@ -152,7 +152,7 @@ def _sizes(common, config, output, save_map, map_fig, options) -> None:
 
 
 def _map(common, config, map_path, map_fig, options) -> None:
-    from cba_fast.study import erf_runs
+    from ..runs import erf as erf_runs
 
     found = erf_runs.compute_map(*common, config, map_path, progress=bar("ERF map"), **options)
     warn(found.notes)
@@ -161,9 +161,9 @@ def _map(common, config, map_path, map_fig, options) -> None:
 
 def _show(found, path: Path, picture: Path | None, common) -> None:
     """Print what is told about a map, and draw it."""
-    from cba_fast.study.erf_report import json_beside, map_rows
-    from cba_fast.study.plots import save_figure
-    from cba_fast.study.plots_erf import plot_map
+    from ..analysis.plots import save_figure
+    from ..analysis.plots_erf import plot_map
+    from ..erf.report import json_beside, map_rows
 
     for row in map_rows(found):
         click.echo(row)
@@ -188,7 +188,7 @@ def _given(name: str) -> bool:
 
 def _only_map(family: str, output, save_map, map_path) -> Path:
     """Return where the map of ``--definition replknet`` goes."""
-    from cba_fast.errors import InputError
+    from ..errors import InputError
 
     asked = {"--output": output, "--save_map": save_map, "--map": map_path}
     asked = {name: path for name, path in asked.items() if path is not None}
@@ -208,7 +208,7 @@ def _check_outputs(
     sizes: Path | None, save_map: Path | None, map_path: Path | None, map_fig: Path | None
 ) -> None:
     """Refuse unusable file names before anything runs."""
-    from cba_fast.errors import InputError
+    from ..errors import InputError
 
     named = {"--output": sizes, "--save_map": save_map, "--map": map_path}
     seen: dict[Path, str] = {}
@@ -218,7 +218,7 @@ def _check_outputs(
         if path is not None:
             seen[path] = option
     if map_fig is not None:
-        from cba_fast.study.plots import check_picture
+        from ..analysis.plots import check_picture
 
         if save_map is None and map_path is None:
             raise InputError("--map_fig needs --map, --save_map or --definition replknet")

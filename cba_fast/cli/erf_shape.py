@@ -60,8 +60,8 @@ def command(
     beta / (alpha + beta) counts, since a norm follows the mixture. Each mixture's ERF map is that
     of `erf-compute --definition replknet` at --input_size, with the weights as they are.
     """
-    from cba_fast.study import erf_shape
-    from cba_fast.study.inference import open_images
+    from ..experiments import erf_shape
+    from ..runs.inference import open_images
 
     output = output if output.suffix == ".npy" else output.with_name(f"{output.name}.npy")
     json_path = json_path or output.with_suffix(".json")
@@ -102,9 +102,9 @@ def command(
 
 def _show(found, match: Path | None, target, save_fig: Path) -> None:
     """Print the table of a sweep, and draw it."""
-    from cba_fast.study.erf_shape import table
-    from cba_fast.study.plots import save_figure
-    from cba_fast.study.plots_erf import plot_mixtures
+    from ..analysis.plots import save_figure
+    from ..experiments.erf_shape import table
+    from ..experiments.plots_mixtures import plot_mixtures
 
     warn(found.notes)
     for row in table(found.mixtures):
@@ -117,8 +117,8 @@ def _show(found, match: Path | None, target, save_fig: Path) -> None:
 
 def _check(match: Path | None, family: str | None, name: str | None, save_fig: Path) -> None:
     """Refuse options that do not go together, before anything runs."""
-    from cba_fast.errors import InputError
-    from cba_fast.study.plots import check_picture
+    from ..analysis.plots import check_picture
+    from ..errors import InputError
 
     check_picture(save_fig)
     is_map = match is not None and match.suffix == ".npy"
@@ -130,9 +130,10 @@ def _check(match: Path | None, family: str | None, name: str | None, save_fig: P
 
 def _target(match, family, name, used, num_samples, output: Path, options):
     """Return the ERF map to match: that of the file, or of the checkpoint on the same images."""
-    from cba_fast.study import erf_runs, erf_shape
-    from cba_fast.study.config import ModelConfig
-    from cba_fast.study.inference import load_model
+    from ..experiments import erf_shape
+    from ..runs import erf as erf_runs
+    from ..runs.inference import load_model
+    from ..runs.settings import ModelConfig
 
     if match.suffix == ".npy":
         return erf_shape.load_target(match)

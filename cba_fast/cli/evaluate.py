@@ -5,17 +5,8 @@ from pathlib import Path
 
 import click
 
-from cba_fast.study.config import BoxConfig, DataConfig, settings
-
-from .options import (
-    SEED,
-    SHARE,
-    box_options,
-    data_options,
-    map_options,
-    model_options,
-    run_options,
-)
+from ..runs.settings import BoxConfig, DataConfig, settings
+from .options import SEED, SHARE, box_options, data_options, map_options, model_options, run_options
 from .progress import bar, warn
 from .scores import (
     print_classification,
@@ -66,8 +57,8 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
-    from cba_fast.study.evaluate import evaluate
-    from cba_fast.study.score import read_tuned
+    from ..runs.evaluate import evaluate
+    from ..runs.score import read_tuned
 
     used = {
         "model": settings(model_config),
@@ -111,7 +102,7 @@ def command(
 
 
 def _write_predictions(path: Path | None, found) -> None:
-    from cba_fast.data import write_predictions
+    from ..data import write_predictions
 
     if path is not None:
         write_predictions(path, found.predictions)
@@ -119,7 +110,7 @@ def _write_predictions(path: Path | None, found) -> None:
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
     """Return what the JSON file holds beside the box scores."""
-    from cba_fast.study.score import box_settings, versions
+    from ..runs.score import box_settings, versions
 
     extra = {
         "classification": found.classification,

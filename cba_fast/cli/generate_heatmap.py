@@ -36,7 +36,7 @@ def command(
     np_HEATMAP_OUTPUT/<class>/<stem>.npy. What an earlier run wrote there is replaced, unless
     --resume continues it.
     """
-    from cba_fast.study.generate import generate_heatmaps
+    from ..runs.generate import generate_heatmaps
 
     start = time.perf_counter()
     try:

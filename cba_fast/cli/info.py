@@ -13,8 +13,9 @@ from rich.table import Table
 
 import cba_fast
 import cba_fast.ops  # fills the registry of backend tables
-from cba_fast.kernels import native
-from cba_fast.ops.backends import BackendTable
+
+from ..kernels import native
+from ..ops.backends import BackendTable
 
 DISTRIBUTIONS = {
     "torch": ("torch",),

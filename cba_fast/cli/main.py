@@ -5,8 +5,8 @@ import sys
 
 import click
 
-from cba_fast import __version__
-from cba_fast.errors import CbaError
+from .. import __version__
+from ..errors import CbaError
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {

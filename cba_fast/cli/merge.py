@@ -4,7 +4,7 @@ import os
 
 import click
 
-from cba_fast.errors import InputError
+from ..errors import InputError
 
 
 @click.command("merge")
@@ -55,7 +55,7 @@ def command(
         raise InputError(f"{output}: would replace the checkpoint that it is made from")
     import torch
 
-    from cba_fast.models import build_model, mergeable, save_state_dict_file
+    from ..models import build_model, mergeable, save_state_dict_file
 
     original = build_model(
         model_family,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from cba_fast.study.config import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
 FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
 STUDY_WEIGHTS = "weights/convnext_base_384_in22ft1k_CUB.pth"
@@ -305,7 +305,7 @@ def statistics_options() -> Callable:
 
 def _statistics(num_resamples: int | None, **values):
     """Return the `Statistics`, which need torch: imported when a command runs, not for its help."""
-    from cba_fast.study.score_statistics import Statistics
+    from ..runs.score_statistics import Statistics
 
     if values["compare"] is None and values["compare_predictions"] is not None:
         raise click.UsageError("--compare_predictions needs --compare")

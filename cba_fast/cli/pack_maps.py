@@ -28,7 +28,7 @@ def command(np_root, store, eval_size, resize_maps, resume, num_workers):
     """
     if resize_maps and eval_size is None:
         raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")
-    from cba_fast.study.pack import pack_maps
+    from ..runs.pack import pack_maps
 
     try:
         done = pack_maps(

@@ -21,10 +21,10 @@ import click
 @click.option("--show", is_flag=True, help="Open the plot in a window, too.")
 def command(csv_path: str, save: str, show: bool) -> None:
     """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
-    from cba_fast.errors import InputError
-    from cba_fast.study.analysis import score_points
-    from cba_fast.study.plots import check_picture, plot_points, save_figure, show_figures
-    from cba_fast.study.points import read_points
+    from ..analysis.models import score_points
+    from ..analysis.plots import check_picture, plot_points, save_figure, show_figures
+    from ..analysis.points import read_points
+    from ..errors import InputError
 
     check_picture(save)
     points = read_points(csv_path)

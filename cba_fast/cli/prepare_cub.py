@@ -25,7 +25,7 @@ def command(source: str, output: str, link: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    from cba_fast.data.prepare import prepare_cub
+    from ..data.prepare import prepare_cub
 
     tasks: dict[str, int] = {}
     columns = (TextColumn("{task.description:>14}"), BarColumn(), TaskProgressColumn())

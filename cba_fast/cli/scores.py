@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cba_fast import files
+from .. import files
 
 
 def print_scores(result, iou_thr: float, bootstrap=None) -> None:

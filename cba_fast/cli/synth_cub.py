@@ -31,9 +31,9 @@ def command(root, classes, images_per_class, test_per_class, size, seed, num_wor
     from rich.console import Console
     from rich.progress import Progress
 
-    from cba_fast.data import generate, load_boxes
-    from cba_fast.data.prepare import split_images
-    from cba_fast.wsol.baselines import fixed_box_baselines
+    from ..data import generate, load_boxes
+    from ..data.prepare import split_images
+    from ..experiments.baselines import fixed_box_baselines
 
     with Progress(console=Console(stderr=True)) as bars:
         task = bars.add_task("drawing", total=None)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 
-from cba_fast.study.config import ModelConfig
-from cba_fast.study.train_config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
-
+from ..runs.settings import ModelConfig
+from ..training.config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
 from .options import FAMILIES, POSITIVE, run_options
 from .progress import bar, warn
 
@@ -64,7 +63,7 @@ def command(run_config, model_family, model_name, alpha, beta, output_stride, re
     continues) and _tb/ (TensorBoard). An earlier run of that name is replaced, unless --resume
     continues it.
     """
-    from cba_fast.study.train import train
+    from ..training.train import train
 
     model = ModelConfig(
         model_family, name=model_name, alpha=alpha, beta=beta, output_stride=int(output_stride)

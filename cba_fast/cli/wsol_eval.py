@@ -61,7 +61,7 @@ def command(
         return
     if statistics.per_class and json_path is None:
         raise click.UsageError("--per_class needs --json, where the figures are written")
-    from cba_fast.study.score import box_settings, read_tuned, score_folder, versions
+    from ..runs.score import box_settings, read_tuned, score_folder, versions
 
     tuned = read_tuned(threshold_from) if threshold_from else None
     scored = score_folder(
@@ -86,7 +86,7 @@ def command(
 
 
 def _statistics_settings(statistics, np_root: Path) -> dict:
-    from cba_fast.study.config import settings
+    from ..runs.settings import settings
 
     return settings(statistics) | {"np_root": str(np_root)}
 
@@ -103,9 +103,9 @@ def _check_pixel_options(context: click.Context) -> None:
 
 
 def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
-    from cba_fast.study.config import settings
-    from cba_fast.study.score import versions
-    from cba_fast.study.score_pixels import PixelConfig, score_pixels
+    from ..runs.score import versions
+    from ..runs.score_pixels import PixelConfig, score_pixels
+    from ..runs.settings import settings
 
     if config.metadata_root is None:
         raise click.UsageError("--mask_root needs --metadata_root")

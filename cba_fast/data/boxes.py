@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cba_fast.data import cub, metadata
-from cba_fast.data.images import read_size
-from cba_fast.data.textlines import some
-from cba_fast.errors import BoxError, InputError
+from ..errors import BoxError, InputError
+from . import cub, metadata
+from .images import read_size
+from .textlines import some
 
 log = logging.getLogger("cba_fast")
 

@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cba_fast.data.records import ImageSet, make_record
-from cba_fast.data.textlines import bad_line, duplicate, read_lines, some
-from cba_fast.errors import BoxError, InputError
+from ..errors import BoxError, InputError
+from .records import ImageSet, make_record
+from .textlines import bad_line, duplicate, read_lines, some
 
 FOLDER = "CUB_200_2011"
 SPLITS = ("train", "test", "all")

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from cba_fast.data import cub, metadata
-from cba_fast.data.records import ImageRecord, ImageSet, make_record
-from cba_fast.data.textlines import some
-from cba_fast.errors import InputError
+from ..errors import InputError
+from . import cub, metadata
+from .records import ImageRecord, ImageSet, make_record
+from .textlines import some
 
 # The extensions that torchvision's ImageFolder takes, compared in lower case as there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

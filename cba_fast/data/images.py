@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cba_fast.errors import ImageError
+from ..errors import ImageError
 
 _EOI = b"\xff\xd9"  # JPEG's end-of-image marker
 # The modes in which Pillow opens 16-bit grey files ("I" before Pillow 11 for PNG).

@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from cba_fast.data.images import read_image
-from cba_fast.data.records import ImageRecord
-from cba_fast.errors import ImageError
+from ..errors import ImageError
+from .images import read_image
+from .records import ImageRecord
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cba_fast.data import metadata
-from cba_fast.data.metadata import MaskPaths
-from cba_fast.errors import ImageError, InputError
+from ..errors import ImageError, InputError
+from . import metadata
+from .metadata import MaskPaths
 
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
 OFFICIAL_SIZE = 224

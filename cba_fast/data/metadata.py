@@ -9,10 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cba_fast.data.cub import check_same_ids
-from cba_fast.data.records import ImageSet, make_record
-from cba_fast.data.textlines import bad_line, duplicate, read_lines, some
-from cba_fast.errors import BoxError, InputError
+from ..errors import BoxError, InputError
+from .cub import check_same_ids
+from .records import ImageSet, make_record
+from .textlines import bad_line, duplicate, read_lines, some
 
 MAX_NUMBER = 2**31 - 1  # of labels, sizes and box corners
 

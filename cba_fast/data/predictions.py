@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cba_fast import files
-from cba_fast.errors import InputError
+from .. import files
+from ..errors import InputError
 
 HEADER = "image_id"
 MAX_DIGITS = 40  # of a class, with leading zeros, and of a value that a message quotes

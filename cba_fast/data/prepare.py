@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from cba_fast.data import cub
-from cba_fast.data.textlines import some
-from cba_fast.errors import InputError
-from cba_fast.files import atomic_path
+from ..errors import InputError
+from ..files import atomic_path
+from . import cub
+from .textlines import some
 
 SPLIT_FOLDER = "images_splitted"
 _EXTRACTING = ".tmp-extracting"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cba_fast.data.textlines import counted, some
-from cba_fast.data.transfer import to_device
-from cba_fast.errors import ImageError
+from ..errors import ImageError
+from .textlines import counted, some
+from .transfer import to_device
 
 MOST_LISTED = 20  # failed images in a report: a folder that is missing fails thousands
 

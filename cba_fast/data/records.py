@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cba_fast.errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)

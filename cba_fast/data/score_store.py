@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cba_fast import files
-from cba_fast.data.npy_header import NPY_ERRORS, check_npy
-from cba_fast.data.records import make_record, map_name
-from cba_fast.data.textlines import duplicate, read_lines
-from cba_fast.errors import InputError, ScoreMapError
+from .. import files
+from ..errors import InputError, ScoreMapError
+from .npy_header import NPY_ERRORS, check_npy
+from .records import make_record, map_name
+from .textlines import duplicate, read_lines
 
 MAPS, NAMES, PRESENT = "maps.npy", "names.txt", "present.npy"
 STORE_FILES = (MAPS, NAMES, PRESENT)

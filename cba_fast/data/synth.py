@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cba_fast.data import cub
-from cba_fast.data.synth_animals import species
-from cba_fast.data.synth_scene import Drawing, draw
-from cba_fast.errors import InputError
-from cba_fast.files import atomic_path, write_json, write_text
+from ..errors import InputError
+from ..files import atomic_path, write_json, write_text
+from . import cub
+from .synth_animals import species
+from .synth_scene import Drawing, draw
 
 MANIFEST = "synth.json"
 # Raised whenever the same seed gives other pixels: an old folder is not taken for a new one then.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cba_fast.data.synth_render import Coat, Tube
+from .synth_render import Coat, Tube
 
 MUTED = (
     (0.42, 0.33, 0.25), (0.55, 0.46, 0.36), (0.35, 0.35, 0.36), (0.60, 0.58, 0.54),

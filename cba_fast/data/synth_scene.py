@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cba_fast.data.synth_animals import Species, individual
-from cba_fast.data.synth_render import Coat, Tube, View, extent, paint
+from .synth_animals import Species, individual
+from .synth_render import Coat, Tube, View, extent, paint
 
 OVERSAMPLE = 2  # the animal is painted at twice the size: smooth outlines after averaging
 MIN_VISIBLE = 0.55  # share of the animal's frame-less box that must stay inside the image

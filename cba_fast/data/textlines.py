@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cba_fast.errors import InputError
+from ..errors import InputError
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,20 +1,13 @@
 """Effective receptive fields: input gradients, ERF sizes and ERF maps of any classifier."""
 
-from cba_fast.erf.gradients import SCORES, center_gradient, input_gradient
-from cba_fast.erf.maps import (
-    AreaRatio,
-    ErfMap,
-    area_ratio,
-    erf_map,
-    measure_erf_map,
-    scale_free_area_ratio,
-)
-from cba_fast.erf.memory import CHECKPOINTS, choose_checkpoint
-from cba_fast.erf.partial import Partial
-from cba_fast.erf.recompute import LEVELS, kept_bytes
-from cba_fast.erf.shape import ErfShape, erf_shape, shape_distance
-from cba_fast.erf.sizes import SizeResult, erf_sizes, measure_erf_sizes, sample_indices
-from cba_fast.erf.walk import Walk
+from .gradients import SCORES, center_gradient, input_gradient
+from .maps import AreaRatio, ErfMap, area_ratio, erf_map, measure_erf_map, scale_free_area_ratio
+from .memory import CHECKPOINTS, choose_checkpoint
+from .partial import Partial
+from .recompute import LEVELS, kept_bytes
+from .shape import ErfShape, erf_shape, shape_distance
+from .sizes import SizeResult, erf_sizes, measure_erf_sizes, sample_indices
+from .walk import Walk
 
 __all__ = [
     "CHECKPOINTS",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cba_fast.erf.lean import lean_convolutions
-from cba_fast.erf.recompute import recomputing
-from cba_fast.nn import eval_mode
+from ..nn import eval_mode
+from .lean import lean_convolutions
+from .recompute import recomputing
 
 SCORES = ("prob", "logit", "logprob")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cba_fast.nn import MapLinear, conv1x1_is_faster
+from ..nn import MapLinear, conv1x1_is_faster
 
 # Channels from which a 1x1 convolution that sums over them is computed as a matrix product, on CPUs
 # whose 1x1 convolutions are not much faster in general. In GFLOP/s on two threads with AVX2, oneDNN

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cba_fast import ops
-from cba_fast.erf.gradients import center_gradient, finite_images, images_of
-from cba_fast.erf.walk import State, Walk, with_finite_gradient
+from .. import ops
+from .gradients import center_gradient, finite_images, images_of
+from .walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cba_fast.erf.recompute import LEVELS, kept_bytes
+from .recompute import LEVELS, kept_bytes
 
 CHECKPOINTS = ("auto", *LEVELS)
 

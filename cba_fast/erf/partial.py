@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cba_fast.files import atomic_path
+from ..files import atomic_path
 
 log = logging.getLogger("cba_fast")
 

@@ -10,9 +10,9 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from cba_fast.erf.lean import lean_convolutions, replace_forward
-from cba_fast.models.layers import LayerScaleBlock
-from cba_fast.models.replknet import ConvFFN, RepLKBlock
+from ..models.layers import LayerScaleBlock
+from ..models.replknet import ConvFFN, RepLKBlock
+from .lean import lean_convolutions, replace_forward
 
 LEVELS = ("none", "block", "stage")
 

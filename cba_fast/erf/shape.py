@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from cba_fast.erf.maps import checked_map
+from .maps import checked_map
 
 # Half the width of the central cross in standard deviations of the map, see `ErfShape.cross_share`.
 CROSS_HALF_WIDTH = 0.25

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cba_fast.data.reading import ImageBatch, Report, cut, read_batches
-from cba_fast.erf.gradients import finite_images
-from cba_fast.erf.partial import Partial
+from ..data.reading import ImageBatch, Report, cut, read_batches
+from .gradients import finite_images
+from .partial import Partial
 
 State = dict[str, Tensor]
 

@@ -9,8 +9,8 @@ are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one for ea
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
-from cba_fast.reference.quantize import refuse_value
+from ..reference.quantize import refuse_value
+from . import native
 
 
 def _readable(scoremaps: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import types
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
+from . import native
 
 
 def load() -> types.ModuleType:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
+from . import native
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
-from cba_fast.reference.erf import refuse_image
+from ..reference.erf import refuse_image
+from . import native
 
 MOST_PIXELS = 2**31 - 1  # the error bound of csrc/cpu/erf_size.cpp counts on it
 

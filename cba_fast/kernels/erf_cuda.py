@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import cuda_core, erf_cpp
-from cba_fast.reference.erf import refuse_image
+from ..reference.erf import refuse_image
+from . import cuda_core, erf_cpp
 
 SCRATCH_BYTES = 2**28  # at a time: 420 images of 384x384, more than fill any GPU
 NOT_FINITE = -1  # what kernels write in place of sizes; any other negative number: undecided

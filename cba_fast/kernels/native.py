@@ -3,8 +3,8 @@
 import importlib
 import types
 
-from cba_fast.errors import InputError
-from cba_fast.kernels import cuda_archs, openmp
+from ..errors import InputError
+from . import cuda_archs, openmp
 
 _module: types.ModuleType | None = None
 _usable: types.ModuleType | None = None  # _module, once its instruction set is known to run

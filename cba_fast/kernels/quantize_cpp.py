@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import native
-from cba_fast.reference.quantize import refuse_value
+from ..reference.quantize import refuse_value
+from . import native
 
 
 def quantize(scoremaps: Tensor, isa: str = "") -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import cuda_core
-from cba_fast.reference.quantize import refuse_value
+from ..reference.quantize import refuse_value
+from . import cuda_core
 
 
 def quantize(scoremaps: Tensor) -> Tensor:

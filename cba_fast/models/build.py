@@ -7,8 +7,7 @@ import torch
 from timm.models import is_model_in_modules
 from torch import nn
 
-from cba_fast.errors import CheckpointError, InputError
-
+from ..errors import CheckpointError, InputError
 from .checkpoints import Layout, detect_layout, load_state_dict_file, load_strict, mismatches
 from .convnext_study import ConvNeXtStudy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cba_fast.errors import CheckpointError
-from cba_fast.files import atomic_path
+from ..errors import CheckpointError
+from ..files import atomic_path
 
 # What training scripts wrap a state dict in, the first that is there being taken: the study's and
 # the official scripts' names, then the PyTorch tutorials', then timm's and ConvNeXt's average.

@@ -6,9 +6,8 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from cba_fast.kernels import native
-from cba_fast.nn import accelerate, conv1x1_is_faster, linears_as_convs
-
+from ..kernels import native
+from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
 from .layers import Classifier
 from .merging import merge
 from .slak import SLaK

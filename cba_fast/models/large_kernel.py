@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from cba_fast.nn import DepthwiseConv2d
-from cba_fast.nn.fuse import fuse_conv_bn, pad_kernel
-
+from ..nn import DepthwiseConv2d
+from ..nn.fuse import fuse_conv_bn, pad_kernel
 from .layers import Mergeable
 
 

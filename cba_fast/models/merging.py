@@ -6,8 +6,7 @@ import torch
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
-from cba_fast.nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
-
+from ..nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
 from .layers import Classifier, LayerScaleBlock, Mergeable
 from .replknet import ConvFFN, RepLKBlock
 

@@ -6,8 +6,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from cba_fast.nn.fuse import pad_kernel
-
+from ..nn.fuse import pad_kernel
 from .convnext_like import ConvNeXtLikeBackbone, check_stages
 from .large_kernel import conv_of, depthwise
 from .layers import BackboneWithHead, LayerScaleBlock, Mergeable

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import box_sweep_cpp, native
-from cba_fast.ops.backends import Backend, BackendTable
-from cba_fast.ops.library import backend_argument, register, requested
-from cba_fast.ops.quantize import as_scoremaps, as_tensor, quantize
-from cba_fast.reference import box_sweep as reference
+from ..kernels import box_sweep_cpp, native
+from ..reference import box_sweep as reference
+from .backends import Backend, BackendTable
+from .library import backend_argument, register, requested
+from .quantize import as_scoremaps, as_tensor, quantize
 
 CONTOURS = ("largest", "all")
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.kernels import cuda_core, native, quantize_cpp, quantize_cuda
-from cba_fast.ops.backends import Backend, BackendTable
-from cba_fast.ops.library import backend_argument, register, requested
-from cba_fast.reference import quantize as reference
+from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda
+from ..reference import quantize as reference
+from .backends import Backend, BackendTable
+from .library import backend_argument, register, requested
 
 
 def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> Tensor:

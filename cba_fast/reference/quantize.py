@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cba_fast.errors import ScoreMapError
+from ..errors import ScoreMapError
 
 
 def quantize(scoremaps: Tensor) -> Tensor:

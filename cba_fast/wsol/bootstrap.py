@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cba_fast.errors import InputError
-
+from ..errors import InputError
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
 from .row_table import RowTable

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cba_fast.errors import InputError
+from ..errors import InputError
 
 V2_IOUS = (0.3, 0.5, 0.7)
 MODES = ("largest", "all")

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cba_fast.errors import InputError
-
+from ..errors import InputError
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator
 

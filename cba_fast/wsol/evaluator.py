@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.data.boxes import Boxes
-from cba_fast.errors import InputError, ScoreMapError
-from cba_fast.ops import best_box_iou, quantize
-
+from ..data.boxes import Boxes
+from ..errors import InputError, ScoreMapError
+from ..ops import best_box_iou, quantize
 from .batch import as_batch
 from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
 from .row_table import RowTable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cba_fast.nn import eval_mode
+from ..nn import eval_mode
 
 
 def classify(

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cba_fast.data.transfer import to_device
-
+from ..data.transfer import to_device
 from .class_activation import cam_from_features
 from .features import classify
 from .heatmap import normalize, quantize_maps

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.data.transfer import Arriving
-from cba_fast.errors import InputError
-
+from ..data.transfer import Arriving
+from ..errors import InputError
 from .heatmap import normalize, score_levels
 
 

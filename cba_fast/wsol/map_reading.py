@@ -14,13 +14,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from cba_fast.data.npy_header import NPY_ERRORS, is_plain_shape
-from cba_fast.data.records import map_name
-from cba_fast.data.score_store import ScoreStore, is_store
-from cba_fast.data.textlines import counted, some
-from cba_fast.errors import InputError, ScoreMapError
-from cba_fast.ops import quantize
-
+from ..data.npy_header import NPY_ERRORS, is_plain_shape
+from ..data.records import map_name
+from ..data.score_store import ScoreStore, is_store
+from ..data.textlines import counted, some
+from ..errors import InputError, ScoreMapError
+from ..ops import quantize
 from .score_maps import DTYPES, MapFolder, check_score_map, read_score_map, resize_score_map
 
 # Maps that a reader takes at once. A call of `quantize` costs 55 microseconds before its first

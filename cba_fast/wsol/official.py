@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from cba_fast.data.boxes import load_boxes
-from cba_fast.data.masks import OFFICIAL_SIZE, load_masks
-from cba_fast.data.textlines import counted
-from cba_fast.errors import InputError, ScoreMapError
-
+from ..data.boxes import load_boxes
+from ..data.masks import OFFICIAL_SIZE, load_masks
+from ..data.textlines import counted
+from ..errors import InputError, ScoreMapError
 from .batch import as_batch
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator

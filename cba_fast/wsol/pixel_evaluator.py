@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cba_fast.data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
-from cba_fast.errors import InputError
-
+from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
+from ..errors import InputError
 from .batch import as_batch
 from .score_maps import check_score_map
 

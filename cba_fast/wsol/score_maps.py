@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cba_fast.data.npy_header import NPY_ERRORS, check_npy
-from cba_fast.data.records import make_record
-from cba_fast.errors import ScoreMapError
+from ..data.npy_header import NPY_ERRORS, check_npy
+from ..data.records import make_record
+from ..errors import ScoreMapError
 
 DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8)))
 

@@ -1,0 +1,217 @@
+"""Does a larger effective receptive field localize better? ERF sizes against MaxBoxAcc."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..erf.sizes import SizeStats, size_stats
+from ..errors import InputError
+from .points import Point
+
+_KEYS = ("name", "erf_path", "maxboxacc")
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """One model of the analysis.
+
+    Attributes:
+        name: its label.
+        erf: statistics of its ERF sizes.
+        maxboxacc: MaxBoxAcc in percent.
+        family: its family, where known.
+    """
+
+    name: str
+    erf: SizeStats
+    maxboxacc: float
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The line MaxBoxAcc = slope * ERF mean + intercept, and how well it explains the scores.
+
+    Attributes:
+        slope: percent per pixel.
+        intercept: percent.
+        r2: 1 - ss_res / (ss_tot + 1e-8).
+        pearson: the correlation coefficient; None where all scores are equal (undefined).
+        p_value: two-sided, of no correlation under normality; None for fewer than 3 models (it
+            says nothing there) or without `pearson`.
+        count: number of models.
+    """
+
+    slope: float
+    intercept: float
+    r2: float
+    pearson: float | None
+    p_value: float | None
+    count: int
+
+
+def load_sizes(path: str | os.PathLike) -> np.ndarray:
+    """Read a ``.npy`` file of ERF sizes, (N,) or (N,1), as a float64 vector.
+
+    Raises:
+        InputError: the file is missing, is not a NumPy array file, holds another shape, no value,
+            or values that are not finite and >= 0.
+    """
+    try:
+        sizes = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file (paths are relative to the working directory)"
+        ) from None
+    except (ValueError, EOFError) as e:
+        raise InputError(f"{path}: not a .npy file of numbers: {e}") from e
+    if not isinstance(sizes, np.ndarray) or sizes.dtype.kind not in "fiu":
+        raise InputError(f"{path}: not a .npy file of real numbers")
+    if sizes.ndim == 2 and sizes.shape[1] == 1:
+        sizes = sizes[:, 0]
+    if sizes.ndim == 2:
+        raise InputError(
+            f"{path}: sizes for {sizes.shape[1]} values of p, shape {sizes.shape}; the analysis"
+            " needs one value: run erf-compute with a single --p"
+        )
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise InputError(f"{path}: expected a vector of ERF sizes, got shape {sizes.shape}")
+    sizes = sizes.astype(np.float64)
+    if not np.isfinite(sizes).all() or sizes.min() < 0:
+        raise InputError(f"{path}: ERF sizes must be finite and >= 0")
+    return sizes
+
+
+def percent(maxboxacc: float) -> float:
+    """Return MaxBoxAcc in percent: values up to 1 are fractions, as the study takes them."""
+    return maxboxacc * 100 if maxboxacc <= 1 else maxboxacc
+
+
+def load_config(path: str | os.PathLike) -> list[ModelScore]:
+    """Read the models of a JSON list of ``{"name", "erf_path", "maxboxacc"}`` and their sizes.
+
+    ``erf_path`` is relative to the working directory; ``maxboxacc`` is a fraction (up to 1) or
+    percent.
+
+    Raises:
+        InputError: the file is not such a list, an entry lacks a key or has another one, or a value
+            does not fit; the message names the file and the entry.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            entries = json.load(f)
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: not valid JSON: {e}") from e
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: expected a non-empty list of {{{', '.join(_KEYS)}}}")
+    return [_entry(entry, f"{path}, entry {i}") for i, entry in enumerate(entries, 1)]
+
+
+def score_points(points: Sequence[Point]) -> list[ModelScore]:
+    """Return the models of a CSV's points, their size files read.
+
+    Raises:
+        InputError: a size file cannot be used; the message names it.
+    """
+    return [
+        ModelScore(p.model_name, size_stats(load_sizes(p.erf_path)), p.wsol * 100, p.family)
+        for p in points
+    ]
+
+
+def fit_line(erf_means: Sequence[float], scores: Sequence[float]) -> Fit | None:
+    """Fit scores = slope * erf_means + intercept by least squares.
+
+    R2 = 1 - ss_res / (ss_tot + 1e-8), the study's, where ss_res is the sum of squared residuals and
+    ss_tot that of deviations from the mean; equal scores thus give 1 for their (exact) fit.
+
+    Args:
+        erf_means: (M,) mean ERF sizes.
+        scores: (M,) MaxBoxAcc.
+
+    Returns:
+        The fit; None where no line is determined: fewer than 2 models, or equal `erf_means`.
+
+    Raises:
+        ValueError: the lengths differ or a value is not finite.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(erf_means, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(f"expected two finite vectors of one length, got {x.shape} and {y.shape}")
+    if len(x) < 2 or _equal(x):
+        return None
+    with warnings.catch_warnings():
+        # Equal scores: SciPy warns that its r is not defined; `pearson` says so below.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        line = stats.linregress(x, y)
+    residuals = y - (line.slope * x + line.intercept)
+    r2 = 1 - (residuals**2).sum() / (((y - y.mean()) ** 2).sum() + 1e-8)
+    pearson = p_value = None
+    if not _equal(y):
+        pearson = float(line.rvalue)
+        p_value = float(line.pvalue) if len(x) > 2 else None
+    return Fit(float(line.slope), float(line.intercept), float(r2), pearson, p_value, len(x))
+
+
+def fit_models(models: Sequence[ModelScore]) -> Fit | None:
+    """Return :func:`fit_line` of the models' mean ERF sizes and MaxBoxAcc in percent."""
+    return fit_line([m.erf.mean for m in models], [m.maxboxacc for m in models])
+
+
+def report_lines(models: Sequence[ModelScore], fit: Fit | None) -> list[str]:
+    """Return the printed statistics: one line per model, then the fit or why there is none."""
+    width = max(len(m.name) for m in models)
+    lines = [
+        f"{m.name:<{width}}  ERF mean {m.erf.mean:.2f}, std {m.erf.std:.2f}"
+        f" ({m.erf.count} images)  MaxBoxAcc {m.maxboxacc:.2f}%"
+        for m in models
+    ]
+    if len(models) == 1:
+        return [*lines, "One model only: no correlation and no fit."]
+    if fit is None:
+        return [*lines, "All ERF means are equal: no line is determined, Pearson is undefined."]
+    if fit.pearson is None:
+        pearson = "undefined (all MaxBoxAcc are equal)"
+    else:
+        pearson = f"{fit.pearson:.4f}"
+        if fit.p_value is not None:
+            pearson += f" (p = {fit.p_value:.3g}, {fit.count} models)"
+    return [
+        *lines,
+        f"Pearson correlation (ERF mean, MaxBoxAcc): {pearson}",
+        f"Linear fit: MaxBoxAcc = {fit.slope:.6g} * ERF mean + {fit.intercept:.6g}",
+        f"R2: {fit.r2:.4f}",
+    ]
+
+
+def _entry(entry: object, where: str) -> ModelScore:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {entry!r}")
+    missing = [k for k in _KEYS if k not in entry]
+    unknown = [k for k in entry if k not in _KEYS]
+    if missing or unknown:
+        raise InputError(f"{where}: missing keys {missing}, unknown keys {unknown}")
+    for key in ("name", "erf_path"):
+        if not isinstance(entry[key], str) or not entry[key].strip():
+            raise InputError(f"{where}: {key} must be a non-empty string, got {entry[key]!r}")
+    score = entry["maxboxacc"]
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if not number or not math.isfinite(score) or not 0 <= score <= 100:
+        raise InputError(f"{where}: maxboxacc must be a number in 0 to 100, got {score!r}")
+    try:
+        sizes = load_sizes(entry["erf_path"])
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+    return ModelScore(entry["name"], size_stats(sizes), percent(float(score)))
+
+
+def _equal(values: np.ndarray) -> bool:
+    # Within rounding: 0.8968 * 100 and 89.68 are one score, and their difference is no spread.
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())

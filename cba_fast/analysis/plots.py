@@ -1,0 +1,313 @@
+"""Pictures of the study: ERF size against localization, by model and by image, and ERF maps."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import atomic_path
+from .models import Fit, ModelScore, fit_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..erf import AreaRatio
+
+FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
+MOST_NAMES = 12
+
+
+def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
+    """Draw mean ERF size (x, standard deviation as error bar) against MaxBoxAcc (y, percent).
+
+    The fitted line spans the points' range, with R2 in the legend.
+
+    Args:
+        models: at least one.
+        fit: their fit, None for none.
+        show: make the figure in a window's backend, for :func:`show_figures`.
+
+    Raises:
+        InputError: `show` without a display.
+    """
+    fig, ax = _figure(show)
+    x = np.array([m.erf.mean for m in models])
+    ax.errorbar(
+        x,
+        [m.maxboxacc for m in models],
+        xerr=[m.erf.std for m in models],
+        fmt="o",
+        ecolor="0.6",
+        capsize=4,
+        label="models (bar: std over images)",
+    )
+    _name_points(ax, models, [(m.erf.mean, m.maxboxacc) for m in models])
+    if fit is not None:
+        ends = np.array([x.min(), x.max()])
+        ax.plot(
+            ends, fit.slope * ends + fit.intercept, "--", label=f"linear fit (R² = {fit.r2:.2f})"
+        )
+    _dress(ax, "Mean ERF size (pixels)", "MaxBoxAcc (%)", "ERF size and localization")
+    return fig
+
+
+def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure":
+    """Draw MaxBoxAcc (x, percent) against mean ERF size (y), one colour per family.
+
+    RepLKNet is orange and ConvNeXt green, as in the study; other families take the colours of
+    matplotlib's cycle that are left, in the order of their names. Up to `MOST_NAMES` points carry
+    their models' names; more would cover each other.
+
+    Args:
+        models: at least one.
+        show: as in :func:`plot_analysis`.
+    """
+    fig, ax = _figure(show)
+    for family, color in family_colors([m.family for m in models]).items():
+        of_family = [m for m in models if m.family == family]
+        ax.scatter(
+            [m.maxboxacc for m in of_family],
+            [m.erf.mean for m in of_family],
+            s=40,
+            color=color,
+            label=family,
+        )
+    if len(models) <= MOST_NAMES:
+        _name_points(ax, models, [(m.maxboxacc, m.erf.mean) for m in models])
+    _dress(ax, "MaxBoxAcc (%)", "Mean ERF size (pixels)", "ERF size and localization, by family")
+    return fig
+
+
+def plot_images(
+    columns: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    show: bool = False,
+) -> "Figure":
+    """Draw one point per image and model, and each model's own least-squares line.
+
+    Args:
+        columns: (n,) x and (n,) y by model name; rows with NaN are left out.
+        xlabel, ylabel: of the axes.
+        show: as in :func:`plot_analysis`.
+    """
+    fig, ax = _figure(show)
+    for (name, (x, y)), color in zip(columns.items(), _model_colors(len(columns))):
+        known = np.isfinite(x) & np.isfinite(y)
+        x, y = x[known], y[known]
+        ax.scatter(x, y, s=10, color=color, alpha=0.35, linewidths=0)
+        label = f"{name} ({len(x)} images)"
+        fit = fit_line(x, y) if len(x) else None
+        if fit is None:
+            ax.plot([], [], "-", color=color, label=f"{label}, no line")
+            continue
+        ends = np.array([x.min(), x.max()])
+        r = "undefined" if fit.pearson is None else f"{fit.pearson:+.2f}"
+        ax.plot(ends, fit.slope * ends + fit.intercept, "-", color=color, label=f"{label}, r {r}")
+    _dress(ax, xlabel, ylabel, "Each image and model, and a line within each model")
+    _legend_below(fig, ax, 2)
+    return fig
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A statistic and its interval in a forest plot; `low` and `high` None draw the point alone."""
+
+    label: str
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def plot_forest(
+    groups: Mapping[str, Sequence[Bar]], labels: Sequence[str], *, show: bool = False
+) -> "Figure":
+    """Draw correlations with their intervals, group by group from top to bottom.
+
+    Args:
+        groups: the bars of each group by its title; what is undefined is left out.
+        labels: all labels, in the order of their colours; the last one is drawn black and larger.
+        show: as in :func:`plot_analysis`.
+    """
+    colors = dict(zip(labels, [*_model_colors(len(labels) - 1), "k"]))
+    count = sum(len(bars) for bars in groups.values()) + len(groups)
+    fig, ax = _figure(show, figsize=(8, 1.5 + 0.11 * count))
+    y, ticks, seen = 0.0, [], set()
+    for bars in groups.values():
+        top = y
+        for bar in bars:
+            main = bar.label == labels[-1]
+            if bar.low is not None:
+                ax.plot(
+                    [bar.low, bar.high], [y, y], color=colors[bar.label], lw=2.2 if main else 1.1
+                )
+            ax.plot(
+                bar.estimate,
+                y,
+                "D" if main else "o",
+                color=colors[bar.label],
+                ms=5 if main else 3.5,
+                label=None if bar.label in seen else bar.label,
+            )
+            seen.add(bar.label)
+            y += 1
+        ticks.append((top + max(y - 1, top)) / 2)
+        y += 1
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set_yticks(ticks, list(groups))
+    ax.set_ylim(y - 0.5, -1)
+    ax.set_xlim(-1, 1)
+    label = "correlation with the IoU (after |: what is held fixed), and its interval"
+    _dress(ax, label, "", "What goes with localization")
+    ax.grid(False, axis="y")
+    _legend_below(fig, ax, 4)
+    return fig
+
+
+def plot_erf_map(
+    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, title: str = "", show: bool = False
+) -> "Figure":
+    """Draw an ERF map, log-scaled to [0,1], and the squares of its area ratios.
+
+    Args:
+        erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
+        ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
+        title: stands before the figure's own.
+        show: as in :func:`plot_analysis`.
+
+    Raises:
+        ValueError: `erf` is not an ERF map.
+    """
+    from matplotlib.patches import Rectangle
+
+    from ..erf.maps import log_scaled
+
+    fig, ax = _figure(show, figsize=(6, 5))
+    image = ax.imshow(log_scaled(erf), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+    fig.colorbar(image, ax=ax, label="log10(map + 1), scaled to 1")
+    h, w = erf.shape
+    for i, r in enumerate(r for r in ratios if r.side is not None):
+        # Pixel k covers k - 0.5 to k + 0.5.
+        corner = (w // 2 - r.side // 2 - 0.5, h // 2 - r.side // 2 - 0.5)
+        label = f"{r.threshold:.0%} in {r.ratio:.1%} of the area"
+        style = ("-", "--", "-.", ":")[i % 4]
+        ax.add_patch(
+            Rectangle(corner, r.side, r.side, fill=False, ec="w", ls=style, lw=1.2, label=label)
+        )
+    if ax.patches:
+        ax.legend(fontsize=8, facecolor="0.25", labelcolor="w")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    lead = f"{title}: e" if title else "E"
+    ax.set_title(f"{lead}ffective receptive field, {h} x {w} pixels")
+    return fig
+
+
+def family_colors(families: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each family, in the order of the study's families, then by name."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_hex
+
+    # A cycle may name its colours in any way ("tab:orange").
+    cycle = [to_hex(c) for c in rcParams["axes.prop_cycle"].by_key()["color"]]
+    free = [c for c in cycle if c not in FAMILY_COLORS.values()]
+    others = sorted(set(families) - FAMILY_COLORS.keys())
+    known = {f: c for f, c in FAMILY_COLORS.items() if f in families}
+    return known | {f: free[i % len(free)] for i, f in enumerate(others)}
+
+
+def _model_colors(count: int) -> list:
+    from matplotlib import colormaps
+
+    if count <= 10:
+        return list(colormaps["tab10"].colors[:count])
+    return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
+
+
+def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
+    """Write the figure, in the format that the file's ending names, in one step.
+
+    Raises:
+        InputError: matplotlib does not write such files.
+    """
+    check_picture(path)
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, dpi=200)
+
+
+def check_picture(path: str | os.PathLike) -> None:
+    """Refuse a file name whose ending is not a picture format that matplotlib writes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    suffix = os.path.splitext(os.fspath(path))[1][1:].lower()
+    if suffix not in known:
+        raise InputError(f"{path}: unknown picture format; use one of {', '.join(sorted(known))}")
+
+
+def check_display() -> None:
+    """Refuse to open windows where there are none, before a long run as well as after it."""
+    import matplotlib.pyplot as plt
+
+    # What pyplot falls back to without a display, and the backends that only write files.
+    if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
+        raise InputError("--show needs a display; without it, save the figure to a file")
+
+
+def show_figures() -> None:
+    """Open the figures that were made with ``show=True`` and wait until they are closed."""
+    import matplotlib.pyplot as plt
+
+    plt.show()
+
+
+def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure", "Axes"]:
+    if show:
+        import matplotlib.pyplot as plt
+
+        check_display()
+        fig = plt.figure(figsize=figsize, layout="constrained")
+    else:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        fig = Figure(figsize=figsize, layout="constrained")
+        FigureCanvasAgg(fig)
+    return fig, fig.add_subplot()
+
+
+def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    ax.grid(True, linestyle="--", alpha=0.4)
+    ax.set_axisbelow(True)
+    ax.legend()
+
+
+def _name_points(
+    ax: "Axes", models: Sequence[ModelScore], points: Sequence[tuple[float, float]]
+) -> None:
+    """Write each model's name beside its point, towards the middle: inside of the axes."""
+    middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
+    for m, point in zip(models, points, strict=True):
+        left = point[0] > middle
+        ax.annotate(
+            m.name,
+            point,
+            xytext=(-4 if left else 4, 5),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=9,
+        )
+
+
+def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:
+    """Move the legend out of the axes, where points fill them."""
+    ax.get_legend().remove()
+    fig.legend(loc="outside lower center", ncols=columns, fontsize=8)

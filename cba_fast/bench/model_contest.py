@@ -1,0 +1,309 @@
+"""Whole networks: PyTorch's ways to run one against its inference form here."""
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import cba_fast.models  # noqa: F401  (registers the study's models with timm)
+
+from ..errors import InputError
+from ..models import inference_form, merge
+from ..nn import DepthwiseConv2d, accelerate
+from ..nn.depthwise import why_not_covered
+from .contest import Contest
+from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
+
+DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
+OURS = "ours"
+# Relative L2 errors of a network's results above which a form is wrong: rounding through up to a
+# hundred layers of random weights (measured: features 1e-6 to 1e-5, and 1e-2 in bfloat16; gradients
+# 1e-5 to 3e-5). A branch or a norm that is lost changes them by more than half. A kernel that is
+# slightly off shows in `layer_errors`.
+WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+
+
+def create(name: str, seed: int = 0) -> nn.Module:
+    """Return a model of timm's or ours with random weights that leave no layer without effect.
+
+    Raises:
+        InputError: timm knows no such model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = timm.create_model(name)
+        except RuntimeError as e:
+            raise InputError(f"model {name!r}: {e}") from e
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.weight.normal_(std=module.weight[0].numel() ** -0.5)
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.uniform_(-0.3, 0.3)
+                    module.running_var.uniform_(0.5, 2)
+                # A layer scale starts at 1e-6, which would hide what its block computes.
+                if getattr(module, "gamma", None) is not None:
+                    module.gamma.uniform_(0.05, 0.3)
+    return model.eval().requires_grad_(False)
+
+
+def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counter[Case]:
+    """Return the depthwise convolutions that our op covers in a model, and how many of each.
+
+    Args:
+        model: any model of images (N,3,S,S); it is left as it is.
+        input_size: S.
+        batch: N.
+    """
+    found: Counter[Case] = Counter()
+
+    def note(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
+        n, c, h, w = args[0].shape
+        found[Case(c, h, w, *module.kernel_size, batch=n)] += 1
+
+    shapes_only = copy.deepcopy(model).to("meta")
+    for module in _covered(shapes_only).values():
+        module.register_forward_pre_hook(note)
+    shapes_only(torch.empty(batch, 3, input_size, input_size, device="meta"))
+    return found
+
+
+class ModelContest:
+    """Ways to run one network that take turns on one batch of images.
+
+    What is wrong is not timed.
+
+    Args:
+        functions: from `inference` or `training`; each gives a list of tensors.
+        seconds: time of each.
+        exact: the true tensors, such as from `exact_gradients`; None takes the first way's for
+            them.
+
+    Attributes:
+        contest: the turns.
+        errors: the largest relative L2 error of a tensor, by way.
+    """
+
+    def __init__(
+        self,
+        functions: dict[str, Callable[[], list[Tensor]]],
+        seconds: float = 5.0,
+        exact: Sequence[Tensor] | None = None,
+    ):
+        self.contest = Contest(functions, seconds, most=20)
+        results = self.contest.results
+        truth = [y.double() for y in next(iter(results.values()))] if exact is None else exact
+        self.errors = {name: _largest_error(tensors, truth) for name, tensors in results.items()}
+        results.clear()
+        for name in self.wrong():
+            self.contest.leave_out(name)
+
+    def wrong(self) -> dict[str, float]:
+        """Return the errors of the ways whose results are wrong."""
+        return {n: e for n, e in self.errors.items() if not e <= WRONG[_dtype(n)]}
+
+    def record(self) -> dict:
+        """Return the errors and the milliseconds as JSON values."""
+        return {
+            "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
+            "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
+        }
+
+
+def inference(
+    model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return functions that give the features of random images, one tensor.
+
+    ``default``: as PyTorch runs it, with `torch.nn.Conv2d` and contiguous tensors;
+    ``channels_last``; ``channels_last_merged``: also with merged branches and folded norms, where
+    `cba_fast.models.merge` knows the model; ``ours``: `cba_fast.models.inference_form`. With
+    `bfloat16` the last two also as ``..._bf16``, under autocast.
+
+    Args:
+        model: from `create`.
+        input_size: side of the images.
+        batch: number of images.
+        bfloat16: whether the forms in bfloat16 are wanted too.
+    """
+    x = _images(input_size, batch)
+    return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
+
+
+def training(
+    model: nn.Module, input_size: int, batch: int = 4
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return functions that do one training step and give the gradients of the depthwise kernels.
+
+    A step is the forward pass, cross-entropy and backward pass, without an optimizer; ``default``
+    and ``channels_last`` with `torch.nn.Conv2d`, ``ours`` with `DepthwiseConv2d` in channels_last.
+
+    Args:
+        model: from `create`.
+        input_size, batch: as in `inference`.
+    """
+    forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: _accelerated(model)}
+    x = _images(input_size, batch)
+    return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
+
+
+def exact_gradients(model: nn.Module, input_size: int, batch: int = 4) -> list[Tensor]:
+    """Return what a step of `training` gives, in float64.
+
+    The convolutions that our op covers are done by torch.fft: they share no code with those that
+    are compared, and PyTorch's own in float64 would take minutes.
+
+    Args:
+        model, input_size, batch: as in `training`.
+    """
+    form = _plain(model).double()
+    for module in _covered(form).values():
+        module.__class__ = _FftConv2d
+    x = _images(input_size, batch).double()
+    return _step(form.requires_grad_().train(), x, DEFAULT)()
+
+
+def layer_errors(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, float]:
+    """Return the errors of our convolutions in a training step, by layer and direction.
+
+    Each layer's output, input gradient and weight gradient are compared with float64 results of the
+    very tensors that it was given: relative L2 errors, which have the bound of
+    `dwconv_contest.WRONG` as in the benchmark of the op. Gradients of the whole network tell less,
+    as it makes a hundred times as much of every rounding.
+
+    Args:
+        model, input_size, batch: as in `training`.
+    """
+    form = _accelerated(model).requires_grad_().train()
+    witnesses = {name: _Witness(layer) for name, layer in _covered(form).items()}
+    _step(form, _images(input_size, batch), OURS)()
+    return {
+        f"{name} {direction}": error
+        for name, witness in witnesses.items()
+        for direction, error in witness.errors().items()
+    }
+
+
+class _Witness:
+    """Compares what a layer computes in one step with float64, as it comes."""
+
+    def __init__(self, layer: nn.Conv2d):
+        self._layer = layer
+        self._errors: dict[str, float] = {}
+        layer.register_forward_hook(self._forward)
+        layer.register_full_backward_hook(self._backward)
+
+    @torch.no_grad()
+    def _forward(self, layer: nn.Conv2d, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        self._x = inputs[0].detach()
+        exact = fft_forward(self._x.double(), layer.weight.double())
+        if layer.bias is not None:
+            exact += layer.bias.double()[:, None, None]
+        self._errors["forward"] = relative_error(y, exact)
+
+    @torch.no_grad()
+    def _backward(self, layer: nn.Conv2d, grad_x: tuple[Tensor, ...], grad_y: tuple) -> None:
+        grad = grad_y[0].double()
+        exact = fft_grad_x(grad, layer.weight.double())
+        self._errors["grad_x"] = relative_error(grad_x[0], exact)
+        self._grad_weight = fft_grad_weight(grad, self._x.double(), layer.kernel_size)
+
+    def errors(self) -> dict[str, float]:
+        """Return the error of each direction, after the step."""
+        error = relative_error(self._layer.weight.grad, self._grad_weight)
+        return self._errors | {"grad_weight": error}
+
+
+def _largest_error(tensors: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    errors = [relative_error(y, t) for y, t in zip(tensors, truth, strict=True)]
+    return torch.tensor(errors, dtype=torch.float64).max().item()  # NaN if one of them is
+
+
+def _accelerated(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    accelerate(model)
+    return model
+
+
+def _covered(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the layers whose convolution is our op's or could be, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and not why_not_covered(module)
+    }
+
+
+class _FftConv2d(nn.Conv2d):
+    """A depthwise convolution by `fft_forward`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = fft_forward(x, self.weight)
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+def _images(input_size: int, batch: int) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, input_size, input_size, generator=g)
+
+
+def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
+    if name != DEFAULT:
+        x = x.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    labels = torch.arange(len(x))
+
+    def run() -> list[Tensor]:
+        model.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(x), labels).backward()
+        return [w.grad for w in kernels]
+
+    return run
+
+
+def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
+    channels_last = torch.channels_last
+    forms = {
+        DEFAULT: _plain(model),
+        CHANNELS_LAST: _plain(model).to(memory_format=channels_last),
+    }
+    with contextlib.suppress(TypeError):  # a model that `merge` does not know
+        forms[MERGED] = _plain(merge(model)).to(memory_format=channels_last)
+    forms[OURS] = inference_form(model)
+    if bfloat16:
+        if MERGED in forms:
+            forms[f"{MERGED}_bf16"] = forms[MERGED]
+        forms[f"{OURS}_bf16"] = inference_form(model, dtype=torch.bfloat16)
+    return forms
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """Return a copy whose depthwise convolutions are PyTorch's."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, DepthwiseConv2d):
+            module.__class__ = nn.Conv2d
+    return model
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.bfloat16 if name.endswith("_bf16") else torch.float32
+
+
+def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
+    """Return a function that gives the features of `x`, or the output of a model without."""
+    x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
+    function = getattr(form, "forward_features", form)
+
+    def run() -> list[Tensor]:
+        half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)
+        with torch.inference_mode(), half:
+            return [function(x)]
+
+    return run

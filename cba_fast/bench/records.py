@@ -1,0 +1,80 @@
+"""Benchmark records: JSON lines, one per measured case, each with the machine it ran on."""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from .. import files
+from ..errors import InputError
+from ..kernels import native
+from ..runs.score import versions
+
+KEY = ("bench", "case", "direction", "dtype", "algorithm")
+
+
+def machine() -> dict:
+    """Return what a time depends on: processor, instruction set, threads, versions."""
+    reason = native.unavailable()
+    return {
+        "cpu": cpu_name(),
+        "isa": None if reason else native.build_info()["isa"],
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "versions": {k: v for k, v in versions().items() if k in ("cba_fast", "python", "torch")},
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def device_slug() -> str:
+    """Return processor, instruction set and threads as a part of a file name."""
+    info = machine()
+    name = re.sub(r"[^a-z0-9]+", "-", info["cpu"].lower()).strip("-")
+    return f"{name}_{info['isa'] or 'torch'}_{info['threads']}t"
+
+
+def read_records(path: str | os.PathLike) -> list[dict]:
+    """Read JSON lines; a missing file holds none.
+
+    Raises:
+        InputError: a line is no JSON object; the message names it.
+    """
+    path = Path(path)
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as e:
+            raise InputError(f"{path}: line {number} is no JSON: {e}") from e
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {number} is no JSON object")
+        records.append(record)
+    return records
+
+
+def add_record(path: str | os.PathLike, record: dict) -> None:
+    """Put a record into a file of JSON lines, in place of an older one of the same case."""
+    records = read_records(path)
+    key = _key(record)
+    places = [i for i, old in enumerate(records) if _key(old) == key]
+    if places:
+        records[places[0]] = record
+    else:
+        records.append(record)
+    files.write_text(path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+
+
+def _key(record: dict) -> tuple:
+    return tuple(record.get(k) for k in KEY)

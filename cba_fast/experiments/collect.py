@@ -1,0 +1,230 @@
+"""``collect-erf-wsol``: train where weights are missing, score, measure the ERF, add to the CSV."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from .. import files
+from ..analysis.points import put_points
+from ..errors import InputError
+from ..runs.erf import compute_sizes
+from ..runs.evaluate import EvaluateResult, evaluate
+from ..runs.inference import load_model, open_images
+from ..runs.score import versions
+from ..training.train import train
+from .plan import Experiment, Plan
+from .progress import (
+    DONE,
+    RUN,
+    Step,
+    erf_path,
+    error_path,
+    point_of,
+    result_path,
+    stamp,
+    weights_are_given,
+    weights_of,
+)
+from .settings import Settings
+
+Bar = Callable[[str], Callable[[Iterable, int], Iterator]]
+
+
+@dataclass
+class Outcome:
+    """How an experiment ended.
+
+    Attributes:
+        experiment: the experiment.
+        status: "done" now, "kept" from an earlier run, or "failed".
+        result: what its JSON file holds; None if it failed.
+        error: why it failed, in one line.
+    """
+
+    experiment: Experiment
+    status: str
+    result: dict | None = None
+    error: str = ""
+
+
+@dataclass
+class _Collecting:
+    """One run over a file of experiments.
+
+    Attributes:
+        plan: the experiments and where results go.
+        log: gets lines.
+        bar: returns the progress function of a description.
+        trained: the summary of each training of this run, or the reason why it failed, by name.
+    """
+
+    plan: Plan
+    log: Callable[[str], None]
+    bar: Bar
+    trained: dict[str, dict | str] = field(default_factory=dict)
+
+
+def collect(
+    plan: Plan, steps: Sequence[Step], *, log: Callable[[str], None] = print, bar: Bar | None = None
+) -> Iterator[Outcome]:
+    """Run what the experiments need, one after the other, and yield how each ended.
+
+    For each experiment: train (or continue a training) unless its weights are there, score all
+    images that have boxes, measure the ERF sizes, write ``erf_<name>.npy``, then ``<name>.json``,
+    then its row of the CSV. A run that is killed anywhere and started again ends with the files of
+    an uninterrupted one. An experiment that fails leaves ``<name>.error.txt`` and does not end
+    the others; experiments that need the same training share it, and its failure.
+
+    Args:
+        plan: from `load_experiments`.
+        steps: from `find_steps`, checked by `refuse_changes` (or to be redone) and `check_inputs`.
+        log: gets a line before each part and the lines of the training.
+        bar: ``bar(description)`` returns a ``progress(iterable, total)``.
+    """
+    run = _Collecting(plan, log, bar or (lambda text: lambda items, total: iter(items)))
+    order = [e.name for e in plan.experiments]
+    for number, step in enumerate(steps, 1):
+        name = step.experiment.name
+        if step.need == RUN:
+            log(f"[{number}/{len(steps)}] {name}")
+            if step.change:
+                # Before its ERF sizes are replaced: old settings must not vouch for new sizes. The
+                # row goes first: one without a result would be taken for the user's.
+                put_points(plan.csv, [], order, remove={name})
+                result_path(plan, name).unlink(missing_ok=True)
+            outcome = _try(run, step.experiment)
+        else:
+            outcome = Outcome(step.experiment, "kept", step.result)
+        if outcome.result is not None:
+            if step.need != DONE:
+                put_points(plan.csv, [point_of(plan, step.experiment, outcome.result)], order)
+            error_path(plan, name).unlink(missing_ok=True)
+        yield outcome
+
+
+def _try(run: _Collecting, experiment: Experiment) -> Outcome:
+    try:
+        result = _run(run, experiment)
+    except Exception as e:  # whatever it is, it is this experiment's: the others go on
+        reason = f"{type(e).__name__}: {e}" if not isinstance(e, InputError) else str(e)
+        path = error_path(run.plan, experiment.name)
+        files.write_text(path, f"{reason}\n\n{traceback.format_exc()}")
+        run.log(f"failed: {reason}")
+        return Outcome(experiment, "failed", error=reason)
+    files.write_json(result_path(run.plan, experiment.name), result)
+    return Outcome(experiment, "done", result)
+
+
+def _run(run: _Collecting, experiment: Experiment) -> dict:
+    settings = experiment.settings
+    training = _train(run, settings) if settings.weight_path is None else None
+    weights = weights_of(settings)
+    identity = stamp(weights)
+    if settings.compile:
+        # Of a class of models eight forms are compiled, all later ones run as they are: results
+        # would depend on what ran before them.
+        torch.compiler.reset()
+    started = time.perf_counter()
+    found = evaluate(
+        settings.model_of(weights),
+        settings.data(),
+        settings.run(),
+        settings.maps(),
+        settings.boxes(),
+        num_samples=0,
+        progress=run.bar("evaluating"),
+    )
+    evaluated = time.perf_counter()
+    erf, notes = _measure(run, experiment, weights)
+    seconds = {"evaluate": evaluated - started, "erf": time.perf_counter() - evaluated}
+    for note in found.notes + notes:
+        run.log(f"Warning: {note}")
+    return {
+        "name": experiment.name,
+        "settings": settings.described(),
+        "weights": identity,
+        "training": training,
+        **_scores(found),
+        "erf": erf,
+        "seconds": seconds,
+        "notes": found.notes + notes,
+        "versions": versions(),
+    }
+
+
+def _train(run: _Collecting, settings: Settings) -> dict | None:
+    """Make sure that the experiment's weights are there; return what their training ended with."""
+    config = settings.training()
+    name = config.exp_name
+    if name not in run.trained:
+        if weights_are_given(settings):
+            run.log(f"{weights_of(settings)}: used as it is (no training state beside it)")
+            return None
+        run.log(f"training {name}")
+        try:
+            ended = train(
+                settings.model_of(None),
+                config,
+                settings.run(),
+                resume=True,
+                progress=run.bar("training"),
+                log=run.log,
+            )
+        except Exception as e:
+            run.trained[name] = f"{type(e).__name__}: {e}"
+            raise
+        run.trained[name] = {
+            "name": name,
+            "best_top1": ended.best_top1,
+            "best_epoch": ended.best_epoch,
+            "epochs": ended.epochs,
+            "seconds": ended.seconds,
+        }
+        for note in ended.notes:
+            run.log(f"Warning: {note}")
+    summary = run.trained[name]
+    if isinstance(summary, str):
+        raise InputError(f"its training {name} failed before: {summary}")
+    return summary
+
+
+def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[dict, list[str]]:
+    """Measure the ERF sizes as ``erf-compute`` does by default: one image at a time, in float32."""
+    settings = experiment.settings
+    model, data = settings.model_of(weights), settings.data()
+    how = replace(settings.run(), batch_size=1, precision="fp32", compile=False)
+    sizes = compute_sizes(
+        load_model(model, how),
+        open_images(data),
+        model,
+        data,
+        how,
+        settings.sizes(),
+        erf_path(run.plan, experiment.name),
+        progress=run.bar("ERF sizes"),
+    )
+    (stats,) = sizes.stats.values()
+    erf = {
+        "num_samples": stats.count,
+        "p": settings.p,
+        "seed": settings.erf_seed,
+        "mean": stats.mean,
+        "std": stats.std,
+    }
+    return erf, sizes.notes
+
+
+def _scores(found: EvaluateResult) -> dict:
+    result = found.result
+    at_half = result.iou_thresholds.index(0.5)
+    return {
+        "max_box_acc": result.max_box_acc,
+        "max_box_acc_v2": result.max_box_acc_v2,
+        "optimal_threshold": result.modes["largest"].optimal_threshold[at_half],
+        "num_images": result.num_images,
+        "classification": found.classification,
+    }

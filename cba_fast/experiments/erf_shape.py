@@ -1,0 +1,354 @@
+"""``erf-shape``: what slak_flex's mixture does to the ERF, and which mixture resembles a target."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+from ..data import ImageRecord, ImageSet
+from ..data.reading import Report
+from ..erf import (
+    AreaRatio,
+    ErfShape,
+    Partial,
+    area_ratio,
+    erf_shape,
+    measure_erf_map,
+    scale_free_area_ratio,
+    shape_distance,
+)
+from ..errors import InputError
+from ..files import write_json, write_npy
+from ..models import SLaKFlex, build_model, inference_form
+from ..runs.erf import check_precision, checkpoint_level, map_walk, run_description
+from ..runs.inference import PRECISIONS, autocast, choose_device, report_on
+from ..runs.settings import DataConfig, ModelConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which mixtures, and how each one's ERF map is measured.
+
+    Attributes:
+        steps: mixtures from cross to square, both included; at least 2.
+        num_images: images of each map, the first ones of the set.
+        evaluations: most maps that a search measures beside the sweep's.
+    """
+
+    steps: int = 5
+    num_images: int = 4
+    evaluations: int = 12
+
+    def shares(self) -> list[float]:
+        """Return the sweep's shares of the square kernel, 0 to 1."""
+        return [i / (self.steps - 1) for i in range(self.steps)]
+
+
+@dataclass
+class Mixture:
+    """The ERF of slak_flex at alpha = 1 - square_share, beta = square_share.
+
+    Attributes:
+        square_share: beta / (alpha + beta).
+        map: (S,S) float64.
+        ratios, scale_free: published and scale-free area ratios.
+        shape: descriptors.
+        distance: from the target, see :func:`~cba_fast.erf.shape_distance`; None without one.
+    """
+
+    square_share: float
+    map: np.ndarray
+    ratios: list[AreaRatio]
+    scale_free: list[AreaRatio]
+    shape: ErfShape
+    distance: float | None = None
+
+    @property
+    def alpha(self) -> float:
+        return 1 - self.square_share
+
+    @property
+    def beta(self) -> float:
+        return self.square_share
+
+    def as_dict(self) -> dict:
+        """Return JSON values, the map aside."""
+        values = {"alpha": self.alpha, "beta": self.beta, "shape": self.shape.as_dict()}
+        values["area_ratio_log10_published"] = [r._asdict() for r in self.ratios]
+        values["area_ratio_scale_free"] = [r._asdict() for r in self.scale_free]
+        return values if self.distance is None else {**values, "distance": self.distance}
+
+
+@dataclass
+class Sweep:
+    """A finished run: the sweep's mixtures, those a search tried, the best one, notes."""
+
+    mixtures: list[Mixture]
+    tried: list[Mixture] = field(default_factory=list)
+    best: Mixture | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def load_mixable(config: ModelConfig) -> SLaKFlex:
+    """Build slak_flex in the form in which alpha and beta can still be changed, on the CPU.
+
+    Raises:
+        InputError: another family, alpha or beta given, or a checkpoint with merged weights.
+        CheckpointError: the weights cannot be loaded.
+    """
+    if config.family != "slak_flex":
+        raise InputError(f"only slak_flex has a mixture to change, not {config.family}")
+    if config.alpha is not None or config.beta is not None:
+        raise InputError("alpha and beta are what is swept; leave them out")
+    model = build_model(
+        config.family,
+        model=config.name,
+        checkpoint=config.weights,
+        num_classes=config.num_classes,
+        output_stride=config.output_stride,
+    )
+    try:
+        model.set_mixing(1, 0)
+    except ValueError as e:
+        raise InputError(f"{config.weights}: {e}") from e
+    return model
+
+
+class MixtureMaps:
+    """Measures the ERF maps of mixtures, each once; the finished ones are kept in `partial`.
+
+    The output depends on alpha and beta through beta / (alpha + beta) alone: a layer norm follows
+    the mixture and takes out a common factor (but for its epsilon). So one number says it all.
+
+    Args:
+        model: from :func:`load_mixable`; its mixture is changed.
+        records: the images.
+        input_size: their side.
+        run: how to compute.
+        num_images: images of each map.
+        checkpoint: see :func:`~cba_fast.runs.erf.compute_sizes`.
+        partial: keeps the maps, and gives those of a killed run.
+        progress: as for :func:`~cba_fast.runs.erf.compute_sizes`.
+    """
+
+    def __init__(
+        self,
+        model: SLaKFlex,
+        records: Sequence[ImageRecord],
+        input_size: int,
+        run: RunConfig,
+        num_images: int,
+        checkpoint: str = "auto",
+        partial: Partial | None = None,
+        progress: Callable = lambda steps, count: steps,
+    ):
+        self.model, self.records, self.input_size, self.run = model, records, input_size, run
+        self.num_images, self.checkpoint = num_images, checkpoint
+        self.partial, self.progress = partial, progress
+        self.report: Report = report_on(records, run)
+        stored = (partial.load() if partial else None) or {}
+        self.maps: dict[float, np.ndarray] = dict(
+            zip(stored.get("shares", np.empty(0)).tolist(), stored.get("maps", ()))
+        )
+        self.continued = len(self.maps)
+        if stored:
+            self.report.loads(str(stored["report"]))
+
+    def __call__(self, square_share: float) -> Mixture:
+        """Return the mixture of a share of the square kernel in [0, 1].
+
+        Raises:
+            ImageError: no image can be used, or, with ``run.strict``, one cannot.
+            InputError: the ERF map is zero everywhere.
+        """
+        if square_share not in self.maps:
+            self.maps[square_share] = self._measure(square_share)
+            if self.partial:
+                self.partial.save(self.arrays)
+        found = self.maps[square_share]
+        return Mixture(
+            square_share, found, area_ratio(found), scale_free_area_ratio(found), erf_shape(found)
+        )
+
+    def _measure(self, square_share: float) -> np.ndarray:
+        self.model.set_mixing(1 - square_share, square_share)
+        form = inference_form(
+            self.model,
+            device=choose_device(self.run),
+            dtype=PRECISIONS[self.run.precision] or torch.float32,
+            channels_last=self.run.channels_last,
+        )
+        walk = map_walk(self.records, self.input_size, self.run, self.progress)
+        level = checkpoint_level(self.checkpoint, form, self.input_size, self.run, features=True)
+        try:
+            with autocast(self.run):
+                found = measure_erf_map(form, walk, self.num_images, checkpoint=level).map
+            erf_shape(found)
+        except ValueError as e:
+            walk.report.check_any(0)
+            raise InputError(
+                f"no ERF map at alpha {1 - square_share:g}, beta {square_share:g}: {e}"
+            ) from e
+        self.report = walk.report
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the finished maps as `partial` keeps them."""
+        return {
+            "shares": np.array(list(self.maps)),
+            "maps": np.stack(list(self.maps.values())),
+            "report": np.array(self.report.dumps()),
+        }
+
+
+def run_sweep(
+    measure: Callable[[float], Mixture],
+    config: SweepConfig,
+    target: np.ndarray | None = None,
+) -> Sweep:
+    """Measure the sweep's mixtures and, with a target, search the one whose ERF is nearest to it.
+
+    The search minimizes :func:`~cba_fast.erf.shape_distance` to the target over the share of the
+    square kernel: Brent's bounded method (`scipy.optimize.minimize_scalar`) between the neighbours
+    of the sweep's best mixture. The best of all that were measured wins, the sweep's included.
+
+    Args:
+        measure: share of the square kernel -> its mixture, such as a `MixtureMaps`.
+        config: the sweep.
+        target: an ERF map (H,W), or None.
+    """
+    shares = config.shares()
+    sweep = Sweep([measure(share) for share in shares])
+    if target is None:
+        return sweep
+    for mixture in sweep.mixtures:
+        mixture.distance = shape_distance(mixture.map, target)
+    tried: dict[float, Mixture] = {}
+
+    def objective(share: float) -> float:
+        mixture = measure(float(share))
+        mixture.distance = shape_distance(mixture.map, target)
+        tried[float(share)] = mixture
+        return mixture.distance
+
+    nearest = int(np.argmin([m.distance for m in sweep.mixtures]))
+    bounds = shares[max(nearest - 1, 0)], shares[min(nearest + 1, len(shares) - 1)]
+    options = {"maxiter": config.evaluations, "xatol": 1e-3}
+    minimize_scalar(objective, bounds=bounds, method="bounded", options=options)
+    sweep.tried = list(tried.values())
+    sweep.best = min([*sweep.mixtures, *sweep.tried], key=lambda m: m.distance)
+    return sweep
+
+
+def compute_sweep(
+    model: SLaKFlex,
+    images: ImageSet,
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    config: SweepConfig,
+    output: str | os.PathLike,
+    *,
+    target: np.ndarray | None = None,
+    target_name: str = "",
+    json_path: str | os.PathLike | None = None,
+    checkpoint: str = "auto",
+    resume: bool = True,
+    progress: Callable = lambda steps, count: steps,
+) -> Sweep:
+    """Run a sweep, and a search if there is a target, and write maps and figures.
+
+    `output` gets the sweep's maps (steps,S,S) float64, from cross to square; the JSON file the
+    settings and, for each mixture and each step of the search, area ratios and descriptors.
+
+    Args:
+        model: from :func:`load_mixable`.
+        images: the data set; the first `config.num_images` usable ones count.
+        model_config, data, run: how model and images were made; a change of them starts afresh.
+        config: the sweep.
+        output: the ``.npy`` file.
+        target: an ERF map (H,W) to match, or None.
+        target_name: what the JSON file calls it.
+        json_path: None: beside `output`.
+        checkpoint, resume, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
+
+    Raises:
+        ImageError: no image can be used, or, with `run.strict`, one cannot.
+        InputError: fp16, or a map that is zero everywhere.
+    """
+    check_precision(run)
+    used = {**run_description(model_config, data, run, images.records), "sweep": asdict(config)}
+    # The maps do not depend on how many are asked for: a finer sweep goes on from a coarser one.
+    of_maps = {**used, "sweep": config.num_images}
+    partial = Partial(output, of_maps)
+    if not resume:
+        partial.remove()
+    how = (data.input_size, run, config.num_images, checkpoint, partial, progress)
+    measure = MixtureMaps(model, images.records, *how)
+    try:
+        found = run_sweep(measure, config, target)
+    except BaseException:
+        if measure.maps:
+            partial.save(measure.arrays, force=True)
+        raise
+    if measure.continued:
+        found.notes.append(f"continued after {measure.continued} mixtures")
+    found.notes += measure.report.lines()
+    write_json(json_path or Path(output).with_suffix(".json"), _report(found, used, target_name))
+    write_npy(output, np.stack([m.map for m in found.mixtures]))
+    partial.remove()
+    return found
+
+
+def _report(found: Sweep, used: dict, target_name: str) -> dict:
+    report = {"mixtures": [m.as_dict() for m in found.mixtures]}
+    if found.best is not None:
+        report["match"] = {
+            "target": target_name,
+            "best": found.best.as_dict(),
+            "tried": [m.as_dict() for m in found.tried],
+        }
+    return {**report, "settings": used}
+
+
+def load_target(path: str | os.PathLike) -> np.ndarray:
+    """Read a saved ERF map (H,W).
+
+    Raises:
+        InputError: the file cannot be read as one; the message names it.
+    """
+    try:
+        erf = np.load(path, allow_pickle=False)
+        erf_shape(erf)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"{path}: no ERF map: {e}") from e
+    return erf
+
+
+def table(mixtures: Sequence[Mixture]) -> list[str]:
+    """Return a printed table: one line per mixture, its descriptors and its area of 50 %."""
+    head = (
+        f"{'alpha':>6} {'beta':>6} {'sigma':>12} {'axes':>6} {'cross':>7} {'fourfold':>8} "
+        f"{'round':>6} {'partic.':>8} {'50% log10':>9} {'50% free':>9}"
+    )
+    with_distance = any(m.distance is not None for m in mixtures)
+    rows = [head + ("  distance" if with_distance else "")]
+    for m in mixtures:
+        s = m.shape
+        sigma = f"{s.sigma_major:.1f}/{s.sigma_minor:.1f}"
+        rows.append(
+            f"{m.alpha:6.3f} {m.beta:6.3f} {sigma:>12} {s.axis_ratio:6.3f} {s.cross_share:7.1%} "
+            f"{s.fourfold:+8.3f} {s.roundness:6.3f} {s.participation:8.2%} "
+            f"{_half(m.ratios):>9} {_half(m.scale_free):>9}"
+            + ("" if m.distance is None else f" {m.distance:9.4f}")
+        )
+    return rows
+
+
+def _half(ratios: Sequence[AreaRatio]) -> str:
+    ratio = next(r.ratio for r in ratios if r.threshold == 0.5)
+    return "none" if ratio is None else f"{ratio:.2%}"

@@ -1,0 +1,295 @@
+"""ERF size, localization and feature-map quality of the same images, for each model of a file."""
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import ImageDataset
+from ..data.reading import Report
+from ..data.textlines import counted
+from ..erf import Partial, Walk, input_gradient
+from ..erf.gradients import finite_images, images_of
+from ..erf.walk import State, with_finite_gradient
+from ..errors import ImageError
+from ..files import write_bytes
+from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
+from ..runs.score import versions
+from ..runs.settings import RunConfig
+from ..wsol import cam_from_features, finish_maps
+from ..wsol.features import classify
+from ..wsol.heatmap import is_constant
+from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
+from .per_image_sample import Sample, Subject, measured_settings
+from .progress import stamp
+from .settings import Settings
+
+log = logging.getLogger("cba_fast")
+
+# What chance and the usual places of objects make of the object channels: see `Measurement`.
+CONTROL = "other_box_channels"
+# Images whose numbers leave the device together. The network sees one at a time, for the bits of
+# the single commands.
+GROUP = 8
+
+
+@dataclass
+class Measurement:
+    """What was measured of one model; rows are images, in the order of the sample.
+
+    Attributes:
+        index: (n,) int64, positions in the sample.
+        iou: (n, T) float64, best IoU at each score threshold (largest contour).
+        active: (n, T) int64, pixels of the CAM above each threshold.
+        object_pixels: (n,) int64, pixels of the CAM in the union of the boxes.
+        erf_size: (n,) float64, pixels.
+        object_channels, pc1_explained, pc1_cam_iou: (n,) float64, see `MapQuality`.
+        other_box_channels: (n,) float64, ``object_channels`` with the boxes of the sample's next
+            image (cyclically): what the usual places of objects explain. NaN where that image's
+            size cannot be read.
+        constant: (n,) bool, CAMs without a positive value: maps of zeros.
+        notes: what to tell at the end.
+    """
+
+    index: np.ndarray
+    iou: np.ndarray
+    active: np.ndarray
+    object_pixels: np.ndarray
+    erf_size: np.ndarray
+    object_channels: np.ndarray
+    pc1_explained: np.ndarray
+    pc1_cam_iou: np.ndarray
+    other_box_channels: np.ndarray
+    constant: np.ndarray
+    notes: list[str]
+
+
+def measure(
+    subject: Subject,
+    sample: Sample,
+    folder: Path,
+    *,
+    score: str = "prob",
+    resume: bool = True,
+    progress: Callable = lambda steps, count: steps,
+) -> Measurement:
+    """Measure one model on the sample, or read what an earlier run of equal settings measured.
+
+    The measurement is written to ``<folder>/<name>.npz``; the finished part of a killed run lies
+    beside it until then.
+
+    Args:
+        subject: the model.
+        sample: from `draw_sample`.
+        folder: where measurements are kept.
+        score: whose gradient is the ERF's, see `input_gradient`.
+        resume: False measures anew.
+        progress: called with the iterable of steps and their number, returns an iterable.
+
+    Raises:
+        CbaError: weights that cannot be loaded, a target that an image does not have, no image that
+            could be measured, or, with the setting `strict`, one that could not.
+    """
+    path = folder / f"{subject.name}.npz"
+    described = _described(subject, sample, score)
+    partial = Partial(path, described)
+    stored = _read(path, described) if resume else None
+    if not resume:
+        partial.remove()
+    if stored is None:
+        stored = _run(subject, sample, score, partial, progress)
+        _write(path, described, stored)
+        partial.remove()
+    arrays = {k: v for k, v in stored.items() if k not in ("report", "settings")}
+    report = report_on(sample.records, _how(subject.settings))
+    report.loads(str(stored["report"]))
+    if report.strict and report.failed:  # of an earlier run that was not strict
+        report.fail(*report.failed[0])
+    return Measurement(**arrays, notes=_notes(arrays, report))
+
+
+def thresholds_of(settings: Settings) -> np.ndarray:
+    """Return the score thresholds of the protocol, (T,) float64."""
+    return np.arange(0, 1, settings.cam_curve_interval)
+
+
+def _run(
+    subject: Subject, sample: Sample, score: str, partial: Partial, progress: Callable
+) -> dict[str, np.ndarray]:
+    settings, run = subject.settings, _how(subject.settings)
+    model = load_model(settings.model_of(subject.weights), run)
+    check_target(model, sample.records, settings.maps())
+    report = report_on(sample.records, run)
+    step = _Step(model, sample, settings, score, report)
+    walk = Walk(
+        ImageDataset(sample.records, input_size=settings.input_size),
+        range(len(sample.records)),
+        batch_size=GROUP,
+        num_workers=run.num_workers,
+        device=choose_device(run),
+        memory_format=memory_format(run),
+        partial=partial,
+        progress=progress,
+        report=report,
+    )
+    state = walk.run(step, step.first())
+    report.check_any(len(state["index"]))
+    return {k: v.numpy() for k, v in state.items()} | {"report": np.array(report.dumps())}
+
+
+@dataclass
+class _Step:
+    """Adds the rows of a group to the state: a pass for the maps, one for the gradient of each."""
+
+    model: nn.Module
+    sample: Sample
+    settings: Settings
+    score: str
+    report: Report
+
+    def first(self) -> State:
+        columns = len(thresholds_of(self.settings))
+        floats = ("erf_size", "object_channels", "pc1_explained", "pc1_cam_iou")
+        return {
+            "index": torch.empty(0, dtype=torch.int64),
+            "iou": torch.empty(0, columns, dtype=torch.float64),
+            "active": torch.empty(0, columns, dtype=torch.int64),
+            "object_pixels": torch.empty(0, dtype=torch.int64),
+            **{name: torch.empty(0, dtype=torch.float64) for name in (*floats, CONTROL)},
+            "constant": torch.empty(0, dtype=torch.bool),
+        }
+
+    def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
+        grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
+        finite = finite_images(features).tolist()
+        good = []
+        for i in with_finite_gradient(self.report, grad, indices):
+            if finite[i]:
+                good.append(i)
+            else:
+                self.report.fail(indices[i], "its feature maps are not finite")
+        if not good:
+            return state
+        kept = [indices[i] for i in good]
+        new = self._rows(features[good], rows[good], kept)
+        new["erf_size"] = ops.erf_size(images_of(grad, good), self.settings.p).double().cpu()
+        new["index"] = torch.tensor(kept)
+        return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
+
+    def _passes(self, images: Tensor, indices: list[int]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield each image's gradient, features and target's row; waits for no device."""
+        for image, index in zip(images.split(1), indices, strict=True):
+            grad = input_gradient(self.model, image, score=self.score)
+            with torch.no_grad():
+                features, logits, weight = classify(self.model, image)
+            yield grad, features, self._row(weight, logits, index)
+
+    def _row(self, weight: Tensor, logits: Tensor, index: int) -> Tensor:
+        """Return the classifier's row of one image's target, (1, C)."""
+        target = self.settings.target
+        if target == "predicted":
+            # As `localize` chooses among equals.
+            return weight[logits.float().topk(min(5, logits.shape[1])).indices[:, 0]]
+        target = self.sample.records[index].label if target == "label" else int(target)
+        return weight[target : target + 1]
+
+    def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
+        side, thresholds = self.settings.map_size, thresholds_of(self.settings)
+        gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
+        grid = tuple(features.shape[2:])
+        small = cam_from_features(features, weights).cpu().numpy()
+        maps = finish_maps(small, side)
+        u = ops.quantize(maps)
+        coverage = np.stack([box_coverage(b, side, grid) for b in gt])
+        others = np.stack([self._other_coverage(i, grid) for i in indices])
+        quality = map_quality(features, weights, coverage, side)
+        return {
+            "iou": ops.best_box_iou(u, gt, thresholds, contours="largest"),
+            "active": active_pixels(u.numpy(), thresholds),
+            "object_pixels": np.array([box_mask(b, side).sum() for b in gt]),
+            "constant": is_constant(maps),
+            CONTROL: object_channels(features, weights, others),
+            **vars(quality),
+        }
+
+    def _other_coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
+        """Return the coverage by the boxes of the sample's next image; zeros if there is none."""
+        ids, side = self.sample.ids, self.settings.map_size
+        other = (index + 1) % len(ids)
+        if other == index:
+            return np.zeros(grid)
+        try:
+            boxes = self.sample.boxes.scaled(ids[other], (side, side))
+        except ImageError:  # its own turn reports it
+            return np.zeros(grid)
+        return box_coverage(boxes, side, grid)
+
+
+def _how(settings: Settings) -> RunConfig:
+    """Return how to compute: as ``erf-compute`` does by default."""
+    return replace(settings.run(), batch_size=1, precision="fp32")
+
+
+def _described(subject: Subject, sample: Sample, score: str) -> dict:
+    """Return all that the numbers depend on."""
+    digest = hashlib.sha256()
+    for record, image_id in zip(sample.records, sample.ids, strict=True):
+        try:
+            found = record.path.stat()
+            size = [found.st_size, found.st_mtime_ns]
+        except OSError:
+            size = None
+        boxes = sample.boxes.boxes[image_id].tolist()
+        digest.update(repr((record.image_id, record.label, size, boxes)).encode())
+    return {
+        **measured_settings(subject.settings),
+        "score": score,
+        "arrays": [f.name for f in fields(Measurement)],
+        "weights_sha256": stamp(subject.weights)["sha256"],
+        "images_sha256": digest.hexdigest(),
+        "device": str(choose_device(_how(subject.settings))),
+        "versions": versions(),
+    }
+
+
+def _write(path: Path, described: dict, arrays: dict[str, np.ndarray]) -> None:
+    data = io.BytesIO()
+    np.savez(data, settings=np.array(json.dumps(described, sort_keys=True)), **arrays)
+    write_bytes(path, data.getvalue())
+
+
+def _read(path: Path, described: dict) -> dict[str, np.ndarray] | None:
+    """Return a stored measurement of these settings, or None (and say why) if there is none."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        log.warning("%s cannot be read (%s): measuring anew", path, e)
+        return None
+    if str(arrays.get("settings")) != json.dumps(described, sort_keys=True):
+        log.warning("%s is of other settings: measuring anew", path)
+        return None
+    return arrays
+
+
+def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
+    notes = []
+    if count := int((arrays["erf_size"] == 0).sum()):
+        notes.append(
+            f"zero gradient (ERF size 0) of {counted(count, 'image')}: the score is saturated;"
+            " --score logit does not saturate"
+        )
+    if count := int(arrays["constant"].sum()):
+        notes.append(f"{counted(count, 'CAM')} without a positive value: counted as maps of zeros")
+    return notes + report.lines()

@@ -1,0 +1,142 @@
+"""The models of a file of experiments, and the images that all of them are measured on."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data import ImageRecord
+from ..data.boxes import Boxes
+from ..data.textlines import some
+from ..erf import sample_indices
+from ..errors import InputError
+from ..runs.evaluate import match_images
+from ..runs.inference import open_images
+from ..runs.score import open_boxes
+from .plan import load_experiments
+from .progress import weights_of
+from .settings import TRAINING, Settings
+
+# What models that are compared image by image must have in common.
+_SHARED = (
+    *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target", "map_size"),
+    *("cam_curve_interval", "num_samples", "p", "erf_seed"),
+)
+# Settings of a file of experiments that say nothing here: CAM and PC1 are measured of each model,
+# in float32, one image at a time and not compiled.
+_UNUSED = {*TRAINING, "localization_method", "pc1_range", "precision", "eval_batch_size", "compile"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured: its name, settings and weights."""
+
+    name: str
+    settings: Settings
+    weights: Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images that are measured.
+
+    Attributes:
+        records: sampled images that have boxes, in the order of the sample.
+        ids: their ids in the ground truth.
+        boxes: the ground truth.
+        drawn: how many images were sampled.
+        without_box: ids of the sampled images that are not in the ground truth.
+        missing: ids of those whose file is not there.
+    """
+
+    records: list[ImageRecord]
+    ids: list[str]
+    boxes: Boxes
+    drawn: int
+    without_box: list[str]
+    missing: list[str]
+
+    def notes(self) -> list[str]:
+        """Return what to tell about images that are left out."""
+        left = (
+            (self.without_box, "have no ground truth"),
+            (self.missing, "have ground truth and no file"),
+        )
+        return [
+            f"{len(ids)} of {self.drawn} sampled images {what} and are left out: {some(ids)}"
+            for ids, what in left
+            if ids
+        ]
+
+
+def load_subjects(
+    path: Path, num_samples: int | None = None, seed: int | None = None
+) -> tuple[list[Subject], list[str]]:
+    """Read the models of a file of experiments (see docs/experiments.md; YAML or JSON).
+
+    Args:
+        path: the file.
+        num_samples, seed: of the sample of images; None takes the file's.
+
+    Returns:
+        The models, and notes. Experiments that differ in nothing that is measured here (a grid over
+        localization methods, say) are one model, with the first one's name.
+
+    Raises:
+        InputError: as `load_experiments`; weights that are not there; models whose images, boxes
+            or protocol differ, so that their rows could not be compared.
+    """
+    update = {k: v for k, v in (("num_samples", num_samples), ("erf_seed", seed)) if v is not None}
+    found: dict[str, Subject] = {}
+    notes = []
+    for experiment in load_experiments(path).experiments:
+        settings = experiment.settings.model_copy(update=update)
+        subject = Subject(experiment.name, settings, weights_of(settings))
+        key = json.dumps([measured_settings(settings), str(subject.weights)], sort_keys=True)
+        if key in found:
+            notes.append(f"{subject.name} is the model {found[key].name} and is measured once")
+        found.setdefault(key, subject)
+    subjects = list(found.values())
+    problems = [f"{s.name}: no weights {s.weights}" for s in subjects if not s.weights.is_file()]
+    first = subjects[0]
+    for s in subjects[1:]:
+        for key in _SHARED:
+            a, b = getattr(first.settings, key), getattr(s.settings, key)
+            if a != b:
+                problems.append(f"{key} must be one for all models: {first.name} {a}, {s.name} {b}")
+    if problems:
+        raise InputError("\n".join(f"{path}: {line}" for line in problems))
+    return subjects, notes
+
+
+def draw_sample(settings: Settings) -> Sample:
+    """Draw the images as ``erf-compute`` does and keep those that have boxes.
+
+    Raises:
+        InputError: no images, no ground truth, or none of the sampled images has boxes.
+    """
+    images = open_images(settings.data())
+    config = settings.boxes()
+    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
+        config = replace(config, cub_root=images.root)
+    boxes = open_boxes(config)
+    paired, ids, _ = match_images(images.records, boxes)
+    known = {r.image_id: (r, i) for r, i in zip(paired, ids, strict=True)}
+    chosen = sample_indices(len(images.records), settings.num_samples, settings.erf_seed)
+    drawn = [images.records[i] for i in chosen]
+    kept = [known[r.image_id] for r in drawn if r.image_id in known]
+    if not kept:
+        raise InputError(f"none of the {len(drawn)} sampled images has a box and a file")
+    left = [r for r in drawn if r.image_id not in known]
+    return Sample(
+        [r for r, _ in kept],
+        [i for _, i in kept],
+        boxes,
+        len(drawn),
+        [r.image_id for r in left if r.path.is_file()],
+        [r.image_id for r in left if not r.path.is_file()],
+    )
+
+
+def measured_settings(settings: Settings) -> dict:
+    """Return what the measurement of a model depends on, as JSON values, its weights aside."""
+    return {k: v for k, v in settings.described().items() if k not in _UNUSED}

@@ -1,0 +1,66 @@
+"""A model whose feature maps come from compiled code."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..errors import InputError
+
+
+def compiled_form(
+    model: nn.Module, batch_size: int, backend: str | Callable = "inductor"
+) -> nn.Module:
+    """Return a second form of `model` whose ``forward_features`` is compiled by `torch.compile`.
+
+    On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). One
+    batch shape is compiled, at the first call: a smaller batch is filled up with zeros and the
+    result cut. ``forward_head`` stays as it is: `cba_fast.wsol.features.classify` watches it by
+    hooks, for which compiled code would have to be compiled anew, and pooling and one linear layer
+    gain nothing.
+
+    Args:
+        model: in evaluation mode, with ``forward_features`` and ``forward_head``; left as it is.
+            The new form shares its modules.
+        batch_size: the largest number of images in a batch.
+        backend: of `torch.compile`.
+
+    Returns:
+        A module with the interface of `model`. Its outputs differ by rounding, as compiled code
+        fuses operations.
+    """
+    form = copy.copy(model)
+    form.forward_features = _FixedBatch(model, batch_size, backend)
+    return form
+
+
+class _FixedBatch:
+    """``model.forward_features``, compiled for one number of images."""
+
+    def __init__(self, model: nn.Module, batch_size: int, backend: str | Callable):
+        device = next(model.parameters()).device
+        self._graphs = device.type == "cuda"
+        self._batch_size = batch_size
+        self._compiled = torch.compile(
+            model.forward_features,
+            backend=backend,
+            dynamic=False,
+            mode="reduce-overhead" if self._graphs else None,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        missing = self._batch_size - len(x)
+        if missing < 0:
+            raise ValueError(f"compiled for {self._batch_size} images in a batch, got {len(x)}")
+        full = pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+        try:
+            features = self._compiled(full)
+        except torch._dynamo.exc.TorchDynamoException as e:
+            reason = str(e).strip().splitlines()[0]
+            raise InputError(f"the model cannot be compiled here (--compile): {reason}") from e
+        # The next replay of the graph writes to the same memory.
+        return features[: len(x)].clone()

@@ -1,0 +1,265 @@
+"""``evaluate``: images in, metrics out, without intermediate files."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import nn
+
+from ..data import ImageRecord, ImageSet, check_map_names, map_name
+from ..data.boxes import Boxes
+from ..data.textlines import counted
+from ..errors import CbaError, InputError, ScoreMapError
+from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
+from ..wsol.score_maps import resize_score_map
+from .erf import SizeConfig, measure_sizes
+from .generate import constant_lines
+from .inference import (
+    Sent,
+    choose_device,
+    iter_sent,
+    load_float32,
+    load_model,
+    open_images,
+    report_on,
+)
+from .overlap import in_background, one_by_one
+from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
+from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+
+
+@dataclass
+class EvaluateResult:
+    """Scores of one model.
+
+    Attributes:
+        result: the box scores.
+        classification: ``top1`` and ``top5`` (shares of images, percent) and ``top1_localization``
+            and ``top5_localization`` (the class is right and the box is, at the optimal threshold
+            of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
+        erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
+            not asked for, or if it could not be measured (a note says why).
+        unreadable: why each image that could not be read has no map, by id.
+        constant: ids of the images whose map is constant and counts as zeros.
+        box_config: the ground truth and protocol that were used.
+        transferred: see `ScoreResult`.
+        notes: what to tell at the end of the run.
+        predictions: the five best classes of each scored image, best first.
+    """
+
+    result: BoxResult
+    classification: dict | None
+    erf: dict | None
+    unreadable: dict[str, str]
+    constant: list[str]
+    box_config: BoxConfig
+    transferred: list[dict] | None
+    notes: list[str]
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def evaluate(
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    box_config: BoxConfig,
+    *,
+    num_samples: int = 200,
+    p: float = 0.2,
+    seed: int = 0,
+    tuned: Tuned | None = None,
+    scored: Callable[[EvaluateResult], None] | None = None,
+    progress: Callable | None = None,
+    erf_progress: Callable | None = None,
+) -> EvaluateResult:
+    """Make the maps of all images with boxes and score them in both contour modes.
+
+    For the same images, run settings and threads the counts equal those of ``generate-heatmap``
+    followed by ``wsol-eval``.
+
+    Args:
+        model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
+            the images must be a CUB_200_2011 folder, whose own boxes are taken.
+        num_samples, p, seed: of the ERF size: images (0 leaves it out), share, sampling seed.
+        tuned: thresholds of another run, at which the accuracies are wanted too.
+        scored: called with the result before the ERF is measured, to save it.
+        progress, erf_progress: called with an iterable and its length, return an iterable.
+
+    Raises:
+        CbaError: as the two commands.
+    """
+    box_config = _both_modes(box_config, images := open_images(data), maps)
+    records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
+    evaluator = make_evaluator(boxes, box_config, tuned)
+    model = load_model(model_config, run)
+    report = report_on(records, run)
+    side = None if box_config.eval_size == maps.map_size else box_config.eval_size
+    found = iter_sent(model, records, data, run, maps, report, scored=side is None)
+    found = progress(found, -(-len(records) // run.batch_size)) if progress else found
+    seen = _score(found, choose_loop(run), evaluator, image_ids, side)
+    report.check_any(len(evaluator))
+    result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
+    done = EvaluateResult(
+        result,
+        _classification(evaluator, result, seen.top5, _labels(records, image_ids)),
+        None,
+        {records[i].image_id: reason for i, reason in report.failed},
+        seen.constant,
+        box_config,
+        transferred_accuracies(result, tuned) if tuned else None,
+        notes + constant_lines(seen.constant) + report.lines(),
+        seen.top5,
+    )
+    if scored:
+        scored(done)
+    if num_samples > 0:
+        model, sizes = load_float32(model, model_config, run), SizeConfig(num_samples, (p,), seed)
+        done.erf, more = _erf_summary(model, records, data, run, sizes, erf_progress)
+        done.notes += more
+    return done
+
+
+def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConfig:
+    """Return the effective protocol: both contour modes, and a CUB folder's own boxes by default.
+
+    Raises:
+        ScoreMapError: maps of another size than asked for, which are not to be resized.
+    """
+    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
+        config = replace(config, cub_root=images.root)
+    if config.eval_size not in (None, maps.map_size) and not config.resize_maps:
+        raise ScoreMapError(
+            f"the maps are {maps.map_size}x{maps.map_size}, but --eval_size asks for "
+            f"{config.eval_size} (give --resize_maps or another --map_size)"
+        )
+    return replace(config, contours="both")
+
+
+@dataclass
+class _Seen:
+    """What a run keeps of the scored images, by id: five best classes; which maps are constant."""
+
+    top5: dict[str, np.ndarray] = field(default_factory=dict)
+    constant: list[str] = field(default_factory=list)
+
+
+def choose_loop(run: RunConfig) -> Callable:
+    """Return how batches are made and swept: by turns, or at once where a GPU makes them.
+
+    Next to a model on the CPU a sweep would only take its cores.
+    """
+    return in_background if choose_device(run).type == "cuda" else one_by_one
+
+
+def _score(
+    found: Iterable[Sent],
+    loop: Callable,
+    evaluator: BoxEvaluator,
+    image_ids: list[str],
+    side: int | None,
+) -> _Seen:
+    """Score the batches; `side`: of the maps to which they are resized before, if they are."""
+    seen = _Seen()
+
+    def sweep(batch: Sent) -> None:
+        ids = [image_ids[i] for i in batch.indices]
+        levels = batch.read()
+        score_maps = levels.u
+        if side is not None:
+            maps = levels.localization().maps
+            score_maps = np.stack([resize_score_map(m, side) for m in maps])
+        evaluator.update(score_maps, ids)
+        seen.top5.update(zip(ids, levels.top5))
+        seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
+
+    loop(found, sweep)
+    return seen
+
+
+def match_images(
+    records: Iterable[ImageRecord], boxes: Boxes
+) -> tuple[list[ImageRecord], list[str], list[str]]:
+    """Pair images with ground truth by the name of their map, as ``wsol-eval`` does.
+
+    Returns:
+        The records that have boxes and exist, with the ground truth's labels where it has them;
+        their ids in the ground truth; and notes on images without boxes. Ground truth without an
+        image stays for the evaluator's list of missing.
+
+    Raises:
+        InputError: no image has boxes, two images have the same map, or an image could be either
+            of two of the ground truth.
+    """
+    records = list(records)
+    check_map_names(records)
+    wanted = {r.map_name: r for r in records}
+    ids: dict[str, str] = {}
+    for image_id in boxes.image_ids:
+        name = map_name(image_id)
+        if ids.setdefault(name, image_id) != image_id and name in wanted:
+            raise InputError(
+                f"the image {wanted[name].image_id} could be {ids[name]} or {image_id} of the "
+                f"ground truth: the name of their maps, {name}, is the same"
+            )
+    known = [r for r in records if r.map_name in ids]
+    paired = [r for r in known if r.path.is_file()]
+    if not paired:
+        raise InputError(
+            f"none of the {len(records)} images is in the ground truth of {len(ids)} images "
+            f"(an image: {records[0].image_id}; a ground-truth id: {boxes.image_ids[0]})"
+        )
+    notes = []
+    if len(known) < len(records):
+        unknown = counted(len(records) - len(known), "image")
+        notes.append(f"without ground truth, left out: {unknown}")
+    image_ids = [ids[r.map_name] for r in paired]
+    if boxes.labels is not None:
+        # Class folders number their classes by name, the ground truth perhaps in another order.
+        paired = [replace(r, label=boxes.labels[i]) for r, i in zip(paired, image_ids)]
+    return paired, image_ids, notes
+
+
+def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] | None:
+    labels = dict(zip(image_ids, (record.label for record in records)))
+    return None if None in labels.values() else labels
+
+
+def _classification(
+    evaluator: BoxEvaluator,
+    result: BoxResult,
+    top5: dict[str, np.ndarray],
+    labels: dict[str, int] | None,
+) -> dict | None:
+    if labels is None:
+        return None
+    correct = correct_classes(list(evaluator.table.index), top5, labels)
+    return classification_scores(evaluator, result, correct)
+
+
+def _erf_summary(
+    model: nn.Module,
+    records: list[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    config: SizeConfig,
+    progress: Callable | None,
+) -> tuple[dict | None, list[str]]:
+    """Measure as ``erf-compute`` does by default, one image at a time, in float32; and tell notes.
+
+    A measurement that is not possible gives None and a note: the scores of the boxes stand.
+    """
+    run = replace(run, batch_size=1, precision="fp32")
+    options = {"progress": progress} if progress else {}
+    try:
+        found = measure_sizes(model, records, data, run, config, **options)
+    except CbaError as e:
+        return None, [f"the ERF size could not be measured: {e}"]
+    summary = {
+        "num_samples": len(found.sizes),
+        "p": config.shares[0],
+        "seed": config.seed,
+        "mean": float(np.mean(found.sizes)),
+        "std": float(np.std(found.sizes)),
+    }
+    return summary, [n if n.startswith(" ") else f"ERF: {n}" for n in found.notes]

@@ -1,0 +1,203 @@
+"""``generate-heatmap``: score maps and overlays of an image set."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .. import files
+from ..data import ImageRecord, ImageSet, check_map_names, read_image
+from ..data.reading import cut
+from ..data.textlines import some
+from ..errors import InputError
+from ..wsol import Localization
+from .inference import iter_localizations, load_model, open_images, report_on
+from .outputs import NpyFolder, OutputFolder, StoreFolder
+from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
+
+
+@dataclass
+class GenerateResult:
+    """Where the results are, and how many were made now and were there before.
+
+    `map_folder` is the folder of the maps, or the store that took them.
+    `notes` tells of constant maps and of truncated and unreadable images.
+    """
+
+    map_folder: Path
+    overlay_folder: Path | None
+    made: int
+    kept: int
+    notes: list[str]
+
+
+def map_folder(heatmap_output: Path) -> Path:
+    """Return the folder of the score maps: ``np_`` before the last component of the output."""
+    return heatmap_output.parent / f"np_{heatmap_output.name}"
+
+
+def generate_heatmaps(
+    model_config: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    heatmap_output: Path,
+    *,
+    resume: bool = False,
+    overlay: bool = True,
+    store: Path | None = None,
+    progress: Callable | None = None,
+) -> GenerateResult:
+    """Make and store the maps of an image set.
+
+    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] (or their bytes to `store`)
+    and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
+
+    Args:
+        model_config, data, run, maps: settings.
+        heatmap_output: the folder of the overlays.
+        resume: continue an earlier run of the same settings; else its files are replaced.
+        overlay: write the overlays too.
+        store: the folder of a store that takes the maps instead; see `cba_fast.data.score_store`.
+        progress: called with an iterable of batches and their number, returns an iterable.
+
+    Raises:
+        InputError: bad settings or folders; see `open_images`, `OutputFolder.check`.
+        CheckpointError: the weights cannot be loaded.
+        ImageError: no image could be read, or one could not with `run.strict`.
+        OSError: a file cannot be written; what was written before stays.
+    """
+    images = open_images(data)
+    check_map_names(images.records)
+    model = load_model(model_config, run)
+    kept_settings = _kept(model_config, data, run, maps)
+    outputs = _open_outputs(images, heatmap_output, overlay, kept_settings, store, maps.map_size)
+    present = set().union(*[folder.check(resume) for folder in outputs.written])
+    batches = cut(range(len(images)), run.batch_size)
+    todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
+    kept = len(images) - sum(map(len, todo))
+    report = report_on(images.records, run)
+    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+    # What would end the run at its start must not cost the earlier run's files: they are cleared
+    # when the first maps are there.
+    first = list(itertools.islice(found, 1))
+    report.check_any(kept + len(first))
+    outputs.prepare(resume)
+    results = itertools.chain(first, found)
+    made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
+    notes = constant_lines(constant) + report.lines()
+    return GenerateResult(outputs.maps.root, heatmap_output if overlay else None, made, kept, notes)
+
+
+def _kept(model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig) -> dict:
+    """Return the settings that a resumed run must share: all that the maps depend on."""
+    # only where it is set: folders of earlier versions, which had none, can be continued
+    compiled = {"compile": True} if run.compile else {}
+    return (
+        settings(model, data, maps)
+        | compiled
+        | {
+            "batch_size": run.batch_size,
+            "precision": run.precision,
+            "channels_last": run.channels_last,
+            "weights_sha256": _sha256(model.weights),
+        }
+    )
+
+
+@dataclass
+class _Outputs:
+    """The two folders of a run: `maps` and, if they are `drawn`, `overlays`."""
+
+    records: tuple[ImageRecord, ...]
+    maps: NpyFolder | StoreFolder
+    overlays: OutputFolder
+    drawn: bool
+
+    @property
+    def written(self) -> list[OutputFolder | StoreFolder]:
+        return [self.maps, self.overlays] if self.drawn else [self.maps]
+
+    def are_in(self, present: set[str], index: int) -> bool:
+        return all(folder.names[index] in present for folder in self.written)
+
+    def prepare(self, resume: bool) -> None:
+        for folder in self.written:
+            folder.prepare(resume)
+        if not self.drawn and not resume:
+            self.overlays.discard()  # overlays of the maps that were just cleared
+
+
+def _open_outputs(
+    images: ImageSet,
+    heatmap_output: Path,
+    overlay: bool,
+    kept: dict,
+    store: Path | None,
+    map_size: int,
+) -> _Outputs:
+    names = [record.map_name for record in images.records]
+    overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
+    if store is None:
+        maps = NpyFolder(map_folder(heatmap_output), names, kept)
+    elif store.resolve() == heatmap_output.resolve():
+        raise InputError(f"{store} cannot hold both the overlays and the store")
+    else:
+        maps = StoreFolder(store, names, kept, (map_size, map_size))
+    return _Outputs(images.records, maps, OutputFolder(heatmap_output, overlays, kept), overlay)
+
+
+def _store(
+    results: Iterable[tuple[list[int], Localization]], outputs: _Outputs
+) -> tuple[int, list[str]]:
+    """Write maps and overlays; return how many, and the ids of the images whose map is constant."""
+    made, constant = 0, []
+    with outputs.maps.writing() as write_map:
+        for indices, result in results:
+            for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
+                write_map(index, score_map)
+                record = outputs.records[index]
+                if outputs.drawn:
+                    path = outputs.overlays.root / outputs.overlays.names[index]
+                    write_overlay(path, record, score_map)
+                if empty:
+                    constant.append(record.image_id)
+            made += len(indices)
+    return made, constant
+
+
+def constant_lines(image_ids: list[str]) -> list[str]:
+    """Return a note on images whose map is constant and was stored as zeros, if there are any."""
+    if not image_ids:
+        return []
+    return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids, 20)}"]
+
+
+def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:
+    """Write the image at its own size with the map in OpenCV's JET colours over it.
+
+    The mix is the study's: 0.8 * colours + image, scaled so that the brightest value is 255.
+    """
+    image, _ = read_image(record.path)
+    bgr = np.asarray(image)[:, :, ::-1]
+    resized = cv2.resize(score_map, (bgr.shape[1], bgr.shape[0]))
+    colours = cv2.applyColorMap((resized * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    mixed = 0.8 * colours + bgr
+    ok, png = cv2.imencode(".png", (255 * mixed / max(mixed.max(), 1)).astype(np.uint8))
+    if not ok:
+        raise OSError(f"{path}: the overlay could not be encoded as PNG")
+    files.write_bytes(path, png.tobytes())
+
+
+def _sha256(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

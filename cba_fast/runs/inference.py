@@ -1,0 +1,280 @@
+"""From settings to score maps: the one loop behind ``generate-heatmap`` and ``evaluate``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
+from ..data.byte_images import normalize_bytes, resize_to_bytes
+from ..data.reading import Report, cut, read_batches
+from ..errors import InputError
+from ..models import build_model, inference_form
+from ..wsol import Localization
+from ..wsol.localize import locate
+from ..wsol.located import Levels
+from .compiled import compiled_form
+from .overlap import ahead
+from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(run: RunConfig) -> torch.device:
+    """Return the device of a run.
+
+    Raises:
+        InputError: the device is unknown or not there, or cannot compute in `run.precision`.
+    """
+    name = run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise InputError(f"device {name!r} cannot be used: {str(e).splitlines()[0]}") from e
+    if device.type == "meta":
+        raise InputError("device 'meta' holds no numbers to compute with")
+    if device.type == "cpu" and run.precision == "fp16":
+        raise InputError("precision fp16 needs a GPU; on CPUs use fp32 or bf16")
+    return device
+
+
+def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
+    """Build the model in its `inference_form` for the run's device, precision and memory format.
+
+    Raises:
+        InputError: a wrong device, family, name or number of classes.
+        CheckpointError: the weights cannot be loaded.
+    """
+    device = choose_device(run)
+    model = build_model(
+        config.family,
+        model=config.name,
+        checkpoint=config.weights,
+        num_classes=config.num_classes,
+        alpha=config.alpha,
+        beta=config.beta,
+        output_stride=config.output_stride,
+    )
+    return inference_form(
+        model,
+        device=device,
+        dtype=PRECISIONS[run.precision] or torch.float32,
+        channels_last=run.channels_last,
+    )
+
+
+def load_float32(model: nn.Module, config: ModelConfig, run: RunConfig) -> nn.Module:
+    """Return `model` if it was loaded for a run in float32, else load it for one.
+
+    Raises:
+        CbaError: as `load_model`.
+    """
+    if PRECISIONS[run.precision] is None:
+        return model
+    return load_model(config, replace(run, precision="fp32"))
+
+
+def memory_format(run: RunConfig) -> torch.memory_format:
+    """Return the memory format of the run's images and weights."""
+    return torch.channels_last if run.channels_last else torch.contiguous_format
+
+
+def autocast(run: RunConfig) -> AbstractContextManager:
+    """Return the autocast context of the run's precision."""
+    dtype = PRECISIONS[run.precision]
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(choose_device(run).type, dtype=dtype)
+
+
+def report_on(records: Sequence[ImageRecord], run: RunConfig) -> Report:
+    """Return an empty report that names the images of `records` by their ids."""
+    return Report(strict=run.strict, name=lambda i: records[i].image_id)
+
+
+def open_images(data: DataConfig) -> ImageSet:
+    """Return the images of `data`, sorted by id as class folders are.
+
+    One order for all kinds of data sets keeps the batches, and with them the last bits of the maps,
+    equal between commands that list the same images in different ways.
+
+    Raises:
+        InputError: no such folder, no images, an empty class, colliding names.
+    """
+    images = open_image_set(
+        resolve_test_dataset(data.test_dataset),
+        split=data.split,
+        metadata_root=data.metadata_root,
+        dataset_name=data.dataset_name,
+    )
+    if images.kind == "imagefolder":
+        return images
+    records = sorted(images.records, key=lambda r: r.image_id.split("/"))
+    return replace(images, records=tuple(records))
+
+
+@dataclass
+class Sent:
+    """A batch whose maps are on their way to the host.
+
+    Attributes:
+        indices: of its readable images; not empty.
+        first: the id of the first of them.
+        arrive: waits for the batch.
+    """
+
+    indices: list[int]
+    first: str
+    arrive: Callable[[], Levels]
+
+    def read(self) -> Levels:
+        """Wait for the batch, in any thread.
+
+        Raises:
+            InputError: features that are not finite, maps that the method cannot make.
+        """
+        with _naming(self.first):
+            return self.arrive()
+
+
+def iter_localizations(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    report: Report,
+    batches: Sequence[Sequence[int]] | None = None,
+) -> Iterator[tuple[list[int], Localization]]:
+    """Check the target, then give the maps of `records`, batch by batch, in order.
+
+    On a GPU the next batch is computed while the caller has one.
+
+    Args:
+        model: from `load_model`.
+        records: the images.
+        data, run, maps: settings.
+        report: gets the unreadable and truncated images.
+        batches: indices of each batch; None for all records, cut by ``run.batch_size``.
+
+    Returns:
+        An iterator over the indices of the readable images of a batch (not empty) and their maps.
+        Each step of it raises what its batch raises.
+
+    Raises:
+        ImageError: an unreadable image, if `report` is strict.
+        InputError: ``--target label`` without labels, a target that the model does not have (both
+            at once, before the first image), maps that the method cannot make, features that are
+            not finite.
+    """
+    sent = iter_sent(model, records, data, run, maps, report, batches)
+    depth = 1 if choose_device(run).type == "cuda" else 0
+    return ((batch.indices, batch.read().localization()) for batch in ahead(sent, depth))
+
+
+def iter_sent(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    report: Report,
+    batches: Sequence[Sequence[int]] | None = None,
+    *,
+    scored: bool = False,
+) -> Iterator[Sent]:
+    """Check the target, then compute the maps of `records` as bytes, batch by batch, in order.
+
+    A GPU is not waited for: a step of the iterator ends when the work of its batch is queued.
+
+    Args:
+        model, records, data, run, maps, report, batches: as for `iter_localizations`.
+        scored: the bytes are those that the evaluator scores; see `Located.send`.
+
+    Raises:
+        ImageError, InputError: as `iter_localizations`; some only by `Sent.read`.
+    """
+    check_target(model, records, maps)
+    if batches is None:
+        batches = cut(range(len(records)), run.batch_size)
+    if run.compile:
+        model = compiled_form(model, run.batch_size)
+    return _sent(model, records, data, run, maps, report, batches, scored)
+
+
+def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:
+    """Refuse a target that some image or the classifier does not have.
+
+    Raises:
+        InputError: the message names the image or the class.
+    """
+    if maps.target == "predicted":
+        return
+    classes = model.get_classifier().out_features
+    if maps.target != "label":
+        if int(maps.target) >= classes:
+            raise InputError(f"target {maps.target} is outside the model's {classes} classes")
+        return
+    for record in records:
+        if record.label is None:
+            raise InputError(f"target 'label': image {record.image_id} has no label")
+        if record.label >= classes:
+            raise InputError(
+                f"target 'label': image {record.image_id} has label {record.label}, which is "
+                f"outside the model's {classes} classes"
+            )
+
+
+def _sent(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    data: DataConfig,
+    run: RunConfig,
+    maps: MapConfig,
+    report: Report,
+    batches: Sequence[Sequence[int]],
+    scored: bool,
+) -> Iterator[Sent]:
+    read = read_batches(
+        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size)),
+        batches,
+        report,
+        num_workers=run.num_workers,
+        device=choose_device(run),
+        memory_format=memory_format(run),
+        finish=normalize_bytes,
+    )
+    for batch in read:
+        if batch.images is None:
+            continue
+        first = records[batch.indices[0]].image_id
+        with _naming(first), autocast(run):
+            found = locate(
+                model,
+                batch.images,
+                method=maps.method,
+                target=_target(maps, [records[i] for i in batch.indices]),
+                map_size=maps.map_size,
+                pc1_range=maps.pc1_range,
+            )
+        yield Sent(batch.indices, first, found.send(scored))
+
+
+@contextmanager
+def _naming(first: str) -> Iterator[None]:
+    """Name the batch in the errors of the values that it is made of."""
+    try:
+        yield
+    except ValueError as e:
+        raise InputError(f"in the batch that begins with {first}: {e}") from e
+
+
+def _target(maps: MapConfig, records: Sequence[ImageRecord]) -> int | torch.Tensor | None:
+    if maps.target == "predicted":
+        return None
+    if maps.target == "label":
+        return torch.tensor([record.label for record in records])
+    return int(maps.target)

@@ -1,0 +1,242 @@
+"""``wsol-eval``: score stored maps against boxes."""
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from .. import __version__
+from ..data import load_boxes
+from ..data.boxes import Boxes
+from ..data.metadata import find_folder
+from ..errors import InputError
+from ..wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
+from ..wsol.box_result import MODES
+from ..wsol.map_reading import MapSource, ambiguous_lines
+from .score_statistics import FoundStatistics, Statistics, find_statistics, read_all_predictions
+from .settings import BoxConfig, settings
+
+
+@dataclass
+class ScoreResult:
+    """The scores of a run, and the evaluator that holds the rows.
+
+    `transferred` has the accuracies at thresholds tuned elsewhere (see `transferred_accuracies`),
+    or is None; `notes` tell what was noticed; `statistics` has what was asked for besides.
+    """
+
+    result: BoxResult
+    evaluator: BoxEvaluator
+    transferred: list[dict] | None = None
+    notes: list[str] = field(default_factory=list)
+    statistics: FoundStatistics | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The thresholds that another run found best, by contour mode and IoU threshold.
+
+    `source` is the file that they come from.
+    """
+
+    source: Path
+    best: dict[tuple[str, float], float]
+
+
+def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) -> BoxEvaluator:
+    """Return the evaluator of the protocol in `config`; its thresholds must hold those of `tuned`.
+
+    Raises:
+        InputError: as :func:`check_tuned`.
+    """
+    evaluator = BoxEvaluator(
+        boxes,
+        cam_curve_interval=config.cam_curve_interval,
+        iou_thresholds=[config.iou_thr],
+        contours=config.contours,
+    )
+    if tuned:
+        check_tuned(tuned, evaluator)
+    return evaluator
+
+
+def open_boxes(config: BoxConfig) -> Boxes:
+    """Load the ground truth of `config`.
+
+    Raises:
+        InputError: not exactly one of `cub_root` and `metadata_root`, or bad files.
+    """
+    if (config.cub_root is None) == (config.metadata_root is None):
+        raise InputError("give the boxes by either --cub_root or --metadata_root")
+    return load_boxes(
+        cub_root=config.cub_root,
+        metadata_root=config.metadata_root,
+        dataset_name=config.dataset_name,
+        split=config.split,
+    )
+
+
+def box_settings(config: BoxConfig) -> dict:
+    """Return the settings of a score as JSON values: the ground truth that was really read.
+
+    ``metadata_folder`` is the folder with the four files. What had no say in finding the ground
+    truth is None: `dataset_name` for CUB, and also `split` where `metadata_root` is that folder.
+    """
+    found = settings(config) | {"metadata_folder": None}
+    if config.metadata_root is None:
+        return found | {"dataset_name": None}
+    folder = find_folder(config.metadata_root, config.dataset_name, config.split)
+    if folder == Path(config.metadata_root):
+        found |= {"dataset_name": None, "split": None}
+    return found | {"metadata_folder": str(folder)}
+
+
+def score_folder(
+    np_root: Path,
+    config: BoxConfig,
+    tuned: Tuned | None = None,
+    progress: Callable | None = None,
+    statistics: Statistics | None = None,
+    num_workers: int = 2,
+) -> ScoreResult:
+    """Score stored maps.
+
+    Args:
+        np_root: a folder with ``<class>/<stem>.npy`` or ``<image_id>.npy``, or a store.
+        config: ground truth and protocol.
+        tuned: thresholds of another run, at which the accuracies are wanted too.
+        progress: called with an iterable and its length, returns an iterable.
+        statistics: what else is wanted.
+        num_workers: threads that read.
+
+    Raises:
+        ScoreMapError: a map that is not valid, or no folder; the message names the file.
+        InputError: bad ground truth, no image has a map, two images share one, `tuned` does not fit
+            (see `check_tuned`), or `statistics` cannot be had (see
+            `find_statistics`).
+    """
+    source = open_maps(np_root)
+    predictions = read_all_predictions(statistics) if statistics else None
+    boxes = open_boxes(config)
+    evaluator = make_evaluator(boxes, config, tuned)
+    notes = fill_evaluator(evaluator, source, config, progress, num_workers)
+    result = evaluator.compute(missing_as_miss=config.missing_as_miss)
+    transferred = transferred_accuracies(result, tuned) if tuned else None
+    scored = ScoreResult(result, evaluator, transferred, notes)
+    if statistics:
+        other = None
+        if statistics.compare is not None:
+            other = make_evaluator(boxes, config)
+            other_source = open_maps(statistics.compare)
+            notes += fill_evaluator(other, other_source, config, progress, num_workers)
+        found = find_statistics(
+            statistics, predictions, evaluator, result, other, config.missing_as_miss
+        )
+        scored.statistics = found
+        notes += found.notes
+    return scored
+
+
+def fill_evaluator(
+    evaluator: BoxEvaluator,
+    source: MapSource,
+    config: BoxConfig,
+    progress: Callable | None,
+    num_workers: int,
+) -> list[str]:
+    """Score the maps of `source`; return notes on what was noticed.
+
+    Raises:
+        ScoreMapError, InputError: as :func:`score_folder`.
+    """
+    found = find_maps(source, evaluator.boxes.image_ids)
+    reading = MapReading(config.eval_size, config.resize_maps, workers=num_workers)
+    for ids, maps in read_maps(source, found, reading, progress):
+        evaluator.update(maps, ids)
+    return ambiguous_lines(source)
+
+
+def read_tuned(path: Path) -> Tuned:
+    """Read the thresholds that another run (on val, say) found best from its JSON file.
+
+    Raises:
+        InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path}: cannot be read as JSON: {e}") from e
+    try:
+        ious = found["iou_thresholds"]
+        best = {
+            (mode, float(iou)): float(threshold)
+            for mode in MODES
+            if mode in found
+            for iou, threshold in zip(ious, found[mode]["optimal_threshold"], strict=True)
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise InputError(f"{path}: not a result of wsol-eval or evaluate: {e!r}") from e
+    return Tuned(path, best)
+
+
+def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
+    """Refuse thresholds that `evaluator` will not evaluate, before it has worked.
+
+    Raises:
+        InputError: no contour mode and IoU threshold in common, or a threshold that is not on the
+            evaluator's grid (another interval).
+    """
+    shared = [
+        threshold
+        for (mode, iou), threshold in tuned.best.items()
+        if mode in evaluator.modes and iou in evaluator.iou_thresholds
+    ]
+    if not shared:
+        raise InputError(f"{tuned.source}: shares no contour mode and IoU threshold with this run")
+    for threshold in shared:
+        if threshold not in evaluator.thresholds:
+            raise InputError(
+                f"{tuned.source}: threshold {threshold!r} is not one of those evaluated here (take "
+                "the --cam_curve_interval of that run)"
+            )
+
+
+def transferred_accuracies(result: BoxResult, tuned: Tuned) -> list[dict]:
+    """Return accuracies at the thresholds that another run found best.
+
+    Args:
+        result: the scores of this run.
+        tuned: thresholds that `check_tuned` has accepted.
+
+    Returns:
+        For each contour mode and IoU threshold that both runs have: mode, iou, threshold, the
+        accuracy at it and the best accuracy, in percent.
+    """
+    return [
+        {
+            "contours": mode,
+            "iou": iou,
+            "threshold": tuned.best[mode, iou],
+            "box_acc": result.accuracy_at(mode, iou, tuned.best[mode, iou]),
+            "max_box_acc": best,
+        }
+        for mode, here in result.modes.items()
+        for iou, best in zip(result.iou_thresholds, here.max_box_acc)
+        if (mode, iou) in tuned.best
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {
+        "cba_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }

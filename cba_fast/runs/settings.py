@@ -1,0 +1,79 @@
+"""The settings that the commands share. Plain data; every check that needs files happens later."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model. `weights` None means random weights.
+
+    `output_stride` 16 keeps the last feature maps at 1/16 of the input, for small inputs.
+    """
+
+    family: str
+    weights: Path | None = None
+    name: str | None = None
+    num_classes: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    output_stride: int = 32
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: a name below ``datasets/`` or a folder, and how it is read."""
+
+    test_dataset: str
+    split: str = "test"
+    metadata_root: Path | None = None
+    dataset_name: str | None = None
+    input_size: int = 384
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How to compute. `device` None takes CUDA where it is available.
+
+    `compile` is for the maps' features alone; see `cba_fast.runs.compiled`.
+    """
+
+    batch_size: int = 8
+    num_workers: int = 2
+    device: str | None = None
+    precision: str = "fp32"
+    channels_last: bool = True
+    strict: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """Which map of which class. `target` is ``predicted``, ``label`` or a class index."""
+
+    method: str = "cam"
+    target: str = "predicted"
+    map_size: int = 384
+    pc1_range: str = "wrap"
+
+
+@dataclass(frozen=True)
+class BoxConfig:
+    """Which ground truth, and the protocol of the score."""
+
+    cub_root: Path | None = None
+    metadata_root: Path | None = None
+    dataset_name: str | None = None
+    split: str = "test"
+    iou_thr: float = 0.5
+    cam_curve_interval: float = 0.01
+    contours: str = "largest"
+    eval_size: int | None = None
+    resize_maps: bool = False
+    missing_as_miss: bool = False
+
+
+def settings(*configs) -> dict:
+    """Return the fields of the configs in one dict of JSON values, for manifests and results."""
+    merged = {k: v for config in configs for k, v in asdict(config).items()}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in merged.items()}

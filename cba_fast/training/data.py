@@ -1,0 +1,273 @@
+"""The images of a training run: two splits, and batches that a seed and an epoch fix."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import ImageRecord, ImageSet, cub, open_image_set, read_image
+from ..data.reading import cut
+from ..data.textlines import some
+from ..errors import ImageError, InputError
+from ..runs.inference import choose_device, report_on
+from ..runs.settings import RunConfig
+
+SPLITS = ("train", "test")
+# A run goes on without a few unreadable images; without more than this share it would train on
+# something else than what was asked for.
+MOST_UNREADABLE = 0.05
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two splits of a data root, of the same classes."""
+
+    train: ImageSet
+    test: ImageSet
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What identifies the images, wherever they lie: their numbers, a digest of their ids."""
+        ids = "\n".join(r.image_id for r in (*self.train.records, *self.test.records))
+        return {
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "images_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        }
+
+
+def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
+    """List ``<data_root>/{train,test}/<class>/<image>``, or the splits of a CUB_200_2011 folder.
+
+    Args:
+        data_root: the folder.
+        num_classes: if given, the number of classes that there must be.
+
+    Raises:
+        InputError: a folder is missing or has no class folders, a class folder is empty, there is
+            one class only, or the classes differ; the message names them.
+    """
+    data_root = Path(data_root)
+    if cub.is_cub(data_root):
+        train, test = (open_image_set(data_root, split=s) for s in SPLITS)
+    else:
+        missing = [f"no folder {data_root / s}" for s in SPLITS if not (data_root / s).is_dir()]
+        if missing:
+            raise InputError(
+                f"{' and '.join(missing)}: images are expected at {data_root}/train/<class>/ and "
+                f"{data_root}/test/<class>/"
+            )
+        train, test = (open_image_set(data_root / s) for s in SPLITS)
+    only = [
+        f"{some(sorted(set(a) - set(b)), 10)} only in {s}"
+        for s, a, b in (
+            ("train", train.class_names, test.class_names),
+            ("test", test.class_names, train.class_names),
+        )
+        if set(a) - set(b)
+    ]
+    if only:
+        raise InputError(f"{data_root}: train and test have different classes: {'; '.join(only)}")
+    if len(train.class_names) < 2:
+        raise InputError(f"{data_root}: training needs two classes, found {train.class_names[0]}")
+    if num_classes is not None and num_classes != len(train.class_names):
+        raise InputError(
+            f"{data_root}/train has {len(train.class_names)} classes, but num_classes is "
+            f"{num_classes}"
+        )
+    return Splits(train, test)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All randomness of one epoch's images.
+
+    Attributes:
+        batches: image indices of each batch.
+        seeds: (number of images,) int64, what varies each image.
+        flips: (number of images,) bool, which images are mirrored.
+        model_seed: for the global generators, from which drop path and dropout draw.
+    """
+
+    batches: list[np.ndarray]
+    seeds: np.ndarray
+    flips: np.ndarray
+    model_seed: int
+
+
+def plan_epoch(seed: int, epoch: int, count: int, batch_size: int) -> EpochPlan:
+    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(count)
+    return EpochPlan(
+        batches=cut(order, batch_size),
+        seeds=rng.integers(2**32, size=count),
+        flips=rng.random(count) < 0.5,
+        model_seed=int(rng.integers(2**32)),
+    )
+
+
+@dataclass
+class PixelBatch:
+    """The readable images of one batch, (N,S,S,3) uint8; `pixels` is None if there are none."""
+
+    indices: list[int]
+    pixels: Tensor | None
+
+
+class PixelDataset(Dataset):
+    """Images as uint8 arrays; an item is asked for as (index, seed).
+
+    Args:
+        records: the images.
+        prepare: PIL image -> PIL image, the part that is the same in every epoch.
+        vary: (PIL image, seed) -> PIL image, the part that is not; None for nothing.
+        prepared: (len(records),P,P,3) uint8, if the images have been prepared before.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        prepare: Callable,
+        vary: Callable | None = None,
+        prepared: Tensor | None = None,
+    ):
+        self.records, self.prepare, self.vary = tuple(records), prepare, vary
+        self.prepared = prepared
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        index, seed = key
+        truncated = False
+        if self.prepared is not None:
+            image = Image.fromarray(self.prepared[index].numpy())
+        else:
+            try:
+                image, truncated = read_image(self.records[index].path)
+            except ImageError as e:
+                return {"index": index, "pixels": None, "truncated": False, "error": str(e)}
+            image = self.prepare(image)
+        if self.vary is not None:
+            image = self.vary(image, seed)
+        return {"index": index, "pixels": np.array(image), "truncated": truncated, "error": ""}
+
+
+def _collate(items: list[dict]) -> dict:
+    """Stack the readable images where they were read: one array per batch travels, not dozens.
+
+    An array, because tensors leave a worker through shared memory files, and a worker that cannot
+    make one (a small /dev/shm, a file size limit) hangs the run.
+    """
+    readable = [i for i in items if not i["error"]]
+    pixels = np.stack([i["pixels"] for i in readable]) if readable else None
+    return {
+        "indices": [i["index"] for i in readable],
+        "pixels": pixels,
+        "truncated": [i["index"] for i in readable if i["truncated"]],
+        "failed": [(i["index"], i["error"]) for i in items if i["error"]],
+    }
+
+
+class PixelReader:
+    """The images of one split in given batches, as often as needed.
+
+    Batches depend on their indices and seeds alone: not on the number of processes that read, nor
+    on whether the images are cached. An unreadable image is left out of its batch and reported
+    once.
+
+    Args:
+        images: the split.
+        prepare, vary: see :class:`PixelDataset`.
+        run: gives `num_workers`, `strict`, and the device, for which memory is pinned.
+        cached: read every image now, prepare it and keep it.
+
+    Attributes:
+        report: the unreadable and the truncated images met so far.
+
+    Raises:
+        ImageError: an unreadable image in a strict run, or more than 5 % of them in any.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        prepare: Callable,
+        vary: Callable | None,
+        run: RunConfig,
+        *,
+        cached: bool,
+    ):
+        self.report = report_on(images.records, run)
+        self._images, self._vary, self._run = images, vary, run
+        self._failed: set[int] = set()
+        self._keys: list[list[tuple[int, int]]] = []
+        self._prepared: Tensor | None = None
+        if cached:
+            self._prepared = self._read_all(PixelDataset(images.records, prepare))
+        dataset = PixelDataset(images.records, prepare, vary, self._prepared)
+        self._loader = self._make_loader(dataset, self._keys, persistent=True)
+
+    def batches(
+        self, batches: Sequence[Sequence[int]], seeds: np.ndarray | None = None
+    ) -> Iterator[PixelBatch]:
+        """Yield the batches in order; `seeds` holds one seed per image of the split."""
+        wanted = [[int(i) for i in batch if int(i) not in self._failed] for batch in batches]
+        if self._prepared is not None and self._vary is None:
+            for indices in wanted:
+                yield PixelBatch(indices, self._prepared[indices] if indices else None)
+            return
+        # The loader holds this very list.
+        self._keys[:] = [[(i, 0 if seeds is None else int(seeds[i])) for i in b] for b in wanted]
+        for read in self._loader:
+            self._note(read)
+            pixels = None if read["pixels"] is None else torch.from_numpy(read["pixels"])
+            if pixels is not None and choose_device(self._run).type == "cuda":
+                pixels = pixels.pin_memory()
+            yield PixelBatch(read["indices"], pixels)
+
+    def _make_loader(self, dataset: PixelDataset, keys: list, persistent: bool) -> DataLoader:
+        workers = self._run.num_workers
+        return DataLoader(
+            dataset,
+            batch_sampler=keys,
+            num_workers=workers,
+            collate_fn=_collate,
+            persistent_workers=persistent and workers > 0,
+            # Its own: starting a pass draws a number, which the model's drop path must not notice.
+            generator=torch.Generator(),
+        )
+
+    def _read_all(self, dataset: PixelDataset) -> Tensor:
+        keys = [[(i, 0) for i in batch] for batch in cut(range(len(dataset)), 64)]
+        prepared = None
+        for read in self._make_loader(dataset, keys, persistent=False):
+            self._note(read)
+            if read["pixels"] is None:
+                continue
+            if prepared is None:
+                prepared = torch.zeros(len(dataset), *read["pixels"].shape[1:], dtype=torch.uint8)
+            prepared[read["indices"]] = torch.from_numpy(read["pixels"])
+        self.report.check_any(0 if prepared is None else 1)
+        return prepared
+
+    def _note(self, read: dict) -> None:
+        known = set(self.report.truncated)
+        self.report.truncated += [i for i in read["truncated"] if i not in known]
+        for index, reason in read["failed"]:
+            if index not in self._failed:
+                self._failed.add(index)
+                self.report.fail(index, reason)
+        if len(self._failed) > MOST_UNREADABLE * len(self._images):
+            index, reason = self.report.failed[0]
+            raise ImageError(
+                f"{self._images.root}: {len(self._failed)} of {len(self._images)} images cannot be "
+                f"read, more than {MOST_UNREADABLE:.0%}; {self.report.name(index)}: {reason}"
+            )

@@ -1,0 +1,105 @@
+"""The model that a training run starts from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import CbaError, CheckpointError, InputError
+from ..models import build_model, detect_layout, load_state_dict_file
+from ..runs.settings import ModelConfig
+from .config import TrainConfig, drop_path_rate
+
+# What each family's constructor calls the initial layer scale.
+LAYER_SCALE = {
+    "convnext": "ls_init_value",
+    "slak": "layer_scale_init_value",
+    "slak_flex": "layer_scale_init_value",
+}
+
+
+def initial_model(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    num_classes: int,
+    log: Callable[[str], None] = print,
+    *,
+    continued: Path | None = None,
+) -> nn.Module:
+    """Build the model of a run in its training form, on the CPU.
+
+    Random weights follow ``config.seed`` (PyTorch's global generator is set to it).
+
+    Args:
+        model_config, config: settings.
+        num_classes: rows of the classifier.
+        log: gets a line on what ``init_weights`` gave and which keys it did not.
+        continued: the last state of the run, if it is continued; its weights and variant are taken
+            then, and the first weights need not be there any more.
+
+    Raises:
+        InputError: settings that the model does not have, pretrained weights that cannot be got.
+        CheckpointError: ``init_weights`` cannot be loaded, or holds merged branches.
+    """
+    torch.manual_seed(config.seed)
+    options = {"drop_path_rate": drop_path_rate(model_config, config)}
+    if config.ls_init is not None:
+        options[LAYER_SCALE[model_config.family]] = config.ls_init
+    if continued is not None:
+        model = _build(model_config, checkpoint=continued, **options)
+    elif config.init_weights is not None:
+        model = _from_checkpoint(model_config, config, num_classes, options, log)
+    elif config.pretrained:
+        model = _pretrained(model_config, num_classes, options)
+    else:
+        model = _build(model_config, num_classes=num_classes, **options)
+    if config.study_softmax and not model.study_softmax:
+        raise InputError(
+            f"study_softmax: the layout of {config.init_weights} has no softmax in the study"
+        )
+    return model
+
+
+def _build(model_config: ModelConfig, **options) -> nn.Module:
+    return build_model(
+        model_config.family,
+        model=model_config.name,
+        alpha=model_config.alpha,
+        beta=model_config.beta,
+        output_stride=model_config.output_stride,
+        **options,
+    )
+
+
+def _pretrained(model_config: ModelConfig, num_classes: int, options: dict) -> nn.Module:
+    try:
+        return _build(model_config, num_classes=num_classes, pretrained=True, **options)
+    except CbaError:
+        raise
+    except Exception as e:  # the hub's client raises many types: OSError, HTTP and proxy errors
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(
+            f"the pretrained weights of {model_config.name or model_config.family} cannot be "
+            f"loaded ({reason}); init_weights takes a file instead"
+        ) from e
+
+
+def _from_checkpoint(model_config, config, num_classes, options, log) -> nn.Module:
+    path = config.init_weights
+    layout = detect_layout(load_state_dict_file(path))
+    if layout is not None and layout.name == "merged":
+        raise CheckpointError(f"{path}: its branches are merged for inference; train the original")
+    model = _build(model_config, checkpoint=path, **options)
+    head = model.get_classifier()
+    if head.out_features == num_classes:
+        log(f"weights from {path}, all keys")
+        return model
+    prefix = next(name for name, module in model.named_modules() if module is head)
+    replaced = [f"{prefix}.{name}" for name, _ in head.named_parameters()]
+    log(
+        f"weights from {path}, except the head of {head.out_features} classes, replaced by a "
+        f"random one of {num_classes}: {', '.join(replaced)}"
+    )
+    model.reset_classifier(num_classes)
+    return model

@@ -1,0 +1,171 @@
+"""``train-wsol``: train a classifier as the study does; a killed run continues bit by bit.
+
+By construction, not by saved generator states: whatever is random in epoch e is drawn from (seed,
+e) alone, so an epoch that is repeated gives what it gave.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..models import save_state_dict_file
+from ..runs.inference import choose_device
+from ..runs.settings import ModelConfig, RunConfig
+from .config import TrainConfig, best_path, check_config, exp_name, log_folder, run_settings
+from .data import open_splits
+from .model import initial_model
+from .state import Progress, RunFiles
+from .trainer import Trainer
+
+__all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", "train"]
+
+# After so many epochs, a loss of guessing is worth a warning.
+_PATIENCE = 5
+
+
+@dataclass
+class TrainResult:
+    """What a run ended with.
+
+    Attributes:
+        best_top1: test top-1 in percent of the weights in `best_path`, of epoch `best_epoch`.
+        best_path, last_path: where the best weights and the last state are.
+        epochs: how many have been done in all.
+        seconds: that this call took.
+        notes: unreadable and truncated images.
+    """
+
+    best_top1: float
+    best_epoch: int
+    best_path: Path
+    last_path: Path
+    epochs: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    run: RunConfig,
+    *,
+    resume: bool = False,
+    progress: Callable | None = None,
+    log: Callable[[str], None] = print,
+) -> TrainResult:
+    """Train with AdamW and cross-entropy; after each epoch measure the top-1 on the test split.
+
+    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict, when the test top-1 strictly
+    improves), ``_last.pth`` (the state after each epoch) and ``_tb/`` (TensorBoard).
+
+    Args:
+        model_config: the model; its `weights` must be None.
+        config: how to train.
+        run: how to compute; `batch_size` is that of `config`.
+        resume: continue the run of this name, if there is one; else it is replaced. On a CPU with
+            the same number of threads the weights are those of an uninterrupted run.
+        progress: called in each epoch with an iterable of batches and their number, returns an
+            iterable.
+        log: gets a line per epoch.
+
+    Raises:
+        InputError: settings or folders that cannot be used; a loss or test outputs that are not
+            finite (the files are those of the last epoch before).
+        CheckpointError: `init_weights` cannot be loaded.
+        ImageError: too many unreadable images, or one in a strict run.
+        OSError: a file cannot be written; what was written before stays.
+    """
+    started = time.perf_counter()
+    check_config(model_config, config)
+    choose_device(run)
+    splits = open_splits(config.data_root, model_config.num_classes)
+    settings = run_settings(model_config, config, run, splits.identity)
+    files = RunFiles(model_config, config, settings)
+    state = files.open(resume, log)
+    if state is not None and state["progress"]["epoch"] == config.epochs:
+        log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
+        return _result(files, Progress(**state["progress"]), started, [])
+    num_classes = len(splits.train.class_names)
+    continued = None if state is None else files.last
+    model = initial_model(model_config, config, num_classes, log, continued=continued)
+    trainer = Trainer(model, splits, config, run)
+    if state is None:
+        files.begin(trainer.state())
+    else:
+        trainer.load(state)
+        log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
+    del state
+    with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
+        while trainer.progress.epoch < config.epochs:
+            _run_epoch(trainer, files, writer, progress, log)
+    return _result(files, trainer.progress, started, trainer.notes())
+
+
+def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None:
+    started = time.perf_counter()
+    done = trainer.progress
+    epoch = done.epoch + 1
+    figures = trainer.train_epoch(epoch, progress)
+    top1 = trainer.test(epoch)
+    done.epoch = epoch
+    if top1 > done.best_top1:
+        done.best_top1, done.best_epoch = top1, epoch
+        save_state_dict_file(trainer.model.state_dict(), files.best)
+    scalars = {
+        "train/loss": figures.loss,
+        "train/top1": figures.top1,
+        "train/lr": figures.lr,
+        "train/images_per_s": figures.images_per_s,
+        "test/top1": top1,
+    }
+    done.history.append({"epoch": epoch, "time": time.time(), "scalars": scalars})
+    _write_log(writer, done.history[-1:])
+    files.save(trainer.state())  # last: it says that the epoch's other files are complete
+    epochs = trainer.config.epochs
+    log(
+        f"epoch {epoch:{len(str(epochs))}d}/{epochs}  lr {figures.lr:.3e}  "
+        f"loss {figures.loss:.4f}  train {figures.top1:6.2f} %  test {top1:6.2f} %  "
+        f"best {done.best_top1:6.2f} % ({done.best_epoch})  "
+        f"{time.perf_counter() - started:.1f} s  {figures.images_per_s:.0f} images/s"
+    )
+    warning = trainer.guessing_warning(figures.loss) if epoch == _PATIENCE else None
+    if warning is not None:
+        log(f"Warning: {warning}")
+
+
+def _result(files: RunFiles, done: Progress, started: float, notes: list[str]) -> TrainResult:
+    return TrainResult(
+        best_top1=done.best_top1,
+        best_epoch=done.best_epoch,
+        best_path=files.best,
+        last_path=files.last,
+        epochs=done.epoch,
+        seconds=time.perf_counter() - started,
+        notes=notes,
+    )
+
+
+def _open_log(folder: Path, history: list[dict]):
+    """Return a TensorBoard writer whose log holds the epochs of `history` and no others.
+
+    A continued log is written anew: what a killed run logged of an epoch that will be repeated is
+    gone, and TensorBoard reads the files of one folder in the order of their names, which hold
+    whole seconds, the host and the process.
+    """
+    # Imported here: it takes a second, which a command that does not train need not wait.
+    from torch.utils.tensorboard import SummaryWriter
+
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    writer = SummaryWriter(str(folder))
+    _write_log(writer, history)
+    return writer
+
+
+def _write_log(writer, history: list[dict]) -> None:
+    for entry in history:
+        for name, value in entry["scalars"].items():
+            writer.add_scalar(name, value, entry["epoch"], walltime=entry["time"])
+    writer.flush()

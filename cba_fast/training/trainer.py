@@ -1,0 +1,222 @@
+"""One training run in memory: epochs, the test after each, and the state between them."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from ..data import ImageSet
+from ..data.reading import cut
+from ..errors import InputError
+from ..runs.inference import autocast, choose_device, memory_format
+from ..runs.settings import RunConfig
+from .augment import CropAndJitter, resize, to_floats
+from .config import TrainConfig
+from .data import PixelBatch, PixelReader, Splits, plan_epoch
+from .state import Progress
+
+# Reading a loss waits for the GPU; between two readings it may run ahead.
+_STEPS_BETWEEN_CHECKS = 50
+# How close to log(classes) the loss of a model that guesses is.
+_GUESSING = 0.02
+_TINY_LAYER_SCALE = 1e-3
+
+
+@dataclass
+class EpochFigures:
+    """Mean loss and top-1 (percent) over an epoch, its last learning rate, and its speed."""
+
+    loss: float
+    top1: float
+    lr: float
+    images_per_s: float
+
+
+class Trainer:
+    """Model, optimizer and images of one run.
+
+    Args:
+        model: in its training form; it is moved to the run's device.
+        splits: the images.
+        config, run: settings.
+
+    Attributes:
+        progress: the epochs done, kept by the caller; part of the state.
+    """
+
+    def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, run: RunConfig):
+        self.config, self.run = config, run
+        self.progress = Progress()
+        self.device = choose_device(run)
+        self.model = model.to(self.device, memory_format=memory_format(run))
+        self.num_classes = len(splits.train.class_names)
+        mode, size, cached = config.aug_mode, config.input_size, config.cache_images
+        vary = CropAndJitter(size) if mode == "strong" else None
+        self._train = PixelReader(splits.train, resize(size, mode), vary, run, cached=cached)
+        self._test = PixelReader(splits.test, resize(size), None, run, cached=cached)
+        self._train_labels, self._test_labels = (_labels(s) for s in (splits.train, splits.test))
+        # "fused" is one kernel for all parameters: the loop over hundreds of small tensors costs
+        # more than the arithmetic.
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        steps = config.epochs * math.ceil(len(splits.train) / config.batch_size)
+        self._scheduler = _scheduler(self.optimizer, config, steps)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
+
+    def train_epoch(self, epoch: int, progress: Callable | None = None) -> EpochFigures:
+        """Train one epoch (counted from 1).
+
+        Raises:
+            InputError: a loss is not finite, or a batch does not suit the model.
+            ImageError: see :class:`PixelReader`.
+        """
+        plan = plan_epoch(self.config.seed, epoch, len(self._train_labels), self.config.batch_size)
+        torch.manual_seed(plan.model_seed)
+        self.model.train()
+        started = time.perf_counter()
+        losses, hits, counts, lr = [], [], [], 0.0
+        batches = self._train.batches(plan.batches, plan.seeds)
+        for batch in progress(batches, len(plan.batches)) if progress else batches:
+            if batch.pixels is None:
+                continue
+            lr = self.optimizer.param_groups[0]["lr"]
+            flips = torch.from_numpy(plan.flips[batch.indices])
+            try:
+                loss, correct = self._step(batch, flips)
+            except ValueError as e:  # a batch norm of one value per channel
+                raise InputError(f"epoch {epoch}, step {len(losses) + 1}: {e}") from e
+            losses.append(loss)
+            hits.append(correct)
+            counts.append(len(batch.indices))
+            if len(losses) % _STEPS_BETWEEN_CHECKS == 0:
+                self._check_losses(losses, epoch)
+        self._check_losses(losses, epoch)
+        sizes = torch.tensor(counts, dtype=torch.float64)
+        mean = torch.stack(losses).cpu().double() @ sizes / sizes.sum()
+        return EpochFigures(
+            loss=mean.item(),
+            top1=100 * torch.stack(hits).sum().item() / sum(counts),
+            lr=lr,
+            images_per_s=sum(counts) / (time.perf_counter() - started),
+        )
+
+    def _step(self, batch: PixelBatch, flips: Tensor) -> tuple[Tensor, Tensor]:
+        """Do one step; return its loss and the number of right answers, still on the device."""
+        labels = self._train_labels[batch.indices].to(self.device, non_blocking=True)
+        x = self._floats(batch.pixels, flips.to(self.device, non_blocking=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.run):
+            logits = self.model(x).float()
+            scores = logits.softmax(1) if self.config.study_softmax else logits
+            loss = F.cross_entropy(scores, labels)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    @torch.inference_mode()
+    def test(self, epoch: int) -> float:
+        """Return the top-1 on the test split in percent.
+
+        Raises:
+            InputError: outputs that are not finite.
+            ImageError: see :class:`PixelReader`.
+        """
+        self.model.eval()
+        hits, count, finite = [], 0, []
+        for batch in self._test.batches(cut(range(len(self._test_labels)), self.config.batch_size)):
+            if batch.pixels is None:
+                continue
+            labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
+            with autocast(self.run):
+                logits = self.model(self._floats(batch.pixels))
+            finite.append(logits.isfinite().all())
+            hits.append((logits.argmax(1) == labels).sum())
+            count += len(batch.indices)
+        if not torch.stack(finite).all():
+            raise InputError(f"epoch {epoch}: test outputs are not finite; {self._hint()}")
+        return 100 * torch.stack(hits).sum().item() / count
+
+    def state(self) -> dict:
+        """Return what :meth:`load` needs, as tensors and plain values."""
+        return {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load(self, state: dict) -> None:
+        """Go on from what :meth:`state` returned in a run of the same settings."""
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def notes(self) -> list[str]:
+        """Return what to tell about images that were unreadable or not whole."""
+        return [*self._train.report.lines(), *self._test.report.lines()]
+
+    def guessing_warning(self, loss: float) -> str | None:
+        """Return a warning if `loss` is that of a model that guesses, else None."""
+        chance = math.log(self.num_classes)
+        if abs(loss - chance) > _GUESSING * chance:
+            return None
+        causes = [f"lr {self.config.lr:g} is too low or too high"]
+        gammas = [p for name, p in self.model.named_parameters() if name.endswith("gamma")]
+        if gammas and max(p.abs().max().item() for p in gammas) < _TINY_LAYER_SCALE:
+            causes.append("a layer scale near 0 hides the blocks (ls_init 1 does not)")
+        if self.config.study_softmax:
+            causes.append("study_softmax makes gradients small")
+        return (
+            f"the loss {loss:.3f} is still that of guessing among {self.num_classes} classes; "
+            f"likely causes: {'; '.join(causes)}"
+        )
+
+    def _floats(self, pixels: Tensor, flips: Tensor | None = None) -> Tensor:
+        x = to_floats(pixels.to(self.device, non_blocking=True), flips)
+        return x.contiguous(memory_format=memory_format(self.run))
+
+    def _check_losses(self, losses: list[Tensor], epoch: int) -> None:
+        """Raise InputError if one of the last losses is not finite."""
+        first = (len(losses) - 1) // _STEPS_BETWEEN_CHECKS * _STEPS_BETWEEN_CHECKS
+        finite = torch.stack(losses[first:]).isfinite().tolist()
+        if not all(finite):
+            step = first + finite.index(False)
+            raise InputError(
+                f"epoch {epoch}, step {step + 1}: the loss is {losses[step].item()}; {self._hint()}"
+            )
+
+    def _hint(self) -> str:
+        tried = [f"a lower lr than {self.config.lr:g}"]
+        if self.config.schedule != "onecycle":
+            tried.append("schedule onecycle, which warms up")
+        if self.run.precision != "fp32":
+            tried.append(f"precision fp32 instead of {self.run.precision}")
+        return f"try {' or '.join(tried)}"
+
+
+def _labels(images: ImageSet) -> Tensor:
+    return torch.tensor([record.label for record in images.records])
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
+) -> LRScheduler | None:
+    """Return the schedule over `steps` steps in all; None for a constant rate."""
+    if config.schedule == "onecycle":
+        return OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps)
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    return None
