@@ -172,9 +172,9 @@ def test_the_best_weights_are_saved_when_top1_strictly_improves(config, monkeypa
     saved = []
     real = train_module.save_state_dict_file
 
-    def save(state, path):
+    def save(state, path, description):
         saved.append(path)
-        real(state, path)
+        real(state, path, description)
 
     monkeypatch.setattr(train_module, "save_state_dict_file", save)
     result = quiet(replace(config, epochs=5))

@@ -113,6 +113,7 @@ def _per_image(
     from ..experiments.per_image_answer import answer_lines
     from ..experiments.per_image_report import find, model_columns, write_findings
     from ..experiments.per_image_sample import draw_sample, load_subjects
+    from ..runs.resolve import resolve
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
@@ -120,6 +121,8 @@ def _per_image(
     warn(notes + sample.notes())
     models = []
     for subject in subjects:
+        settings = subject.settings
+        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
         try:
             found = measure(
                 subject, sample, output, score=score, resume=resume, progress=bar(subject.name)

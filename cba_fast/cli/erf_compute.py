@@ -14,6 +14,7 @@ from .options import (
     checkpoint_option,
     data_options,
     model_options,
+    resolved,
     run_options,
 )
 from .progress import bar, warn
@@ -108,6 +109,7 @@ def command(
     from ..runs import erf as erf_runs
     from ..runs.inference import load_model, open_images
 
+    model_config, data_config = resolved(model_config, data_config)
     if definition == "replknet":
         map_path = _only_map(model_config.family, output, save_map, map_path)
         save_map = None

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..runs.erf import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
+from ..runs.resolve import resolve
 from ..runs.score import versions
 from ..training.train import train
 from .plan import Experiment, Plan
@@ -124,6 +125,7 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     training = _train(run, settings) if settings.weight_path is None else None
     weights = weights_of(settings)
     identity = stamp(weights)
+    run.log(resolve(settings.model_of(weights), settings.data()).line)
     if settings.compile:
         # Of a class of models eight forms are compiled, all later ones run as they are: results
         # would depend on what ran before them.

@@ -167,6 +167,7 @@ def run_settings(
     model = asdict(model_config)
     for key in ("weights", "num_classes"):  # None, and the number of folders
         del model[key]
+    model["output_stride"] = model["output_stride"] or 32
     return {
         **model,
         **kept,

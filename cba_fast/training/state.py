@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..files import atomic_path
 from ..runs.settings import ModelConfig
 from .config import TrainConfig, best_path, last_path, log_folder
@@ -97,7 +97,7 @@ class RunFiles:
         old, new = dict(state["settings"]), dict(self._settings)
         if new["schedule"] == "constant":
             # Nothing before the end depends on where the end is.
-            old.pop("epochs"), new.pop("epochs")
+            old.pop("epochs", None), new.pop("epochs")
         differs = _differences(old, new)
         if differs:
             raise InputError(
@@ -118,7 +118,7 @@ def load_state(path: Path) -> dict:
     """Read a training state onto the CPU, without unpickling code.
 
     Raises:
-        InputError: the file is damaged or not the state of a training run.
+        CheckpointError: the file is damaged or not the state of a training run.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,9 +126,17 @@ def load_state(path: Path) -> dict:
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{path}: damaged, or not the state of a training run") from e
+        raise CheckpointError(f"{path}: damaged, or not the state of a training run") from e
     if written_by != WRITTEN_BY:
-        raise InputError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+        raise CheckpointError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+    for key in ("settings", "progress", "model", "optimizer", "scaler"):
+        if not isinstance(state.get(key), dict):
+            raise CheckpointError(f"{path}: not the state of a training run: it has no {key!r}")
+    try:
+        progress = Progress(**state["progress"])
+        progress.epoch + progress.best_epoch + progress.best_top1
+    except TypeError as e:
+        raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state
 
 
