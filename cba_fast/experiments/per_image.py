@@ -18,7 +18,7 @@ from ..data import ImageDataset
 from ..data.reading import Report
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
-from ..erf.gradients import finite_images, images_of
+from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
 from ..errors import ImageError
 from ..files import write_bytes
@@ -28,6 +28,7 @@ from ..runs.settings import RunConfig
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
+from ..wsol.located import NOT_FINITE
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
 from .per_image_sample import Sample, Subject, measured_settings
 from .progress import stamp
@@ -170,17 +171,18 @@ class _Step:
 
     def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
         grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
-        finite = finite_images(features).tolist()
+        maps = cam_from_features(features, rows)
+        finite = maps.isfinite().flatten(1).all(1).tolist()
         good = []
         for i in with_finite_gradient(self.report, grad, indices):
             if finite[i]:
                 good.append(i)
             else:
-                self.report.fail(indices[i], "its feature maps are not finite")
+                self.report.fail(indices[i], NOT_FINITE)
         if not good:
             return state
         kept = [indices[i] for i in good]
-        new = self._rows(features[good], rows[good], kept)
+        new = self._rows(features[good], rows[good], maps[good], kept)
         new["erf_size"] = ops.erf_size(images_of(grad, good), self.settings.p).double().cpu()
         new["index"] = torch.tensor(kept)
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
@@ -202,12 +204,11 @@ class _Step:
         target = self.sample.records[index].label if target == "label" else int(target)
         return weight[target : target + 1]
 
-    def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
+    def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
         side, thresholds = self.settings.map_size, thresholds_of(self.settings)
         gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
         grid = tuple(features.shape[2:])
-        small = cam_from_features(features, weights).cpu().numpy()
-        maps = finish_maps(small, side)
+        maps = finish_maps(small.cpu().numpy(), side)
         u = ops.quantize(maps)
         coverage = np.stack([box_coverage(b, side, grid) for b in gt])
         others = np.stack([self._other_coverage(i, grid) for i in indices])

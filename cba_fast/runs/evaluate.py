@@ -39,7 +39,8 @@ class EvaluateResult:
             of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
         erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
             not asked for, or if it could not be measured (a note says why).
-        unreadable: why each image that could not be read has no map, by id.
+        unreadable: why each image that could not be read, or whose features overflow, has no map,
+            by id.
         constant: ids of the images whose map is constant and counts as zeros.
         box_config: the ground truth and protocol that were used.
         transferred: see `ScoreResult`.
@@ -163,8 +164,10 @@ def _score(
     seen = _Seen()
 
     def sweep(batch: Sent) -> None:
-        ids = [image_ids[i] for i in batch.indices]
-        levels = batch.read()
+        indices, levels = batch.read()
+        if not indices:
+            return
+        ids = [image_ids[i] for i in indices]
         score_maps = levels.u
         if side is not None:
             maps = levels.localization().maps

@@ -48,7 +48,7 @@ def localize(
         ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
         TypeError: the model has no usable features or linear head, `x` is no tensor, or `target` is
             not made of integers.
-        InputError: the features hold NaN or infinite values.
+        InputError: the feature maps or the map of an image hold NaN or infinite values.
 
     Notes:
         All is computed on the device of `x`, the maps in float32 and the axis of PC1 in float64,
@@ -128,17 +128,17 @@ def _on_device(
     if target is not None:
         targets = to_device(target, top5.device).expand(len(features))
     # What the host will refuse must not stop the device before: indices outside of the weight end
-    # a CUDA process, and `eigh` has an error of its own for NaN.
+    # a CUDA process.
     rows = weight[targets.clamp(0, logits.shape[1] - 1)]
-    finite = features.isfinite().flatten(1).all(dim=1)
-    small = make(torch.where(finite[:, None, None, None], features, 0), rows)
+    small = make(features, rows)  # not finite where the features are not
+    finite = small.isfinite().all(dim=2).all(dim=1) & ~logits.isnan().any(dim=1)
     # Devices that are neither CPU nor CUDA may lack float64; their small maps go on at the host.
     small, finite, targets, top5 = (
         t if t.is_cuda else t.cpu() for t in (small, finite, targets, top5)
     )
     u = quantize_maps(small, map_size, value_range)
     constant = u.amin((1, 2)) == u.amax((1, 2))
-    columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
+    columns = [finite, constant, targets]
     facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
     return Located(u, facts, logits.shape[1])
 
