@@ -74,6 +74,8 @@ def test_families_are_those_of_the_models():
         (["evaluate", "--seed", "-1"], "-1"),
         (["evaluate", "--seed", str(2**32)], str(2**32)),
         (["generate-heatmap", "--map_size", "40000"], "40000"),
+        (["generate-heatmap", "--map_size", "9x"], "'9x' is not a size"),
+        (["wsol-eval", "--eval_size", "input"], "'input' is not a size"),
         (["erf-compute", "--p", "nan"], "'nan' is not a number"),
         (["erf-compute"], "model_family"),
         (["no-such-command"], "No such command"),

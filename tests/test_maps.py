@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from cba_fast.errors import InputError
 from cba_fast.ops import quantize
 from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
+from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import score_levels
 from cba_fast.wsol.localize import METHODS, locate
 from cba_fast.wsol.principal_component import first_principal_axis, is_background
@@ -244,8 +245,8 @@ def test_what_cannot_be_localized_is_refused():
         cam(model, x, layer="nope")
     with pytest.raises(ValueError, match="outside the model's 7 classes"):
         cam(model, x, target=7, layer="body")
-    with pytest.raises(ValueError, match="not square"):
-        cam(model, torch.randn(1, 3, 64, 32), layer="body")
+    with pytest.raises(ValueError, match="`map_size` must be .* got 0"):
+        cam(model, x, layer="body", map_size=0)
     with pytest.raises(ValueError, match="square feature maps"):
         pc1(model, torch.randn(1, 3, 64, 32), layer="body", map_size=16)
     with pytest.raises(InputError, match="NaN or infinite"):
@@ -256,6 +257,22 @@ def test_what_cannot_be_localized_is_refused():
     too_large.fc.weight.data.abs_()
     with pytest.raises(ValueError, match="image 0 of the batch: .* hold NaN"):
         cam(too_large, x, target=0)
+
+
+def test_maps_have_the_shape_of_the_input_or_the_one_asked_for():
+    model, x = Tiny().eval(), torch.randn(2, 3, 64, 32)
+    own = cam(model, x, layer="body")
+    assert own.shape == (2, 64, 32)
+    assert torch.equal(own, cam(model, x, layer="body", map_size="input"))
+    features, _, weight = classify(model, x, "body")
+    target = model(x).argmax(1)
+    small = cam_from_features(features, weight[target]).detach().numpy()
+    resized = np.stack([cv2.resize(m, (50, 20)) for m in small])  # OpenCV takes (width, height)
+    u = (255 * resized).astype(np.uint8).astype(float)
+    low, high = u.min((1, 2), keepdims=True), u.max((1, 2), keepdims=True)
+    found = localize(model, x, layer="body", map_size=(20, 50)).maps
+    np.testing.assert_array_equal(found, (u - low) / (high - low))
+    np.testing.assert_array_equal(found, localize(model, x, layer="body", map_size="20x50").maps)
 
 
 @pytest.mark.parametrize("make", [cam_from_features, pc1_from_features])

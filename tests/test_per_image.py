@@ -304,6 +304,10 @@ def test_json_is_a_configuration_too(here):
     ("models", "message"),
     [
         ([MODELS[0], MODELS[1] | {"p": 0.5}], "p must be one for all models: rep 0.2, flex 0.5"),
+        (
+            [MODELS[0], MODELS[1] | {"map_size": "64x32"}],
+            "map_size must be one for all models: rep 64x64, flex 64x32",
+        ),
         ([MODELS[0] | {"weight_path": "gone.pth"}], "rep: no weights gone.pth"),
         ([MODELS[0] | {"weights": "x"}], "unknown key"),
     ],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import SIDE
+from .options import EVAL_SIZE
 from .progress import bar
 
 
@@ -16,7 +16,7 @@ from .progress import bar
     help="Folder of .npy maps.",
 )
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--eval_size", type=SIDE, help="Demand maps of this side.")
+@click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224.")
 @click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead.")
 @click.option("--resume", is_flag=True, help="Continue a run over the same files.")
 @click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")

@@ -205,18 +205,18 @@ class _Step:
         return weight[target : target + 1]
 
     def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
-        side, thresholds = self.settings.map_size, thresholds_of(self.settings)
-        gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
+        shape, thresholds = self.settings.map_shape(), thresholds_of(self.settings)
+        gt = [self.sample.boxes.scaled(self.sample.ids[i], shape[::-1]) for i in indices]
         grid = tuple(features.shape[2:])
-        maps = finish_maps(small.cpu().numpy(), side)
+        maps = finish_maps(small.cpu().numpy(), shape)
         u = ops.quantize(maps)
-        coverage = np.stack([box_coverage(b, side, grid) for b in gt])
+        coverage = np.stack([box_coverage(b, shape, grid) for b in gt])
         others = np.stack([self._other_coverage(i, grid) for i in indices])
-        quality = map_quality(features, weights, coverage, side)
+        quality = map_quality(features, weights, coverage, shape)
         return {
             "iou": ops.best_box_iou(u, gt, thresholds, contours="largest"),
             "active": active_pixels(u.numpy(), thresholds),
-            "object_pixels": np.array([box_mask(b, side).sum() for b in gt]),
+            "object_pixels": np.array([box_mask(b, shape).sum() for b in gt]),
             "constant": is_constant(maps),
             CONTROL: object_channels(features, weights, others),
             **vars(quality),
@@ -224,15 +224,15 @@ class _Step:
 
     def _other_coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
         """Return the coverage by the boxes of the sample's next image; zeros if there is none."""
-        ids, side = self.sample.ids, self.settings.map_size
+        ids, shape = self.sample.ids, self.settings.map_shape()
         other = (index + 1) % len(ids)
         if other == index:
             return np.zeros(grid)
         try:
-            boxes = self.sample.boxes.scaled(ids[other], (side, side))
+            boxes = self.sample.boxes.scaled(ids[other], shape[::-1])
         except ImageError:  # its own turn reports it
             return np.zeros(grid)
-        return box_coverage(boxes, side, grid)
+        return box_coverage(boxes, shape, grid)
 
 
 def _how(settings: Settings) -> RunConfig:

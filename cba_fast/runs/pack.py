@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
+from ..shapes import Size
 from ..wsol import MapFolder, MapReading, read_maps, read_score_map
 from .outputs import StoreFolder
 
@@ -24,7 +25,7 @@ def pack_maps(
     np_root: Path,
     store: Path,
     *,
-    eval_size: int | None = None,
+    eval_size: Size = None,
     resize: bool = False,
     resume: bool = False,
     num_workers: int = 2,
@@ -37,7 +38,7 @@ def pack_maps(
     Args:
         np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
         store: the folder of the store. What an earlier run wrote there is replaced.
-        eval_size: the side that the maps must have.
+        eval_size: the side or (H, W) that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
         resume: continue an earlier run over the same files.
         num_workers: threads that read.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.masks import OFFICIAL_SIZE, load_masks
+from ..shapes import Size
 from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
 from ..wsol.map_reading import ambiguous_lines, prefetch
 
@@ -18,7 +19,7 @@ class PixelConfig:
     dataset_name: str | None = None
     split: str = "test"
     cam_curve_interval: float = 0.01
-    eval_size: int | None = None
+    eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
 

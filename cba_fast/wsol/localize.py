@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.transfer import to_device
+from ..shapes import Size, map_shape
 from .class_activation import cam_from_features
 from .features import classify
 from .heatmap import normalize, quantize_maps
@@ -22,7 +23,7 @@ def localize(
     method: str = "cam",
     target: int | Tensor | None = None,
     layer: str | None = None,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
 ) -> Localization:
     """Make one score map per image.
@@ -37,7 +38,7 @@ def localize(
             an (N,) integer tensor, array or list.
         layer: dotted name of the module whose output is explained; None for the model's last
             feature maps (``forward_features``).
-        map_size: side of the maps in pixels; None for H (then x must be square).
+        map_size: (H, W) of the maps in pixels or their side; None or "input" for those of `x`.
         pc1_range: see `finish_maps`; used by ``"pc1"`` alone.
 
     Returns:
@@ -75,7 +76,7 @@ def locate(
     method: str = "cam",
     target: int | Tensor | None = None,
     layer: str | None = None,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
 ) -> Located:
     """Do on the device what `localize` does, without waiting for it.
@@ -99,10 +100,7 @@ def locate(
     if x.ndim != 4:
         raise ValueError(f"x must be (N, 3, H, W), got shape {tuple(x.shape)}")
     target = None if target is None else _as_targets(target, len(x))
-    if map_size is None:
-        if x.shape[2] != x.shape[3]:
-            raise ValueError(f"give map_size: the input is not square, {tuple(x.shape[2:])}")
-        map_size = x.shape[3]
+    map_size = map_shape(map_size, x.shape[2:])
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
@@ -120,7 +118,7 @@ def _on_device(
     weight: Tensor,
     target: Tensor | None,
     make: Callable[[Tensor, Tensor], Tensor],
-    map_size: int,
+    map_size: tuple[int, int],
     value_range: str,
 ) -> Located:
     top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
@@ -166,7 +164,7 @@ def cam(
     target: int | Tensor | None = None,
     layer: str | None = None,
     *,
-    map_size: int | None = None,
+    map_size: Size = None,
 ) -> Tensor:
     """Make class activation maps of any classifier with pooling and a linear head.
 
@@ -175,10 +173,10 @@ def cam(
         x: (N, 3, H, W) floating, normalized as the model expects.
         target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
         layer: dotted name of a module to explain instead of the last feature maps.
-        map_size: side of the maps; None for the side of `x`.
+        map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
 
     Returns:
-        (N, S, S) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
+        (N, H, W) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
         bilinearly upsampled, quantized to 256 levels and min-max normalized as in the study.
 
     Raises:
@@ -193,7 +191,7 @@ def pc1(
     target: int | Tensor | None = None,
     layer: str | None = None,
     *,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
 ) -> Tensor:
     """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""

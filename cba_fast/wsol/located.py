@@ -19,7 +19,7 @@ class Localization:
     """The maps of a batch and what the classifier said.
 
     Attributes:
-        maps: (N, S, S) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
+        maps: (N, H, W) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
         constant: (N,) bool, which maps came out constant and were replaced by zeros.
         targets: (N,) int64, the class each map explains.
         top5: (N, min(5, classes)) int64, the predicted classes, best first.
@@ -59,7 +59,7 @@ class Located:
     """A batch on its device; the host has waited for nothing and checked nothing yet.
 
     Attributes:
-        u: (N, S, S) uint8, quantized maps.
+        u: (N, H, W) uint8, quantized maps.
         facts: (N, 3 + K) int64: whether features, small map and logits are finite, whether the map
             is constant, the target, the K best classes. One tensor, as each copy has its price.
         num_classes: of the model.

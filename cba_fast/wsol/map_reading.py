@@ -20,7 +20,8 @@ from ..data.score_store import ScoreStore, is_store
 from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
 from ..ops import quantize
-from .score_maps import DTYPES, MapFolder, check_score_map, read_score_map, resize_score_map
+from ..shapes import Size, map_shape
+from .score_maps import DTYPES, MapFolder, check_score_map, fitted, read_score_map
 
 # Maps that a reader takes at once. A call of `quantize` costs 55 microseconds before its first
 # value: with 16 maps at once the 224x224 map costs 22 microseconds instead of 78.
@@ -82,17 +83,22 @@ class MapReading:
     """How stored maps are read.
 
     Attributes:
-        eval_size: the side that a map must have; None takes any size.
+        eval_size: the side or (H, W) that a map must have; None takes any size.
         resize: resize maps of other sizes to `eval_size`, bilinearly.
         as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the scores as
             they are stored, floating (bytes are refused, they are no scores).
         workers: threads that read.
     """
 
-    eval_size: int | None = None
+    eval_size: Size = None
     resize: bool = False
     as_bytes: bool = True
     workers: int = 2
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The (H, W) that a map must have, or None."""
+        return None if self.eval_size is None else map_shape(self.eval_size, name="eval_size")
 
 
 def read_maps(
@@ -185,7 +191,7 @@ def _map_bytes(source: MapSource, key: Path | int, reading: MapReading) -> int:
         stored = key.stat().st_size
     except OSError:  # the reader will say what is wrong with the file
         stored = 1
-    resized = 8 * reading.eval_size**2 if reading.eval_size and reading.resize else 0
+    resized = 8 * math.prod(reading.shape) if reading.shape and reading.resize else 0
     return max(1, stored, resized)
 
 
@@ -216,10 +222,9 @@ def _read_stored(store: ScoreStore, rows: list[int], reading: MapReading) -> np.
             f"{store.root} holds bytes, 255 * m truncated; what is asked for needs the maps "
             "themselves (.npy files)"
         )
-    size = reading.eval_size
-    if size is not None and store.shape != (size, size):
+    if reading.shape not in (None, store.shape):
         raise ScoreMapError(
-            f"{store.root}: the maps are {store.shape}, but ({size}, {size}) is asked for (resize "
+            f"{store.root}: the maps are {store.shape}, but {reading.shape} is asked for (resize "
             "maps before they are stored: bytes are not resized)"
         )
     return store.read(rows)
@@ -227,12 +232,11 @@ def _read_stored(store: ScoreStore, rows: list[int], reading: MapReading) -> np.
 
 def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarray]:
     """Yield the maps of `paths` in runs (n, H, W) of one shape and dtype, not all checked yet."""
-    size = reading.eval_size
     while paths:
         run = _read_alike(paths)
         if run is None:
             run = read_score_map(paths[0])[None]
-        if size is not None and run.shape[1:] != (size, size):
+        if reading.shape not in (None, run.shape[1:]):
             run = np.stack([_resized(m, path, reading) for m, path in zip(run, paths)])
         paths = paths[len(run) :]
         yield run
@@ -240,13 +244,7 @@ def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarr
 
 def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarray:
     check_score_map(scoremap, str(path))
-    size = reading.eval_size
-    if not reading.resize:
-        raise ScoreMapError(
-            f"{path}: shape {scoremap.shape}, but ({size}, {size}) is asked for "
-            "(--resize_maps, in Python resize=True, resizes it)"
-        )
-    return resize_score_map(scoremap, size)
+    return fitted(scoremap, str(path), reading.eval_size, reading.resize)
 
 
 def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:

@@ -88,7 +88,7 @@ class PixelEvaluator:
         """Add a batch: all of it, or nothing if it is refused.
 
         Args:
-            scoremaps: (N, S, S) floating in [0, 1], S the size of the masks, or N maps (S, S).
+            scoremaps: (N, H, W) floating in [0, 1], the size of the masks, or N maps (H, W).
             image_ids: N ids of the ground truth, none of them added before.
             masks: N masks from ``Masks.read``, where the caller has read them ahead.
 
@@ -106,9 +106,8 @@ class PixelEvaluator:
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
         if not np.issubdtype(scoremaps.dtype, np.floating):
             raise TypeError(f"PxAP needs the scores themselves, floating; got {scoremaps.dtype}")
-        size = self.masks.size
-        if len(scoremaps) and scoremaps.shape[1:] != (size, size):
-            raise ValueError(f"score maps must be ({size}, {size}), got {scoremaps.shape[1:]}")
+        if len(scoremaps) and scoremaps.shape[1:] != self.masks.shape:
+            raise ValueError(f"score maps must be {self.masks.shape}, got {scoremaps.shape[1:]}")
         self._check_new(image_ids)
         if masks is None:
             masks = [self.masks.read(i) for i in image_ids]
@@ -209,7 +208,7 @@ class PixelEvaluator:
         missing = [i for i in self.masks.image_ids if i not in self._seen]
         histograms = self.histograms
         if missing_as_miss:
-            zeros = np.zeros((self.masks.size, self.masks.size))
+            zeros = np.zeros(self.masks.shape)
             for image_id in progress(missing, len(missing)) if progress else missing:
                 histograms = histograms + self._histograms(zeros, self.masks.read(image_id))
         # floating, descending thresholds, and sums in the official order: equal to the last bit

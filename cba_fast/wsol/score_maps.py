@@ -9,6 +9,7 @@ import numpy as np
 from ..data.npy_header import NPY_ERRORS, check_npy
 from ..data.records import make_record
 from ..errors import ScoreMapError
+from ..shapes import Size, map_shape
 
 DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8)))
 
@@ -52,13 +53,13 @@ class MapFolder:
 
 
 def read_score_map(
-    path: str | os.PathLike, eval_size: int | None = None, resize: bool = False
+    path: str | os.PathLike, eval_size: Size = None, resize: bool = False
 ) -> np.ndarray:
     """Read one score map and check it.
 
     Args:
         path: an ``.npy`` file; object arrays are refused, nothing is unpickled.
-        eval_size: the side that the map must have; None takes any size.
+        eval_size: the side or (H, W) that the map must have; None takes any size.
         resize: resize maps of other sizes to `eval_size` with OpenCV's bilinear ``resize``.
 
     Returns:
@@ -75,14 +76,22 @@ def read_score_map(
     except NPY_ERRORS as e:
         raise ScoreMapError(f"{path}: not a readable score map: {e or type(e).__name__}") from e
     check_score_map(scoremap, str(path))
-    if eval_size is not None and scoremap.shape != (eval_size, eval_size):
-        if not resize:
-            raise ScoreMapError(
-                f"{path}: shape {scoremap.shape}, but ({eval_size}, {eval_size}) is asked for "
-                "(--resize_maps, in Python resize=True, resizes it)"
-            )
-        scoremap = resize_score_map(scoremap, eval_size)
-    return scoremap
+    return fitted(scoremap, str(path), eval_size, resize)
+
+
+def fitted(scoremap: np.ndarray, name: str, eval_size: Size, resize: bool) -> np.ndarray:
+    """Return a checked map at the size asked for; arguments as for :func:`read_score_map`.
+
+    Raises:
+        ScoreMapError: it has another size, and is not to be resized.
+    """
+    if eval_size is None or scoremap.shape == (shape := map_shape(eval_size, name="eval_size")):
+        return scoremap
+    if not resize:
+        raise ScoreMapError(
+            f"{name}: shape {scoremap.shape}, but {shape} is asked for (`resize` resizes it)"
+        )
+    return resize_score_map(scoremap, shape)
 
 
 def check_score_map(scoremap: np.ndarray, name: str) -> None:
@@ -105,11 +114,11 @@ def check_score_map(scoremap: np.ndarray, name: str) -> None:
         raise ScoreMapError(f"{name}: values in [{low:.6g}, {high:.6g}] leave [0, 1]")
 
 
-def resize_score_map(scoremap: np.ndarray, size: int) -> np.ndarray:
-    """Resize an (H, W) score map to (size, size) bilinearly; the result stays in [0, 1]."""
+def resize_score_map(scoremap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize a score map to `shape` (H, W) bilinearly; the result stays in [0, 1]."""
     if scoremap.dtype == np.float16:  # OpenCV does not resize half precision
         scoremap = scoremap.astype(np.float32)
-    out = cv2.resize(scoremap, (size, size), interpolation=cv2.INTER_LINEAR)
+    out = cv2.resize(scoremap, shape[::-1], interpolation=cv2.INTER_LINEAR)
     if out.dtype != np.uint8:
         np.clip(out, 0, 1, out=out)  # interpolation may exceed 1 by a rounding error
     return out
