@@ -163,7 +163,7 @@ def test_official_names_win_with_a_warning(here, capsys):
     ("array", "message"),
     [
         (np.full((30, 30), np.nan), "900 NaN"),
-        (np.full((30, 30), 2.0), "leave"),
+        (np.full((30, 30), 2.0), "the value 2.0 > 1 by 1"),
         (np.zeros((30, 30, 1)), r"(30, 30, 1)"),
         (np.zeros((31, 31)), "(31, 31), but (30, 30)"),
     ],

@@ -202,6 +202,16 @@ def checkpoint_option() -> Callable:
     )
 
 
+def clip_option() -> Callable:
+    """Whether stored maps may leave [0, 1] by a rounding error: hands over `clip`."""
+    return click.option(
+        "--clip",
+        type=FiniteRange(0, 0.01),
+        default=0.0,
+        help="Clip values that leave [0, 1] by no more than this, e.g. 1e-5; others are refused.",
+    )
+
+
 class TargetType(click.ParamType):
     """``predicted``, ``label`` or a class index."""
 
@@ -280,7 +290,8 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
     names.append("missing_as_miss")
     if with_metadata:
-        names += ["metadata_root", "dataset_name", "split"]
+        options.append(clip_option())
+        names += ["clip", "metadata_root", "dataset_name", "split"]
     if contours is not None:
         kind = click.Choice(["largest", "all", "both"])
         text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."

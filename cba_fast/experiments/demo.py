@@ -185,7 +185,7 @@ def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} exists and is not a folder")
     if root.is_dir() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root} is not empty and holds no earlier demo; choose another --output")
+        raise InputError(f"{root} is not empty and holds no earlier demo; choose another `output`")
     files.write_json(marker, {"written_by": "cba_fast demo"})
 
 

@@ -289,7 +289,7 @@ def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
     if count := int((arrays["erf_size"] == 0).sum()):
         notes.append(
             f"zero gradient (ERF size 0) of {counted(count, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
     if count := int(arrays["constant"].sum()):
         notes.append(f"{counted(count, 'CAM')} without a positive value: counted as maps of zeros")

@@ -27,6 +27,7 @@ def pack_maps(
     *,
     eval_size: Size = None,
     resize: bool = False,
+    clip: float = 0.0,
     resume: bool = False,
     num_workers: int = 2,
     progress: Callable | None = None,
@@ -40,6 +41,7 @@ def pack_maps(
         store: the folder of the store. What an earlier run wrote there is replaced.
         eval_size: the side or (H, W) that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
+        clip: see `check_score_map`.
         resume: continue an earlier run over the same files.
         num_workers: threads that read.
         progress: called with an iterable and its length, returns an iterable.
@@ -57,13 +59,14 @@ def pack_maps(
     names = _names(np_root)
     if not names:
         raise InputError(f"{np_root} holds no .npy files")
-    first = read_score_map(np_root / names[0], eval_size, resize)
+    first = read_score_map(np_root / names[0], eval_size, resize, clip)
     settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
+    settings |= {"clip": clip} if clip else {}  # stores of earlier versions can be continued
     folder = StoreFolder(store, names, settings, first.shape)
     present = folder.prepare(resume)
     todo = {name: np_root / name for name in names if name not in present}
     rows = {name: row for row, name in enumerate(names)}
-    reading = MapReading(eval_size, resize, workers=num_workers)
+    reading = MapReading(eval_size, resize, workers=num_workers, clip=clip)
     with StoreWriter(store) as writer:
         for ids, maps in read_maps(source, todo, reading, progress):
             if maps.shape[1:] != first.shape:

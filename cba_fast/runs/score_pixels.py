@@ -22,6 +22,7 @@ class PixelConfig:
     eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
+    clip: float = 0.0
 
 
 def score_pixels(
@@ -58,7 +59,9 @@ def score_pixels(
     )
     evaluator = PixelEvaluator(masks, cam_curve_interval=config.cam_curve_interval)
     found = find_maps(source, masks.image_ids)
-    reading = MapReading(size, config.resize_maps, as_bytes=False, workers=num_workers)
+    reading = MapReading(
+        size, config.resize_maps, as_bytes=False, workers=num_workers, clip=config.clip
+    )
 
     # The masks are files, too: they are read ahead in the order of the maps.
     read_masks = prefetch(masks.read, found, num_workers)

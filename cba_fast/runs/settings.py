@@ -81,6 +81,7 @@ class BoxConfig:
     eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
+    clip: float = 0.0
 
 
 def settings(*configs) -> dict:

@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from ..data.npy_header import NPY_ERRORS, is_plain_shape
 from ..data.records import map_name
 from ..data.score_store import ScoreStore, is_store
 from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
-from ..ops import quantize
 from ..shapes import Size, map_shape
-from .score_maps import DTYPES, MapFolder, check_score_map, fitted, read_score_map
+from .score_maps import (
+    DTYPES,
+    MapFolder,
+    as_bytes,
+    check_score_map,
+    check_score_maps,
+    fitted,
+    read_score_map,
+)
 
 # Maps that a reader takes at once. A call of `quantize` costs 55 microseconds before its first
 # value: with 16 maps at once the 224x224 map costs 22 microseconds instead of 78.
@@ -88,12 +94,14 @@ class MapReading:
         as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the scores as
             they are stored, floating (bytes are refused, they are no scores).
         workers: threads that read.
+        clip: see `check_score_map`.
     """
 
     eval_size: Size = None
     resize: bool = False
     as_bytes: bool = True
     workers: int = 2
+    clip: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -205,13 +213,13 @@ def _read_group(
     for maps in _read_files(keys, reading):
         names = [str(path) for path in keys[start : start + len(maps)]]
         if reading.as_bytes:
-            maps = _as_bytes(maps, names)
+            maps = as_bytes(maps, names, reading.clip).numpy()
         else:
             if maps.dtype == np.uint8:
                 raise ScoreMapError(
                     f"{names[0]}: uint8; PxAP needs the scores themselves, floating"
                 )
-            _check_all(maps, names)
+            maps = check_score_maps(maps, names, reading.clip)
         yield ids[start : start + len(maps)], maps
         start += len(maps)
 
@@ -235,7 +243,7 @@ def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarr
     while paths:
         run = _read_alike(paths)
         if run is None:
-            run = read_score_map(paths[0])[None]
+            run = read_score_map(paths[0], clip=reading.clip)[None]
         if reading.shape not in (None, run.shape[1:]):
             run = np.stack([_resized(m, path, reading) for m, path in zip(run, paths)])
         paths = paths[len(run) :]
@@ -243,7 +251,7 @@ def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarr
 
 
 def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarray:
-    check_score_map(scoremap, str(path))
+    scoremap = check_score_map(scoremap, str(path), reading.clip)
     return fitted(scoremap, str(path), reading.eval_size, reading.resize)
 
 
@@ -293,16 +301,3 @@ def _layout(header: bytes) -> tuple[tuple[int, int], np.dtype] | None:
         return None
     plain = f.tell() == HEADER and not fortran and len(shape) == 2 and is_plain_shape(shape)
     return (shape, dtype) if plain and dtype in DTYPES else None
-
-
-def _as_bytes(maps: np.ndarray, names: list[str]) -> np.ndarray:
-    try:
-        return quantize(torch.from_numpy(maps)).numpy()
-    except ScoreMapError:
-        _check_all(maps, names)
-        raise
-
-
-def _check_all(maps: np.ndarray, names: list[str]) -> None:
-    for one, name in zip(maps, names, strict=True):
-        check_score_map(one, name)

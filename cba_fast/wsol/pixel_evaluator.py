@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
 from .batch import as_batch
-from .score_maps import check_score_map
+from .score_maps import check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
@@ -54,6 +54,7 @@ class PixelEvaluator:
     Args:
         masks: the ground truth.
         cam_curve_interval: the official name of the step between thresholds, in (0, 1].
+        clip: values that leave [0, 1] by no more than this are clipped, e.g. 1e-5; NaN never is.
 
     Raises:
         InputError: a `cam_curve_interval` outside of its range.
@@ -66,10 +67,11 @@ class PixelEvaluator:
         MaskEvaluator of the official code clovaai/wsolevaluation, whose result it equals.
     """
 
-    def __init__(self, masks: Masks, *, cam_curve_interval: float = 0.01):
+    def __init__(self, masks: Masks, *, cam_curve_interval: float = 0.01, clip: float = 0.0):
+        check_clip(clip)
         if not 0 < cam_curve_interval <= 1:
             raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
-        self.masks = masks
+        self.masks, self.clip = masks, clip
         self.interval = float(cam_curve_interval)
         self.edges = np.append(np.arange(0, 1, self.interval), [1.0, 2.0, 3.0])
         # of background and foreground: scores in [edges[i], edges[i + 1])
@@ -113,7 +115,7 @@ class PixelEvaluator:
             masks = [self.masks.read(i) for i in image_ids]
         histograms = np.zeros_like(self.histograms)
         for scoremap, image_id, mask in zip(scoremaps, image_ids, masks, strict=True):
-            check_score_map(scoremap, f"image {image_id!r}")
+            scoremap = check_score_map(scoremap, f"image {image_id!r}", self.clip)
             histograms += self._histograms(scoremap, mask)
         self.histograms += histograms
         self._seen.update(dict.fromkeys(map(str, image_ids)))
