@@ -173,7 +173,7 @@ def measure_sizes(
     if found.num_zero:
         notes.append(
             f"zero gradient (size 0) of {counted(found.num_zero, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
     return Measured(found.sizes, notes + walk.report.lines(), found.map)
 
