@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from . import __version__, files
@@ -214,6 +214,7 @@ class Outputs:
     def finish(self, **result) -> None:
         """Note in the record that all files are written, and what to tell of the run again."""
         files.write_json(self.record, {**self.description, "result": result})
+        self._remove_partial()
 
     @property
     def result(self) -> dict | None:
@@ -243,6 +244,10 @@ class Outputs:
         self._remove_empty_folders()
         if not os.listdir(self.root):
             self.root.rmdir()
+
+    def _remove_partial(self) -> None:
+        for name in filter(_is_partial, self.names):
+            (self.root / name).unlink(missing_ok=True)
 
     def _remove(self, old: dict | None) -> None:
         for name in self._present(old):
@@ -296,6 +301,20 @@ def beside(output: str | os.PathLike, description: dict, *more: str) -> Outputs:
     names = [output.name, partial_path(output).name, *more]
     record = output.parent / f".{output.name}.run.json"
     return Outputs(record, names, description, owns_folder=False)
+
+
+def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
+    """Prepare all outputs of a run, or none; return what it noted at its end, if it has ended."""
+    for each in outputs:
+        each.check(overwrite)
+    for each in outputs:
+        each.prepare(overwrite)
+    results = [each.result for each in outputs]
+    if None in results:
+        return None
+    for each in outputs:
+        each._remove_partial()  # of a run that was killed after its end
+    return results[0]
 
 
 def partial_path(output: str | os.PathLike) -> Path:
