@@ -20,13 +20,13 @@ from ..erf import (
     sample_indices,
 )
 from ..erf.report import MapRun, json_beside, with_figures, write_map
-from ..erf.sizes import SizeStats, size_stats
 from ..errors import ImageError, InputError
 from ..files import write_npy
 from ..resume import Outputs
 from .inference import autocast, choose_device, memory_format, report_on
 from .outputs import describe_run
 from .settings import DataConfig, ModelConfig, RunConfig, settings
+from .size_stats import SizeStats, size_stats
 
 
 @dataclass(frozen=True)
