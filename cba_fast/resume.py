@@ -171,7 +171,7 @@ class Outputs:
         """
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} exists and is not a folder")
-        old = self._read()
+        old = self.recorded()
         present = self._present(old)
         foreign = sorted(n for n in present if n not in _listed(old) and not self._is_own(n))
         if foreign and not self._owns_folder:
@@ -204,7 +204,7 @@ class Outputs:
         Leftovers of writes that were killed go, too. Returns and raises as :meth:`check`.
         """
         kept = self.check(overwrite)
-        old = self._read()
+        old = self.recorded()
         if old is None or overwrite:
             self._remove(old)
             files.write_json(self.record, self.description)
@@ -219,7 +219,7 @@ class Outputs:
     @property
     def result(self) -> dict | None:
         """What :meth:`finish` noted, if the run has ended and its files are there; else None."""
-        old = self._read()
+        old = self.recorded()
         there = all((self.root / n).is_file() for n in self.names if not _is_partial(n))
         return old.get("result") if old and there else None
 
@@ -233,7 +233,7 @@ class Outputs:
             OSError: a file cannot be removed.
         """
         try:
-            old = self._read()
+            old = self.recorded()
         except InputError:
             return
         if old is None:
@@ -275,7 +275,8 @@ class Outputs:
             return True
         return name == self.record.name or PurePosixPath(name).name.startswith(".tmp-")
 
-    def _read(self) -> dict | None:
+    def recorded(self) -> dict | None:
+        """Return the record that is there, or None; one that is not of cba_fast is refused."""
         if not self.record.is_file():
             return None
         try:
