@@ -72,7 +72,7 @@ def command(
     model_config, data_config = resolved(model_config, data_config)
     used = {
         "model": settings(model_config),
-        "data": settings(data_config, map_config),
+        "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
     saved = []

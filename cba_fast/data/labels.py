@@ -82,7 +82,7 @@ def model_labels(
 def _folder_labels(images: ImageSet, num_classes: int, class_names) -> list[int]:
     """Return the label of each class folder, if the folders themselves say it."""
     folders = images.class_names
-    way_out = "name the classes in label order in a file (classes, one name per line)"
+    way_out = "name the classes in label order in a file, `classes`, one per line"
     if class_names is not None:
         unknown = [name for name in folders if name not in set(class_names)]
         raise InputError(

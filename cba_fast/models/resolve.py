@@ -131,7 +131,7 @@ def _check_values(family: str | None, num_classes: int | None, output_stride: in
 def _family(checkpoint: Checkpoint | None, layout: Layout | None, family: str | None) -> str:
     if checkpoint is None:
         if family is None:
-            raise InputError("without a checkpoint, model_family must be given")
+            raise InputError("without a checkpoint, `model_family` must be given")
         return family
     recorded = checkpoint.description.family if checkpoint.description else None
     if layout is None:
