@@ -28,7 +28,7 @@ from training_runs import (
 )
 
 from cba_fast.data import study_transform
-from cba_fast.errors import InputError
+from cba_fast.errors import CheckpointError, InputError
 from cba_fast.models import build_model, load_state_dict_file
 from cba_fast.training import train as train_module
 from cba_fast.training.data import open_splits
@@ -300,6 +300,24 @@ def test_foreign_files_are_not_replaced(config):
     with pytest.raises(InputError, match=r"x_last\.pth: damaged"):
         quiet(config)
     assert best.read_bytes() == b"mine"
+
+
+def test_a_last_state_without_its_keys_is_refused(config):
+    last = quiet(replace(config, epochs=1)).last_path
+    whole = load_state(last)
+    for missing in ("settings", "progress", "model", "optimizer", "scaler"):
+        torch.save({k: v for k, v in whole.items() if k != missing}, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .* no '{missing}'"):
+            quiet(config, resume=True)
+    for changes, message in (
+        ({"progress": {"epoch": 1, "age": 3}}, "its 'progress'"),
+        ({"progress": whole["progress"] | {"epoch": "1"}}, "its 'progress'"),
+        ({"optimizer": {"state": {}}}, r"its state does not fit the run"),
+        ({"model": {"a": torch.ones(1)}}, "not a checkpoint of slak_flex"),
+    ):
+        torch.save(whole | changes, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .*{message}"):
+            quiet(config, resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(config):

@@ -113,7 +113,7 @@ def settings_line(resolved: Resolved, checkpoint: Checkpoint | None) -> str:
     parts.append(f"weights {checkpoint.path}")
     parts += [checkpoint.taken] if checkpoint.taken else []
     values |= {"family": found.family, "model": found.model}
-    assumed = [values[k] for k in resolved.assumed]
+    assumed = [values[k] for k in ("family", "model", *_SHORT) if k in resolved.assumed]
     if assumed:
         source = f" ({', '.join(assumed)}: assumed, the checkpoint does not say)"
     else:
