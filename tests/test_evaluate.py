@@ -130,6 +130,19 @@ def save_maps(root, ids, side=30, official=False):
         np.save(path, m)
 
 
+def test_most_maps_missing_is_a_warning(here, capsys):
+    save_maps(here / "maps", IDS[:4])
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta"]
+    for _ in range(2):  # in each run, not once in a process
+        done = run_cli(capsys, *args)
+        assert done.status == 0
+        assert done.err.count("Warning: 5 of 9 images of the ground truth have no score map") == 1
+        assert "(--missing_as_miss counts misses)" in done.err
+    assert run_cli(capsys, *args, "--missing_as_miss").err == ""
+    save_maps(here / "maps", IDS[:5])
+    assert run_cli(capsys, *args).err == ""
+
+
 def test_missing_maps_are_listed_or_misses(here, capsys):
     save_maps(here / "maps", IDS[:5])
     args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--json", "r.json"]

@@ -2,11 +2,13 @@
 
 import importlib
 import sys
+import warnings
+from collections.abc import Callable
 
 import click
 
 from .. import __version__
-from ..errors import CbaError, with_flags
+from ..errors import CbaError, CbaWarning, with_flags
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
@@ -63,6 +65,18 @@ def cli():
     """
 
 
+def _show(otherwise: Callable) -> Callable:
+    """Return a ``warnings.showwarning`` that prints the package's own warnings in one line."""
+
+    def show(message, category, *where, **options):
+        if issubclass(category, CbaWarning):
+            click.echo(f"Warning: {with_flags(str(message))}", err=True)
+        else:
+            otherwise(message, category, *where, **options)
+
+    return show
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; user errors are one line on stderr and exit status 1.
 
@@ -70,7 +84,10 @@ def main(args: list[str] | None = None) -> None:
         args: the arguments; None for those of the process.
     """
     try:
-        cli(args, prog_name="cba-fast")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CbaWarning)
+            warnings.showwarning = _show(warnings.showwarning)
+            cli(args, prog_name="cba-fast")
     except CbaError as e:
         click.echo(f"Error: {with_flags(str(e))}", err=True)
         sys.exit(1)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..short import Short
 from .gradients import center_gradient, finite_images, images_of
 from .walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 
-@dataclass
-class ErfMap:
+@dataclass(repr=False)
+class ErfMap(Short):
     """An ERF map.
 
     Attributes:

@@ -26,6 +26,7 @@ from ..erf.report import MapRun, with_figures, write_map
 from ..erf.sizes import SizeStats, size_stats
 from ..errors import InputError
 from ..files import write_npy
+from ..short import Short
 from .inference import autocast, choose_device, memory_format, report_on
 from .settings import DataConfig, ModelConfig, RunConfig, settings
 
@@ -48,8 +49,8 @@ class ErfMapConfig:
     input_size: int = 1024
 
 
-@dataclass
-class SizeRun:
+@dataclass(repr=False)
+class SizeRun(Short):
     """A finished measurement: statistics for each share p, notes for the end, and the map if any.
 
     The map is the mean over the images of what the sizes are measured on.
@@ -131,8 +132,8 @@ def compute_sizes(
     return SizeRun(stats, found.notes, mapped)
 
 
-@dataclass
-class Measured:
+@dataclass(repr=False)
+class Measured(Short):
     """ERF sizes, float32 (N,) or (N,P), notes for the end of the run, and the mean map if any."""
 
     sizes: np.ndarray

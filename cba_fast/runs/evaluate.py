@@ -11,6 +11,7 @@ from ..data.boxes import Boxes
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
+from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf import SizeConfig, measure_sizes
@@ -29,8 +30,8 @@ from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
 from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
 
-@dataclass
-class EvaluateResult:
+@dataclass(repr=False)
+class EvaluateResult(Short):
     """Scores of one model.
 
     Attributes:

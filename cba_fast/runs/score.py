@@ -15,6 +15,7 @@ from ..data import load_boxes
 from ..data.boxes import Boxes
 from ..data.metadata import find_folder
 from ..errors import InputError
+from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
 from ..wsol.box_result import MODES
 from ..wsol.map_reading import MapSource, ambiguous_lines
@@ -22,8 +23,8 @@ from .score_statistics import FoundStatistics, Statistics, find_statistics, read
 from .settings import BoxConfig, settings
 
 
-@dataclass
-class ScoreResult:
+@dataclass(repr=False)
+class ScoreResult(Short):
     """The scores of a run, and the evaluator that holds the rows.
 
     `transferred` has the accuracies at thresholds tuned elsewhere (see `transferred_accuracies`),
@@ -37,8 +38,8 @@ class ScoreResult:
     statistics: FoundStatistics | None = None
 
 
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, repr=False)
+class Tuned(Short):
     """The thresholds that another run found best, by contour mode and IoU threshold.
 
     `source` is the file that they come from.
