@@ -296,16 +296,17 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
     for method in METHODS:
         maps = MapConfig(method=method)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
-        generate_heatmaps(config, shown, run, maps, root / f"heatmap_{model.slug}_{method}")
+        heatmaps = root / f"heatmap_{model.slug}_{method}"
+        generate_heatmaps(config, shown, run, maps, heatmaps, overwrite=True)
     common = (load_model(config, run), open_images(data), config, data, run)
     sizes = SizeConfig(num_samples=scale.erf_samples, seed=task.seed)
     output = root / f"erf_sizes_{model.slug}.npy"
-    (stats,) = compute_sizes(*common, sizes, output, resume=False).stats.values()
+    (stats,) = compute_sizes(*common, sizes, output, overwrite=True).stats.values()
     erf_map = compute_map(
         *common,
         ErfMapConfig(scale.erf_map_images, 2 * INPUT_SIZE),
         root / f"erf_map_{model.slug}.npy",
-        resume=False,
+        overwrite=True,
     )
     figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
     save_figure(figure, root / f"erf_map_{model.slug}.png")

@@ -25,6 +25,7 @@ def localize(
     layer: str | None = None,
     map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Localization:
     """Make one score map per image.
 
@@ -40,6 +41,8 @@ def localize(
             feature maps (``forward_features``).
         map_size: (H, W) of the maps in pixels or their side; None or "input" for those of `x`.
         pc1_range: see `finish_maps`; used by ``"pc1"`` alone.
+        layout: how the output that is explained holds its map: ``"NCHW"``, ``"NHWC"`` (Swin) or
+            ``"NLC"`` (tokens); None to find it out.
 
     Returns:
         A `Localization`. The same call gives the maps that ``generate-heatmap`` stores and that
@@ -64,6 +67,7 @@ def localize(
         layer=layer,
         map_size=map_size,
         pc1_range=pc1_range,
+        layout=layout,
     )
     return found.send()().localization()
 
@@ -78,6 +82,7 @@ def locate(
     layer: str | None = None,
     map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Located:
     """Do on the device what `localize` does, without waiting for it.
 
@@ -85,7 +90,7 @@ def locate(
     converged, and the search for the classifier of a model without ``get_classifier``.
 
     Args:
-        model, x, method, target, layer, map_size, pc1_range: as for `localize`.
+        model, x, method, target, layer, map_size, pc1_range, layout: as for `localize`.
 
     Returns:
         What will be there.
@@ -104,7 +109,7 @@ def locate(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    found = classify(model, x, layer)
+    found = classify(model, x, layer, layout)
     # Autocast would take the maps' products to half precision.
     with torch.autocast(found[0].device.type, enabled=False):
         value_range = pc1_range if method == "pc1" else "clip"
@@ -165,6 +170,7 @@ def cam(
     layer: str | None = None,
     *,
     map_size: Size = None,
+    layout: str | None = None,
 ) -> Tensor:
     """Make class activation maps of any classifier with pooling and a linear head.
 
@@ -174,6 +180,7 @@ def cam(
         target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
         layer: dotted name of a module to explain instead of the last feature maps.
         map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
+        layout: of the explained feature maps, see :func:`localize`.
 
     Returns:
         (N, H, W) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
@@ -182,7 +189,9 @@ def cam(
     Raises:
         ValueError, TypeError: as :func:`localize`.
     """
-    return _maps(locate(model, x, method="cam", target=target, layer=layer, map_size=map_size))
+    return _maps(
+        locate(model, x, method="cam", target=target, layer=layer, map_size=map_size, layout=layout)
+    )
 
 
 def pc1(
@@ -193,6 +202,7 @@ def pc1(
     *,
     map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Tensor:
     """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""
     return _maps(
@@ -204,6 +214,7 @@ def pc1(
             layer=layer,
             map_size=map_size,
             pc1_range=pc1_range,
+            layout=layout,
         )
     )
 
