@@ -43,6 +43,7 @@ def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
     assert done.status == 0, done.err
     assert np.load(next((here / "np_heatmap_output").rglob("*.npy"))).shape == shape
     boxes = ["--metadata_root", "meta", "--cam_curve_interval", 0.05, "--iou_thr", 0.4]
+    boxes += ["--threshold", 0.37]
     done = run_cli(capsys, "wsol-eval", *boxes, "--contours", "both", "--json", "two.json")
     assert done.status == 0, done.err
     assert done.out.startswith("MaxBoxAcc    : ")
@@ -52,6 +53,9 @@ def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
     one, two = read(here / "one.json"), read(here / "two.json")
     assert one["largest"] == two["largest"]
     assert one["all"] == two["all"]
+    assert one["fixed_threshold"] == two["fixed_threshold"]
+    assert len(one["fixed_threshold"]) == 8
+    assert "At the threshold asked for:\n  largest IoU 0.3: " in done.out
     assert one["num_images"] == two["num_images"] == 7
     assert sorted(one["missing"]) == sorted(two["missing"]) == IDS[7:]
     assert one["iou_thresholds"] == [0.3, 0.5, 0.7, 0.4]

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
     "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
     "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc, MaxBoxAccV2, PxAP."),
+    "boxes": ("boxes", "Write the boxes of stored heatmaps at a threshold: CSV or COCO JSON."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
     "erf-compute": ("erf_compute", "Measure the ERF size on sampled images, or the ERF map."),
     "erf-shape": ("erf_shape", "Show what slak_flex's mixture does to the ERF; match another's."),
