@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..erf.sizes import SizeStats, size_stats
 from ..errors import InputError
+from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
 
 _KEYS = ("name", "erf_path", "maxboxacc")
@@ -77,7 +77,7 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
     if sizes.ndim == 2:
         raise InputError(
             f"{path}: sizes for {sizes.shape[1]} values of p, shape {sizes.shape}; the analysis"
-            " needs one value: run erf-compute with a single --p"
+            " needs one value: run erf-compute with a single `p`"
         )
     if sizes.ndim != 1 or sizes.size == 0:
         raise InputError(f"{path}: expected a vector of ERF sizes, got shape {sizes.shape}")
