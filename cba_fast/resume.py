@@ -283,7 +283,7 @@ class Outputs:
             record = json.loads(self.record.read_text())
         except (ValueError, RecursionError) as e:
             raise InputError(f"{self.record}: not a record of cba_fast: {e}") from e
-        if not _is_record(record):
+        if not is_record(record):
             raise InputError(f"{self.record}: not a record of cba_fast")
         return record
 
@@ -332,7 +332,8 @@ def _listed(record: dict | None) -> set[str]:
     return set(record["files"]) if record else set()
 
 
-def _is_record(value: object) -> bool:
+def is_record(value: object) -> bool:
+    """Return whether a value that was read from a file is the record of a run."""
     if not isinstance(value, dict) or value.get("written_by") != "cba_fast":
         return False
     names = value.get("files")

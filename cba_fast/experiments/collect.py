@@ -170,7 +170,6 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
                 settings.model_of(None),
                 config,
                 settings.run(),
-                resume=True,
                 progress=run.bar("training"),
                 log=run.log,
             )
