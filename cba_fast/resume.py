@@ -93,9 +93,8 @@ def differences(old: dict, new: dict) -> list[str]:
     if old["format"] > FORMAT:
         return ["written by a later version of cba_fast"]
     found = []
-    for name in sorted({*old["versions"], *new["versions"]}):
-        was, now = old["versions"].get(name), new["versions"].get(name)
-        if was != now:
+    for name, now in new["versions"].items():  # a result may tell more versions than are compared
+        if (was := old["versions"].get(name)) != now:
             found.append(f"written by {name} {was}, this is {now}")
     inputs = {*old["inputs"], *new["inputs"]}
     was, now = _flat(old["settings"]), _flat(new["settings"])
