@@ -157,7 +157,7 @@ def test_images_without_finite_numbers_are_told_and_left_out(here, monkeypatch):
     np.testing.assert_array_equal(found.iou, whole.iou[left])
     notes = "\n".join(found.notes)
     assert f"{sample.records[2].image_id}: its input gradient is not finite" in notes
-    assert f"{sample.records[8].image_id}: its feature maps are not finite" in notes
+    assert f"{sample.records[8].image_id}: its features, logits or map hold NaN or inf" in notes
 
 
 def test_the_same_command_measures_nothing_again(here, capsys, monkeypatch):
@@ -332,6 +332,10 @@ def test_json_is_a_configuration_too(here):
     ("models", "message"),
     [
         ([MODELS[0], MODELS[1] | {"p": 0.5}], "p must be one for all models: rep 0.2, flex 0.5"),
+        (
+            [MODELS[0], MODELS[1] | {"map_size": "64x32"}],
+            "map_size must be one for all models: rep 64x64, flex 64x32",
+        ),
         ([MODELS[0] | {"weight_path": "gone.pth"}], "rep: no weights gone.pth"),
         ([MODELS[0] | {"weights": "x"}], "unknown key"),
     ],

@@ -6,6 +6,8 @@ import click
 from rich.console import Console
 from rich.progress import track
 
+from ..errors import with_flags
+
 
 def bar(description: str):
     """Return ``progress(iterable, total)`` with a bar on stderr (none where it is no terminal)."""
@@ -27,5 +29,5 @@ def bar(description: str):
 
 def warn(lines: Iterable[str]) -> None:
     """Print what a run met and went on from, on stderr."""
-    for line in lines:
+    for line in map(with_flags, lines):
         click.echo(f"Warning: {line}" if not line.startswith(" ") else line, err=True)

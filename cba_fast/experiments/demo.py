@@ -185,7 +185,7 @@ def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} exists and is not a folder")
     if root.is_dir() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root} is not empty and holds no earlier demo; choose another --output")
+        raise InputError(f"{root} is not empty and holds no earlier demo; choose another `output`")
     files.write_json(marker, {"written_by": "cba_fast demo"})
 
 
@@ -293,7 +293,7 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
     shown = DataConfig(str(task.gallery), input_size=INPUT_SIZE)
     scores: dict[str, EvaluateResult] = {}
     for method in METHODS:
-        maps = MapConfig(method=method, map_size=INPUT_SIZE)
+        maps = MapConfig(method=method)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
         heatmaps = root / f"heatmap_{model.slug}_{method}"
         generate_heatmaps(config, shown, run, maps, heatmaps, overwrite=True)

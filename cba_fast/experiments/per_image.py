@@ -16,7 +16,7 @@ from ..data import ImageDataset
 from ..data.reading import Report
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
-from ..erf.gradients import finite_images, images_of
+from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
 from ..errors import ImageError, InputError
 from ..files import write_bytes
@@ -26,6 +26,7 @@ from ..runs.settings import RunConfig
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
+from ..wsol.located import NOT_FINITE
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
 from .per_image_sample import Sample, Subject, measured_settings
 from .settings import Settings
@@ -165,17 +166,18 @@ class _Step:
 
     def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
         grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
-        finite = finite_images(features).tolist()
+        maps = cam_from_features(features, rows)
+        finite = maps.isfinite().flatten(1).all(1).tolist()
         good = []
         for i in with_finite_gradient(self.report, grad, indices):
             if finite[i]:
                 good.append(i)
             else:
-                self.report.fail(indices[i], "its feature maps are not finite")
+                self.report.fail(indices[i], NOT_FINITE)
         if not good:
             return state
         kept = [indices[i] for i in good]
-        new = self._rows(features[good], rows[good], kept)
+        new = self._rows(features[good], rows[good], maps[good], kept)
         new["erf_size"] = ops.erf_size(images_of(grad, good), self.settings.p).double().cpu()
         new["index"] = torch.tensor(kept)
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
@@ -197,20 +199,19 @@ class _Step:
         target = self.sample.records[index].label if target == "label" else int(target)
         return weight[target : target + 1]
 
-    def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
-        side, thresholds = self.settings.map_size, thresholds_of(self.settings)
-        gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
+    def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
+        shape, thresholds = self.settings.map_shape(), thresholds_of(self.settings)
+        gt = [self.sample.boxes.scaled(self.sample.ids[i], shape[::-1]) for i in indices]
         grid = tuple(features.shape[2:])
-        small = cam_from_features(features, weights).cpu().numpy()
-        maps = finish_maps(small, side)
+        maps = finish_maps(small.cpu().numpy(), shape)
         u = ops.quantize(maps)
-        coverage = np.stack([box_coverage(b, side, grid) for b in gt])
+        coverage = np.stack([box_coverage(b, shape, grid) for b in gt])
         others = np.stack([self._other_coverage(i, grid) for i in indices])
-        quality = map_quality(features, weights, coverage, side)
+        quality = map_quality(features, weights, coverage, shape)
         return {
             "iou": ops.best_box_iou(u, gt, thresholds, contours="largest"),
             "active": active_pixels(u.numpy(), thresholds),
-            "object_pixels": np.array([box_mask(b, side).sum() for b in gt]),
+            "object_pixels": np.array([box_mask(b, shape).sum() for b in gt]),
             "constant": is_constant(maps),
             CONTROL: object_channels(features, weights, others),
             **vars(quality),
@@ -218,15 +219,15 @@ class _Step:
 
     def _other_coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
         """Return the coverage by the boxes of the sample's next image; zeros if there is none."""
-        ids, side = self.sample.ids, self.settings.map_size
+        ids, shape = self.sample.ids, self.settings.map_shape()
         other = (index + 1) % len(ids)
         if other == index:
             return np.zeros(grid)
         try:
-            boxes = self.sample.boxes.scaled(ids[other], (side, side))
+            boxes = self.sample.boxes.scaled(ids[other], shape[::-1])
         except ImageError:  # its own turn reports it
             return np.zeros(grid)
-        return box_coverage(boxes, side, grid)
+        return box_coverage(boxes, shape, grid)
 
 
 def _how(settings: Settings) -> RunConfig:
@@ -261,7 +262,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); overwrite=True starts anew") from e
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
@@ -269,7 +270,7 @@ def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
     if count := int((arrays["erf_size"] == 0).sum()):
         notes.append(
             f"zero gradient (ERF size 0) of {counted(count, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
     if count := int(arrays["constant"].sum()):
         notes.append(f"{counted(count, 'CAM')} without a positive value: counted as maps of zeros")

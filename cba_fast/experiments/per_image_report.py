@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,7 +104,7 @@ def model_columns(subject: Subject, sample: Sample, found: Measurement) -> Model
         ERF: found.erf_size,
         **{name: getattr(found, name) for name in (*QUALITY, CONTROL)},
         AREA: found.active[:, best] / pixels,
-        OBJECT: pixels / subject.settings.map_size**2,
+        OBJECT: pixels / math.prod(subject.settings.map_shape()),
     }
     return ModelColumns(
         subject.name,

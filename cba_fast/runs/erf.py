@@ -195,7 +195,7 @@ def measure_sizes(
     if found.num_zero:
         notes.append(
             f"zero gradient (size 0) of {counted(found.num_zero, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
     notes += walk.report.lines()
     return Measured(found.sizes, notes, found.map, walk.report.first_failure(), walk.resumed)
@@ -329,7 +329,7 @@ def _read(path: str | os.PathLike) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); overwrite=True starts anew") from e
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _kept_note(output: str | os.PathLike) -> str:

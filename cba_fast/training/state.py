@@ -102,7 +102,7 @@ class RunFiles:
             raise InputError(f"{self.last}: has {done} epochs already, more than the {epochs}")
         if state["progress"]["best_epoch"] and not self.best.exists():
             raise InputError(
-                f"{self.last}: the best weights {self.best} are gone; overwrite=True starts anew"
+                f"{self.last}: the best weights {self.best} are gone; `overwrite` starts anew"
             )
 
 
