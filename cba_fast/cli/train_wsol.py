@@ -6,7 +6,7 @@ import click
 
 from ..runs.settings import ModelConfig
 from ..training.config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
-from .options import FAMILIES, POSITIVE, run_options
+from .options import FAMILIES, POSITIVE, overwrite_option, run_options
 from .progress import bar, warn
 
 PATH = click.Path(path_type=Path)
@@ -55,13 +55,12 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 @click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all that is random.")
 @click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
-@click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
-def command(run_config, model_family, model_name, alpha, beta, output_stride, resume, **fields):
+@overwrite_option("resume")
+def command(run_config, model_family, model_name, alpha, beta, output_stride, overwrite, **fields):
     """Train a classifier for localization, as the study does.
 
-    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state that --resume
-    continues) and _tb/ (TensorBoard). An earlier run of that name is replaced, unless --resume
-    continues it.
+    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
+    and _tb/ (TensorBoard). The same command, started again, goes on after the last epoch.
     """
     from ..training.train import train
 
@@ -70,7 +69,7 @@ def command(run_config, model_family, model_name, alpha, beta, output_stride, re
     )
     config = TrainConfig(batch_size=run_config.batch_size, **fields)
     result = train(
-        model, config, run_config, resume=resume, progress=bar("training"), log=click.echo
+        model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
     )
     warn(result.notes)
     click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
