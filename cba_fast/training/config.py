@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..erf import CHECKPOINTS
 from ..errors import InputError
 from ..runs.settings import ModelConfig, RunConfig
 
@@ -33,6 +34,10 @@ class TrainConfig:
         init_weights: start from a checkpoint; a head of another size is replaced.
         seed: of weights, order, augmentation and stochastic depth.
         cache_images: keep the decoded, resized images in memory.
+        checkpoint: recompute activations in the backward pass, with equal results: ``none``,
+            ``block``, ``stage``, or ``auto`` where the memory asks for it.
+        micro_batch: images that a step computes at a time, their gradients added up; None for all.
+            Batch norms then see these parts of a batch.
     """
 
     data_root: Path
@@ -52,6 +57,8 @@ class TrainConfig:
     init_weights: Path | None = None
     seed: int = 0
     cache_images: bool = False
+    checkpoint: str = "auto"
+    micro_batch: int | None = None
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
@@ -109,6 +116,14 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         (config.aug_mode in AUG_MODES, f"aug_mode {config.aug_mode!r} is not one of {AUG_MODES}"),
         (config.schedule in SCHEDULES, f"schedule {config.schedule!r} is not one of {SCHEDULES}"),
         (
+            config.checkpoint in CHECKPOINTS,
+            f"checkpoint {config.checkpoint!r} is not one of {CHECKPOINTS}",
+        ),
+        (
+            config.micro_batch is None or 1 <= config.micro_batch <= config.batch_size,
+            f"micro_batch must be in 1 to batch_size {config.batch_size}, got {config.micro_batch}",
+        ),
+        (
             config.drop_path is None or 0 <= config.drop_path < 1,
             f"drop_path must be in [0, 1), got {config.drop_path}",
         ),
@@ -153,14 +168,14 @@ def run_settings(
     """Return what a continued run must have in common with its beginning, as JSON values.
 
     That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them and whether they are cached does not.
+    them, and whether they are cached or activations recomputed does not.
 
     Args:
         model_config, config, run: settings.
         data: what identifies the images, see `Splits.identity`.
     """
     kept = asdict(config)
-    for key in ("data_root", "save_dir", "exp_name", "cache_images"):
+    for key in ("data_root", "save_dir", "exp_name", "cache_images", "checkpoint"):
         del kept[key]
     kept["drop_path"] = drop_path_rate(model_config, config)
     kept["init_weights"] = None if config.init_weights is None else str(config.init_weights)
