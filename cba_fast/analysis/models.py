@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..erf.sizes import SizeStats, size_stats
 from ..errors import InputError
+from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
 
 _KEYS = ("name", "erf_path", "maxboxacc")

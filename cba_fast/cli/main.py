@@ -72,7 +72,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         cli(args, prog_name="cba-fast")
     except CbaError as e:
-        click.echo(f"Error: {e}", err=True)
+        # Python functions name their argument; here it is a flag.
+        click.echo(f"Error: {str(e).replace('overwrite=True', '--overwrite')}", err=True)
         sys.exit(1)
     except MemoryError as e:
         click.echo(f"Error: out of memory{f': {e}' if str(e) else ''}", err=True)

@@ -67,6 +67,34 @@ def _collect(
     return decorate
 
 
+_INSTEAD = {
+    "resume": "is what happens anyway: the same command goes on where it was",
+    "no_resume": "is called --overwrite now",
+    "redo": "is called --overwrite now",
+}
+
+
+def overwrite_option(
+    *earlier: str, help: str = "Start anew and replace what an earlier run of this command wrote."
+) -> Callable:
+    """Hands over `overwrite`; `earlier` are the flags of the last release, still understood."""
+
+    def decorate(command):
+        @functools.wraps(command)
+        def wrapper(*args, overwrite: bool, **kwargs):
+            for name in earlier:
+                if kwargs.pop(name):
+                    click.echo(f"Warning: --{name} {_INSTEAD[name]}", err=True)
+                    overwrite |= name != "resume"
+            return command(*args, overwrite=overwrite, **kwargs)
+
+        for name in earlier:
+            wrapper = click.option(f"--{name}", is_flag=True, hidden=True)(wrapper)
+        return click.option("--overwrite", is_flag=True, help=help)(wrapper)
+
+    return decorate
+
+
 def model_options(required: bool = False) -> Callable:
     """Which model: hands over `model_config`. Not `required`: the study's defaults."""
     default = {} if required else {"default": "convnext"}

@@ -23,11 +23,11 @@ from ..erf import (
     sample_indices,
 )
 from ..erf.report import MapRun, with_figures, write_map
-from ..erf.sizes import SizeStats, size_stats
 from ..errors import InputError
 from ..files import write_npy
 from .inference import autocast, choose_device, memory_format, report_on
 from .settings import DataConfig, ModelConfig, RunConfig, settings
+from .size_stats import SizeStats, size_stats
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import resume
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
 from ..wsol import MapFolder, MapReading, read_maps, read_score_map
@@ -26,7 +27,7 @@ def pack_maps(
     *,
     eval_size: int | None = None,
     resize: bool = False,
-    resume: bool = False,
+    overwrite: bool = False,
     num_workers: int = 2,
     progress: Callable | None = None,
 ) -> PackResult:
@@ -36,16 +37,17 @@ def pack_maps(
 
     Args:
         np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
-        store: the folder of the store. What an earlier run wrote there is replaced.
+        store: the folder of the store.
         eval_size: the side that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
-        resume: continue an earlier run over the same files.
+        overwrite: start anew and replace what an earlier run wrote; else one over the same files
+            is continued, and any other refused.
         num_workers: threads that read.
         progress: called with an iterable and its length, returns an iterable.
 
     Raises:
         ScoreMapError: a map that is not valid, or not of the size of the first one; the message
-            names it. With `resume` the run goes on from there once it is mended.
+            names it.
         InputError: no maps, or a store that cannot be replaced or continued.
     """
     source = MapFolder(np_root)
@@ -58,8 +60,9 @@ def pack_maps(
         raise InputError(f"{np_root} holds no .npy files")
     first = read_score_map(np_root / names[0], eval_size, resize)
     settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
-    folder = StoreFolder(store, names, settings, first.shape)
-    present = folder.prepare(resume)
+    maps = resume.list_fingerprint((name, np_root / name) for name in names)
+    folder = StoreFolder(store, names, resume.describe(settings, {"maps": maps}), first.shape)
+    present = folder.prepare(overwrite)
     todo = {name: np_root / name for name in names if name not in present}
     rows = {name: row for row, name in enumerate(names)}
     reading = MapReading(eval_size, resize, workers=num_workers)
