@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..errors import InputError
+from ..files import read_json
 from ..runs.inference import choose_device, open_images
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
@@ -204,10 +204,12 @@ def _step(plan: Plan, experiment: Experiment, row: Point | None) -> Step:
 
 def _read_result(path: Path) -> dict:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
-    except (ValueError, KeyError, TypeError) as e:
+    except InputError:
+        raise
+    except (KeyError, TypeError) as e:
         raise InputError(f"{path}: not a result of collect-erf-wsol: {e!r}") from e
     return result
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..data.textlines import shown, unprintable
 from ..erf import CHECKPOINTS
 from ..errors import InputError
 from ..runs.settings import ModelConfig, RunConfig
@@ -13,6 +14,8 @@ AUG_MODES = ("light", "strong")
 # Stochastic depth of the study; 0 for the other families.
 STUDY_DROP_PATH = {"replknet": 0.3}
 SMALLEST_INPUT = 32
+# A file name has 255; what is put before and after the name of an experiment takes up to 30.
+MOST_NAME_BYTES = 220
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         InputError: the message names the setting and its value.
     """
     family, name = model_config.family, exp_name(model_config, config)
+    name_bytes = len(name.encode(errors="surrogatepass"))
     rules = [
         (config.epochs >= 1, f"epochs must be at least 1, got {config.epochs}"),
         (config.batch_size >= 1, f"batch_size must be at least 1, got {config.batch_size}"),
@@ -155,6 +159,12 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         (
             bool(name) and Path(name).name == name,
             f"exp_name must be a file name without folders, got {name!r}",
+        ),
+        (not unprintable(name), f"exp_name {name!r} holds {unprintable(name)}"),
+        (
+            name_bytes <= MOST_NAME_BYTES,
+            f"exp_name must have at most {MOST_NAME_BYTES} bytes, since files are named after it, "
+            f"got {name_bytes}: {shown(name)}",
         ),
     ]
     for holds, message in rules:
