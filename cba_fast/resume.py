@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from . import __version__, files
@@ -171,7 +171,7 @@ class Outputs:
         """
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} exists and is not a folder")
-        old = self._read()
+        old = self.recorded()
         present = self._present(old)
         foreign = sorted(n for n in present if n not in _listed(old) and not self._is_own(n))
         if foreign and not self._owns_folder:
@@ -204,7 +204,7 @@ class Outputs:
         Leftovers of writes that were killed go, too. Returns and raises as :meth:`check`.
         """
         kept = self.check(overwrite)
-        old = self._read()
+        old = self.recorded()
         if old is None or overwrite:
             self._remove(old)
             files.write_json(self.record, self.description)
@@ -214,11 +214,12 @@ class Outputs:
     def finish(self, **result) -> None:
         """Note in the record that all files are written, and what to tell of the run again."""
         files.write_json(self.record, {**self.description, "result": result})
+        self._remove_partial()
 
     @property
     def result(self) -> dict | None:
         """What :meth:`finish` noted, if the run has ended and its files are there; else None."""
-        old = self._read()
+        old = self.recorded()
         there = all((self.root / n).is_file() for n in self.names if not _is_partial(n))
         return old.get("result") if old and there else None
 
@@ -232,7 +233,7 @@ class Outputs:
             OSError: a file cannot be removed.
         """
         try:
-            old = self._read()
+            old = self.recorded()
         except InputError:
             return
         if old is None:
@@ -243,6 +244,10 @@ class Outputs:
         self._remove_empty_folders()
         if not os.listdir(self.root):
             self.root.rmdir()
+
+    def _remove_partial(self) -> None:
+        for name in filter(_is_partial, self.names):
+            (self.root / name).unlink(missing_ok=True)
 
     def _remove(self, old: dict | None) -> None:
         for name in self._present(old):
@@ -270,7 +275,8 @@ class Outputs:
             return True
         return name == self.record.name or PurePosixPath(name).name.startswith(".tmp-")
 
-    def _read(self) -> dict | None:
+    def recorded(self) -> dict | None:
+        """Return the record that is there, or None; one that is not of cba_fast is refused."""
         if not self.record.is_file():
             return None
         try:
@@ -296,6 +302,20 @@ def beside(output: str | os.PathLike, description: dict, *more: str) -> Outputs:
     names = [output.name, partial_path(output).name, *more]
     record = output.parent / f".{output.name}.run.json"
     return Outputs(record, names, description, owns_folder=False)
+
+
+def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
+    """Prepare all outputs of a run, or none; return what it noted at its end, if it has ended."""
+    for each in outputs:
+        each.check(overwrite)
+    for each in outputs:
+        each.prepare(overwrite)
+    results = [each.result for each in outputs]
+    if None in results:
+        return None
+    for each in outputs:
+        each._remove_partial()  # of a run that was killed after its end
+    return results[0]
 
 
 def partial_path(output: str | os.PathLike) -> Path:

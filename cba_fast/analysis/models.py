@@ -80,7 +80,7 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
     if sizes.ndim == 2:
         raise InputError(
             f"{path}: sizes for {sizes.shape[1]} values of p, shape {sizes.shape}; the analysis"
-            " needs one value: run erf-compute with a single --p"
+            " needs one value: run erf-compute with a single `p`"
         )
     if sizes.ndim != 1 or sizes.size == 0:
         raise InputError(f"{path}: expected a vector of ERF sizes, got shape {sizes.shape}")

@@ -249,7 +249,7 @@ def check_display() -> None:
 
     # What pyplot falls back to without a display, and the backends that only write files.
     if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
-        raise InputError("--show needs a display; without it, save the figure to a file")
+        raise InputError("`show` needs a display; without it, save the figure to a file")
 
 
 def show_figures() -> None:

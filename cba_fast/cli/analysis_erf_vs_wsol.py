@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from .options import CONFIDENCE, POSITIVE, SEED
+from .options import CONFIDENCE, POSITIVE, SEED, overwrite_option
 from .progress import bar, warn
 from .tables import new_table, print_tables
 
@@ -51,7 +51,7 @@ from .tables import new_table, print_tables
 @click.option("--resamples", type=click.IntRange(min=2), default=2000, help="Of the bootstrap.")
 @click.option("--bootstrap_seed", type=SEED, default=0, help="Of the bootstrap.")
 @click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals.")
-@click.option("--resume/--no_resume", default=True, help="Keep what an earlier run has measured.")
+@overwrite_option("resume", "no_resume", help="--per_image: measure anew, replace earlier results.")
 @click.pass_context
 def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool, **options) -> None:
     """Correlate mean ERF size and MaxBoxAcc over models; with --per_image, over images.
@@ -115,22 +115,35 @@ def _per_image(
     resamples: int,
     bootstrap_seed: int,
     confidence: float,
-    resume: bool,
+    overwrite: bool,
 ) -> None:
     from ..experiments.per_image import measure
     from ..experiments.per_image_answer import answer_lines
-    from ..experiments.per_image_report import find, model_columns, write_findings
+    from ..experiments.per_image_report import (
+        check_findings,
+        find,
+        model_columns,
+        write_findings,
+    )
     from ..experiments.per_image_sample import draw_sample, load_subjects
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
     sample = draw_sample(subjects[0].settings)
     warn(notes + sample.notes())
+    settings = {"score": score, "num_samples": subjects[0].settings.num_samples}
+    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
         try:
             found = measure(
-                subject, sample, output, score=score, resume=resume, progress=bar(subject.name)
+                subject,
+                sample,
+                output,
+                score=score,
+                overwrite=overwrite,
+                progress=bar(subject.name),
             )
         except KeyboardInterrupt:
             click.echo("Interrupted: the same command goes on from the finished part.", err=True)
@@ -145,12 +158,8 @@ def _per_image(
     _print_tables(findings)
     for line in answer:
         click.echo(line)
-    settings = {
-        "config": str(config),
-        "score": score,
-        "num_samples": subjects[0].settings.num_samples,
-    }
-    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs.prepare(overwrite=True)
+    settings = {"config": str(config), **settings}
     paths = write_findings(output, findings, settings, answer)
     paths += _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")

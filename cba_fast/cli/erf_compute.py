@@ -14,6 +14,7 @@ from .options import (
     checkpoint_option,
     data_options,
     model_options,
+    overwrite_option,
     run_options,
 )
 from .progress import bar, warn
@@ -70,7 +71,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     help="The .npy file of the map: study: the mean |gradient| of the sampled images, if asked for;"
     " replknet: the ERF map.  [default there: erf_map_<family>.npy]",
 )
-@click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
+@overwrite_option("resume", "no_resume")
 @click.option(
     "--map",
     "map_path",
@@ -92,7 +93,7 @@ def command(
     score,
     output,
     save_map,
-    resume,
+    overwrite,
     map_path,
     map_images,
     map_input_size,
@@ -123,7 +124,7 @@ def command(
     images = open_images(data_config)
     model = load_model(model_config, run_config)
     common = (model, images, model_config, data_config, run_config)
-    options = {"checkpoint": checkpoint, "resume": resume}
+    options = {"checkpoint": checkpoint, "overwrite": overwrite}
     try:
         if sizes_path:
             config = erf_runs.SizeConfig(num_samples, shares, seed, score)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from .options import FAMILIES, POSITIVE, checkpoint_option, data_options, model_options, run_options
+from .options import (
+    FAMILIES,
+    POSITIVE,
+    checkpoint_option,
+    data_options,
+    model_options,
+    overwrite_option,
+    run_options,
+)
 from .progress import bar, warn
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -37,7 +45,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--json", "json_path", type=FILE, help="Everything else.  [default: beside --output]")
 @click.option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
-@click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
+@overwrite_option("resume", "no_resume")
 def command(
     model_config,
     data_config,
@@ -52,7 +60,7 @@ def command(
     output,
     json_path,
     save_fig,
-    resume,
+    overwrite,
 ):
     """Show how slak_flex's ERF goes from cross to round, and match another model's.
 
@@ -71,7 +79,7 @@ def command(
     images = open_images(data_config)
     model = erf_shape.load_mixable(model_config)
     config = erf_shape.SweepConfig(steps, num_samples, evaluations)
-    options = {"checkpoint": checkpoint, "resume": resume}
+    options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
     try:
         if match is not None:

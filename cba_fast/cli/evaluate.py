@@ -62,7 +62,7 @@ def command(
 
     used = {
         "model": settings(model_config),
-        "data": settings(data_config, map_config),
+        "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
     saved = []

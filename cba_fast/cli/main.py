@@ -6,7 +6,7 @@ import sys
 import click
 
 from .. import __version__
-from ..errors import CbaError
+from ..errors import CbaError, with_flags
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
@@ -72,8 +72,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         cli(args, prog_name="cba-fast")
     except CbaError as e:
-        # Python functions name their argument; here it is a flag.
-        click.echo(f"Error: {str(e).replace('overwrite=True', '--overwrite')}", err=True)
+        click.echo(f"Error: {with_flags(str(e))}", err=True)
         sys.exit(1)
     except MemoryError as e:
         click.echo(f"Error: out of memory{f': {e}' if str(e) else ''}", err=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import click
 
+from ..errors import InputError
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..shapes import MOST, map_shape
 
 FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
 STUDY_WEIGHTS = "weights/convnext_base_384_in22ft1k_CUB.pth"
 POSITIVE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
-SIDE = click.IntRange(1, 8192)  # of a map in pixels: 512 MB of float64
 
 
 class FiniteRange(click.FloatRange):
@@ -34,6 +35,23 @@ class FiniteRange(click.FloatRange):
         return super().convert(number, param, ctx)
 
 
+class SizeType(click.ParamType):
+    """The size of maps: ``N``, ``HxW``, or, where there is an input, ``input``."""
+
+    def __init__(self, of_input: int | None = None):
+        self.of_input = of_input
+        self.name = "N|HxW" if of_input is None else "N|HxW|input"
+
+    def convert(self, value, param, ctx):
+        """Return a side as a number, other sizes as their text."""
+        try:
+            shape = map_shape(value, self.of_input, param.name)
+        except InputError:
+            self.fail(f"{value!r} is not a size of 1 to {MOST} ({self.name})", param, ctx)
+        return value if value == "input" or shape[0] != shape[1] else shape[0]
+
+
+MAP_SIZE, EVAL_SIZE = SizeType(of_input=1), SizeType()
 SHARE = FiniteRange(0, 1, min_open=True)
 INTERVAL = FiniteRange(1e-5, 1)  # 100,000 thresholds
 CONFIDENCE = FiniteRange(0, 1, min_open=True, max_open=True)
@@ -212,6 +230,16 @@ def checkpoint_option() -> Callable:
     )
 
 
+def clip_option() -> Callable:
+    """Whether stored maps may leave [0, 1] by a rounding error: hands over `clip`."""
+    return click.option(
+        "--clip",
+        type=FiniteRange(0, 0.01),
+        default=0.0,
+        help="Clip values that leave [0, 1] by no more than this, e.g. 1e-5; others are refused.",
+    )
+
+
 class TargetType(click.ParamType):
     """``predicted``, ``label`` or a class index."""
 
@@ -239,7 +267,13 @@ def map_options() -> Callable:
             default="predicted",
             help="Class to explain: the top-1, the image's label, or a 0-based index.",
         ),
-        click.option("--map_size", type=SIDE, default=384, help="Side of the maps in pixels."),
+        click.option(
+            "--map_size",
+            type=MAP_SIZE,
+            default="input",
+            help="Size of the maps in pixels, e.g. 224 or 224x320 (height x width); input: that of"
+            " --input_size.",
+        ),
         click.option(
             "--pc1_range",
             type=click.Choice(["wrap", "clip", "minmax"]),
@@ -275,7 +309,7 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
             default=0.01,
             help="Step between score thresholds; 0.001 in the paper's runs.",
         ),
-        click.option("--eval_size", type=SIDE, help="Demand maps of this side."),
+        click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
         click.option(
             "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
@@ -284,7 +318,8 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
     names.append("missing_as_miss")
     if with_metadata:
-        names += ["metadata_root", "dataset_name", "split"]
+        options.append(clip_option())
+        names += ["clip", "metadata_root", "dataset_name", "split"]
     if contours is not None:
         kind = click.Choice(["largest", "all", "both"])
         text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from ..errors import with_flags
+
 
 def bar(description: str):
     """Return ``progress(iterable, total)`` with a bar on stderr (none where it is no terminal)."""
@@ -28,5 +30,5 @@ def bar(description: str):
 
 def warn(lines: Iterable[str]) -> None:
     """Print what a run met and went on from, on stderr."""
-    for line in lines:
+    for line in map(with_flags, lines):
         click.echo(f"Warning: {line}" if not line.startswith(" ") else line, err=True)

@@ -118,6 +118,7 @@ def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
         config.eval_size,
         config.resize_maps,
         config.missing_as_miss,
+        config.clip,
     )
     result, notes = score_pixels(np_root, pixel_config, bar("scoring"), num_workers)
     warn(notes)

@@ -52,7 +52,7 @@ def find_folder(
     if dataset_name is None:
         names = sorted(p.parent.parent.name for p in root.glob(f"*/{split}/image_ids.txt"))
         if names:
-            hint = f"; it holds the data sets {', '.join(names)}: choose one with --dataset_name"
+            hint = f"; it holds the data sets {', '.join(names)}: choose one with `dataset_name`"
     raise InputError(f"no image_ids.txt in {some(tried)}{hint}")
 
 

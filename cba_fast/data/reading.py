@@ -45,6 +45,10 @@ class Report:
             count = counted(len(self.failed), "image")
             raise ImageError(f"none of the {count} could be used; {self.name(index)}: {reason}")
 
+    def first_failure(self) -> str:
+        """Return what is wrong with the first image that gave no result, or ""."""
+        return "".join(f"{self.name(i)}: {reason}" for i, reason in self.failed[:1])
+
     def lines(self) -> list[str]:
         """Return what to tell at the end of a run: nothing if all images were whole."""
         out = []

@@ -186,7 +186,7 @@ def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} exists and is not a folder")
     if root.is_dir() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root} is not empty and holds no earlier demo; choose another --output")
+        raise InputError(f"{root} is not empty and holds no earlier demo; choose another `output`")
     files.write_json(marker, {"written_by": "cba_fast demo"})
 
 
@@ -294,18 +294,19 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
     shown = DataConfig(str(task.gallery), input_size=INPUT_SIZE)
     scores: dict[str, EvaluateResult] = {}
     for method in METHODS:
-        maps = MapConfig(method=method, map_size=INPUT_SIZE)
+        maps = MapConfig(method=method)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
-        generate_heatmaps(config, shown, run, maps, root / f"heatmap_{model.slug}_{method}")
+        heatmaps = root / f"heatmap_{model.slug}_{method}"
+        generate_heatmaps(config, shown, run, maps, heatmaps, overwrite=True)
     common = (load_model(config, run), open_images(data), config, data, run)
     sizes = SizeConfig(num_samples=scale.erf_samples, seed=task.seed)
     output = root / f"erf_sizes_{model.slug}.npy"
-    (stats,) = compute_sizes(*common, sizes, output, resume=False).stats.values()
+    (stats,) = compute_sizes(*common, sizes, output, overwrite=True).stats.values()
     erf_map = compute_map(
         *common,
         ErfMapConfig(scale.erf_map_images, 2 * INPUT_SIZE),
         root / f"erf_map_{model.slug}.npy",
-        resume=False,
+        overwrite=True,
     )
     figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
     save_figure(figure, root / f"erf_map_{model.slug}.png")

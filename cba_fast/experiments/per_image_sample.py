@@ -12,13 +12,14 @@ from ..errors import InputError
 from ..runs.evaluate import match_images
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
+from ..shapes import shape_text
 from .plan import load_experiments
 from .progress import weights_of
 from .settings import TRAINING, Settings
 
 # What models that are compared image by image must have in common.
 _SHARED = (
-    *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target", "map_size"),
+    *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target"),
     *("cam_curve_interval", "num_samples", "p", "erf_seed"),
 )
 # Settings of a file of experiments that say nothing here: CAM and PC1 are measured of each model,
@@ -103,6 +104,11 @@ def load_subjects(
             a, b = getattr(first.settings, key), getattr(s.settings, key)
             if a != b:
                 problems.append(f"{key} must be one for all models: {first.name} {a}, {s.name} {b}")
+        sizes = [shape_text(x.settings.map_shape()) for x in (first, s)]
+        if sizes[0] != sizes[1]:
+            problems.append(
+                f"map_size must be one for all models: {first.name} {sizes[0]}, {s.name} {sizes[1]}"
+            )
     if problems:
         raise InputError("\n".join(f"{path}: {line}" for line in problems))
     return subjects, notes

@@ -147,7 +147,8 @@ def _reason(kind: type[BaseModel], key: str, error: dict) -> str:
     if error["type"] == "missing":
         return "must be given"
     if error["type"] != "extra_forbidden":
-        return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(error['input'])}"
+        text = error["msg"].removeprefix("Value error, ")
+        return f"{text[0].lower()}{text[1:]}, got {shown(error['input'])}"
     close = difflib.get_close_matches(key, kind.model_fields, 1)
     return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
 

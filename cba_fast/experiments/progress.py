@@ -131,7 +131,7 @@ def refuse_changes(steps: Sequence[Step]) -> None:
         lines = "\n  ".join(changes)
         raise InputError(
             f"these names have results of something else:\n  {lines}\n"
-            "give other names, or --redo to run them again"
+            "give other names, or `redo` to run them again"
         )
 
 

@@ -10,6 +10,7 @@ from ..data import ImageRecord, ImageSet, check_map_names, map_name
 from ..data.boxes import Boxes
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
+from ..shapes import map_shape, shape_text
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf import SizeConfig, measure_sizes
@@ -39,7 +40,8 @@ class EvaluateResult:
             of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
         erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
             not asked for, or if it could not be measured (a note says why).
-        unreadable: why each image that could not be read has no map, by id.
+        unreadable: why each image that could not be read, or whose features overflow, has no map,
+            by id.
         constant: ids of the images whose map is constant and counts as zeros.
         box_config: the ground truth and protocol that were used.
         transferred: see `ScoreResult`.
@@ -89,15 +91,16 @@ def evaluate(
     Raises:
         CbaError: as the two commands.
     """
-    box_config = _both_modes(box_config, images := open_images(data), maps)
+    images, maps = open_images(data), maps.at(data.input_size)
+    box_config = _both_modes(box_config, images, maps)
     records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)
-    side = None if box_config.eval_size == maps.map_size else box_config.eval_size
-    found = iter_sent(model, records, data, run, maps, report, scored=side is None)
+    shape = _resized_to(box_config, maps)
+    found = iter_sent(model, records, data, run, maps, report, scored=shape is None)
     found = progress(found, -(-len(records) // run.batch_size)) if progress else found
-    seen = _score(found, choose_loop(run), evaluator, image_ids, side)
+    seen = _score(found, choose_loop(run), evaluator, image_ids, shape)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -128,12 +131,21 @@ def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConf
     """
     if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
         config = replace(config, cub_root=images.root)
-    if config.eval_size not in (None, maps.map_size) and not config.resize_maps:
+    wanted = _resized_to(config, maps)
+    if wanted is not None and not config.resize_maps:
         raise ScoreMapError(
-            f"the maps are {maps.map_size}x{maps.map_size}, but --eval_size asks for "
-            f"{config.eval_size} (give --resize_maps or another --map_size)"
+            f"the maps are {shape_text(map_shape(maps.map_size))}, but `eval_size` asks for "
+            f"{shape_text(wanted)} (give `resize_maps` or another `map_size`)"
         )
     return replace(config, contours="both")
+
+
+def _resized_to(config: BoxConfig, maps: MapConfig) -> tuple[int, int] | None:
+    """Return the (H, W) to which the maps are resized before they are scored, or None."""
+    if config.eval_size is None:
+        return None
+    shape = map_shape(config.eval_size, name="eval_size")
+    return None if shape == map_shape(maps.map_size) else shape
 
 
 @dataclass
@@ -157,18 +169,20 @@ def _score(
     loop: Callable,
     evaluator: BoxEvaluator,
     image_ids: list[str],
-    side: int | None,
+    shape: tuple[int, int] | None,
 ) -> _Seen:
-    """Score the batches; `side`: of the maps to which they are resized before, if they are."""
+    """Score the batches; `shape`: (H, W) to which the maps are resized before, if they are."""
     seen = _Seen()
 
     def sweep(batch: Sent) -> None:
-        ids = [image_ids[i] for i in batch.indices]
-        levels = batch.read()
+        indices, levels = batch.read()
+        if not indices:
+            return
+        ids = [image_ids[i] for i in indices]
         score_maps = levels.u
-        if side is not None:
+        if shape is not None:
             maps = levels.localization().maps
-            score_maps = np.stack([resize_score_map(m, side) for m in maps])
+            score_maps = np.stack([resize_score_map(m, shape) for m in maps])
         evaluator.update(score_maps, ids)
         seen.top5.update(zip(ids, levels.top5))
         seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]

@@ -13,6 +13,7 @@ from ..data import ImageRecord, ImageSet, check_map_names, read_image
 from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import InputError
+from ..shapes import map_shape
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
@@ -53,7 +54,7 @@ def generate_heatmaps(
 ) -> GenerateResult:
     """Make and store the maps of an image set.
 
-    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] (or their bytes to `store`)
+    Writes ``np_<output>/<folder>/<stem>.npy`` (H, W) float64 in [0, 1] (or their bytes to `store`)
     and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
 
     Args:
@@ -72,11 +73,12 @@ def generate_heatmaps(
         ImageError: no image could be read, or one could not with `run.strict`.
         OSError: a file cannot be written; what was written before stays.
     """
-    images = open_images(data)
+    images, maps = open_images(data), maps.at(data.input_size)
     check_map_names(images.records)
     model = load_model(model_config, run)
     described = _described(images, model_config, data, run, maps)
-    outputs = _open_outputs(images, heatmap_output, overlay, described, store, maps.map_size)
+    shape = map_shape(maps.map_size)
+    outputs = _open_outputs(images, heatmap_output, overlay, described, store, shape)
     present = set().union(*[folder.check(overwrite) for folder in outputs.written])
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
@@ -132,7 +134,7 @@ def _open_outputs(
     overlay: bool,
     described: dict,
     store: Path | None,
-    map_size: int,
+    shape: tuple[int, int],
 ) -> _Outputs:
     names = [record.map_name for record in images.records]
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
@@ -141,7 +143,7 @@ def _open_outputs(
     elif store.resolve() == heatmap_output.resolve():
         raise InputError(f"{store} cannot hold both the overlays and the store")
     else:
-        maps = StoreFolder(store, names, described, (map_size, map_size))
+        maps = StoreFolder(store, names, described, shape)
     drawn = Outputs(heatmap_output / MANIFEST, overlays, described)
     return _Outputs(images.records, maps, drawn, overlay)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import resume
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
+from ..shapes import Size
 from ..wsol import MapFolder, MapReading, read_maps, read_score_map
 from .outputs import StoreFolder
 
@@ -25,9 +26,10 @@ def pack_maps(
     np_root: Path,
     store: Path,
     *,
-    eval_size: int | None = None,
+    eval_size: Size = None,
     resize: bool = False,
     overwrite: bool = False,
+    clip: float = 0.0,
     num_workers: int = 2,
     progress: Callable | None = None,
 ) -> PackResult:
@@ -38,10 +40,11 @@ def pack_maps(
     Args:
         np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
         store: the folder of the store.
-        eval_size: the side that the maps must have.
+        eval_size: the side or (H, W) that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
         overwrite: start anew and replace what an earlier run wrote; else one over the same files
             is continued, and any other refused.
+        clip: see `check_score_map`.
         num_workers: threads that read.
         progress: called with an iterable and its length, returns an iterable.
 
@@ -58,14 +61,15 @@ def pack_maps(
     names = _names(np_root)
     if not names:
         raise InputError(f"{np_root} holds no .npy files")
-    first = read_score_map(np_root / names[0], eval_size, resize)
+    first = read_score_map(np_root / names[0], eval_size, resize, clip)
     settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
+    settings["clip"] = clip
     maps = resume.list_fingerprint((name, np_root / name) for name in names)
     folder = StoreFolder(store, names, resume.describe(settings, {"maps": maps}), first.shape)
     present = folder.prepare(overwrite)
     todo = {name: np_root / name for name in names if name not in present}
     rows = {name: row for row, name in enumerate(names)}
-    reading = MapReading(eval_size, resize, workers=num_workers)
+    reading = MapReading(eval_size, resize, workers=num_workers, clip=clip)
     with StoreWriter(store) as writer:
         for ids, maps in read_maps(source, todo, reading, progress):
             if maps.shape[1:] != first.shape:

@@ -72,7 +72,7 @@ def open_boxes(config: BoxConfig) -> Boxes:
         InputError: not exactly one of `cub_root` and `metadata_root`, or bad files.
     """
     if (config.cub_root is None) == (config.metadata_root is None):
-        raise InputError("give the boxes by either --cub_root or --metadata_root")
+        raise InputError("give the boxes by either `cub_root` or `metadata_root`")
     return load_boxes(
         cub_root=config.cub_root,
         metadata_root=config.metadata_root,
@@ -155,7 +155,9 @@ def fill_evaluator(
         ScoreMapError, InputError: as :func:`score_folder`.
     """
     found = find_maps(source, evaluator.boxes.image_ids)
-    reading = MapReading(config.eval_size, config.resize_maps, workers=num_workers)
+    reading = MapReading(
+        config.eval_size, config.resize_maps, workers=num_workers, clip=config.clip
+    )
     for ids, maps in read_maps(source, found, reading, progress):
         evaluator.update(maps, ids)
     return ambiguous_lines(source)
@@ -202,7 +204,7 @@ def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
         if threshold not in evaluator.thresholds:
             raise InputError(
                 f"{tuned.source}: threshold {threshold!r} is not one of those evaluated here (take "
-                "the --cam_curve_interval of that run)"
+                "the `cam_curve_interval` of that run)"
             )
 
 

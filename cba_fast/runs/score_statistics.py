@@ -121,8 +121,8 @@ def find_statistics(
         if correct is not None and theirs is not None:
             both = (correct, theirs)
         elif correct is not None or theirs is not None:
-            needed = "--compare_predictions" if theirs is None else "--predictions"
-            found.notes.append(f"top-1 and top-5 localization are not compared: no {needed}")
+            needed = "compare_predictions" if theirs is None else "predictions"
+            found.notes.append(f"top-1 and top-5 localization are not compared: no `{needed}`")
         found.comparison = compare(evaluator, other, correct=both, **options)
     return found
 

@@ -1,7 +1,9 @@
 """The settings that the commands share. Plain data; every check that needs files happens later."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from ..shapes import Size
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,20 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class MapConfig:
-    """Which map of which class. `target` is ``predicted``, ``label`` or a class index."""
+    """Which map of which class.
+
+    `target` is ``predicted``, ``label`` or a class index; `map_size` a side, (H, W), "HxW", or
+    "input" (or None) for the size of the network's input.
+    """
 
     method: str = "cam"
     target: str = "predicted"
-    map_size: int = 384
+    map_size: Size = "input"
     pc1_range: str = "wrap"
+
+    def at(self, input_size: int) -> "MapConfig":
+        """Return these settings with the size of the maps written out."""
+        return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,10 @@ class BoxConfig:
     iou_thr: float = 0.5
     cam_curve_interval: float = 0.01
     contours: str = "largest"
-    eval_size: int | None = None
+    eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
+    clip: float = 0.0
 
 
 def settings(*configs) -> dict:
