@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
 # So many points carry names; more would cover each other, and laying them out takes minutes.
 MOST_NAMES, MOST_NAMES_OF_ANALYSIS = 12, 60
-MOST_FAMILIES = 20  # in a legend
+MOST_FAMILIES = 20  # that a legend names
 
 
 def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
@@ -69,20 +69,18 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
         show: as in :func:`plot_analysis`.
     """
     fig, ax = _figure(show)
-    by_family: dict[str, list[ModelScore]] = {}
-    for m in models:
-        by_family.setdefault(m.family, []).append(m)
-    colors = family_colors(list(by_family))
-    for i, (family, color) in enumerate(colors.items()):
+    colors = family_colors([m.family for m in models])
+    shown, rest = list(colors)[:MOST_FAMILIES], set(list(colors)[MOST_FAMILIES:])
+    groups = {family: [m for m in models if m.family == family] for family in shown}
+    groups |= {f"and {len(rest)} more": [m for m in models if m.family in rest]} if rest else {}
+    for label, group in groups.items():
         ax.scatter(
-            [m.maxboxacc for m in by_family[family]],
-            [m.erf.mean for m in by_family[family]],
+            [m.maxboxacc for m in group],
+            [m.erf.mean for m in group],
             s=40,
-            color=color,
-            label=_legend_text(family) if i < MOST_FAMILIES else None,
+            color=colors.get(label) or [colors[m.family] for m in group],
+            label=_legend_text(label),
         )
-    if (more := len(colors) - MOST_FAMILIES) > 0:
-        ax.plot([], [], " ", label=f"and {more} more")
     if len(models) <= MOST_NAMES:
         scores = [m.maxboxacc for m in models]
         _name_points(ax, scores, [(m.name, m.maxboxacc, m.erf.mean) for m in models])
