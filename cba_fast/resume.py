@@ -33,7 +33,7 @@ class OtherRunError(InputError):
 
     def __init__(self, where: str | os.PathLike, changes: Iterable[str]):
         super().__init__(
-            f"{where} belongs to another run: {'; '.join(changes)} (overwrite=True starts anew and "
+            f"{where} belongs to another run: {'; '.join(changes)} (`overwrite` starts anew and "
             "replaces what that run wrote)"
         )
 

@@ -131,7 +131,7 @@ def test_where_a_file_lies_is_no_difference_and_a_lost_one_is_none():
 
 def test_several_differences_are_all_told(tmp_path):
     folder(tmp_path, settings={"a": 1, "b": 2}).prepare()
-    with pytest.raises(OtherRunError, match=r"a was 1, is 3; b was 2, is 4 \(overwrite=True"):
+    with pytest.raises(OtherRunError, match=r"a was 1, is 3; b was 2, is 4 \(`overwrite`"):
         folder(tmp_path, settings={"a": 3, "b": 4}).check()
 
 

@@ -262,7 +262,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); overwrite=True starts anew") from e
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:

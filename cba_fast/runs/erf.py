@@ -329,7 +329,7 @@ def _read(path: str | os.PathLike) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); overwrite=True starts anew") from e
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _kept_note(output: str | os.PathLike) -> str:
