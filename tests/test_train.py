@@ -111,7 +111,7 @@ def test_a_run_ended_by_sigkill_continues_to_the_same_weights(config, tmp_path):
     command = [sys.executable, "-c", KILLED_RUN, config.data_root, config.save_dir, threads]
     ended = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert ended.stdout.startswith("epoch 1/3")
+    assert ended.stdout.splitlines()[4].startswith("epoch 1/3")
     assert len(list(config.save_dir.glob(".tmp-*"))) == 1
     resumed = quiet(config)
     assert not list(config.save_dir.glob(".tmp-*"))
@@ -142,7 +142,7 @@ def test_the_log_has_every_epoch_once_after_kills(config, monkeypatch):
     assert all(steps == [1, 2, 3] for steps, _ in logged.values())
     assert max(logged["test/top1"][1]) == pytest.approx(result.best_top1)
     assert logged["train/lr"][1] == pytest.approx([1e-3] * 3)
-    assert [line.split()[1] for line in lines] == [lines[0].split()[1], "2/3", "3/3"]
+    assert [line.split()[1] for line in lines[-2:]] == ["2/3", "3/3"]
     quiet(config, overwrite=True)  # anew: the old log is gone
     assert scalars(config)["train/loss"][0] == [1, 2, 3]
 
@@ -374,7 +374,7 @@ def test_a_loss_of_guessing_is_warned_of_once(config, monkeypatch):
     lines = []
     train(model_config("slak_flex"), replace(config, epochs=6), RUN, log=lines.append)
     (warning,) = [line for line in lines if line.startswith("Warning")]
-    assert lines.index(warning) == 5  # after the fifth epoch's line
+    assert lines[lines.index(warning) - 1].startswith("epoch 5/6")
     assert "guessing among 2 classes" in warning
     assert "ls_init 1" in warning
 

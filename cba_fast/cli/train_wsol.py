@@ -6,7 +6,7 @@ import click
 
 from ..runs.settings import ModelConfig
 from ..training.config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
-from .options import FAMILIES, POSITIVE, overwrite_option, run_options
+from .options import FAMILIES, POSITIVE, checkpoint_option, overwrite_option, run_options
 from .progress import bar, warn
 
 PATH = click.Path(path_type=Path)
@@ -55,6 +55,13 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 @click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all that is random.")
 @click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
+@checkpoint_option()
+@click.option(
+    "--micro_batch",
+    type=POSITIVE,
+    help="Compute so many images of a batch at a time and add up their gradients, for want of"
+    " memory; batch norms then see these parts, for example 8.  [default: the whole batch]",
+)
 @overwrite_option("resume")
 def command(run_config, model_family, model_name, alpha, beta, output_stride, overwrite, **fields):
     """Train a classifier for localization, as the study does.

@@ -16,7 +16,8 @@ from torch import nn
 from .. import data as cba_data
 from .. import files
 from ..analysis.models import fit_models, report_lines, score_points
-from ..analysis.plots import plot_erf_map, plot_points, save_figure
+from ..analysis.plots import plot_points, save_figure
+from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
 from ..errors import InputError

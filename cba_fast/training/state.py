@@ -112,7 +112,7 @@ def run_record(
     """Return what a continued run must have in common with its beginning.
 
     That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them and whether they are cached does not.
+    them, and whether they are cached or activations recomputed does not.
 
     Args:
         model_config, config, run: settings.
@@ -120,8 +120,9 @@ def run_record(
     """
     kept = settings(model_config, config)
     kept["drop_path"] = drop_path_rate(model_config, config)
-    # Where files lie, how they are read, and what the images say themselves.
-    for key in ("data_root", "save_dir", "exp_name", "cache_images", "weights", "num_classes"):
+    # Where files lie, how they are read, what is computed twice, and what the images say themselves.
+    places = ("data_root", "save_dir", "exp_name", "weights")
+    for key in (*places, "cache_images", "checkpoint", "num_classes"):
         kept.pop(key)
     kept |= {"precision": run.precision, "channels_last": run.channels_last}
     inputs = {"init_weights": file_fingerprint(config.init_weights), "images": images}

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..models import save_state_dict_file
+from ..erf.memory import free_bytes
+from ..models import DEFAULT_MODELS, save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
 from .model import initial_model
+from .start import prepare
 from .state import Progress, RunFiles, run_record
 from .trainer import Trainer
 
@@ -69,11 +71,11 @@ def train(
             the weights are those of an uninterrupted run.
         progress: called in each epoch with an iterable of batches and their number, returns an
             iterable.
-        log: gets a line per epoch.
+        log: gets what is trained on what, with an estimate of the memory; then a line per epoch.
 
     Raises:
-        InputError: settings or folders that cannot be used; a loss or test outputs that are not
-            finite (the files are those of the last epoch before).
+        InputError: settings or folders that cannot be used, more memory than there is; a loss or
+            test outputs that are not finite (the files are those of the last epoch before).
         OtherRunError: the run of this name differs from this one; the message says how.
         CheckpointError: `init_weights` cannot be loaded.
         ImageError: too many unreadable images, or one in a strict run.
@@ -81,7 +83,7 @@ def train(
     """
     started = time.perf_counter()
     check_config(model_config, config)
-    choose_device(run)
+    free = free_bytes(choose_device(run))  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes)
     record = run_record(model_config, config, run, splits.fingerprint)
     files = RunFiles(model_config, config, record)
@@ -92,7 +94,9 @@ def train(
     num_classes = len(splits.train.class_names)
     continued = None if state is None else files.last
     model = initial_model(model_config, config, num_classes, log, continued=continued)
-    trainer = Trainer(model, splits, config, run)
+    name = model_config.name or DEFAULT_MODELS[model_config.family]
+    checkpoint = prepare(name, model, splits, config, run, free, log)
+    trainer = Trainer(model, splits, config, run, checkpoint=checkpoint)
     if state is None:
         files.begin(trainer.state())
     else:
