@@ -29,7 +29,7 @@ from training_runs import (
 
 from cba_fast import resume
 from cba_fast.data import study_transform
-from cba_fast.errors import InputError
+from cba_fast.errors import CheckpointError, InputError
 from cba_fast.models import build_model, load_state_dict_file
 from cba_fast.resume import OtherRunError
 from cba_fast.training import train as train_module
@@ -179,9 +179,9 @@ def test_the_best_weights_are_saved_when_top1_strictly_improves(config, monkeypa
     saved = []
     real = train_module.save_state_dict_file
 
-    def save(state, path):
+    def save(state, path, description):
         saved.append(path)
-        real(state, path)
+        real(state, path, description)
 
     monkeypatch.setattr(train_module, "save_state_dict_file", save)
     result = quiet(replace(config, epochs=5))
@@ -337,6 +337,24 @@ def test_foreign_files_are_not_replaced(config):
     with pytest.raises(InputError, match=r"events\.out\.tfevents\.1 exists"):
         quiet(config, overwrite=True)
     assert log.exists()
+
+
+def test_a_last_state_without_its_keys_is_refused(config):
+    last = quiet(replace(config, epochs=1)).last_path
+    whole = load_state(last)
+    for missing in ("settings", "progress", "model", "optimizer", "scaler"):
+        torch.save({k: v for k, v in whole.items() if k != missing}, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .* no '{missing}'"):
+            quiet(config, resume=True)
+    for changes, message in (
+        ({"progress": {"epoch": 1, "age": 3}}, "its 'progress'"),
+        ({"progress": whole["progress"] | {"epoch": "1"}}, "its 'progress'"),
+        ({"optimizer": {"state": {}}}, r"its state does not fit the run"),
+        ({"model": {"a": torch.ones(1)}}, "not a checkpoint of slak_flex"),
+    ):
+        torch.save(whole | changes, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .*{message}"):
+            quiet(config, resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(config):

@@ -283,7 +283,7 @@ def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     path = task.root / "weights" / f"{model.slug}_init.pth"
-    save_state_dict_file(built.state_dict(), path)
+    save_state_dict_file(built.state_dict(), path, built.description)
     return path
 
 

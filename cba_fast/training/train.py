@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..erf.memory import free_bytes
+from ..errors import CheckpointError
 from ..models import DEFAULT_MODELS, save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
@@ -59,8 +60,9 @@ def train(
 ) -> TrainResult:
     """Train with AdamW and cross-entropy; after each epoch measure the top-1 on the test split.
 
-    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict, when the test top-1 strictly
-    improves), ``_last.pth`` (the state after each epoch) and ``_tb/`` (TensorBoard).
+    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict with its `ModelDescription`, when the
+    test top-1 strictly improves), ``_last.pth`` (the state after each epoch) and ``_tb/``
+    (TensorBoard).
 
     Args:
         model_config: the model; its `weights` must be None.
@@ -91,9 +93,11 @@ def train(
     if state is not None and state["progress"]["epoch"] == config.epochs:
         log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
-    num_classes = len(splits.train.class_names)
+    names = splits.train.class_names
     continued = None if state is None else files.last
-    model = initial_model(model_config, config, num_classes, log, continued=continued)
+    model = initial_model(
+        model_config, config, len(names), log, continued=continued, class_names=names
+    )
     name = model_config.name or DEFAULT_MODELS[model_config.family]
     checkpoint = prepare(name, model, splits, config, run, free, log)
     trainer = Trainer(model, splits, config, run, checkpoint=checkpoint)
@@ -101,7 +105,11 @@ def train(
         files.begin(trainer.state())
     else:
         files.remove_leftovers()
-        trainer.load(state)
+        try:
+            trainer.load(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
@@ -119,7 +127,8 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
     done.epoch = epoch
     if top1 > done.best_top1:
         done.best_top1, done.best_epoch = top1, epoch
-        save_state_dict_file(trainer.model.state_dict(), files.best)
+        model = trainer.model
+        save_state_dict_file(model.state_dict(), files.best, model.description)
     scalars = {
         "train/loss": figures.loss,
         "train/top1": figures.top1,
