@@ -316,7 +316,7 @@ def test_divergence_leaves_the_last_good_epoch(config, monkeypatch, tmp_path):
         return (loss * math.nan if next(calls) == STEPS + 1 else loss), hits
 
     monkeypatch.setattr(Trainer, "_step", diverging)
-    with pytest.raises(InputError, match=r"epoch 2, step 2: the loss is nan; try a lower lr"):
+    with pytest.raises(InputError, match=r"epoch 2, step 2: the loss is nan; try a lower `lr`"):
         quiet(config)
     left = replace(
         good, best_path=config.save_dir / "x_best.pth", last_path=config.save_dir / "x_last.pth"
@@ -347,3 +347,24 @@ def test_what_counts_as_guessing(config):
     assert "ls_init" not in trainer.guessing_warning(math.log(2))
     assert trainer.guessing_warning(0.97 * math.log(2)) is None
     assert trainer.guessing_warning(1.03 * math.log(2)) is None
+
+
+def test_a_state_without_its_parts_is_refused_in_one_sentence(config):
+    """Each entry is taken away, then emptied: nothing of it ends in a traceback."""
+    config = replace(config, epochs=1)
+    whole = load_state(quiet(config).last_path)
+    path = config.save_dir / "x_last.pth"
+    entries = ("settings", "progress", "model", "optimizer", "scheduler", "scaler")
+    broken = [{k: v for k, v in whole.items() if k != gone} for gone in entries]
+    broken += [{**whole, "progress": {"epoch": 0}}, {**whole, "settings": 3}]
+    unfinished = {**whole, "progress": {**whole["progress"], "epoch": 0, "best_epoch": 0}}
+    broken += [{**unfinished, k: {}} for k in ("model", "optimizer")]
+    broken += [{**unfinished, "optimizer": {"state": {}, "param_groups": []}}]
+    for state in broken:
+        torch.save(state, path)
+        with pytest.raises(InputError) as e:
+            quiet(config, resume=True)
+        assert str(e.value).startswith(str(path))
+        assert "\n" not in str(e.value)
+    torch.save(unfinished, path)
+    quiet(config, resume=True)

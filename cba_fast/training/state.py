@@ -1,7 +1,7 @@
 """The files of a training run, and how a run is continued or replaced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -28,6 +28,10 @@ class Progress:
     best_top1: float = -1.0
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)
+
+
+_ENTRIES = ("settings", "progress", "model", "optimizer", "scheduler", "scaler")
+_PROGRESS = {f.name for f in fields(Progress)}
 
 
 class RunFiles:
@@ -129,6 +133,13 @@ def load_state(path: Path) -> dict:
         raise InputError(f"{path}: damaged, or not the state of a training run") from e
     if written_by != WRITTEN_BY:
         raise InputError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+    missing = [key for key in _ENTRIES if key not in state]
+    progress = state.get("progress")
+    if not missing and not (isinstance(progress, dict) and progress.keys() >= _PROGRESS):
+        missing = [f"parts of progress ({', '.join(sorted(_PROGRESS))})"]
+    if missing or not isinstance(state["settings"], dict):
+        what = f"lacks {', '.join(missing)}" if missing else "settings are no settings"
+        raise InputError(f"{path}: not the whole state of a training run: {what}")
     return state
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..erf.memory import free_bytes
+from ..errors import InputError
 from ..models import DEFAULT_MODELS, save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
@@ -98,13 +99,21 @@ def train(
     if state is None:
         files.begin(trainer.state())
     else:
-        trainer.load(state)
+        _load(trainer, state, files.last)
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
         while trainer.progress.epoch < config.epochs:
             _run_epoch(trainer, files, writer, progress, log)
     return _result(files, trainer.progress, started, trainer.notes())
+
+
+def _load(trainer: Trainer, state: dict, path: Path) -> None:
+    try:
+        trainer.load(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(f"{path}: not the whole state of a training run: {reason}") from e
 
 
 def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None:
