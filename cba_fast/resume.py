@@ -93,9 +93,8 @@ def differences(old: dict, new: dict) -> list[str]:
     if old["format"] > FORMAT:
         return ["written by a later version of cba_fast"]
     found = []
-    for name in sorted({*old["versions"], *new["versions"]}):
-        was, now = old["versions"].get(name), new["versions"].get(name)
-        if was != now:
+    for name, now in new["versions"].items():  # a result may tell more versions than are compared
+        if (was := old["versions"].get(name)) != now:
             found.append(f"written by {name} {was}, this is {now}")
     inputs = {*old["inputs"], *new["inputs"]}
     was, now = _flat(old["settings"]), _flat(new["settings"])
@@ -283,7 +282,7 @@ class Outputs:
             record = json.loads(self.record.read_text())
         except (ValueError, RecursionError) as e:
             raise InputError(f"{self.record}: not a record of cba_fast: {e}") from e
-        if not _is_record(record):
+        if not is_record(record):
             raise InputError(f"{self.record}: not a record of cba_fast")
         return record
 
@@ -332,7 +331,8 @@ def _listed(record: dict | None) -> set[str]:
     return set(record["files"]) if record else set()
 
 
-def _is_record(value: object) -> bool:
+def is_record(value: object) -> bool:
+    """Return whether a value that was read from a file is the record of a run."""
     if not isinstance(value, dict) or value.get("written_by") != "cba_fast":
         return False
     names = value.get("files")

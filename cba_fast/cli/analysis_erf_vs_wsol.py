@@ -126,6 +126,7 @@ def _per_image(
         write_findings,
     )
     from ..experiments.per_image_sample import draw_sample, load_subjects
+    from ..runs.resolve import resolve
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
@@ -136,6 +137,8 @@ def _per_image(
     outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
+        settings = subject.settings
+        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
         try:
             found = measure(
                 subject,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .options import overwrite_option
 from .progress import bar
 from .tables import new_table, print_tables
 
@@ -19,8 +20,8 @@ from .tables import new_table, print_tables
     help="YAML file of experiments and grids; docs/experiments.md describes it.",
 )
 @click.option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
-@click.option("--redo", is_flag=True, help="Replace results whose settings have changed.")
-def command(config_path: Path, dry_run: bool, redo: bool) -> None:
+@overwrite_option("redo", help="Run again what has results of other settings, weights or images.")
+def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
     """Train, score and measure a set of experiments, and collect the points for the plots.
 
     Each experiment ends as a row of erf_wsol_points.csv (MaxBoxAcc at IoU 0.5, mean ERF of 200
@@ -35,15 +36,15 @@ def command(config_path: Path, dry_run: bool, redo: bool) -> None:
     plan = load_experiments(config_path)
     steps = find_steps(plan)
     if dry_run:
-        _print_steps(steps, redo)
-    if not redo:
+        _print_steps(steps, overwrite)
+    if not overwrite:
         refuse_changes(steps)
     check_inputs(steps)
     if dry_run:
         return
     outcomes = []
     try:
-        for outcome in collect(plan, steps, log=click.echo, bar=bar):
+        for outcome in collect(plan, steps, overwrite=overwrite, log=click.echo, bar=bar):
             outcomes.append(outcome)
     except KeyboardInterrupt:
         click.echo(
@@ -80,10 +81,10 @@ def _print_outcomes(outcomes) -> None:
             click.echo(f"{o.experiment.name}: {o.error}")
 
 
-def _print_steps(steps, redo: bool) -> None:
+def _print_steps(steps, overwrite: bool) -> None:
     from ..experiments.progress import describe
 
     table = new_table("name", "family", "what a run would do")
-    for step, text in zip(steps, describe(steps, redo)):
+    for step, text in zip(steps, describe(steps, overwrite)):
         table.add_row(step.experiment.name, step.experiment.settings.model_family, text)
     print_tables(table, width=140)

@@ -28,6 +28,7 @@ from ..runs.generate import generate_heatmaps
 from ..runs.inference import load_model, open_images
 from ..runs.score import versions
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..short import Short
 from ..training.model import LAYER_SCALE
 from ..training.train import TrainConfig, train
 from .baselines import Baselines, fixed_box_baselines
@@ -88,8 +89,8 @@ MODELS = (
 )
 
 
-@dataclass
-class DemoRow:
+@dataclass(repr=False)
+class DemoRow(Short):
     """The results of one model.
 
     Attributes:
@@ -110,8 +111,8 @@ class DemoRow:
     seconds: float
 
 
-@dataclass
-class DemoResult:
+@dataclass(repr=False)
+class DemoResult(Short):
     """All results of the demo."""
 
     rows: list[DemoRow]
@@ -282,7 +283,7 @@ def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     path = task.root / "weights" / f"{model.slug}_init.pth"
-    save_state_dict_file(built.state_dict(), path)
+    save_state_dict_file(built.state_dict(), path, built.description)
     return path
 
 

@@ -24,10 +24,11 @@ from ..erf import (
 )
 from ..errors import InputError
 from ..files import write_json, write_npy
-from ..models import SLaKFlex, build_model, inference_form
+from ..models import SLaKFlex, inference_form
 from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
-from ..runs.inference import PRECISIONS, autocast, choose_device, report_on
+from ..runs.inference import PRECISIONS, autocast, build, choose_device, report_on
 from ..runs.settings import DataConfig, ModelConfig, RunConfig
+from ..short import Short
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class SweepConfig:
         return [i / (self.steps - 1) for i in range(self.steps)]
 
 
-@dataclass
-class Mixture:
+@dataclass(repr=False)
+class Mixture(Short):
     """The ERF of slak_flex at alpha = 1 - square_share, beta = square_share.
 
     Attributes:
@@ -84,14 +85,24 @@ class Mixture:
         return values if self.distance is None else {**values, "distance": self.distance}
 
 
-@dataclass
-class Sweep:
+@dataclass(repr=False)
+class Sweep(Short):
     """A finished run: the sweep's mixtures, those a search tried, the best one, notes."""
 
     mixtures: list[Mixture]
     tried: list[Mixture] = field(default_factory=list)
     best: Mixture | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def check_unmixed(config: ModelConfig) -> None:
+    """Refuse settings that fix the mixture.
+
+    Raises:
+        InputError: alpha or beta is given.
+    """
+    if config.alpha is not None or config.beta is not None:
+        raise InputError("alpha and beta are what is swept; leave them out")
 
 
 def load_mixable(config: ModelConfig) -> SLaKFlex:
@@ -101,17 +112,12 @@ def load_mixable(config: ModelConfig) -> SLaKFlex:
         InputError: another family, alpha or beta given, or a checkpoint with merged weights.
         CheckpointError: the weights cannot be loaded.
     """
-    if config.family != "slak_flex":
+    check_unmixed(config)
+    if config.family not in (None, "slak_flex"):
         raise InputError(f"only slak_flex has a mixture to change, not {config.family}")
-    if config.alpha is not None or config.beta is not None:
-        raise InputError("alpha and beta are what is swept; leave them out")
-    model = build_model(
-        config.family,
-        model=config.name,
-        checkpoint=config.weights,
-        num_classes=config.num_classes,
-        output_stride=config.output_stride,
-    )
+    model = build(config)
+    if not isinstance(model, SLaKFlex):
+        raise InputError(f"only slak_flex has a mixture to change, not {model.family}")
     try:
         model.set_mixing(1, 0)
     except ValueError as e:

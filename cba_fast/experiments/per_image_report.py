@@ -14,6 +14,7 @@ from ..analysis.correlations import Correlations, Question, correlate
 from ..data.textlines import some
 from ..errors import InputError
 from ..runs.score import versions
+from ..short import Short
 from .per_image import CONTROL, Measurement, thresholds_of
 from .per_image_sample import Sample, Subject
 
@@ -38,8 +39,8 @@ TITLES = {
 }
 
 
-@dataclass
-class ModelColumns:
+@dataclass(repr=False)
+class ModelColumns(Short):
     """One model's figures, image by image.
 
     Attributes:
@@ -62,8 +63,8 @@ class ModelColumns:
     notes: list[str]
 
 
-@dataclass
-class Findings:
+@dataclass(repr=False)
+class Findings(Short):
     """The whole analysis.
 
     Attributes:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data import ImageRecord
+from ..data import ImageRecord, ImageSet
 from ..data.boxes import Boxes
 from ..data.textlines import some
 from ..erf import sample_indices
@@ -13,6 +13,7 @@ from ..runs.evaluate import match_images
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
 from ..shapes import shape_text
+from ..short import Short
 from .plan import load_experiments
 from .progress import weights_of
 from .settings import TRAINING, Settings
@@ -36,8 +37,8 @@ class Subject:
     weights: Path
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(Short):
     """The images that are measured.
 
     Attributes:
@@ -47,6 +48,7 @@ class Sample:
         drawn: how many images were sampled.
         without_box: ids of the sampled images that are not in the ground truth.
         missing: ids of those whose file is not there.
+        images: the data set that the sample is of.
     """
 
     records: list[ImageRecord]
@@ -55,6 +57,7 @@ class Sample:
     drawn: int
     without_box: list[str]
     missing: list[str]
+    images: ImageSet
 
     def notes(self) -> list[str]:
         """Return what to tell about images that are left out."""
@@ -140,6 +143,7 @@ def draw_sample(settings: Settings) -> Sample:
         len(drawn),
         [r.image_id for r in left if r.path.is_file()],
         [r.image_id for r in left if not r.path.is_file()],
+        images,
     )
 
 

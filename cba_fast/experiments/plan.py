@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
+from ..models import read_checkpoint
+from ..models.resolve import resolve_description
+from ..short import Short
 from ..training.config import MOST_NAME_BYTES
 from .settings import STRICT, PathText, Settings
 
@@ -32,8 +35,8 @@ class Experiment:
     settings: Settings
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Short):
     """A file of experiments: where results go, and the experiments in the file's order.
 
     Attributes:
@@ -118,7 +121,7 @@ def _entries(
 def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Settings | None:
     """Return the settings of an experiment; defaults hold where they have a meaning."""
     own = {k: v for k, v in own.items() if k != "name"}
-    merged = defaults | own
+    merged = _recorded(defaults | own, where, problems) | defaults | own
     settings = _validated(Settings, merged, where, problems, defaults.keys() - own.keys())
     if settings is None:
         return None
@@ -128,6 +131,26 @@ def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Set
     settings = Settings.model_validate(kept)
     problems += [f"{where}: {key}: {reason}" for key, reason in settings.conflicts()]
     return settings
+
+
+def _recorded(values: dict, where: str, problems: list[str]) -> dict:
+    """Return what the checkpoint of `weight_path` says, under the settings' names."""
+    path = values.get("weight_path")
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}  # told before the first experiment runs
+    kinds = {"family": str, "model": str, "num_classes": int}
+    asked = {k: values.get("model_family" if k == "family" else k) for k in kinds}
+    asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
+    try:
+        checkpoint = read_checkpoint(path, mapped=True)
+        family = resolve_description(checkpoint, **asked).description.family
+    except InputError as e:
+        problems.append(f"{where}: weight_path: {e}")
+        return {}
+    said = checkpoint.description
+    names = ("model", "output_stride", "input_size", "alpha", "beta") if said else ()
+    found = {name: getattr(said, name) for name in names}
+    return {"model_family": family} | {k: v for k, v in found.items() if v is not None}
 
 
 def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[str], skip):

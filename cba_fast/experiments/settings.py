@@ -86,6 +86,7 @@ class Settings(BaseModel):
     map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
     test_dataset: str = "cub-200-2011/CUB_200_2011"
     split: str = "test"
+    classes: PathText | None = None
     cub_root: PathText | None = None
     metadata_root: PathText | None = None
     dataset_name: str | None = None
@@ -168,7 +169,12 @@ class Settings(BaseModel):
     def data(self) -> DataConfig:
         """Return the images that are scored."""
         return DataConfig(
-            self.test_dataset, self.split, self.metadata_root, self.dataset_name, self.input_size
+            self.test_dataset,
+            self.split,
+            self.metadata_root,
+            self.dataset_name,
+            self.input_size,
+            self.classes,
         )
 
     def run(self) -> RunConfig:

@@ -1,13 +1,13 @@
 """The settings of ``train-wsol``: checks, names of its files, and what two runs must share."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.textlines import shown, unprintable
 from ..erf import CHECKPOINTS
 from ..errors import InputError
-from ..runs.settings import ModelConfig, RunConfig
+from ..runs.settings import ModelConfig
 
 SCHEDULES = ("constant", "onecycle", "cosine")
 AUG_MODES = ("light", "strong")
@@ -172,35 +172,6 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
     for holds, message in rules:
         if not holds:
             raise InputError(message)
-
-
-def run_settings(
-    model_config: ModelConfig, config: TrainConfig, run: RunConfig, data: dict
-) -> dict[str, object]:
-    """Return what a continued run must have in common with its beginning, as JSON values.
-
-    That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them, and whether they are cached or activations recomputed does not.
-
-    Args:
-        model_config, config, run: settings.
-        data: what identifies the images, see `Splits.identity`.
-    """
-    kept = asdict(config)
-    for key in ("data_root", "save_dir", "exp_name", "cache_images", "checkpoint"):
-        del kept[key]
-    kept["drop_path"] = drop_path_rate(model_config, config)
-    kept["init_weights"] = None if config.init_weights is None else str(config.init_weights)
-    model = asdict(model_config)
-    for key in ("weights", "num_classes"):  # None, and the number of folders
-        del model[key]
-    return {
-        **model,
-        **kept,
-        "precision": run.precision,
-        "channels_last": run.channels_last,
-        **data,
-    }
 
 
 def _positive(value: float) -> bool:

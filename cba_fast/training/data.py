@@ -1,6 +1,5 @@
 """The images of a training run: two splits, and batches that a seed and an epoch fix."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..data import ImageRecord, ImageSet, cub, open_image_set, read_image
 from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import ImageError, InputError
+from ..resume import list_fingerprint
 from ..runs.inference import choose_device, report_on
 from ..runs.settings import RunConfig
 
@@ -32,14 +32,10 @@ class Splits:
     test: ImageSet
 
     @property
-    def identity(self) -> dict[str, object]:
-        """What identifies the images, wherever they lie: their numbers, a digest of their ids."""
-        ids = "\n".join(r.image_id for r in (*self.train.records, *self.test.records))
-        return {
-            "train_images": len(self.train),
-            "test_images": len(self.test),
-            "images_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        }
+    def fingerprint(self) -> dict:
+        """What identifies the images, wherever they lie."""
+        records = (*self.train.records, *self.test.records)
+        return list_fingerprint((r.image_id, r.path) for r in records)
 
 
 def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:

@@ -15,6 +15,7 @@ from ..data import ImageSet
 from ..data.reading import cut
 from ..erf.recompute import recomputing
 from ..errors import InputError
+from ..models.checkpoints import described
 from ..runs.inference import autocast, choose_device, memory_format
 from ..runs.settings import RunConfig
 from .augment import CropAndJitter, resize, to_floats
@@ -174,7 +175,7 @@ class Trainer:
         """Return what :meth:`load` needs, as tensors and plain values."""
         return {
             "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
+            "model": described(self.model.state_dict(), self.model.description),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
