@@ -4,7 +4,6 @@ It stands in for CUB where nothing may be downloaded: small, varied enough that 
 full image scores badly, and drawn so that class activation maps light up a part of the object.
 """
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import atomic_path, write_json, write_text
+from ..files import atomic_path, read_json, write_json, write_text
 from . import cub
 from .synth_animals import species
 from .synth_scene import Drawing, draw
@@ -167,7 +166,7 @@ def _finished(root: Path, settings: dict) -> bool:
     if not root.exists() or not any(root.iterdir()):
         return False
     try:
-        found = json.loads((root / MANIFEST).read_text())
+        found = read_json(root / MANIFEST)
     except (OSError, ValueError):
         raise InputError(
             f"{root} is not empty and was not made by this generator (no {MANIFEST})"
