@@ -434,7 +434,7 @@ def test_the_threshold_is_the_lowest_best_one():
         **{k: np.zeros(2) for k in ("pc1_cam_iou", "other_box_channels", "constant")},
         notes=[],
     )
-    subject = subject_stub(cam_curve_interval=0.25, map_size=4)
+    subject = subject_stub(cam_curve_interval=0.25, map_shape=lambda: (4, 4))
     columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], []), found)
     assert (columns.threshold, columns.max_box_acc) == (0.5, 100.0)
     assert columns.image_ids == ["b", "a"]
