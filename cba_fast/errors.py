@@ -18,6 +18,10 @@ class CbaError(Exception):
     """Base of the errors that a user can cause and mend; the commands print them in one line."""
 
 
+class CbaWarning(UserWarning):
+    """What a result does not show by itself; the commands print it in one line."""
+
+
 class InputError(CbaError, ValueError):
     """A file, a value or a combination of options that cannot be used."""
 

@@ -133,7 +133,7 @@ def test_map_with_area_ratios_and_picture(work):
     assert f"{side}; published, after log10" in result.output
     free = erf.scale_free_area_ratio(found, (0.5,))[0]
     assert f"{free.ratio:.2%} of the area (side {free.side}; scale-free)" in result.output
-    assert "m.npy (3 images)" in result.output
+    assert "m.npy (3 images of 96x96), m.json" in result.output
     assert Image.open("m.png").size[0] > 500
     told = json.loads(Path("m.json").read_text())
     assert (told["definition"], told["num_images"], told["size"]) == ("replknet", 3, [96, 96])
@@ -151,6 +151,18 @@ def test_the_map_alone_equals_the_map_beside_sizes(work):
     assert Path("erf_map_replknet.png").exists()
     assert not Path("erf_sizes_replknet.npy").exists()
     assert out.splitlines()[-1].startswith("ERF map: erf_map_replknet.npy")
+
+
+def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
+    monkeypatch.setattr("cba_fast.cli.erf_compute.MAP_SIDE", 80)
+    sizes = {"num_samples": 1, "map": "m.npy", "map_images": 1}
+    given = erf_args(**sizes, input_size=SIZE)
+    assert f"m.npy (1 image of {SIZE}x{SIZE})" in run(*given).output
+    assert np.load("m.npy").shape == (SIZE, SIZE)
+    assert "(1 image of 72x72)" in run(*given, "--map_input_size", 72, "--overwrite").output
+    at = given.index("--input_size")
+    absent = [*given[:at], *given[at + 2 :], "--overwrite"]
+    assert "m.npy (1 image of 80x80)" in run(*absent).output
 
 
 def test_the_map_of_the_study_is_the_mean_gradient(work):
@@ -303,6 +315,10 @@ def test_bad_options_are_usage_errors(work, extra, message):
         (["--definition", "replknet", "--save_map", "a", "--output", "b"], "name it once"),
         (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
         (["--precision", "fp16"], "underflow"),
+        (["--definition", "replknet", "--p", "0.3"], "^--p: for the ERF sizes, not"),
+        (["--definition", "replknet", "--seed", "1", "--score", "logit"], "^--seed and --score: "),
+        (["--definition", "replknet", "--map_input_size", "64"], "takes --num_samples and --inp"),
+        (["--map_images", "2"], "^--map_images: for the map of --map, which is not given"),
         (["--test_dataset", "fish"], "fish"),
     ],
 )

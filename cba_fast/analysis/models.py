@@ -13,6 +13,10 @@ from ..errors import InputError
 from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
 
+# Larger whole numbers are not exact in float64; no image has as many pixels, and the squares of
+# sizes near the largest float would overflow.
+MOST_PIXELS = 2**53
+
 _KEYS = ("name", "erf_path", "maxboxacc")
 
 
@@ -60,7 +64,7 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         InputError: the file is missing, is not a NumPy array file, holds another shape, no value,
-            or values that are not finite and >= 0.
+            or values that are no numbers of pixels: NaN, negative, or above `MOST_PIXELS`.
     """
     try:
         sizes = np.load(path, allow_pickle=False)
@@ -82,8 +86,11 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
     if sizes.ndim != 1 or sizes.size == 0:
         raise InputError(f"{path}: expected a vector of ERF sizes, got shape {sizes.shape}")
     sizes = sizes.astype(np.float64)
-    if not np.isfinite(sizes).all() or sizes.min() < 0:
-        raise InputError(f"{path}: ERF sizes must be finite and >= 0")
+    bad = sizes[~((sizes >= 0) & (sizes <= MOST_PIXELS))]
+    if bad.size:
+        raise InputError(
+            f"{path}: ERF sizes are numbers of pixels, 0 to {MOST_PIXELS:.3g}, got {bad[0]:.6g}"
+        )
     return sizes
 
 

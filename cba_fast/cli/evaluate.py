@@ -9,9 +9,9 @@ from ..runs.settings import BoxConfig, DataConfig, settings
 from .options import SEED, SHARE, box_options, data_options, map_options, model_options, run_options
 from .progress import bar, warn
 from .scores import (
+    print_accuracies,
     print_classification,
     print_scores,
-    print_transferred,
     transferred_json,
     write_scores,
 )
@@ -120,6 +120,8 @@ def _json(found, used: dict, threshold_from: Path | None) -> dict:
         "settings": used | {"boxes": box_settings(found.box_config)},
         "versions": versions(),
     }
+    if found.fixed is not None:
+        extra["fixed_threshold"] = found.fixed
     if found.transferred is not None:
         extra["threshold_from"] = transferred_json(found.transferred, threshold_from)
     return extra
@@ -145,5 +147,5 @@ def _print(found, threshold_from: Path | None) -> None:
             f"ERF size     : {e['mean']:.1f} +- {e['std']:.1f} pixels (p = {e['p']:g}, "
             f"{e['num_samples']} images)"
         )
-    if found.transferred is not None:
-        print_transferred(found.transferred, threshold_from)
+    print_accuracies(found.fixed, "At the threshold asked for")
+    print_accuracies(found.transferred, f"At the thresholds of {threshold_from}")

@@ -290,12 +290,13 @@ def map_options() -> Callable:
     return _collect("map_config", MapConfig, fields, options)
 
 
-def box_options(with_metadata: bool, contours: str | None) -> Callable:
+def box_options(with_metadata: bool, contours: str | None, scored: bool = True) -> Callable:
     """Which boxes and protocol: hands over `box_config`.
 
     Args:
         with_metadata: add the metadata options (commands that have `data_options` share those).
         contours: default of ``--contours``; None for commands that always run both modes.
+        scored: the boxes are scored; else they are only predicted.
     """
     options = [
         click.option("--cub_root", type=click.Path(path_type=Path), help="CUB_200_2011 folder."),
@@ -311,17 +312,20 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
         ),
         click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
-        click.option(
-            "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
-        ),
     ]
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
-    names.append("missing_as_miss")
+    if scored:
+        text = "Count images without a map as misses."
+        options.append(click.option("--missing_as_miss", is_flag=True, help=text))
+        text = "Also score at this share of each map's maximum, e.g. 0.15."
+        share = FiniteRange(0, 1, max_open=True)
+        options.append(click.option("--threshold", type=share, help=text))
+        names += ["missing_as_miss", "threshold"]
     if with_metadata:
         options.append(clip_option())
         names += ["clip", "metadata_root", "dataset_name", "split"]
     if contours is not None:
-        kind = click.Choice(["largest", "all", "both"])
+        kind = click.Choice(["largest", "all", *(["both"] if scored else [])])
         text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."
         options.append(click.option("--contours", type=kind, default=contours, help=text))
         names.append("contours")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ImageError, InputError
 from ..shapes import Size, map_shape
+from ..short import Short
 from . import metadata
 from .metadata import MaskPaths
 
@@ -17,8 +18,8 @@ BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
 OFFICIAL_SIZE = 224
 
 
-@dataclass
-class Masks:
+@dataclass(repr=False)
+class Masks(Short):
     """The mask files of one split.
 
     Attributes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BoxError, InputError
+from ..short import Short
 from .cub import check_same_ids
 from .records import ImageSet, make_record
 from .textlines import bad_line, duplicate, read_lines, some
@@ -17,8 +18,8 @@ from .textlines import bad_line, duplicate, read_lines, some
 MAX_NUMBER = 2**31 - 1  # of labels, sizes and box corners
 
 
-@dataclass(frozen=True)
-class MaskPaths:
+@dataclass(frozen=True, repr=False)
+class MaskPaths(Short):
     """Where the masks of an image lie, below the mask root.
 
     Attributes:

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
+from ..short import Short
 from .textlines import counted, some
 from .transfer import to_device
 
 MOST_LISTED = 20  # failed images in a report: a folder that is missing fails thousands
 
 
-@dataclass
-class Report:
+@dataclass(repr=False)
+class Report(Short):
     """The images of a run that gave no result, or were not whole.
 
     Attributes:
@@ -75,8 +76,8 @@ class Report:
         self.truncated = stored["truncated"]
 
 
-@dataclass
-class ImageBatch:
+@dataclass(repr=False)
+class ImageBatch(Short):
     """The readable images of one batch.
 
     Attributes:

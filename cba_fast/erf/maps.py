@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..models.features import FeatureLayout
+from ..short import Short
 from .gradients import center_gradient, finite_images, images_of
 from .walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 
-@dataclass
-class ErfMap:
+@dataclass(repr=False)
+class ErfMap(Short):
     """An ERF map.
 
     Attributes:

@@ -17,6 +17,7 @@ from ..runs.erf import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
 from ..runs.score import versions
+from ..short import Short
 from ..training.train import train
 from .plan import Experiment, Plan
 from .progress import (
@@ -36,8 +37,8 @@ from .settings import Settings
 Bar = Callable[[str], Callable[[Iterable, int], Iterator]]
 
 
-@dataclass
-class Outcome:
+@dataclass(repr=False)
+class Outcome(Short):
     """How an experiment ended.
 
     Attributes:

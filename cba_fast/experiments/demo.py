@@ -27,6 +27,7 @@ from ..runs.generate import generate_heatmaps
 from ..runs.inference import load_model, open_images
 from ..runs.score import versions
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..short import Short
 from ..training.model import LAYER_SCALE
 from ..training.train import TrainConfig, train
 from .baselines import Baselines, fixed_box_baselines
@@ -87,8 +88,8 @@ MODELS = (
 )
 
 
-@dataclass
-class DemoRow:
+@dataclass(repr=False)
+class DemoRow(Short):
     """The results of one model.
 
     Attributes:
@@ -109,8 +110,8 @@ class DemoRow:
     seconds: float
 
 
-@dataclass
-class DemoResult:
+@dataclass(repr=False)
+class DemoResult(Short):
     """All results of the demo."""
 
     rows: list[DemoRow]

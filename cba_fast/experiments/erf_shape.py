@@ -28,6 +28,7 @@ from ..models import SLaKFlex, build_model, inference_form
 from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
 from ..runs.inference import PRECISIONS, autocast, choose_device, report_on
 from ..runs.settings import DataConfig, ModelConfig, RunConfig
+from ..short import Short
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class SweepConfig:
         return [i / (self.steps - 1) for i in range(self.steps)]
 
 
-@dataclass
-class Mixture:
+@dataclass(repr=False)
+class Mixture(Short):
     """The ERF of slak_flex at alpha = 1 - square_share, beta = square_share.
 
     Attributes:
@@ -84,8 +85,8 @@ class Mixture:
         return values if self.distance is None else {**values, "distance": self.distance}
 
 
-@dataclass
-class Sweep:
+@dataclass(repr=False)
+class Sweep(Short):
     """A finished run: the sweep's mixtures, those a search tried, the best one, notes."""
 
     mixtures: list[Mixture]

@@ -23,6 +23,7 @@ from ..files import write_bytes
 from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
 from ..runs.outputs import describe_run
 from ..runs.settings import RunConfig
+from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
@@ -38,8 +39,8 @@ CONTROL = "other_box_channels"
 GROUP = 8
 
 
-@dataclass
-class Measurement:
+@dataclass(repr=False)
+class Measurement(Short):
     """What was measured of one model; rows are images, in the order of the sample.
 
     Attributes:

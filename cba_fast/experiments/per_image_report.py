@@ -13,6 +13,7 @@ from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
 from ..errors import InputError
 from ..runs.score import versions
+from ..short import Short
 from .per_image import CONTROL, Measurement, thresholds_of
 from .per_image_sample import Sample, Subject
 
@@ -37,8 +38,8 @@ TITLES = {
 }
 
 
-@dataclass
-class ModelColumns:
+@dataclass(repr=False)
+class ModelColumns(Short):
     """One model's figures, image by image.
 
     Attributes:
@@ -61,8 +62,8 @@ class ModelColumns:
     notes: list[str]
 
 
-@dataclass
-class Findings:
+@dataclass(repr=False)
+class Findings(Short):
     """The whole analysis.
 
     Attributes:

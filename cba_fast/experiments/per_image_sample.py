@@ -13,6 +13,7 @@ from ..runs.evaluate import match_images
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
 from ..shapes import shape_text
+from ..short import Short
 from .plan import load_experiments
 from .progress import weights_of
 from .settings import TRAINING, Settings
@@ -36,8 +37,8 @@ class Subject:
     weights: Path
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(Short):
     """The images that are measured.
 
     Attributes:

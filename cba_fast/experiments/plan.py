@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError
+from ..short import Short
 from .settings import STRICT, PathText, Settings
 
 _SHORT = {"input_size": "r", "epochs": "e", "aug_mode": "aug", "batch_size": "b"}
@@ -26,8 +27,8 @@ class Experiment:
     settings: Settings
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Short):
     """A file of experiments: where results go, and the experiments in the file's order.
 
     Attributes:

@@ -23,6 +23,7 @@ from ..erf.report import MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
 from ..files import write_npy
 from ..resume import Outputs
+from ..short import Short
 from .inference import autocast, choose_device, memory_format, report_on
 from .outputs import describe_run
 from .settings import DataConfig, ModelConfig, RunConfig, settings
@@ -47,8 +48,8 @@ class ErfMapConfig:
     input_size: int = 1024
 
 
-@dataclass
-class SizeRun:
+@dataclass(repr=False)
+class SizeRun(Short):
     """A finished measurement: statistics for each share p, notes for the end, and the map if any.
 
     The map is the mean over the images of what the sizes are measured on.
@@ -143,8 +144,8 @@ def compute_sizes(
     return SizeRun(stats, found.notes, mapped)
 
 
-@dataclass
-class Measured:
+@dataclass(repr=False)
+class Measured(Short):
     """ERF sizes and what to tell of them.
 
     Attributes:

@@ -11,6 +11,7 @@ from ..data.boxes import Boxes
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
+from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf import SizeConfig, measure_sizes
@@ -25,12 +26,19 @@ from .inference import (
     report_on,
 )
 from .overlap import in_background, one_by_one
-from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
+from .score import (
+    Tuned,
+    fixed_accuracies,
+    fixed_evaluator,
+    make_evaluator,
+    open_boxes,
+    transferred_accuracies,
+)
 from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
 
-@dataclass
-class EvaluateResult:
+@dataclass(repr=False)
+class EvaluateResult(Short):
     """Scores of one model.
 
     Attributes:
@@ -44,7 +52,7 @@ class EvaluateResult:
             by id.
         constant: ids of the images whose map is constant and counts as zeros.
         box_config: the ground truth and protocol that were used.
-        transferred: see `ScoreResult`.
+        fixed, transferred: see `ScoreResult`.
         notes: what to tell at the end of the run.
         predictions: the five best classes of each scored image, best first.
     """
@@ -55,6 +63,7 @@ class EvaluateResult:
     unreadable: dict[str, str]
     constant: list[str]
     box_config: BoxConfig
+    fixed: list[dict] | None
     transferred: list[dict] | None
     notes: list[str]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
@@ -100,7 +109,9 @@ def evaluate(
     shape = _resized_to(box_config, maps)
     found = iter_sent(model, records, data, run, maps, report, scored=shape is None)
     found = progress(found, -(-len(records) // run.batch_size)) if progress else found
-    seen = _score(found, choose_loop(run), evaluator, image_ids, shape)
+    fixed = fixed_evaluator(boxes, box_config)
+    both = [e for e in (evaluator, fixed) if e is not None]
+    seen = _score(found, choose_loop(run), both, image_ids, shape)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -110,6 +121,7 @@ def evaluate(
         {records[i].image_id: reason for i, reason in report.failed},
         seen.constant,
         box_config,
+        fixed_accuracies(fixed, result),
         transferred_accuracies(result, tuned) if tuned else None,
         notes + constant_lines(seen.constant) + report.lines(),
         seen.top5,
@@ -167,7 +179,7 @@ def choose_loop(run: RunConfig) -> Callable:
 def _score(
     found: Iterable[Sent],
     loop: Callable,
-    evaluator: BoxEvaluator,
+    evaluators: list[BoxEvaluator],
     image_ids: list[str],
     shape: tuple[int, int] | None,
 ) -> _Seen:
@@ -183,7 +195,8 @@ def _score(
         if shape is not None:
             maps = levels.localization().maps
             score_maps = np.stack([resize_score_map(m, shape) for m in maps])
-        evaluator.update(score_maps, ids)
+        for evaluator in evaluators:
+            evaluator.update(score_maps, ids)
         seen.top5.update(zip(ids, levels.top5))
         seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
 

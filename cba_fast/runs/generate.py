@@ -14,14 +14,15 @@ from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import InputError
 from ..shapes import map_shape
+from ..short import Short
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 
 
-@dataclass
-class GenerateResult:
+@dataclass(repr=False)
+class GenerateResult(Short):
     """Where the results are, and how many were made now and were there before.
 
     `map_folder` is the folder of the maps, or the store that took them.

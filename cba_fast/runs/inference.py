@@ -12,6 +12,7 @@ from ..data.byte_images import normalize_bytes, resize_to_bytes
 from ..data.reading import Report, cut, read_batches
 from ..errors import ImageError, InputError
 from ..models import build_model, inference_form
+from ..short import Short
 from ..wsol import Localization
 from ..wsol.localize import locate
 from ..wsol.located import Levels
@@ -116,8 +117,8 @@ def open_images(data: DataConfig) -> ImageSet:
     return replace(images, records=tuple(records))
 
 
-@dataclass
-class Sent:
+@dataclass(repr=False)
+class Sent(Short):
     """A batch whose maps are on their way to the host.
 
     Attributes:

@@ -58,7 +58,7 @@ def pack_maps(
         raise InputError(f"{np_root} is a store already")
     if store.resolve().is_relative_to(np_root.resolve()):
         raise InputError(f"{store} lies inside of {np_root}, the folder of the maps")
-    names = _names(np_root)
+    names = map_files(np_root)
     if not names:
         raise InputError(f"{np_root} holds no .npy files")
     first = read_score_map(np_root / names[0], eval_size, resize, clip)
@@ -83,7 +83,8 @@ def pack_maps(
     return PackResult(len(todo), len(present), first.shape, nbytes)
 
 
-def _names(root: Path) -> list[str]:
+def map_files(root: Path) -> list[str]:
+    """Return the ``.npy`` files below a folder, sorted, relative and with "/"."""
     paths = (p for p in _files(root, ()) if p.suffix == ".npy" and not p.name.startswith(".tmp-"))
     return sorted(p.relative_to(root).as_posix() for p in paths)
 

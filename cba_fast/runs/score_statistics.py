@@ -9,6 +9,7 @@ import numpy as np
 from ..data.predictions import read_predictions
 from ..data.textlines import some
 from ..errors import InputError
+from ..short import Short
 from ..wsol import (
     BootstrapResult,
     BoxEvaluator,
@@ -45,8 +46,8 @@ class Statistics:
     per_class: bool = False
 
 
-@dataclass
-class FoundStatistics:
+@dataclass(repr=False)
+class FoundStatistics(Short):
     """What was found; None for what was not asked for."""
 
     classification: dict[str, float | None] | None = None

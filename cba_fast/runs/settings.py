@@ -69,7 +69,10 @@ class MapConfig:
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Which ground truth, and the protocol of the score."""
+    """Which ground truth, and the protocol of the score.
+
+    `threshold` is one at which the accuracy is wanted beside the best one.
+    """
 
     cub_root: Path | None = None
     metadata_root: Path | None = None
@@ -82,6 +85,7 @@ class BoxConfig:
     resize_maps: bool = False
     missing_as_miss: bool = False
     clip: float = 0.0
+    threshold: float | None = None
 
 
 def settings(*configs) -> dict:

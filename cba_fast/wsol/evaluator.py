@@ -10,8 +10,9 @@ from torch import Tensor
 from ..data.boxes import Boxes
 from ..errors import InputError
 from ..ops import best_box_iou
+from ..short import call
 from .batch import as_batch
-from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
+from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
 from .score_maps import as_bytes, check_clip
 
@@ -147,6 +148,9 @@ class BoxEvaluator:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __repr__(self) -> str:
+        return call("BoxEvaluator", {"images": len(self), "boxes": self.boxes, **self._settings()})
+
     def merge(self, other: "BoxEvaluator") -> None:
         """Add the images of `other`, an evaluator with the same settings (of another process).
 
@@ -276,7 +280,8 @@ class BoxEvaluator:
 
         Args:
             missing_as_miss: count images of the ground truth without a score map as not localized;
-                otherwise they are listed in `missing` and left out of every share.
+                otherwise they are listed in `missing` and left out of every share, with a warning
+                where they are more than half of the images.
 
         Raises:
             InputError: no image was added.
@@ -285,6 +290,8 @@ class BoxEvaluator:
             raise InputError("no image was evaluated")
         missing = [i for i in self.boxes.image_ids if i not in self.table.index]
         num_images = len(self) + (len(missing) if missing_as_miss else 0)
+        if not missing_as_miss:
+            warn_missing(missing, len(self.boxes.image_ids))
         result = BoxResult(num_images, missing, self.thresholds.tolist(), list(self.iou_thresholds))
         counts = self._counts()
         for m, mode in enumerate(self.modes):

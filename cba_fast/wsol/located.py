@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..data.transfer import Arriving
 from ..errors import InputError
+from ..short import Short
 from .heatmap import normalize, score_levels
 
 NOT_FINITE = "its features, logits or map hold NaN or infinite values"
 
 
-@dataclass
-class Localization:
+@dataclass(repr=False)
+class Localization(Short):
     """The maps of a batch and what the classifier said.
 
     Attributes:
@@ -31,8 +32,8 @@ class Localization:
     top5: np.ndarray
 
 
-@dataclass
-class Levels:
+@dataclass(repr=False)
+class Levels(Short):
     """A `Localization` with bytes in place of maps.
 
     Attributes:
@@ -54,8 +55,8 @@ class Levels:
         return Localization(maps, self.constant, self.targets, self.top5)
 
 
-@dataclass
-class Located:
+@dataclass(repr=False)
+class Located(Short):
     """A batch on its device; the host has waited for nothing and checked nothing yet.
 
     Attributes:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..shapes import Size, map_shape
+from ..short import Short
 from .class_activation import cam_from_features, weighted_features
 from .principal_component import first_principal_axis, pc1_from_features
 
@@ -17,8 +18,8 @@ LEVEL = 0.05
 _TIE = 1e-9
 
 
-@dataclass
-class MapQuality:
+@dataclass(repr=False)
+class MapQuality(Short):
     """Measures of each image's feature maps, (N,) float64; NaN where one is undefined.
 
     Attributes:

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
+from ..short import Short, call
 from .batch import as_batch
+from .box_result import warn_missing
 from .score_maps import check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
 
-@dataclass
-class PixelResult:
+@dataclass(repr=False)
+class PixelResult(Short):
     """What `PixelEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``.
 
     Attributes:
@@ -80,6 +82,9 @@ class PixelEvaluator:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def __repr__(self) -> str:
+        return call("PixelEvaluator", {"images": len(self), "masks": self.masks})
 
     def update(
         self,
@@ -199,7 +204,8 @@ class PixelEvaluator:
 
         Args:
             missing_as_miss: count an image without a score map as one whose scores are all 0 (its
-                masks are read); otherwise it is listed in `missing` and left out.
+                masks are read); otherwise it is listed in `missing` and left out, with a warning
+                where more than half of the images are.
             progress: called with the missing images and their number, returns an iterable.
 
         Raises:
@@ -209,7 +215,9 @@ class PixelEvaluator:
             raise InputError("no image was evaluated")
         missing = [i for i in self.masks.image_ids if i not in self._seen]
         histograms = self.histograms
-        if missing_as_miss:
+        if not missing_as_miss:
+            warn_missing(missing, len(self.masks.image_ids))
+        else:
             zeros = np.zeros(self.masks.shape)
             for image_id in progress(missing, len(missing)) if progress else missing:
                 histograms = histograms + self._histograms(zeros, self.masks.read(image_id))
