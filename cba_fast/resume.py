@@ -150,7 +150,6 @@ class Outputs:
         record: str | os.PathLike,
         names: Iterable[str],
         description: dict,
-        *,
         owns_folder: bool | str = True,
     ):
         self.record, self.names = Path(record), list(names)
@@ -180,8 +179,8 @@ class Outputs:
             )
         if foreign:
             raise InputError(
-                f"{self.root} holds {len(foreign)} files that no earlier run wrote "
-                f"(such as {foreign[0]}); choose another folder or move them away"
+                f"{self.root} holds files that no earlier run wrote, such as {foreign[0]}; choose "
+                "another folder or move them away"
             )
         if overwrite:
             return set()
@@ -281,9 +280,9 @@ class Outputs:
         try:
             record = json.loads(self.record.read_text())
         except (ValueError, RecursionError) as e:
-            raise InputError(f"{self.record}: not a record of cba_fast: {e}") from e
+            raise InputError(f"{self.record}: not a record of this version of cba_fast: {e}") from e
         if not is_record(record):
-            raise InputError(f"{self.record}: not a record of cba_fast")
+            raise InputError(f"{self.record}: not a record of this version of cba_fast")
         return record
 
     def _remove_empty_folders(self) -> None:
