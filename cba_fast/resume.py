@@ -11,14 +11,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from . import __version__, files
 from .errors import InputError
 
 FORMAT = 2  # raised when records or the files that they speak of change their meaning
 MANIFEST = "manifest.json"
+
+Result = TypeVar("Result")
 
 _EARLIER = "written by an earlier version of cba_fast"
 
@@ -314,6 +317,17 @@ def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
     for each in outputs:
         each._remove_partial()  # of a run that was killed after its end
     return results[0]
+
+
+def continue_or_replace(call: Callable[..., Result]) -> Result:
+    """Call a run that goes on where it was; the files of another run are replaced.
+
+    For parts of a larger run whose own record says whether it is the same.
+    """
+    try:
+        return call(overwrite=False)
+    except OtherRunError:
+        return call(overwrite=True)
 
 
 def partial_path(output: str | os.PathLike) -> Path:
