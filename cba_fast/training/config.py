@@ -80,7 +80,7 @@ def best_path(model_config: ModelConfig, config: TrainConfig) -> Path:
 
 
 def last_path(model_config: ModelConfig, config: TrainConfig) -> Path:
-    """Return ``<save_dir>/<exp_name>_last.pth``: all that `resume` needs."""
+    """Return ``<save_dir>/<exp_name>_last.pth``: the state after the last epoch."""
     return Path(config.save_dir) / f"{exp_name(model_config, config)}_last.pth"
 
 
