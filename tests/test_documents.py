@@ -103,7 +103,7 @@ def test_names_of_experiments_that_break_files_are_refused(name, reason, tmp_pat
     ("name", "reason"), [("n" * 245, "got 245"), ("a\n", "a control char"), ("\ud800", "half a")]
 )
 def test_names_of_trainings_that_break_files_are_refused(name, reason):
-    with pytest.raises(InputError, match=f"exp_name .*{reason}"):
+    with pytest.raises(InputError, match=f"`exp_name` .*{reason}"):
         check_config(MODEL, replace(TrainConfig(Path("d")), exp_name=name))
 
 

@@ -111,7 +111,7 @@ def test_parts_are_settings_of_a_run_and_are_said(config):
     assert "norms" not in "".join(lines_of(replace(config, micro_batch=2, exp_name="y")))
     with pytest.raises(InputError, match=r"micro_batch=2 \(now None\)"):
         quiet(config, model_config("slak"), resume=True)
-    with pytest.raises(InputError, match="micro_batch must be in 1 to batch_size 5, got 6"):
+    with pytest.raises(InputError, match="`micro_batch` must be in 1 to `batch_size` 5, got 6"):
         quiet(replace(config, micro_batch=6))
 
 
@@ -157,7 +157,7 @@ def test_models_without_batch_norm_keep_their_batches(config):
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 4, "micro_batch": 1}])
 def test_one_image_alone_is_refused_first_where_maps_are_1x1(changes, config):
     name = "micro_batch" if "micro_batch" in changes else "batch_size"
-    with pytest.raises(InputError, match=f"{name} leaves an image alone at input_size 32"):
+    with pytest.raises(InputError, match=f"`{name}` leaves an image alone at `input_size` 32"):
         quiet(replace(config, **changes), model_config("replknet"))
     assert not config.save_dir.exists()
     quiet(replace(config, epochs=1, input_size=64, **changes), model_config("replknet"))
@@ -198,10 +198,10 @@ def test_activations_are_recomputed_where_memory_is_short_and_else_refused(confi
     assert "recomputed by stage" in with_free(20 * needed["none"], checkpoint="stage")[3]
     assert "recomputed" not in with_free(None)[3]
     little = 4 * weights + needed["block"] // 2
-    with pytest.raises(InputError, match=r"GiB are free; try micro_batch 2 .*or a smaller") as e:
+    with pytest.raises(InputError, match=r"GiB are free; try `micro_batch` 2 .*or a smaller") as e:
         with_free(little)
     assert "training needs about 0.0" in str(e.value)
-    with pytest.raises(InputError, match="checkpoint auto or a smaller"):
+    with pytest.raises(InputError, match="`checkpoint` auto or a smaller"):
         with_free(weights, checkpoint="none")
     assert not (config.save_dir / f"{little}0_last.pth").exists()
 

@@ -135,7 +135,7 @@ def test_packing_refuses_what_it_cannot_store(here, capsys):
     assert "--resize_maps needs --eval_size" in refused("--resize_maps")
     assert "(32, 32), but (9, 9) is asked for" in refused("--eval_size", 9)
     write_file(here / "thesis" / "a.txt", "years of work")
-    assert "thesis holds 1 files that no earlier run wrote" in refused(store="thesis")
+    assert "thesis holds files that no earlier run wrote" in refused(store="thesis")
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((9, 9)))
     assert "jay_03.npy: shape (9, 9), but the maps before it are (32, 32)" in refused()
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.full((32, 32), 2.0))

@@ -133,7 +133,7 @@ class Settings(BaseModel):
             try:
                 check_config(self.model_of(None), self.training())
             except InputError as e:
-                yield "training", str(e)
+                yield "training", str(e).replace("`", "")  # keys of a file, not flags
         if self.cub_root is not None and self.metadata_root is not None:
             yield "cub_root", "cannot be combined with metadata_root"
         side = -(-self.input_size // self.output_stride)
