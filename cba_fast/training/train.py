@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..models import save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
+from ..short import Short
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
 from .model import initial_model
@@ -28,8 +29,8 @@ __all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", 
 _PATIENCE = 5
 
 
-@dataclass
-class TrainResult:
+@dataclass(repr=False)
+class TrainResult(Short):
     """What a run ended with.
 
     Attributes:
