@@ -126,7 +126,7 @@ def test_names_of_an_analysis_are_given_once(tmp_path):
 
 def test_sizes_near_the_largest_float_are_refused(tmp_path):
     np.save(tmp_path / "s.npy", [1e308, 1e308])
-    with pytest.raises(InputError, match=r"finite, >= 0 and <= 1e\+15"):
+    with pytest.raises(InputError, match="numbers of pixels"):
         analysis.load_sizes(tmp_path / "s.npy")
 
 

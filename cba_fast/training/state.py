@@ -139,7 +139,7 @@ def load_state(path: Path) -> dict:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by, _ = state["written_by"], state["progress"]["epoch"]
+        written_by = state["written_by"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
