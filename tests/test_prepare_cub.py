@@ -340,6 +340,19 @@ def test_what_unpacks_to_far_more_than_cub_is_refused(tmp_path, cub, name, monke
     assert files_below(tmp_path / "out") == []
 
 
+def test_links_that_multiply_a_file_are_refused(tmp_path, cub, monkeypatch):
+    monkeypatch.setattr(archives, "SLACK", 0)
+    path = tmp_path / "bomb.tar"
+    with tarfile.open(path, "w") as tar:
+        name = "CUB_200_2011/images/001.Red_Finch/big.jpg"
+        add_member(tar, name, bytes(1 << 20))
+        for i in range(8):
+            add_member(tar, f"{name[:-7]}{i}.jpg", type=tarfile.LNKTYPE, linkname=name)
+        tar.add(cub, "CUB_200_2011")
+    with pytest.raises(InputError, match=r"\d\.jpg' unpacks to more bytes than CUB_200_2011"):
+        prepare_cub(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("name", ["../../../evil.jpg", "/etc/passwd", "a/../../../evil.jpg"])
 def test_lists_that_lead_outside_are_refused(tmp_path, cub, name, copy):

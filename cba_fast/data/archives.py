@@ -53,12 +53,14 @@ def extract(archive: Path, folder: Path, report: Callable[[int, int], None]) -> 
         room = 4 * total + SLACK
         for member in read(archive, raw, start, room):
             name = _checked_name(archive, member)
-            room -= member.size
-            if room < 0:
+            needed = _is_needed(name)
+            size = member.size
+            if needed and member.goal is not None and (folder / member.goal).is_file():
+                size = (folder / member.goal).stat().st_size  # a link becomes a copy
+            room -= size
+            if room < 0 or (needed and size > MOST_OF_ONE):
                 raise _too_large(archive, member.name)
-            if _is_needed(name):
-                if member.size > MOST_OF_ONE:
-                    raise _too_large(archive, member.name)
+            if needed:
                 _write(archive, member, folder, folder / name)
                 report(raw.tell(), total)
 

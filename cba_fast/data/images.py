@@ -71,9 +71,19 @@ def read_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
     """
     try:
         with open_regular(path) as f, Image.open(f) as image:
-            return image.size, image.getexif().get(0x0112) in _TURNED
+            return image.size, _is_turned(image)
     except Exception as e:
         raise ImageError(f"cannot read image {path}: {_reason(e)}") from e
+
+
+def _is_turned(image: Image.Image) -> bool:
+    # Cameras write JPEG; to look for EXIF in a PNG, Pillow would decode all of it.
+    if image.format not in ("JPEG", "MPO") or "exif" not in image.info:
+        return False
+    try:
+        return image.getexif().get(0x0112) in _TURNED
+    except Exception:  # damaged EXIF, of which Pillow raises many types, turns nothing
+        return False
 
 
 class _CutInTables(Exception):
