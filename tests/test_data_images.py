@@ -104,6 +104,7 @@ def test_images_that_would_become_constant_are_refused(tmp_path):
     assert pixels(read_image(tmp_path / "flat.png")[0]).max() == 7
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_turns_nothing(tmp_path):
     path = write_image(tmp_path / "x.jpg", (30, 20), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12")
     assert read_size(path) == (30, 20)
