@@ -1,7 +1,7 @@
 """The files of a training run, and how a run is continued or replaced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -138,7 +138,7 @@ def load_state(path: Path) -> dict:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by, _ = state["written_by"], state["progress"]["epoch"]
+        written_by = state["written_by"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
@@ -151,6 +151,7 @@ def load_state(path: Path) -> dict:
     try:
         progress = Progress(**state["progress"])
         progress.epoch + progress.best_epoch + progress.best_top1
+        state["progress"] = asdict(progress)
     except TypeError as e:
         raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state
