@@ -1,7 +1,7 @@
 """The files of a training run, and how a run is continued or replaced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -152,6 +152,7 @@ def load_state(path: Path) -> dict:
     try:
         progress = Progress(**state["progress"])
         progress.epoch + progress.best_epoch + progress.best_top1
+        state["progress"] = asdict(progress)
     except TypeError as e:
         raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state
