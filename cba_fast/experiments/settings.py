@@ -85,7 +85,7 @@ class Settings(BaseModel):
     target: Literal["predicted", "label"] | NonNegativeInt = "predicted"
     map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
     test_dataset: str = "cub-200-2011/CUB_200_2011"
-    split: str = "test"
+    split: str | None = None
     classes: PathText | None = None
     cub_root: PathText | None = None
     metadata_root: PathText | None = None
