@@ -158,7 +158,8 @@ class Trainer:
         """
         self.model.eval()
         hits, count, finite = [], 0, []
-        for batch in self._test.batches(cut(range(len(self._test_labels)), self.config.batch_size)):
+        size = self.config.micro_batch or self.config.batch_size
+        for batch in self._test.batches(cut(range(len(self._test_labels)), size)):
             if batch.pixels is None:
                 continue
             labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
