@@ -1,4 +1,4 @@
-"""Write files so that a killed or failing run leaves either the old file or the new one."""
+"""Write files so that a killed or failing run leaves the old or the new one; read JSON warily."""
 
 import contextlib
 import hashlib
@@ -12,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import InputError
+
+# Longer numbers overflow floating-point numbers, and Python refuses to print them.
+_MOST_DIGITS = 300
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-(.+)", re.DOTALL)
 _MOST_BYTES = 255 - len(".tmp--") - 32  # what a file name leaves for the target's name
 
@@ -85,3 +89,37 @@ def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getvalue())
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: the file is not UTF-8 text or not JSON, is nested too deeply, gives a key twice
+            or holds an integer of more than 300 digits; the message names the file.
+        OSError: the file cannot be read.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8 text: {e}") from e
+    except RecursionError as e:
+        raise InputError(f"{path}: not valid JSON: it is nested too deeply") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not valid JSON: {e}") from e
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        key = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise ValueError(f"the key {key!r} is given twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"it holds an integer of {len(text)} digits")
+    return int(text)

@@ -91,9 +91,8 @@ def calls(here, monkeypatch):
         last = train_config.last_path(model, config)
         # As the trainer: a state first, the weights, then the state that says they are complete.
         for epoch in (0, config.epochs):
-            state = {"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}
             with files.atomic_path(last) as tmp:
-                torch.save(state, tmp)
+                torch.save(state_after(epoch), tmp)
             if epoch == 0:
                 files.write_text(train_config.best_path(model, config), f"weights of {name}")
         fields = {"best_top1": 50.0, "best_epoch": 1, "epochs": config.epochs, "seconds": 0.5}
@@ -127,12 +126,24 @@ def calls(here, monkeypatch):
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(study, name, stand_in)
     monkeypatch.setattr(study, "load_model", lambda config, run: None)
+    monkeypatch.setattr(study, "resolve", lambda *configs: SimpleNamespace(line="Model"))
     return calls
+
+
+def state_after(epoch):
+    """Return a state of training without weights."""
+    state = {k: {} for k in ("settings", "model", "optimizer", "scaler")}
+    return {**state, "written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}
+
+
+def write_given(value):
+    """Write weights that are told from others, and no more than the plan reads of them."""
+    torch.save({"stem.0.conv.weight": torch.full((1,), value)}, "given.pth")
 
 
 def three(**changes):
     """Two experiments that share a training, and one of given weights."""
-    Path("given.pth").write_text("given weights")
+    write_given(1.0)
     grid = {**NANO, "localization_method": ["cam", "pc1"]}
     given = {"name": "given", "model_family": "replknet", "weight_path": "given.pth"}
     return {"defaults": DEFAULTS | changes, "experiments": [given], "grid": grid}
@@ -310,7 +321,9 @@ def test_other_inputs_and_versions_are_refused(here, calls, capsys, monkeypatch)
     assert collect(capsys, content).status == 0
     weights = Path("given.pth")
     times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
-    weights.write_text("other weights")  # as many bytes
+    size = weights.stat().st_size
+    write_given(2.0)
+    assert weights.stat().st_size == size  # as many bytes
     os.utime(weights, ns=times)
     done = collect(capsys, content)
     assert done.status == 1
@@ -428,7 +441,7 @@ def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
     last = train_config.last_path(settings.model_of(None), settings.training())
     best.parent.mkdir()
     for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
-        torch.save({"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}, last)
+        torch.save(state_after(epoch), last)
         best.write_text("w")
         assert text in collect(capsys, three(), "--dry_run").out
     last.unlink()

@@ -365,7 +365,7 @@ def made_up(name, n=80, seed=0, maps=0.8, erf=0.0, input_size=96, **change):
     return ModelColumns(name, "f", input_size, ids, columns | change, 50.0, 0.3, [])
 
 
-SAMPLE = Sample([], [], None, 80, [], [])
+SAMPLE = Sample([], [], None, 80, [], [], None)
 
 
 def answer(*models):
@@ -435,7 +435,7 @@ def test_the_threshold_is_the_lowest_best_one():
         notes=[],
     )
     subject = subject_stub(cam_curve_interval=0.25, map_shape=lambda: (4, 4))
-    columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], []), found)
+    columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], [], None), found)
     assert (columns.threshold, columns.max_box_acc) == (0.5, 100.0)
     assert columns.image_ids == ["b", "a"]
     assert columns.columns["iou"].tolist() == [0.5, 0.7]

@@ -1,6 +1,5 @@
 """Does a larger effective receptive field localize better? ERF sizes against MaxBoxAcc."""
 
-import json
 import math
 import os
 import warnings
@@ -9,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.textlines import shown, unprintable
 from ..errors import InputError
+from ..files import read_json
 from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
 
@@ -106,17 +107,22 @@ def load_config(path: str | os.PathLike) -> list[ModelScore]:
     percent.
 
     Raises:
-        InputError: the file is not such a list, an entry lacks a key or has another one, or a value
-            does not fit; the message names the file and the entry.
+        InputError: the file is not such a list, an entry lacks a key or has another one, a value
+            does not fit, or two models have one name; the message names the file and the entry.
     """
-    try:
-        with open(path, encoding="utf-8") as f:
-            entries = json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: not valid JSON: {e}") from e
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: expected a non-empty list of {{{', '.join(_KEYS)}}}")
-    return [_entry(entry, f"{path}, entry {i}") for i, entry in enumerate(entries, 1)]
+    found: dict[str, ModelScore] = {}
+    for i, entry in enumerate(entries, 1):
+        model = _entry(entry, f"{path}, entry {i}")
+        if model.name in found:
+            number = list(found).index(model.name) + 1
+            raise InputError(
+                f"{path}, entry {i}: {model.name!r} is also the name of entry {number}"
+            )
+        found[model.name] = model
+    return list(found.values())
 
 
 def score_points(points: Sequence[Point]) -> list[ModelScore]:
@@ -200,18 +206,20 @@ def report_lines(models: Sequence[ModelScore], fit: Fit | None) -> list[str]:
 
 def _entry(entry: object, where: str) -> ModelScore:
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {entry!r}")
+        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {shown(entry)}")
     missing = [k for k in _KEYS if k not in entry]
     unknown = [k for k in entry if k not in _KEYS]
     if missing or unknown:
         raise InputError(f"{where}: missing keys {missing}, unknown keys {unknown}")
     for key in ("name", "erf_path"):
         if not isinstance(entry[key], str) or not entry[key].strip():
-            raise InputError(f"{where}: {key} must be a non-empty string, got {entry[key]!r}")
+            raise InputError(f"{where}: {key} must be a non-empty string, got {shown(entry[key])}")
+    if what := unprintable(entry["name"]):
+        raise InputError(f"{where}: name {entry['name']!r} holds {what}")
     score = entry["maxboxacc"]
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if not number or not math.isfinite(score) or not 0 <= score <= 100:
-        raise InputError(f"{where}: maxboxacc must be a number in 0 to 100, got {score!r}")
+        raise InputError(f"{where}: maxboxacc must be a number in 0 to 100, got {shown(score)}")
     try:
         sizes = load_sizes(entry["erf_path"])
     except InputError as e:

@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from .options import CONFIDENCE, POSITIVE, SEED, overwrite_option
 from .progress import bar, warn
+from .tables import new_table, print_tables
 
 
 @click.command("analysis-erf-vs-wsol")
@@ -86,8 +87,15 @@ def _per_model(config: str, save_fig: str | None, show: bool) -> None:
         click.echo(line)
     if not (save_fig or show):
         return
-    from ..analysis.plots import plot_analysis, save_figure, show_figures
+    from ..analysis.plots import (
+        MOST_NAMES_OF_ANALYSIS,
+        plot_analysis,
+        save_figure,
+        show_figures,
+    )
 
+    if len(models) > MOST_NAMES_OF_ANALYSIS:
+        warn([f"{len(models)} models: the picture names those at the ends alone"])
     figure = plot_analysis(models, fit, show=show)
     if save_fig:
         save_figure(figure, save_fig)
@@ -118,16 +126,19 @@ def _per_image(
         write_findings,
     )
     from ..experiments.per_image_sample import draw_sample, load_subjects
+    from ..runs.resolve import resolve
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
     sample = draw_sample(subjects[0].settings)
     warn(notes + sample.notes())
-    settings = {"score": score, "num_samples": subjects[0].settings.num_samples}
-    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
-    outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
+    used = {"score": score, "num_samples": subjects[0].settings.num_samples}
+    used |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs = check_findings(output, {**used, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
+        settings = subject.settings
+        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
         try:
             found = measure(
                 subject,
@@ -151,8 +162,7 @@ def _per_image(
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
-    settings = {"config": str(config), **settings}
-    paths = write_findings(output, findings, settings, answer)
+    paths = write_findings(output, findings, {"config": str(config), **used}, answer)
     paths += _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
     if show:
@@ -189,7 +199,8 @@ def _print_tables(found) -> None:
 
     c = found.correlations
     names = [n for n in COLUMNS if not found.undefined(n)]
-    models = _table("Means over the images", "model", "images", "MaxBoxAcc %", "threshold")
+    columns = ("model", "images", "MaxBoxAcc %", "threshold")
+    models = new_table(*columns, title="Means over the images")
     for name in names:
         models.add_column(TITLES[name], justify="right", overflow="fold")
     for m in found.models:
@@ -201,12 +212,13 @@ def _print_tables(found) -> None:
     if c.num_models > 1:
         levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
     columns = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
-    related = _table("The IoU and ... (after | : given)", "", *columns, f"R2 ({levels[0][0]})")
+    columns = ("", *columns, f"R2 ({levels[0][0]})")
+    related = new_table(*columns, title="The IoU and ... (after | : given)")
     for question in dict.fromkeys(r.question for r in c.relations):
         rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
         cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]
         related.add_row(title_of(question), *cells, text_of(rows[0].r2, ""))
-    each = _table("Pearson's r of the IoU, model by model", "")
+    each = new_table("", title="Pearson's r of the IoU, model by model")
     for m in found.models:
         each.add_column(m.name, overflow="fold")
     for question in dict.fromkeys(r.question for r in c.relations if r.pearson is not None):
@@ -215,28 +227,9 @@ def _print_tables(found) -> None:
             for m in found.models
         ]
         each.add_row(title_of(question), *cells)
-    _print(models, related, *([each] if c.num_models > 1 else []))
+    print_tables(models, related, *([each] if c.num_models > 1 else []), width=200)
 
 
 def _mean(values) -> float:
     known = values[values == values]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _table(title: str, *columns: str):
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(*tables) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # Piped, rich assumes 80 columns and breaks the figures.
-    console = console if console.is_terminal else Console(width=200)
-    for table in tables:
-        console.print(table)

@@ -8,6 +8,7 @@ import click
 
 from .options import overwrite_option
 from .progress import bar
+from .tables import new_table, print_tables
 
 
 @click.command("collect-erf-wsol")
@@ -66,7 +67,7 @@ def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
 
 
 def _print_outcomes(outcomes) -> None:
-    table = _table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
+    table = new_table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
     for o in outcomes:
         figures = [""] * 3
         if o.result is not None:
@@ -74,7 +75,7 @@ def _print_outcomes(outcomes) -> None:
             top1 = f"{labels['top1']:.2f}" if labels else ""
             figures = [top1, f"{o.result['max_box_acc']:.2f}", f"{o.result['erf']['mean']:.1f}"]
         table.add_row(o.experiment.name, o.experiment.settings.model_family, o.status, *figures)
-    _print(table)
+    print_tables(table, width=140)
     for o in outcomes:
         if o.error:
             click.echo(f"{o.experiment.name}: {o.error}")
@@ -83,24 +84,7 @@ def _print_outcomes(outcomes) -> None:
 def _print_steps(steps, overwrite: bool) -> None:
     from ..experiments.progress import describe
 
-    table = _table("name", "family", "what a run would do")
+    table = new_table("name", "family", "what a run would do")
     for step, text in zip(steps, describe(steps, overwrite)):
         table.add_row(step.experiment.name, step.experiment.settings.model_family, text)
-    _print(table)
-
-
-def _table(*columns: str):
-    from rich.table import Table
-
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # Piped, rich assumes 80 columns and breaks names.
-    (console if console.is_terminal else Console(width=140)).print(table)
+    print_tables(table, width=140)

@@ -15,6 +15,7 @@ from .options import (
     data_options,
     model_options,
     overwrite_option,
+    resolved,
     run_options,
 )
 from .progress import bar, warn
@@ -114,6 +115,7 @@ def command(
     from ..runs.inference import load_model, open_images
 
     _refuse_unused(definition, map_path)
+    model_config, data_config = resolved(model_config, data_config)
     if not map_input_size:
         map_input_size = data_config.input_size if _given("input_size") else MAP_SIDE
     if definition == "replknet":

@@ -6,7 +6,16 @@ from pathlib import Path
 import click
 
 from ..runs.settings import BoxConfig, DataConfig, settings
-from .options import SEED, SHARE, box_options, data_options, map_options, model_options, run_options
+from .options import (
+    SEED,
+    SHARE,
+    box_options,
+    data_options,
+    map_options,
+    model_options,
+    resolved,
+    run_options,
+)
 from .progress import bar, warn
 from .scores import (
     print_accuracies,
@@ -19,7 +28,7 @@ from .scores import (
 
 @click.command()
 @model_options()
-@data_options(default="sample_data")
+@data_options(default="sample_data", with_classes=True)
 @map_options()
 @run_options(with_compile=True)
 @box_options(with_metadata=False, contours=None)
@@ -60,6 +69,7 @@ def command(
     from ..runs.evaluate import evaluate
     from ..runs.score import read_tuned
 
+    model_config, data_config = resolved(model_config, data_config)
     used = {
         "model": settings(model_config),
         "data": settings(data_config, map_config.at(data_config.input_size)),

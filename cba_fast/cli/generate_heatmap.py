@@ -5,13 +5,20 @@ from pathlib import Path
 
 import click
 
-from .options import data_options, map_options, model_options, overwrite_option, run_options
+from .options import (
+    data_options,
+    map_options,
+    model_options,
+    overwrite_option,
+    resolved,
+    run_options,
+)
 from .progress import bar, warn
 
 
 @click.command()
 @model_options()
-@data_options(default="sample_data")
+@data_options(default="sample_data", with_classes=True)
 @map_options()
 @run_options(with_compile=True)
 @click.option(
@@ -38,6 +45,7 @@ def command(
     from ..runs.generate import generate_heatmaps
 
     start = time.perf_counter()
+    model_config, data_config = resolved(model_config, data_config)
     try:
         result = generate_heatmaps(
             model_config,

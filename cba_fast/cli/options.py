@@ -113,43 +113,56 @@ def overwrite_option(
     return decorate
 
 
+def output_stride_option(otherwise: str) -> Callable:
+    """The resolution of the last feature maps; `otherwise` says what holds if it is not given."""
+    return click.option(
+        "--output_stride",
+        type=click.Choice(["32", "16"]),
+        callback=lambda ctx, param, value: value and int(value),
+        help="16: feature maps at 1/16 of the input, for small inputs; as in the training."
+        f"  [default: {otherwise}]",
+    )
+
+
 def model_options(required: bool = False) -> Callable:
-    """Which model: hands over `model_config`. Not `required`: the study's defaults."""
-    default = {} if required else {"default": "convnext"}
+    """Which model: hands over `model_config`. Not `required`: the study's checkpoint."""
     weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
     options = [
         click.option(
-            "--model_family",
-            type=click.Choice(FAMILIES),
-            required=required,
-            help="Family of the checkpoint.",
-            **default,
-        ),
-        click.option(
+            "--weights",
             "--fine_tuned_weight_name",
+            "weights",
             type=click.Path(path_type=Path),
-            help="Checkpoint file.",
+            help="Checkpoint file. One of train-wsol says all that the following options say.",
             **weights,
         ),
         click.option(
-            "--model", "model_name", help="Model name; the family's base model if absent."
+            "--model_family",
+            type=click.Choice(FAMILIES),
+            help="Family of the checkpoint.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--model",
+            "model_name",
+            help="Model name, such as replknet_31b.  [default: the checkpoint's, else the family's"
+            " base model]",
         ),
         click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
-        click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent."),
         click.option(
-            "--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent."
+            "--alpha",
+            type=float,
+            help="slak_flex: weight of the strips.  [default: the checkpoint's, else 1]",
         ),
         click.option(
-            "--output_stride",
-            type=click.Choice(["32", "16"]),
-            default="32",
-            callback=lambda ctx, param, value: int(value),
-            help="16: feature maps at 1/16 of the input, for small inputs; as in the training.",
+            "--beta",
+            type=float,
+            help="slak_flex: weight of the square kernel.  [default: the checkpoint's, else 0]",
         ),
+        output_stride_option("the checkpoint's, else 32"),
     ]
     fields = {
         "model_family": "family",
-        "fine_tuned_weight_name": "weights",
+        "weights": "weights",
         "model_name": "name",
         "num_classes": "num_classes",
         "alpha": "alpha",
@@ -170,8 +183,17 @@ _METADATA_OPTIONS = [
 ]
 
 
-def data_options(default: str) -> Callable:
-    """Which images: hands over `data_config`."""
+def input_size_option() -> Callable:
+    """The side of the images that the model gets."""
+    return click.option(
+        "--input_size",
+        type=click.IntRange(1, 8192),
+        help="Side to which images are resized, e.g. 384.  [default: the checkpoint's, else 384]",
+    )
+
+
+def data_options(default: str, with_classes: bool = False) -> Callable:
+    """Which images: hands over `data_config`; `with_classes` adds the option of that name."""
     options = [
         click.option(
             "--test_dataset",
@@ -179,14 +201,25 @@ def data_options(default: str) -> Callable:
             help="Images: a name below datasets/ or a folder, of class folders or CUB_200_2011.",
         ),
         *_METADATA_OPTIONS,
-        click.option(
-            "--input_size", type=POSITIVE, default=384, help="Side to which images are resized."
-        ),
+        input_size_option(),
     ]
-    fields = {
-        k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")
-    }
-    return _collect("data_config", DataConfig, fields, options)
+    names = ["test_dataset", "metadata_root", "dataset_name", "split", "input_size"]
+    if with_classes:
+        text = "File that names the model's classes in the order of their labels, one per line."
+        options.append(click.option("--classes", type=click.Path(path_type=Path), help=text))
+        names.append("classes")
+    return _collect("data_config", DataConfig, {k: k for k in names}, options)
+
+
+def resolved(
+    model_config: ModelConfig, data_config: DataConfig, **options
+) -> tuple[ModelConfig, DataConfig]:
+    """Return the settings, completed by what the checkpoint says, and tell them in one line."""
+    from ..runs.resolve import resolve
+
+    found = resolve(model_config, data_config, **options)
+    click.echo(found.line, err=True)
+    return found.model, found.data
 
 
 def run_options(batch_size: int = 8, with_compile: bool = False) -> Callable:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from ..errors import with_flags
@@ -17,7 +18,7 @@ def bar(description: str):
         return iter(
             track(
                 iterable,
-                description=description,
+                description=escape(description),
                 total=total,
                 console=console,
                 disable=not console.is_terminal,

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..runs.erf import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
+from ..runs.resolve import resolve
 from ..runs.score import versions
 from ..short import Short
 from ..training.train import train
@@ -143,6 +144,7 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     images = open_images(settings.data()).records
     found = resume.list_fingerprint((r.image_id, r.path) for r in images)
     record = record_of(run.plan, experiment, found)
+    run.log(resolve(settings.model_of(weights), settings.data()).line)
     if settings.compile:
         # Of a class of models eight forms are compiled, all later ones run as they are: results
         # would depend on what ran before them.

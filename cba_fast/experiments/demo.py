@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import queue
@@ -17,7 +16,8 @@ from torch import nn
 from .. import data as cba_data
 from .. import files, resume
 from ..analysis.models import fit_models, report_lines, score_points
-from ..analysis.plots import plot_erf_map, plot_points, save_figure
+from ..analysis.plots import plot_points, save_figure
+from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
 from ..models import build_model, save_state_dict_file
@@ -243,7 +243,7 @@ def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
     done = task.root / f"{model.slug}.json"
     if done.exists():
         said.put(f"{model.title}: done before")
-        return DemoRow(**json.loads(done.read_text()))
+        return DemoRow(**files.read_json(done))
     torch.set_num_threads(1)
     weights, seconds = _train(model, task, said)
     row = _measure(model, weights, seconds, task)
@@ -303,7 +303,7 @@ def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     path = task.root / "weights" / f"{model.slug}_init.pth"
-    save_state_dict_file(built.state_dict(), path)
+    save_state_dict_file(built.state_dict(), path, built.description)
     return path
 
 

@@ -24,9 +24,9 @@ from ..erf import (
 )
 from ..errors import InputError
 from ..files import write_json, write_npy
-from ..models import SLaKFlex, build_model, inference_form
+from ..models import SLaKFlex, inference_form
 from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
-from ..runs.inference import PRECISIONS, autocast, choose_device, report_on
+from ..runs.inference import PRECISIONS, autocast, build, choose_device, report_on
 from ..runs.settings import DataConfig, ModelConfig, RunConfig
 from ..short import Short
 
@@ -95,6 +95,16 @@ class Sweep(Short):
     notes: list[str] = field(default_factory=list)
 
 
+def check_unmixed(config: ModelConfig) -> None:
+    """Refuse settings that fix the mixture.
+
+    Raises:
+        InputError: alpha or beta is given.
+    """
+    if config.alpha is not None or config.beta is not None:
+        raise InputError("alpha and beta are what is swept; leave them out")
+
+
 def load_mixable(config: ModelConfig) -> SLaKFlex:
     """Build slak_flex in the form in which alpha and beta can still be changed, on the CPU.
 
@@ -102,17 +112,12 @@ def load_mixable(config: ModelConfig) -> SLaKFlex:
         InputError: another family, alpha or beta given, or a checkpoint with merged weights.
         CheckpointError: the weights cannot be loaded.
     """
-    if config.family != "slak_flex":
+    check_unmixed(config)
+    if config.family not in (None, "slak_flex"):
         raise InputError(f"only slak_flex has a mixture to change, not {config.family}")
-    if config.alpha is not None or config.beta is not None:
-        raise InputError("alpha and beta are what is swept; leave them out")
-    model = build_model(
-        config.family,
-        model=config.name,
-        checkpoint=config.weights,
-        num_classes=config.num_classes,
-        output_stride=config.output_stride,
-    )
+    model = build(config)
+    if not isinstance(model, SLaKFlex):
+        raise InputError(f"only slak_flex has a mixture to change, not {model.family}")
     try:
         model.set_mixing(1, 0)
     except ValueError as e:

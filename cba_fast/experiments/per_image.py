@@ -22,6 +22,7 @@ from ..errors import ImageError, InputError
 from ..files import write_bytes
 from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
 from ..runs.outputs import describe_run
+from ..runs.resolve import resolve
 from ..runs.settings import RunConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
@@ -123,6 +124,8 @@ def _run(
     subject: Subject, sample: Sample, score: str, partial: Partial, progress: Callable
 ) -> dict[str, np.ndarray]:
     settings, run = subject.settings, _how(subject.settings)
+    if settings.target == "label":
+        sample = _labelled(subject, sample)
     model = load_model(settings.model_of(subject.weights), run)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, run)
@@ -141,6 +144,15 @@ def _run(
     state = walk.run(step, step.first())
     report.check_any(len(state["index"]))
     return {k: v.numpy() for k, v in state.items()} | {"report": np.array(report.dumps())}
+
+
+def _labelled(subject: Subject, sample: Sample) -> Sample:
+    """Return the sample with labels that are the model's classes."""
+    resolved = resolve(subject.settings.model_of(subject.weights), subject.settings.data())
+    truth = sample.boxes.labels
+    if truth is not None:
+        truth = {r.image_id: truth[i] for r, i in zip(sample.records, sample.ids, strict=True)}
+    return replace(sample, records=resolved.labelled(sample.records, sample.images, truth))
 
 
 @dataclass

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data import ImageRecord
+from ..data import ImageRecord, ImageSet
 from ..data.boxes import Boxes
 from ..data.textlines import some
 from ..erf import sample_indices
@@ -48,6 +48,7 @@ class Sample(Short):
         drawn: how many images were sampled.
         without_box: ids of the sampled images that are not in the ground truth.
         missing: ids of those whose file is not there.
+        images: the data set that the sample is of.
     """
 
     records: list[ImageRecord]
@@ -56,6 +57,7 @@ class Sample(Short):
     drawn: int
     without_box: list[str]
     missing: list[str]
+    images: ImageSet
 
     def notes(self) -> list[str]:
         """Return what to tell about images that are left out."""
@@ -141,6 +143,7 @@ def draw_sample(settings: Settings) -> Sample:
         len(drawn),
         [r.image_id for r in left if r.path.is_file()],
         [r.image_id for r in left if not r.path.is_file()],
+        images,
     )
 
 

@@ -1,7 +1,6 @@
 """What of a file of experiments is done, and what is left to do: read from the files alone."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from .. import resume
 from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..errors import InputError
+from ..files import read_json
 from ..runs.inference import choose_device, open_images
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
@@ -99,6 +99,7 @@ def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
     settings, name = experiment.settings, experiment.name
     inputs = {
         "weights": resume.file_fingerprint(weights_of(settings)),
+        "classes": resume.file_fingerprint(settings.classes),
         "images": images or {"sha256": None},
     }
     record = resume.describe(settings.described(), inputs, torch=torch.__version__)
@@ -230,12 +231,14 @@ def _step(plan: Plan, experiment: Experiment, row: Point | None, images: Callabl
 
 def _read_result(path: Path) -> dict:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
         # One of an earlier version has no record, which is its difference.
         if "format" in result and not resume.is_record(result):
             raise ValueError("its record is damaged")
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: not a result of collect-erf-wsol: {e!r}") from e
     return result

@@ -33,10 +33,10 @@ from ..training.config import TrainConfig, check_config, exp_name
 TRAINING = (
     *("data_root", "epochs", "lr", "weight_decay", "batch_size", "aug_mode", "save_dir"),
     *("schedule", "ls_init", "drop_path", "study_softmax", "pretrained", "init_weights", "seed"),
-    "cache_images",
+    *("cache_images", "checkpoint", "micro_batch"),
 )
 # Settings that say how and where to compute, not what: they may change once a result is there.
-HOW = ("device", "num_workers", "strict", "cache_images", "save_dir")
+HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]
@@ -77,6 +77,8 @@ class Settings(BaseModel):
     data_root: PathText = Path("datasets/cub-200-2011/CUB_200_2011/images_splitted")
     save_dir: PathText = Path("weights")
     cache_images: bool = False
+    checkpoint: Literal["auto", "none", "block", "stage"] = "auto"
+    micro_batch: PositiveInt | None = None
 
     localization_method: Literal["cam", "pc1"] = "cam"
     pc1_range: Literal["wrap", "clip", "minmax"] = "wrap"
@@ -84,6 +86,7 @@ class Settings(BaseModel):
     map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
     test_dataset: str = "cub-200-2011/CUB_200_2011"
     split: str = "test"
+    classes: PathText | None = None
     cub_root: PathText | None = None
     metadata_root: PathText | None = None
     dataset_name: str | None = None
@@ -166,7 +169,12 @@ class Settings(BaseModel):
     def data(self) -> DataConfig:
         """Return the images that are scored."""
         return DataConfig(
-            self.test_dataset, self.split, self.metadata_root, self.dataset_name, self.input_size
+            self.test_dataset,
+            self.split,
+            self.metadata_root,
+            self.dataset_name,
+            self.input_size,
+            self.classes,
         )
 
     def run(self) -> RunConfig:

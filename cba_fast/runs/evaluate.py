@@ -26,6 +26,7 @@ from .inference import (
     report_on,
 )
 from .overlap import in_background, one_by_one
+from .resolve import ResolvedRun, resolve
 from .score import (
     Tuned,
     fixed_accuracies,
@@ -90,7 +91,8 @@ def evaluate(
     followed by ``wsol-eval``.
 
     Args:
-        model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
+        model_config, data, run, maps, box_config: settings; gaps are filled by
+            `cba_fast.runs.resolve`. Without `cub_root` and `metadata_root`
             the images must be a CUB_200_2011 folder, whose own boxes are taken.
         num_samples, p, seed: of the ERF size: images (0 leaves it out), share, sampling seed.
         tuned: thresholds of another run, at which the accuracies are wanted too.
@@ -100,9 +102,13 @@ def evaluate(
     Raises:
         CbaError: as the two commands.
     """
+    resolved = resolve(model_config, data)
+    model_config, data = resolved.model, resolved.data
     images, maps = open_images(data), maps.at(data.input_size)
     box_config = _both_modes(box_config, images, maps)
     records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
+    records, unknown = _labelled(resolved, records, images, boxes, maps)
+    notes += unknown
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)
@@ -245,6 +251,27 @@ def match_images(
         # Class folders number their classes by name, the ground truth perhaps in another order.
         paired = [replace(r, label=boxes.labels[i]) for r, i in zip(paired, image_ids)]
     return paired, image_ids, notes
+
+
+def _labelled(
+    resolved: ResolvedRun,
+    records: list[ImageRecord],
+    images: ImageSet,
+    boxes: Boxes,
+    maps: MapConfig,
+) -> tuple[list[ImageRecord], list[str]]:
+    """Return the records of `match_images` with the model's labels; or with none, and a note why.
+
+    Raises:
+        InputError: the labels are not known, and the maps need them.
+    """
+    truth = None if boxes.labels is None else {r.image_id: r.label for r in records}
+    try:
+        return resolved.labelled(records, images, truth), []
+    except InputError as e:
+        if maps.target == "label":
+            raise
+        return [replace(r, label=None) for r in records], [f"no top-1: {e}"]
 
 
 def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] | None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ from ..short import Short
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
+from .resolve import resolve
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 
 
@@ -59,7 +60,7 @@ def generate_heatmaps(
     and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
 
     Args:
-        model_config, data, run, maps: settings.
+        model_config, data, run, maps: settings; gaps are filled by `cba_fast.runs.resolve`.
         heatmap_output: the folder of the overlays.
         overwrite: start anew and replace what an earlier run wrote; else one of the same settings,
             weights and images is continued, and any other refused.
@@ -74,8 +75,12 @@ def generate_heatmaps(
         ImageError: no image could be read, or one could not with `run.strict`.
         OSError: a file cannot be written; what was written before stays.
     """
+    found = resolve(model_config, data)
+    model_config, data = found.model, found.data
     images, maps = open_images(data), maps.at(data.input_size)
     check_map_names(images.records)
+    if maps.target == "label":
+        images = replace(images, records=tuple(found.labelled(images.records, images)))
     model = load_model(model_config, run)
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
@@ -85,13 +90,13 @@ def generate_heatmaps(
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
     report = report_on(images.records, run)
-    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+    located = iter_localizations(model, images.records, data, run, maps, report, todo)
     # What would end the run at its start must not cost the earlier run's files: they are cleared
     # when the first maps are there.
-    first = list(itertools.islice(found, 1))
+    first = list(itertools.islice(located, 1))
     report.check_any(kept + len(first))
     outputs.prepare(overwrite)
-    results = itertools.chain(first, found)
+    results = itertools.chain(first, located)
     made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
     notes = constant_lines(constant) + report.lines()
     return GenerateResult(outputs.maps.root, heatmap_output if overlay else None, made, kept, notes)

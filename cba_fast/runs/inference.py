@@ -42,15 +42,13 @@ def choose_device(run: RunConfig) -> torch.device:
     return device
 
 
-def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
-    """Build the model in its `inference_form` for the run's device, precision and memory format.
+def build(config: ModelConfig) -> nn.Module:
+    """Build the model on the CPU, as it was trained.
 
     Raises:
-        InputError: a wrong device, family, name or number of classes.
-        CheckpointError: the weights cannot be loaded.
+        InputError, CheckpointError: as `cba_fast.models.build_model`.
     """
-    device = choose_device(run)
-    model = build_model(
+    return build_model(
         config.family,
         model=config.name,
         checkpoint=config.weights,
@@ -59,8 +57,18 @@ def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
         beta=config.beta,
         output_stride=config.output_stride,
     )
+
+
+def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
+    """Build the model in its `inference_form` for the run's device, precision and memory format.
+
+    Raises:
+        InputError: a wrong device, family, name or number of classes.
+        CheckpointError: the weights cannot be loaded.
+    """
+    device = choose_device(run)
     return inference_form(
-        model,
+        build(config),
         device=device,
         dtype=PRECISIONS[run.precision] or torch.float32,
         channels_last=run.channels_last,

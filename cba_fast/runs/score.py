@@ -1,6 +1,5 @@
 """``wsol-eval``: score stored maps against boxes."""
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ..data import load_boxes
 from ..data.boxes import Boxes
 from ..data.metadata import find_folder
 from ..errors import InputError
+from ..files import read_json
 from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
 from ..wsol.box_result import MODES
@@ -218,8 +218,8 @@ def read_tuned(path: Path) -> Tuned:
         InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as e:
+        found = read_json(path)
+    except OSError as e:
         raise InputError(f"{path}: cannot be read as JSON: {e}") from e
     try:
         ious = found["iou_thresholds"]

@@ -8,29 +8,34 @@ from ..shapes import Size
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `weights` None means random weights.
+    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says.
 
     `output_stride` 16 keeps the last feature maps at 1/16 of the input, for small inputs.
     """
 
-    family: str
+    family: str | None = None
     weights: Path | None = None
     name: str | None = None
     num_classes: int | None = None
     alpha: float | None = None
     beta: float | None = None
-    output_stride: int = 32
+    output_stride: int | None = None
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: a name below ``datasets/`` or a folder, and how it is read."""
+    """Which images: a name below ``datasets/`` or a folder, and how it is read.
+
+    `input_size` None is the checkpoint's (see `cba_fast.runs.resolve`). `classes` is a file that
+    names the model's classes in the order of their labels, one per line.
+    """
 
     test_dataset: str
     split: str = "test"
     metadata_root: Path | None = None
     dataset_name: str | None = None
-    input_size: int = 384
+    input_size: int | None = None
+    classes: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -97,16 +97,36 @@ class EpochPlan:
     model_seed: int
 
 
-def plan_epoch(seed: int, epoch: int, count: int, batch_size: int) -> EpochPlan:
-    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before."""
+def plan_epoch(
+    seed: int, epoch: int, count: int, batch_size: int, *, join_last: bool = False
+) -> EpochPlan:
+    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before.
+
+    Args:
+        seed, epoch: what the epoch depends on.
+        count: number of images.
+        batch_size, join_last: see :func:`cut_batches`.
+    """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(count)
     return EpochPlan(
-        batches=cut(order, batch_size),
+        batches=cut_batches(order, batch_size, join_last=join_last),
         seeds=rng.integers(2**32, size=count),
         flips=rng.random(count) < 0.5,
         model_seed=int(rng.integers(2**32)),
     )
+
+
+def cut_batches(items: np.ndarray, size: int, *, join_last: bool) -> list[np.ndarray]:
+    """Cut `items` into batches of `size`; the last one may be shorter.
+
+    With `join_last`, a last batch of one image joins the one before (unless `size` is 1): a batch
+    norm learns nothing from one image, and fails where its map is 1x1.
+    """
+    batches = cut(items, size)
+    if join_last and 1 < size < len(items) and len(batches[-1]) == 1:
+        batches[-2:] = [items[-size - 1 :]]
+    return batches
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..files import atomic_path, remove_leftovers
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
@@ -112,7 +112,7 @@ def run_record(
     """Return what a continued run must have in common with its beginning.
 
     That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them and whether they are cached does not.
+    them, and whether they are cached or activations recomputed does not.
 
     Args:
         model_config, config, run: settings.
@@ -120,8 +120,10 @@ def run_record(
     """
     kept = settings(model_config, config)
     kept["drop_path"] = drop_path_rate(model_config, config)
-    # Where files lie, how they are read, and what the images say themselves.
-    for key in ("data_root", "save_dir", "exp_name", "cache_images", "weights", "num_classes"):
+    kept["output_stride"] = kept["output_stride"] or 32
+    # Where files lie, how they are read, what is computed twice, what the images say themselves.
+    places = ("data_root", "save_dir", "exp_name", "weights")
+    for key in (*places, "cache_images", "checkpoint", "num_classes"):
         kept.pop(key)
     kept |= {"precision": run.precision, "channels_last": run.channels_last}
     inputs = {"init_weights": file_fingerprint(config.init_weights), "images": images}
@@ -132,15 +134,23 @@ def load_state(path: Path) -> dict:
     """Read a training state onto the CPU, without unpickling code.
 
     Raises:
-        InputError: the file is damaged or not the state of a training run.
+        CheckpointError: the file is damaged or not the state of a training run.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by, _ = state["written_by"], state["progress"]["epoch"]
+        written_by = state["written_by"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{path}: damaged, or not the state of a training run") from e
+        raise CheckpointError(f"{path}: damaged, or not the state of a training run") from e
     if written_by not in (WRITTEN_BY, f"{WRITTEN_BY} 1"):  # of an earlier version: without record
-        raise InputError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+        raise CheckpointError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+    for key in ("progress", "model", "optimizer", "scaler"):
+        if not isinstance(state.get(key), dict):
+            raise CheckpointError(f"{path}: not the state of a training run: it has no {key!r}")
+    try:
+        progress = Progress(**state["progress"])
+        progress.epoch + progress.best_epoch + progress.best_top1
+    except TypeError as e:
+        raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state
