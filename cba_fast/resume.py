@@ -351,13 +351,8 @@ def is_record(value: object) -> bool:
         all(isinstance(value.get(key), dict) for key in keys)
         and all(v is None or isinstance(v, dict) for v in value.get("inputs", {}).values())
         and isinstance(names, list)
-        and all(isinstance(name, str) and _is_inside(name) for name in names)
+        and all(isinstance(name, str) and files.is_plain_relative(name) for name in names)
     )
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 @functools.lru_cache(maxsize=1024)

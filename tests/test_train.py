@@ -371,7 +371,7 @@ def test_divergence_leaves_the_last_good_epoch(config, monkeypatch, tmp_path):
         return (loss * math.nan if next(calls) == STEPS + 1 else loss), hits
 
     monkeypatch.setattr(Trainer, "_step", diverging)
-    with pytest.raises(InputError, match=r"epoch 2, step 2: the loss is nan; try a lower lr"):
+    with pytest.raises(InputError, match=r"epoch 2, step 2: the loss is nan; try a lower `lr`"):
         quiet(config)
     left = replace(
         good, best_path=config.save_dir / "x_best.pth", last_path=config.save_dir / "x_last.pth"

@@ -181,7 +181,7 @@ def test_predictions_add_top1_and_top5(here, capsys):
 
 def test_bad_predictions_are_named(here, capsys):
     args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--predictions", "p.csv"]
-    assert "p.csv: predictions cannot be read" in run_cli(capsys, *args).err
+    assert "no file p.csv" in run_cli(capsys, *args).err
     write_predictions("p.csv", {i: [0] for i in IDS[1:]})
     done = run_cli(capsys, *args, "--json", "r.json")
     assert done.status == 1
