@@ -280,10 +280,7 @@ class Outputs:
         """Return the record that is there, or None; one that is not of cba_fast is refused."""
         if not self.record.is_file():
             return None
-        try:
-            record = json.loads(self.record.read_text())
-        except (ValueError, RecursionError) as e:
-            raise InputError(f"{self.record}: not a record of this version of cba_fast: {e}") from e
+        record = files.read_json(self.record)
         if not is_record(record):
             raise InputError(f"{self.record}: not a record of this version of cba_fast")
         return record

@@ -129,6 +129,23 @@ def test_leftovers_of_a_killed_extraction_are_replaced(tmp_path, cub, archive):
     check_layout(tmp_path / "out", cub)
 
 
+def test_leftovers_of_killed_copies_go(tmp_path, cub):
+    root = tmp_path / "out/CUB_200_2011"
+    begun = [
+        root / "classes.txt",
+        root / "images" / TEST[0],
+        root / "images_splitted/test" / TEST[0],
+    ]
+    left = [p.with_name(f".tmp-{'0' * 32}-{p.name}") for p in begun]
+    for path in left:
+        write_file(path, "half")
+    mine = left[0].with_name(f".tmp-{'0' * 32}-mine.txt")
+    write_file(mine, "of somebody who is writing")
+    prepare_cub(cub, tmp_path / "out", copy=True)
+    assert not any(p.exists() for p in left)
+    assert mine.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [

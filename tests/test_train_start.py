@@ -134,8 +134,8 @@ def test_a_last_batch_of_one_image_joins_the_one_before(count, size, join, lengt
 def test_a_joined_batch_trains_and_continues(config, tmp_path):
     config = replace(config, batch_size=11, epochs=2, schedule="onecycle")  # of 12 images
     model = model_config("replknet")
-    said = lines_of(replace(config, exp_name="y"), model)
-    assert "the last image joins the batch before it" in said[2]
+    lines = lines_of(replace(config, exp_name="y"), model)
+    assert "the last image joins the batch before it" in lines[2]
     whole = quiet(replace(config, save_dir=tmp_path / "whole"), model)
 
     epochs = iter((1, 2))

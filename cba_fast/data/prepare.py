@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import atomic_path, remove_leftovers
 from ..short import Short
 from . import archives, cub
 from .boxes import load_boxes
@@ -109,6 +109,7 @@ def split_images(
         for done, name in enumerate(names):
             _place(root / "images" / name, split_root / split / name, copy)
             report(f"{split} images", done + 1, len(names))
+        remove_leftovers(split_root / split / name for name in names)
         _refuse_strangers(split_root / split, set(names))
         counts[split] = len(names)
     return Prepared(root, split_root, counts, len(index.class_names))
@@ -140,6 +141,7 @@ def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> No
     for name in sorted(cub.TEXT_FILES, key=lambda n: n == "images.txt"):
         # Always copied: a list that is edited later must not change the source's.
         _place(root / name, target / name, copy=True)
+    remove_leftovers(target / name for name in [*cub.TEXT_FILES, *(f"images/{n}" for n in names)])
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:

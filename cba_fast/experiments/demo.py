@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import queue
@@ -244,7 +243,7 @@ def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
     done = task.root / f"{model.slug}.json"
     if done.exists():
         said.put(f"{model.title}: done before")
-        return DemoRow(**json.loads(done.read_text()))
+        return DemoRow(**files.read_json(done))
     torch.set_num_threads(1)
     weights, seconds = _train(model, task, said)
     row = _measure(model, weights, seconds, task)
