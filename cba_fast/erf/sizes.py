@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..short import Short
 from .gradients import finite_images, images_of, input_gradient
 from .walk import State, Walk, with_finite_gradient
 
@@ -85,8 +86,8 @@ def erf_sizes(
     return np.concatenate(parts)
 
 
-@dataclass
-class SizeResult:
+@dataclass(repr=False)
+class SizeResult(Short):
     """What :func:`measure_erf_sizes` found.
 
     Attributes:
@@ -166,24 +167,3 @@ def measure_erf_sizes(
 def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:
     sizes = ops.erf_size(grad, p, backend=backend)
     return sizes.cpu().numpy().astype(np.float32)
-
-
-@dataclass(frozen=True)
-class SizeStats:
-    """Statistics of a model's ERF sizes, in pixels; the standard deviation has ddof 0."""
-
-    mean: float
-    std: float
-    min: float
-    max: float
-    count: int
-
-
-def size_stats(sizes: np.ndarray) -> SizeStats:
-    """Return mean, standard deviation (ddof 0), minimum and maximum of (N,) sizes, in float64."""
-    sizes = np.asarray(sizes, dtype=np.float64)
-    if sizes.ndim != 1 or sizes.size == 0:
-        raise ValueError(f"sizes must be a non-empty vector, got shape {sizes.shape}")
-    return SizeStats(
-        float(sizes.mean()), float(sizes.std()), float(sizes.min()), float(sizes.max()), sizes.size
-    )

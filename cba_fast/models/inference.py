@@ -8,7 +8,7 @@ from torch import nn
 
 from ..kernels import native
 from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
-from .layers import Classifier
+from .classifier import Classifier
 from .merging import merge
 from .slak import SLaK
 
