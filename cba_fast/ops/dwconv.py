@@ -81,7 +81,9 @@ def depthwise_conv2d(
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
     """
-    check_tensors(x=x, weight=weight, bias=weight if bias is None else bias)
+    check_tensors(x=x, weight=weight)
+    if bias is not None:
+        check_tensors(bias=bias)
     refuse_forward_mode("depthwise_conv2d", x, weight, bias)
     op = torch.ops.cba_fast.depthwise_conv2d.default
     return op(x, weight, bias, *_how(backend, algorithm))
@@ -153,11 +155,6 @@ def _how(backend: str | None, algorithm: str) -> tuple[str, str]:
 # take 20 microseconds, the convolution of a 7x7 map 3 on a CPU.
 _launchers: dict[tuple, Callable[..., Tensor]] = {}
 _MOST_LAUNCHERS = 4096  # a data set of images of all sizes must not fill the memory
-
-
-def forget_launchers() -> None:
-    """Choose anew in the calls to come: something that the choice depends on has changed."""
-    _launchers.clear()
 
 
 def _layout(t: Tensor) -> tuple:

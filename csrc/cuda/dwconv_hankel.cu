@@ -69,8 +69,16 @@ __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, 
   }
 }
 
+// Blocks that a multiprocessor holds at least: three leave a thread 168 registers, for which the
+// compiler has to spill on sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 3;
+#endif
+
 template <class Half, int kM, int kJ, int kI, int kSteps>
-__global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan<Half> p) {
+__global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(const Plan<Half> p) {
   constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that bring the rows of an image
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t channel = blockIdx.x / p.blocks;
