@@ -137,8 +137,8 @@ def _per_image(
     outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
-        settings = subject.settings
-        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
+        of_model = subject.settings.model_of(subject.weights)
+        click.echo(resolve(of_model, subject.settings.data()).line, err=True)
         try:
             found = measure(
                 subject,

@@ -10,13 +10,14 @@ from ..errors import CheckpointError, InputError
 from ..files import atomic_path, remove_leftovers
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
+from ..short import Short
 from .config import TrainConfig, best_path, drop_path_rate, last_path, log_folder
 
 WRITTEN_BY = "cba_fast train-wsol"
 
 
-@dataclass
-class Progress:
+@dataclass(repr=False)
+class Progress(Short):
     """How far a run has come.
 
     Attributes:
@@ -138,7 +139,7 @@ def load_state(path: Path) -> dict:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by, _ = state["written_by"], state["progress"]["epoch"]
+        written_by = state["written_by"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything

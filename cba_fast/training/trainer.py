@@ -225,11 +225,11 @@ class Trainer:
             )
 
     def _hint(self) -> str:
-        tried = [f"a lower lr than {self.config.lr:g}"]
+        tried = [f"a lower `lr` than {self.config.lr:g}"]
         if self.config.schedule != "onecycle":
-            tried.append("schedule onecycle, which warms up")
+            tried.append("`schedule` onecycle, which warms up")
         if self.run.precision != "fp32":
-            tried.append(f"precision fp32 instead of {self.run.precision}")
+            tried.append(f"`precision` fp32 instead of {self.run.precision}")
         return f"try {' or '.join(tried)}"
 
 
