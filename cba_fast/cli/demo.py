@@ -5,18 +5,22 @@ from pathlib import Path
 
 import click
 
-from .options import SEED, overwrite_option
+from .options import PATH, SEED, Command, option, overwrite_option
 
 
-@click.command()
-@click.option(
+@click.command(cls=Command)
+@option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("cba_fast_demo"),
     help="Folder of all files.",
 )
-@click.option("--seed", type=SEED, default=0, help="Of the images and of the training.")
-@click.option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
+@option(
+    "--seed", type=SEED, default=0, help="Seed of the images and of the training.", group="Training"
+)
+@option(
+    "--quick", is_flag=True, group="Training", help="Fewer epochs: two models learn, two only run."
+)
 @overwrite_option()
 def command(output, seed, quick, overwrite):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.

@@ -16,6 +16,7 @@ import cba_fast.ops  # fills the registry of backend tables
 
 from ..kernels import native
 from ..ops.backends import BackendTable
+from .options import Command, option
 
 DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -27,8 +28,8 @@ DISTRIBUTIONS = {
 }
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.command(cls=Command)
+@option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(as_json: bool):
     """Show versions, what was built, and which backend each op uses, and why."""
     info = collect()

@@ -1,4 +1,4 @@
-"""The command line ``cba-fast``: one subcommand per file of this folder, imported when called."""
+"""The command line ``cba-fast``: one Command per file of this folder, imported when called."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A click group that imports a subcommand's module only when that subcommand is called."""
+    """A click group that imports a Command's module only when that Command is called."""
 
     def list_commands(self, ctx):
         return list(COMMANDS)

@@ -2,18 +2,20 @@
 
 import click
 
+from .options import Command, option
 
-@click.command(name="prepare-cub")
-@click.option(
+
+@click.command(cls=Command)
+@option(
     "--source",
     required=True,
     type=click.Path(),
     help="CUB_200_2011.tgz (or .tar, .zip) or the extracted folder.",
 )
-@click.option(
+@option(
     "--output", default="datasets/cub-200-2011", type=click.Path(), help="The data set's folder."
 )
-@click.option(
+@option(
     "--link/--copy",
     default=True,
     help="Link the images (hard, else symbolic links) or copy them.",

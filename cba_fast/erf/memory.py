@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..choices import Checkpoint
 from .recompute import LEVELS, kept_bytes
 
-CHECKPOINTS = ("auto", *LEVELS)
+CHECKPOINTS = get_args(Checkpoint)
 
 # Beside what autograd keeps there are the weights of other processes' models, results of single
 # layers (up to a few tens of MiB per image) and images read ahead.

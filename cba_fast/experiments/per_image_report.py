@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
+from ..choices import CONFIDENCE
 from ..data.textlines import some
 from ..errors import InputError
 from ..runs.score import versions
@@ -125,7 +126,7 @@ def find(
     sample: Sample,
     *,
     num_resamples: int = 2000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Findings:
     """Relate the IoU to the ERF size and to the quality of the feature maps.

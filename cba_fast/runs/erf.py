@@ -24,28 +24,18 @@ from ..errors import ImageError, InputError
 from ..files import write_npy
 from ..resume import Outputs
 from ..short import Short
-from .inference import autocast, choose_device, memory_format, report_on
+from .inference import report_on
 from .outputs import describe_run
-from .settings import DataConfig, ModelConfig, RunConfig, settings
+from .runtime import Runtime
+from .settings import (
+    DataConfig,
+    ErfMapConfig,
+    ModelConfig,
+    RunConfig,
+    SizeConfig,
+    settings,
+)
 from .size_stats import SizeStats, size_stats
-
-
-@dataclass(frozen=True)
-class SizeConfig:
-    """What is measured on how many images. `shares` are the values of p."""
-
-    num_samples: int = 200
-    shares: tuple[float, ...] = (0.2,)
-    seed: int = 0
-    score: str = "prob"
-
-
-@dataclass(frozen=True)
-class ErfMapConfig:
-    """The ERF map's protocol; the defaults are those of RepLKNet's script."""
-
-    num_images: int = 50
-    input_size: int = 1024
 
 
 @dataclass(repr=False)
@@ -76,7 +66,7 @@ def compute_sizes(
     images: ImageSet,
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: SizeConfig,
     output: str | os.PathLike,
     *,
@@ -113,7 +103,7 @@ def compute_sizes(
         InputError: fp16 (see :func:`check_precision`).
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
     """
-    records = images.records
+    records, run = images.records, Runtime.of(run)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     used = {"sizes": asdict(config), "with_map": save_map is not None}
     described = run_description(model_config, data, run, [records[i] for i in indices], used)
@@ -167,7 +157,7 @@ def measure_sizes(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: SizeConfig,
     partial: Partial | None = None,
     progress: Callable = lambda steps, count: steps,
@@ -181,13 +171,14 @@ def measure_sizes(
         partial: keeps the finished part, and gives that of a killed run; None for neither.
         with_map: also average what the sizes are measured on.
     """
-    check_precision(run)
+    run = Runtime.of(run)
+    check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     walk = _walk(records, data.input_size, None, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
-    with autocast(run):
+    with run.autocast():
         found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
     walk.report.check_any(len(found.sizes))
     notes = []
@@ -207,7 +198,7 @@ def compute_map(
     images: ImageSet,
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: ErfMapConfig,
     output: str | os.PathLike,
     *,
@@ -221,7 +212,8 @@ def compute_map(
     of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
     errors as :func:`compute_sizes`; a map without any gradient is an `InputError`.
     """
-    check_precision(run)
+    run = Runtime.of(run)
+    check_precision(run.config)
     size, records = config.input_size, images.records
     walk = map_walk(records, size, run, progress)
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
@@ -233,7 +225,7 @@ def compute_map(
     walk.partial = Partial(output)
     level = checkpoint_level(checkpoint, model, size, run, features=True)
     try:
-        with autocast(run):
+        with run.autocast():
             erf = measure_erf_map(model, walk, config.num_images, checkpoint=level)
     except ValueError as e:
         walk.report.check_any(0)
@@ -249,15 +241,15 @@ def compute_map(
 
 
 def checkpoint_level(
-    checkpoint: str, model: nn.Module, input_size: int, run: RunConfig, *, features: bool = False
+    checkpoint: str, model: nn.Module, input_size: int, run: Runtime, *, features: bool = False
 ) -> str:
     """Return the checkpoint level that ``auto`` stands for in a run; others as they are."""
     if checkpoint != "auto":
         return checkpoint
     return choose_checkpoint(
         model,
-        (run.batch_size, 3, input_size, input_size),
-        device=choose_device(run),
+        (run.config.batch_size, 3, input_size, input_size),
+        device=run.device,
         run=(lambda m, x: m.forward_features(x)) if features else None,
     )
 
@@ -265,7 +257,7 @@ def checkpoint_level(
 def map_walk(
     records: Sequence[ImageRecord],
     input_size: int,
-    run: RunConfig,
+    run: Runtime,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
     """Return the walk of an ERF map: all images in order, preprocessed as RepLKNet's script."""
@@ -278,25 +270,25 @@ def _walk(
     input_size: int,
     transform: Callable | None,
     indices: Sequence[int],
-    run: RunConfig,
+    run: Runtime,
     progress: Callable,
 ) -> Walk:
     return Walk(
         ImageDataset(records, input_size=input_size, transform=transform),
         indices,
-        batch_size=run.batch_size,
-        num_workers=run.num_workers,
-        device=choose_device(run),
-        memory_format=memory_format(run),
+        batch_size=run.config.batch_size,
+        num_workers=run.config.num_workers,
+        device=run.device,
+        memory_format=run.memory_format,
         progress=progress,
-        report=report_on(records, run),
+        report=report_on(records, run.config.strict),
     )
 
 
 def run_description(
     model: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: Runtime,
     records: Sequence[ImageRecord],
     more: dict,
 ) -> dict:
@@ -304,8 +296,8 @@ def run_description(
 
     Workers and strictness do not count.
     """
-    run = replace(run, device=str(choose_device(run)), num_workers=0, strict=False)
-    return describe_run({**settings(model, data, run), **more}, model.weights, records)
+    how = replace(run.config, device=str(run.device), num_workers=0, strict=False)
+    return describe_run({**settings(model, data, how), **more}, model.weights, records)
 
 
 def as_json(described: dict) -> dict:
@@ -318,10 +310,10 @@ def _map_outputs(path: str | os.PathLike, described: dict) -> Outputs:
     return resume.beside(path, described, json_beside(path).name)
 
 
-def _claim(outputs: Sequence[Outputs], overwrite: bool, run: RunConfig) -> dict | None:
+def _claim(outputs: Sequence[Outputs], overwrite: bool, run: Runtime) -> dict | None:
     """Take the outputs for this run; return what it noted at its end if it has ended before."""
     ended = resume.claim(outputs, overwrite)
-    if ended and ended["failed"] and run.strict:
+    if ended and ended["failed"] and run.config.strict:
         raise ImageError(ended["failed"])  # the run that has ended was not strict
     return ended
 

@@ -1,28 +1,12 @@
 """``wsol-eval --mask_root``: score stored maps against masks (PxAP)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.masks import OFFICIAL_SIZE, load_masks
-from ..shapes import Size
 from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
 from ..wsol.map_reading import ambiguous_lines, prefetch
-
-
-@dataclass(frozen=True)
-class PixelConfig:
-    """Which masks, and the protocol of the score."""
-
-    mask_root: Path
-    metadata_root: Path
-    dataset_name: str | None = None
-    split: str | None = None
-    cam_curve_interval: float = 0.01
-    eval_size: Size = None
-    resize_maps: bool = False
-    missing_as_miss: bool = False
-    clip: float = 0.0
+from .settings import PixelConfig
 
 
 def score_pixels(

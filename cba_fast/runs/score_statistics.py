@@ -20,30 +20,9 @@ from ..wsol import (
     compare,
     correct_classes,
 )
+from .settings import Statistics
 
 Predictions = Mapping[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What is asked for.
-
-    Attributes:
-        predictions: a file of ranked classes, for top-1 and top-5 localization.
-        compare: the maps of another run over the same images.
-        compare_predictions: the predictions of that run.
-        num_resamples: of the bootstrap; 0 for none, which a comparison cannot do with.
-        confidence, seed: of the bootstrap.
-        per_class: figures of each class.
-    """
-
-    predictions: Path | None = None
-    compare: Path | None = None
-    compare_predictions: Path | None = None
-    num_resamples: int = 0
-    confidence: float = 0.95
-    seed: int = 0
-    per_class: bool = False
 
 
 @dataclass(repr=False)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..choices import CONFIDENCE
 from ..errors import InputError
 from ..short import Short
 from .box_result import V2_IOUS
@@ -97,7 +98,7 @@ def bootstrap(
     evaluator: BoxEvaluator,
     *,
     num_resamples: int = 1000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
     correct: dict[str, np.ndarray] | None = None,
@@ -143,7 +144,7 @@ def compare(
     b: BoxEvaluator,
     *,
     num_resamples: int = 1000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
     correct: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None,
