@@ -212,9 +212,7 @@ def test_cached_images_count(config):
     model, splits = initial("slak_flex", config), open_splits(config.data_root)
     run = Runtime.of(RUN)
     plain, cached = (
-        start._fitting(
-            model, splits, replace(config, cache_images=c), Runtime.of(RUN), 5, None
-        ).state
+        start._fitting(model, splits, replace(config, cache_images=c), run, 5, None).state
         for c in (False, True)
     )
     assert cached - plain == 24 * 32 * 32 * 3
