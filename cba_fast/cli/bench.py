@@ -2,6 +2,7 @@
 
 import click
 
+from ..choices import INPUT_SIZE
 from .options import POSITIVE, Command, FiniteRange, json_option, option
 
 DIRECTIONS = ("forward", "grad_x", "grad_weight")
@@ -10,7 +11,11 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 @click.command(cls=Command)
 @option("--model", group="Model", default="replknet_31b", help="A model of timm's or of the study.")
 @option(
-    "--input_size", group="Images", type=POSITIVE, default=384, help="Side of the images in pixels."
+    "--input_size",
+    group="Images",
+    type=POSITIVE,
+    default=INPUT_SIZE,
+    help="Side of the images.",
 )
 @option("--batch_size", group="Images", type=POSITIVE, default=1, help="Images at once.")
 @option(

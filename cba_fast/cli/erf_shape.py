@@ -10,25 +10,19 @@ from .options import (
     FILE,
     PATH,
     Command,
-    checkpoint_option,
     config_option,
     config_options,
-    data_options,
+    erf_options,
     json_option,
-    model_options,
     option,
     overwrite_option,
     resolved,
-    run_options,
 )
 from .progress import bar, warn
 
 
 @click.command(cls=Command)
-@model_options(required=True)
-@data_options(default="cub-200-2011")
-@run_options(batch_size=1)
-@checkpoint_option()
+@erf_options()
 @config_options(SweepConfig, "config")
 @option(
     "--match",

@@ -33,7 +33,7 @@ from .scores import (
 
 @click.command(cls=Command)
 @model_options()
-@data_options(default="sample_data", with_classes=True)
+@data_options()
 @map_options()
 @run_options(with_compile=True)
 @box_options(with_metadata=False, contours=False)

@@ -22,7 +22,7 @@ from .scores import print_source
 
 @click.command(cls=Command)
 @model_options()
-@data_options(default="sample_data", with_classes=True)
+@data_options()
 @map_options()
 @run_options(with_compile=True)
 @option(

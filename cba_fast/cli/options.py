@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
@@ -28,14 +29,14 @@ GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Outp
 
 
 class Option(click.Option):
-    """An option that says in which group of the help it stands."""
+    """An option that knows its group in the help, and the config field that it was made from."""
 
-    def __init__(self, *args, group: str = "Output", **kwargs):
+    def __init__(self, *args, group: str = GROUPS[-1], setting: tuple | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group, self.setting = group, setting
 
 
-def option(*names: str, group: str = "Output", **kwargs) -> Callable:
+def option(*names: str, group: str = GROUPS[-1], **kwargs) -> Callable:
     """Return `click.option`'s decorator for an option of a group."""
     return click.option(*names, cls=Option, group=group, **kwargs)
 
@@ -138,7 +139,7 @@ def config_option(config: type, name: str, called: str | None = None, **changes:
     otherwise = changes.pop("otherwise", found.text["otherwise"])
     text = changes.pop("help", found.text["help"])
     text += f"  [default: {otherwise}]" if otherwise else ""
-    options = {"help": with_flags(text), "group": config.group}
+    options = {"help": with_flags(text), "group": config.group, "setting": (config, name)}
     names = (called,) if called else found.text["option"] or (name,)
     flag, *others = [f"--{n}" for n in names]
     if found.kind is bool:
@@ -222,11 +223,13 @@ def model_options(required: bool = False) -> Callable:
     return config_options(ModelConfig, "model_config", weights=weights)
 
 
-def data_options(default: str, with_classes: bool = False) -> Callable:
+def data_options(
+    default: str = "sample_data", with_classes: bool = True, **changes: dict
+) -> Callable:
     """Which images: hands over `data_config`; `with_classes` adds the option of that name."""
     left = () if with_classes else ("classes",)
-    test_dataset = {"default": default}
-    return config_options(DataConfig, "data_config", without=left, test_dataset=test_dataset)
+    changes["test_dataset"] = {"default": default}
+    return config_options(DataConfig, "data_config", without=left, **changes)
 
 
 def resolved(
@@ -252,6 +255,23 @@ def checkpoint_option() -> Callable:
     return config_option(TrainConfig, "checkpoint", group="Compute")
 
 
+def erf_options(**changes: dict) -> Callable:
+    """Model, images and how to compute, for the commands of the ERF; `changes` of the images."""
+
+    def decorate(command):
+        # The study takes one image at a time.
+        for options in (
+            checkpoint_option(),
+            run_options(batch_size=1),
+            data_options("cub-200-2011", with_classes=False, **changes),
+            model_options(required=True),
+        ):
+            command = options(command)
+        return command
+
+    return decorate
+
+
 def np_root_option(help: str = "Folder of maps, or a store of them.") -> Callable:
     """Where the maps of an earlier run are: hands over `np_root`."""
     default = Path("np_heatmap_output")
@@ -261,7 +281,7 @@ def np_root_option(help: str = "Folder of maps, or a store of them.") -> Callabl
 def threads_option() -> Callable:
     """How many threads read files: hands over `num_workers`."""
     kind, text = click.IntRange(1, 64), "Threads that read, such as 4."
-    return option("--num_workers", type=kind, default=2, help=text, group="Compute")
+    return option("--num_workers", type=kind, default=READERS, help=text, group="Compute")
 
 
 def threshold_from_option() -> Callable:
@@ -292,13 +312,18 @@ def box_options(with_metadata: bool, contours: bool, scored: bool = True) -> Cal
     left += () if scored else ("missing_as_miss", "threshold")
     left += () if contours else ("contours",)
     changes = {} if scored else {"contours": {"type": click.Choice(["largest", "all"])}}
-    return config_options(BoxConfig, "box_config", without=left, make=_boxes, **changes)
+    return config_options(BoxConfig, "box_config", without=left, make=sized(BoxConfig), **changes)
 
 
-def _boxes(**values) -> BoxConfig:
-    if values["resize_maps"] and values["eval_size"] is None:
-        raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")
-    return BoxConfig(**values)
+def sized(config: type) -> Callable:
+    """Return a maker of a config that refuses to resize maps to no size."""
+
+    def make(**values):
+        if values["resize_maps"] and values["eval_size"] is None:
+            raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")
+        return config(**values)
+
+    return make
 
 
 def statistics_options() -> Callable:
@@ -316,9 +341,5 @@ def _statistics(num_resamples: int | None, **values) -> Statistics:
     if num_resamples == 1:
         raise click.UsageError("--bootstrap needs at least 2 resamples")
     if num_resamples is None:
-        num_resamples = 0 if values["compare"] is None else 1000
+        num_resamples = 0 if values["compare"] is None else SCORE_RESAMPLES
     return Statistics(num_resamples=num_resamples, **values)
-
-
-SHARE = FiniteRange(0, 1, min_open=True)
-CONFIDENCE = type_of(declared(Statistics)["confidence"])

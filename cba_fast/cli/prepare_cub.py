@@ -2,6 +2,7 @@
 
 import click
 
+from ..choices import CUB_FOLDER
 from .options import Command, option
 
 
@@ -12,9 +13,7 @@ from .options import Command, option
     type=click.Path(),
     help="CUB_200_2011.tgz (or .tar, .zip) or the extracted folder.",
 )
-@option(
-    "--output", default="datasets/cub-200-2011", type=click.Path(), help="The data set's folder."
-)
+@option("--output", default=CUB_FOLDER, type=click.Path(), help="The data set's folder.")
 @option(
     "--link/--copy",
     default=True,

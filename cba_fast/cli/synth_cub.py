@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..choices import SYNTH_CLASSES, SYNTH_IMAGES, SYNTH_SIZE, SYNTH_TEST
 from .options import POSITIVE, Command, option, overwrite_option
 
 
@@ -14,22 +15,28 @@ from .options import POSITIVE, Command, option, overwrite_option
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to be made.",
 )
-@option("--classes", type=POSITIVE, default=10, help="Kinds of animals.", group="Images")
+@option("--classes", type=POSITIVE, default=SYNTH_CLASSES, help="Kinds of animals.", group="Images")
 @option(
     "--images_per_class",
     type=POSITIVE,
-    default=60,
+    default=SYNTH_IMAGES,
     help="Training and test together.",
     group="Images",
 )
 @option(
     "--test_per_class",
     type=click.IntRange(min=0),
-    default=20,
+    default=SYNTH_TEST,
     help="How many of them are for the test.",
     group="Images",
 )
-@option("--size", type=POSITIVE, default=256, help="Side of the images in pixels.", group="Images")
+@option(
+    "--size",
+    type=POSITIVE,
+    default=SYNTH_SIZE,
+    help="Side of the images.",
+    group="Images",
+)
 @option(
     "--seed", type=click.IntRange(min=0), default=0, help="Seed of the drawing.", group="Images"
 )

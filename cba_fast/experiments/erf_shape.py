@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from .. import resume
+from ..choices import CHECKPOINT
 from ..data import ImageRecord, ImageSet
 from ..data.reading import Report
 from ..erf import (
@@ -130,7 +131,7 @@ class MixtureMaps:
         input_size: int,
         run: Runtime,
         num_images: int,
-        checkpoint: str = "auto",
+        checkpoint: str = CHECKPOINT,
         partial: Partial | None = None,
         progress: Callable = lambda steps, count: steps,
     ):
@@ -239,7 +240,7 @@ def compute_sweep(
     target: np.ndarray | None = None,
     target_name: str = "",
     json_path: str | os.PathLike | None = None,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Sweep:

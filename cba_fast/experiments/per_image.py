@@ -24,7 +24,7 @@ from ..runs.inference import check_target, load_model, report_on
 from ..runs.outputs import describe_run
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
-from ..runs.settings import RunConfig
+from ..runs.settings import RunConfig, SizeConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.features import classify
@@ -77,7 +77,7 @@ def measure(
     sample: Sample,
     folder: Path,
     *,
-    score: str = "prob",
+    score: str = SizeConfig.score,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Measurement:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
-from ..choices import CONFIDENCE
+from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
 from ..data.textlines import some
 from ..errors import InputError
 from ..runs.score import versions
@@ -125,7 +125,7 @@ def find(
     models: Sequence[ModelColumns],
     sample: Sample,
     *,
-    num_resamples: int = 2000,
+    num_resamples: int = CORRELATION_RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Findings:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from .. import resume
+from ..choices import CHECKPOINT
 from ..data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
 from ..data.textlines import counted
 from ..erf import (
@@ -71,7 +72,7 @@ def compute_sizes(
     output: str | os.PathLike,
     *,
     save_map: str | os.PathLike | None = None,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> SizeRun:
@@ -163,7 +164,7 @@ def measure_sizes(
     progress: Callable = lambda steps, count: steps,
     *,
     with_map: bool = False,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
 ) -> Measured:
     """Measure ERF sizes on a sample of `records`; arguments and errors as :func:`compute_sizes`.
 
@@ -202,7 +203,7 @@ def compute_map(
     config: ErfMapConfig,
     output: str | os.PathLike,
     *,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> MapRun:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ..choices import READERS
 from ..data.masks import OFFICIAL_SIZE, load_masks
 from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
 from ..wsol.map_reading import ambiguous_lines, prefetch
@@ -13,7 +14,7 @@ def score_pixels(
     np_root: Path,
     config: PixelConfig,
     progress: Callable | None = None,
-    num_workers: int = 2,
+    num_workers: int = READERS,
 ) -> tuple[PixelResult, list[str]]:
     """Score stored maps against masks.
 

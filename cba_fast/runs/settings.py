@@ -221,9 +221,7 @@ class PixelConfig:
 
     group: ClassVar[str] = "Score"
 
-    mask_root: Path = setting(
-        help="Score against masks instead (PxAP): the folder of the mask paths in the metadata."
-    )
+    mask_root: Path = setting(help="Folder of the mask paths in the metadata.")
     metadata_root: Path = same(BoxConfig, "metadata_root", default=MISSING)
     dataset_name: str | None = same(BoxConfig, "dataset_name")
     split: str | None = same(BoxConfig, "split")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from ..choices import INPUT_SIZE, Checkpoint
+from ..choices import CHECKPOINT, INPUT_SIZE, Checkpoint
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..runs.declare import Count, Positive, PositiveNumber, Range, check_values, setting
@@ -65,7 +65,7 @@ class TrainConfig:
     seed: Count = setting(0, "Seed of weights, order, augmentation and stochastic depth.")
     cache_images: bool = setting(False, "Keep the decoded, resized images in memory.")
     checkpoint: Checkpoint = setting(
-        "auto",
+        CHECKPOINT,
         "Keep no activations within blocks or stages but compute them again in the backward pass"
         " (less memory, a forward pass more time); auto: where memory is short.",
     )

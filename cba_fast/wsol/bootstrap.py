@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..choices import CONFIDENCE
+from ..choices import CONFIDENCE, SCORE_RESAMPLES
 from ..errors import InputError
 from ..short import Short
 from .box_result import V2_IOUS
@@ -98,7 +98,7 @@ class BootstrapResult(Short):
 def bootstrap(
     evaluator: BoxEvaluator,
     *,
-    num_resamples: int = 1000,
+    num_resamples: int = SCORE_RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
@@ -144,7 +144,7 @@ def compare(
     a: BoxEvaluator,
     b: BoxEvaluator,
     *,
-    num_resamples: int = 1000,
+    num_resamples: int = SCORE_RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
