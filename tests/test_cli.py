@@ -96,6 +96,12 @@ def test_earlier_modes_become_commands(capsys, line, today):
     assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
 
 
+def test_tables_are_made_in_one_place():
+    root = Path(cba_fast.__file__).parent
+    made = [p.name for p in root.rglob("*.py") if "rich.table" in p.read_text()]
+    assert made == ["tables.py"]
+
+
 def texts(path):
     """Return the line and text of each string of a file that is no docstring."""
     tree = ast.parse(path.read_text())
