@@ -11,7 +11,7 @@ import pytest
 from cli_runner import run_cli
 
 import cba_fast
-from cba_fast.cli import options
+from cba_fast.cli import grouped, options
 from cba_fast.cli.main import COMMANDS, EXAMPLES, LazyGroup
 from cba_fast.cli.moved import of_today
 from cba_fast.errors import InputError, with_flags
@@ -62,6 +62,26 @@ def test_every_help_ends_with_an_example_that_is_understood(capsys, monkeypatch,
     command.make_context(name, example[2:])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_each_option_once(capsys, name):
+    text = re.split(r"^\w.*:$", run_cli(capsys, name, "--help").out, maxsplit=1, flags=re.M)[1]
+    for param in LazyGroup().get_command(None, name).params:
+        assert len(re.findall(rf"^  {param.opts[0]}\b", text, re.M)) == (not param.hidden), param
+
+
+def test_many_options_are_grouped(capsys):
+    def titles(name):
+        return re.findall(r"^(\w.*):$", run_cli(capsys, name, "--help").out, re.M)
+
+    assert titles("erf-compute") == ["Model", "Images", "Options", "How to compute"]
+    assert titles("generate-heatmap")[:3] == ["Model", "Images", "Maps"]
+    scores = ["Images", "Boxes and scores", "Intervals and comparisons", "Options"]
+    assert titles("wsol-eval") == scores
+    assert titles("info") == ["Options"]
+    known = {p.name for name in COMMANDS for p in LazyGroup().get_command(None, name).params}
+    assert {name for names in grouped._GROUPS.values() for name in names.split()} <= known
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -94,6 +114,12 @@ def test_earlier_modes_become_commands(capsys, line, today):
     assert of_today(line.split()) == today.split()
     told = capsys.readouterr().err
     assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
+
+
+def test_tables_are_made_in_one_place():
+    root = Path(cba_fast.__file__).parent
+    made = [p.name for p in root.rglob("*.py") if "rich.table" in p.read_text()]
+    assert made == ["tables.py"]
 
 
 def texts(path):

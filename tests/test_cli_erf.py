@@ -163,10 +163,6 @@ def test_earlier_spellings_of_the_map_give_the_same_file(work):
     assert "--num_images 2 --output alone.npy" in done.stderr
     for name in ("both.npy", "alone.npy"):
         assert Path(name).read_bytes() == Path("m.npy").read_bytes()
-    assert (
-        "erf-compute --model_family"
-        in run(*erf_args(definition="study", num_samples=1, output="s")).stderr
-    )
 
 
 def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):

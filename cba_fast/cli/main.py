@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from ..errors import CbaError, CbaWarning, with_flags
+from .grouped import with_example
 from .moved import of_today
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
@@ -70,9 +71,8 @@ class LazyGroup(click.Group):
         cmd_name = cmd_name.replace("_", "-")
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}").command
-        command.epilog = f"\b\nExample:\n  cba-fast {cmd_name} {EXAMPLES[cmd_name]}"
-        return command
+        module = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}")
+        return with_example(module.command, cmd_name, EXAMPLES[cmd_name])
 
     def resolve_command(self, ctx, args):
         name = args[0].replace("_", "-")
