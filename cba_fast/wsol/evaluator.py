@@ -11,10 +11,9 @@ from ..data.boxes import Boxes
 from ..errors import InputError
 from ..ops import best_box_iou
 from ..short import call
-from .batch import as_batch
 from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
-from .score_maps import as_bytes, check_clip
+from .score_maps import as_batch, as_bytes, check_clip
 
 IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
 MAX_IOUS = 255  # what a byte of a row can count

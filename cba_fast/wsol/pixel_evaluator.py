@@ -10,9 +10,8 @@ from torch import Tensor
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
 from ..short import Short, call
-from .batch import as_batch
 from .box_result import warn_missing
-from .score_maps import check_clip, check_score_map
+from .score_maps import as_batch, check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
