@@ -4,6 +4,7 @@ import numpy as np
 
 from ..analysis.correlations import WITHIN, Question, Value
 from ..analysis.plots import Bar
+from ..data.textlines import counted
 from ..wsol.map_quality import LEVEL
 from .per_image import CONTROL
 from .per_image_report import BLIND, ERF, QUALITY, TITLES, Findings
@@ -21,7 +22,7 @@ def answer_lines(found: Findings) -> list[str]:
     at = {"level": "model", "model": found.models[0].name} if single else {"level": WITHIN}
     where = "over the images" if single else "within models"
     lines = [
-        f"{_count(c.num_images, 'image')}, {_count(c.num_models, 'model')}, {c.num_rows} rows. In"
+        f"{counted(c.num_images, 'image')}, {counted(c.num_models, 'model')}, {c.num_rows} rows. In"
         f" brackets: {100 * c.confidence:g} % intervals from {c.num_resamples} resamples of the"
         " images" + ("." if single else ", all models of an image kept together."),
         *_channel_line(found),
@@ -158,10 +159,6 @@ def _between_line(found: Findings) -> str:
         + "; ".join(parts)
         + f".{few}"
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def forest_groups(found: Findings) -> tuple[dict[str, list[Bar]], list[str]]:

@@ -1,7 +1,7 @@
 """The models of a file of experiments, and the images that all of them are measured on."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import ImageRecord, ImageSet
@@ -9,7 +9,7 @@ from ..data.boxes import Boxes
 from ..data.textlines import some
 from ..erf import sample_indices
 from ..errors import InputError
-from ..runs.evaluate import match_images
+from ..runs.evaluate import match_images, with_own_boxes
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
 from ..shapes import shape_text
@@ -124,10 +124,7 @@ def draw_sample(settings: Settings) -> Sample:
         InputError: no images, no ground truth, or none of the sampled images has boxes.
     """
     images = open_images(settings.data())
-    config = settings.boxes()
-    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
-        config = replace(config, cub_root=images.root)
-    boxes = open_boxes(config)
+    boxes = open_boxes(with_own_boxes(settings.boxes(), images))
     paired, ids, _ = match_images(images.records, boxes)
     known = {r.image_id: (r, i) for r, i in zip(paired, ids, strict=True)}
     chosen = sample_indices(len(images.records), settings.num_samples, settings.erf_seed)

@@ -144,14 +144,20 @@ def evaluate(
     return done
 
 
+def with_own_boxes(config: BoxConfig, images: ImageSet) -> BoxConfig:
+    """Return `config` with the boxes of the CUB folder of `images` if it names no ground truth."""
+    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
+        return replace(config, cub_root=images.root)
+    return config
+
+
 def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConfig:
     """Return the effective protocol: both contour modes, and a CUB folder's own boxes by default.
 
     Raises:
         ScoreMapError: maps of another size than asked for, which are not to be resized.
     """
-    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
-        config = replace(config, cub_root=images.root)
+    config = with_own_boxes(config, images)
     wanted = _resized_to(config, maps)
     if wanted is not None and not config.resize_maps:
         raise ScoreMapError(
