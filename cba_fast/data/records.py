@@ -1,4 +1,4 @@
-"""What one image of a data set is, and the name that its score map gets."""
+"""The images of a data set as records, and the names of their score maps."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ class ImageRecord:
     """One image of a data set.
 
     Attributes:
-        image_id: path below the data root with "/" (official metadata: the official id).
-        path: where the file is, or should be: it is opened only when the image is read.
-        folder: name of the image's immediate parent inside the id, "" for a flat id.
+        image_id: path below the data root with "/" (for official metadata, the official id).
+        path: where the file should be; it is opened only when the image is read.
+        folder: name of the image's immediate parent in the id, "" for an id without folders.
         stem: file name up to its *first* dot, as the study cuts it.
         label: 0-based class, or None where the data set has none.
     """
@@ -47,7 +47,7 @@ class ImageSet(Short):
         kind: "imagefolder", "cub" or "metadata".
         records: the images.
         class_names: the name of each label.
-        source: what was read to list them, for a line of a command: a folder, perhaps its split.
+        source: what was read to list them, as commands print it: a folder, perhaps with a split.
     """
 
     root: Path
@@ -80,10 +80,10 @@ def check_image_id(image_id: str, where: str) -> None:
 
 
 def make_record(image_id: str, path: Path, label: int | None, where: str) -> ImageRecord:
-    """Return the record of `image_id`; `where` (file and line) opens the message if it is refused.
+    """Return the record of an image.
 
     Raises:
-        InputError: as :func:`check_image_id`.
+        InputError: as :func:`check_image_id`; the message starts with `where` (file and line).
     """
     check_image_id(image_id, where)
     folder, _, name = image_id.rpartition("/")
@@ -97,12 +97,12 @@ def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[s
     Args:
         records: the images.
         rule: "study": ``<folder>/<name up to its first dot>.npy``; "official": the whole id and
-            ``.npy``, as wsolevaluation names maps; None: the study's, or the official ones if two
-            of the study's would be the same.
+            ``.npy``, as wsolevaluation names maps; None: the study's names, or the official ones if
+            two of the study's would be the same.
 
     Raises:
-        InputError: two images would write the same map under the study's rule, which was asked for;
-            the message names both images and the map. Or no such rule.
+        InputError: the rule is "study" and two images would write the same map (the message names
+            both images and the map), or there is no such rule.
     """
     if rule not in (None, *MAP_NAMES):
         raise InputError(f"`map_names` is {rule!r}, not one of {', '.join(MAP_NAMES)}")

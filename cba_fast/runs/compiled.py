@@ -16,16 +16,16 @@ def compiled_form(
     """Return a second form of `model` whose ``forward_features`` is compiled by `torch.compile`.
 
     On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). One
-    batch shape is compiled, at the first call: a smaller batch is filled up with zeros and the
-    result cut. ``forward_head`` stays as it is: `cba_fast.wsol.features.classify` watches it by
-    hooks, for which compiled code would have to be compiled anew, and pooling and one linear layer
-    gain nothing.
+    batch shape is compiled, at the first call; a smaller batch is filled up with zeros and the
+    result cut. ``forward_head`` is not compiled: `cba_fast.wsol.features.classify` watches it by
+    hooks, each of which would need another compilation, and pooling and one linear layer would gain
+    nothing.
 
     Args:
-        model: in evaluation mode, with ``forward_features`` and ``forward_head``; left as it is.
-            The new form shares its modules.
+        model: a model in evaluation mode, with ``forward_features`` and ``forward_head``. It is
+            left as it is; the new form shares its modules.
         batch_size: the largest number of images in a batch.
-        backend: of `torch.compile`.
+        backend: the backend of `torch.compile`.
 
     Returns:
         A module with the interface of `model`. Its outputs differ by rounding, as compiled code
@@ -62,5 +62,5 @@ class _FixedBatch:
         except torch._dynamo.exc.TorchDynamoException as e:
             reason = str(e).strip().splitlines()[0]
             raise InputError(f"the model cannot be compiled here (`compile`): {reason}") from e
-        # The next replay of the graph writes to the same memory.
+        # The features are copied because the next replay of the graph overwrites them.
         return features[: len(x)].clone()
