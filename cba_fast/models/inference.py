@@ -8,6 +8,7 @@ from torch import nn
 
 from ..kernels import native
 from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
+from .fused import fuse_blocks
 from .layers import Classifier
 from .merging import merge
 from .slak import SLaK
@@ -56,6 +57,8 @@ def inference_form(
     form = form.to(device)
     if on_cpu and dtype == torch.float32 and _is_float32(form) and conv1x1_is_faster():
         linears_as_convs(form)
+    if on_cpu and isinstance(model, Classifier | ConvNeXt):
+        fuse_blocks(form)
     if channels_last:
         form = form.to(memory_format=torch.channels_last)
     if dtype != torch.float32:

@@ -1,0 +1,186 @@
+"""Convolutions that add the bias, activate and add a residual while they store (CPUs, inference).
+
+oneDNN's convolutions do this at no cost of their own, on weights that were brought into its own
+order once. PyTorch reaches them by ops that it ships for `torch.compile` (``torch.ops.mkldnn``);
+they work without compiling, too, and have no derivative.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .depthwise import DepthwiseConv2d, _differentiated_otherwise
+from .pointwise import MapLinear
+
+# What may follow a convolution: the name, what PyTorch computes, and oneDNN's name and variant.
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+}
+_POST_OPS = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none")}
+ADD = "add"
+
+
+def fused_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
+    """Return the dtype in which `fused_conv` can stand for the calls of `layers` on x, or None.
+
+    None means that the layers must be called themselves: a gradient is asked for, someone watches
+    one of them (a hook, or a ``forward`` set on the instance), PyTorch records or transforms the
+    calls (`torch.compile`, which fuses by itself, tracing, export, `torch.func`), oneDNN is absent
+    or switched off, or x is not a channels_last batch (N, C, H, W) on a CPU in float32 or bfloat16.
+
+    Args:
+        x: the input of the first layer.
+        layers: every module whose call is left out.
+    """
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
+        return None
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or any(map(_is_trained, layers))):
+        return None
+    if any(map(_is_watched, layers)) or _differentiated_otherwise():
+        return None
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu") and dtype in (torch.float32, torch.bfloat16):
+        dtype = torch.get_autocast_dtype("cpu")
+    elif any(p.dtype != dtype for layer in layers for p in layer._parameters.values() if p is not None):
+        return None  # PyTorch says what is wrong with it
+    return dtype if torch.backends.mkldnn.enabled and works("none", dtype) else None
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(p is not None and p.requires_grad for p in layer._parameters.values())
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+    )
+
+
+def can_fuse(layer: nn.Module) -> bool:
+    """Say whether `fused_conv` knows this layer: a plain convolution, or a linear map of channels.
+
+    Depthwise convolutions that `cba_fast.ops` computes faster are left to it.
+    """
+    if type(layer) in (nn.Linear, MapLinear):
+        return True
+    if type(layer) is DepthwiseConv2d and layer.kernel_size != (3, 3):
+        return False
+    known = type(layer) in (nn.Conv2d, DepthwiseConv2d)
+    return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Return the name under which `fused_conv` knows an activation, or None."""
+    if type(module) is nn.ReLU:
+        return "relu"
+    exact = type(module).__name__ == "GELU" and getattr(module, "approximate", "none") == "none"
+    return "gelu" if exact and type(module).__module__.startswith(("torch.", "timm.")) else None
+
+
+def fused_conv(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, activation: str = "none", add: Tensor | None = None
+) -> Tensor:
+    """Return activation(layer(x)), or layer(x) + add, in one pass over the result.
+
+    A linear layer maps the channels of each position. The first call brings the weights into
+    oneDNN's order, for the shape of its x, and they are kept beside the layer's own as long as
+    these live and stay the same; changes through ``.data`` are not seen.
+
+    Args:
+        layer: see `can_fuse`.
+        x: (N, C, H, W) in channels_last, of a dtype that `fused_dtype` returned.
+        activation: "none", "relu" or "gelu" (the exact one).
+        add: of the result's shape and dtype; with activation "none".
+
+    Returns:
+        (N, O, H', W') of x's dtype, in channels_last. Sums are in float32 and rounded once, after
+        the activation or addition.
+    """
+    how, (weight, bias) = _geometry(layer), _packed(layer, x)
+    kind = ADD if add is not None else activation
+    if kind == ADD and works(ADD, x.dtype):
+        pointwise = torch.ops.mkldnn._convolution_pointwise.binary
+        return pointwise(x, add, weight, bias, *how, "add", 1.0, None, [], None)
+    kind = kind if works(kind, x.dtype) else "none"
+    name, variant = _POST_OPS[kind]
+    y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, name, [], variant)
+    if add is not None:
+        return y + add
+    return y if kind == activation else _PLAIN[activation](y)
+
+
+def _geometry(layer: nn.Module) -> tuple:
+    if isinstance(layer, nn.Linear):
+        return [0, 0], [1, 1], [1, 1], 1
+    return layer.padding, layer.stride, layer.dilation, layer.groups
+
+
+_PACKED = WeakTensorKeyDictionary()  # weight -> (its state, weight and bias for oneDNN)
+
+
+def _packed(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the weight in oneDNN's order and the bias, both in x's dtype."""
+    state = (x.dtype, *_version(layer.weight), *_version(layer.bias))
+    found = _PACKED.get(layer.weight)
+    if found is None or found[0] != state:
+        weight = layer.weight.detach().to(x.dtype)
+        weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        bias = None if layer.bias is None else layer.bias.detach().to(x.dtype)
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        found = (state, (reorder(weight, *_geometry(layer), list(x.shape)), bias))
+        _PACKED[layer.weight] = found
+    return found[1]
+
+
+def _version(p: Tensor | None) -> tuple[int, int]:
+    if p is None:
+        return 0, 0
+    return p.data_ptr(), 0 if p.is_inference() else p._version
+
+
+@functools.lru_cache
+def works(kind: str, dtype: torch.dtype) -> bool:
+    """Say whether this PyTorch and processor do what a kind of `fused_conv` needs, by a trial.
+
+    Args:
+        kind: "none", "relu", "gelu" or "add".
+        dtype: of input and weights.
+    """
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    ops, how = torch.ops.mkldnn, ([0, 0], [1, 1], [1, 1], 1)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        x = torch.linspace(-2, 2, 4 * 16).view(1, 16, 2, 2).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.eye(16).view(16, 16, 1, 1).to(dtype), torch.ones(16, dtype=dtype)
+        try:
+            if dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
+                return False
+            packed = ops._reorder_convolution_weight(weight, *how, list(x.shape))
+            if kind == ADD:
+                y = ops._convolution_pointwise.binary(
+                    x, x, packed, bias, *how, "add", 1.0, None, [], None
+                )
+            else:
+                name, variant = _POST_OPS[kind]
+                y = ops._convolution_pointwise(x, packed, bias, *how, name, [], variant)
+        except (AttributeError, RuntimeError, TypeError):  # another version, or built without it
+            return False
+    exact = x.double() + 1
+    exact = exact + x.double() if kind == ADD else _PLAIN[kind](exact)
+    return bool((y.double() - exact).abs().max() <= 8 * torch.finfo(dtype).eps)
