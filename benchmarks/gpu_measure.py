@@ -79,12 +79,16 @@ def rates(device: str) -> Iterator[dict]:
 def erf_ops(device: str) -> Iterator[dict]:
     """Compare the ERF ops with plain PyTorch on the device: sorting, and a sum of the parts."""
     real = device == "cuda"
+    backend = "cuda" if real else None
     for batch in (1, 16):
         grad = torch.randn((batch, 3, 384, 384) if real else (batch, 3, 9, 9), device=device)
         yield _compared(
             "erf_size",
             grad,
-            {"ours": lambda g=grad: erf_size(g), "torch": lambda g=grad: sorted_sizes(g)},
+            {
+                "ours": lambda g=grad: erf_size(g, backend=backend),
+                "torch": lambda g=grad: sorted_sizes(g),
+            },
             device,
         )
         maps = {name: torch.zeros(grad.shape[2:], dtype=torch.float64, device=device)
@@ -93,7 +97,9 @@ def erf_ops(device: str) -> Iterator[dict]:
             "erf_accumulate",
             grad,
             {
-                "ours": lambda g=grad, out=maps["ours"]: erf_accumulate(g, out).clone(),
+                "ours": lambda g=grad, out=maps["ours"]: erf_accumulate(
+                    g, out, backend=backend
+                ).clone(),
                 "torch": lambda g=grad, out=maps["torch"]: out.add_(
                     g.relu().sum((0, 1), dtype=torch.float64)
                 ).clone(),

@@ -1,8 +1,25 @@
-"""The errors that bad input gets: each message names the offending file, key, shape or value."""
+"""The errors that bad input gets: each message names the offending file, key, shape or value.
+
+A message that speaks of an argument has its name in backticks, such as `map_size`; the commands
+print it as their flag, ``--map_size``. So the same sentence serves Python and the command line.
+"""
+
+import re
+
+_FLAGS = {"resize": "resize_maps"}  # arguments whose flag has another name
+
+
+def with_flags(message: str) -> str:
+    """Return a message in which the arguments, `map_size`, have become flags, --map_size."""
+    return re.sub("`([a-z][a-z0-9_]*)`", lambda m: f"--{_FLAGS.get(m[1], m[1])}", message)
 
 
 class CbaError(Exception):
     """Base of the errors that a user can cause and mend; the commands print them in one line."""
+
+
+class CbaWarning(UserWarning):
+    """What a result does not show by itself; the commands print it in one line."""
 
 
 class InputError(CbaError, ValueError):
@@ -10,7 +27,7 @@ class InputError(CbaError, ValueError):
 
 
 class ImageError(InputError):
-    """An image that cannot be read. A run notes it and goes on, unless it is ``--strict``."""
+    """An image that cannot be read. A run notes it and goes on, unless it is strict."""
 
 
 class CheckpointError(InputError):

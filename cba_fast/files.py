@@ -1,29 +1,39 @@
-"""Write files so that a killed or failing run leaves either the old file or the new one."""
+"""Write files so that a killed or failing run leaves the old or the new one; read JSON warily."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from .errors import InputError
+
+# Longer numbers overflow floating-point numbers, and Python refuses to print them.
+_MOST_DIGITS = 300
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-(.+)", re.DOTALL)
+_MOST_BYTES = 255 - len(".tmp--") - 32  # what a file name leaves for the target's name
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a fresh temporary path beside `path`; rename it to `path` on success, else remove it.
 
-    The temporary name keeps the suffix (writers such as OpenCV choose the format by it) and starts
-    with ``.tmp-``, so that readers which list a folder can leave it out.
+    The temporary name starts with ``.tmp-``, so that readers which list a folder can leave it out,
+    and ends with the name of `path`: writers such as OpenCV choose the format by its suffix, and
+    :func:`remove_leftovers` finds what a killed process could not remove.
 
     Raises:
         OSError: the folder cannot be created or written; the message names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent / f".tmp-{uuid.uuid4().hex}{path.suffix}"
+    tmp = path.parent / f".tmp-{uuid.uuid4().hex}-{_ending(path)}"
     try:
         yield tmp
         os.replace(tmp, path)
@@ -33,6 +43,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def remove_leftovers(paths: Iterable[str | os.PathLike]) -> None:
+    """Remove the temporary files that killed writers of `paths` left; those of other files stay."""
+    endings: dict[Path, set[str]] = {}
+    for path in map(Path, paths):
+        endings.setdefault(path.parent, set()).add(_ending(path))
+    for folder in filter(Path.is_dir, endings):
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name)
+            if found and found[1] in endings[folder]:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _ending(path: Path) -> str:
+    """Return how the temporary names of `path` end: as its name, or a digest of a long one."""
+    name = os.fsencode(path.name)
+    if len(name) <= _MOST_BYTES:
+        return path.name
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= 64 else ""
+    return hashlib.sha256(name).hexdigest() + suffix
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -58,3 +89,37 @@ def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getvalue())
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: the file is not UTF-8 text or not JSON, is nested too deeply, gives a key twice
+            or holds an integer of more than 300 digits; the message names the file.
+        OSError: the file cannot be read.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8 text: {e}") from e
+    except RecursionError as e:
+        raise InputError(f"{path}: not valid JSON: it is nested too deeply") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not valid JSON: {e}") from e
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        key = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise ValueError(f"the key {key!r} is given twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"it holds an integer of {len(text)} digits")
+    return int(text)

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from cba_fast.cli import info
 from cba_fast.ops.backends import Backend, BackendTable
 
 
@@ -35,6 +36,24 @@ def test_a_named_backend_is_taken_or_refused_with_its_reason(table):
         table.resolve("cpp", 3)
     with pytest.raises(ValueError, match="'cuda' cannot run: no GPU here"):
         table.resolve("cuda", 4)
+
+
+def test_a_backend_on_request_is_never_the_automatic_choice(monkeypatch, caplog):
+    monkeypatch.setattr(BackendTable, "registry", {})
+    table = BackendTable(
+        "halve",
+        [
+            Backend("cuda", lambda n: None, on_request="backend='cuda' asks for it"),
+            Backend("reference", lambda n: None),
+        ],
+    )
+    with caplog.at_level(logging.INFO, logger="cba_fast"):
+        assert table.resolve(None, 4) == "reference"
+    assert "'cuda' not used: backend='cuda' asks for it" in caplog.text
+    assert table.resolve("cuda", 4) == "cuda"
+    shown = info.backends("halve", table)
+    assert shown["cpu"] == "reference"
+    assert shown["not_used"]["cpu"] == {"cuda": "backend='cuda' asks for it"}
 
 
 def test_unknown_and_missing_backends_are_told_apart(table):

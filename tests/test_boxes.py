@@ -53,7 +53,7 @@ def test_metadata_below_an_official_root(tmp_path):
         {"metadata_root": tmp_path / "ILSVRC" / "test", "split": "val"},
     ):
         assert load_boxes(**where).image_ids == tuple(BOXES)
-    with pytest.raises(InputError, match="holds the data sets ILSVRC: choose one with --dataset"):
+    with pytest.raises(InputError, match="sets ILSVRC: choose one with `dataset_name`"):
         load_boxes(metadata_root=tmp_path)
     with pytest.raises(InputError, match=r"no image_ids\.txt in .*ILSVRC.val"):
         load_boxes(metadata_root=tmp_path, dataset_name="ILSVRC", split="val")

@@ -1,13 +1,18 @@
 """The command line itself: what it imports, how it spells options, how it refuses."""
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_runner import run_cli
 
+import cba_fast
 from cba_fast.cli import options
-from cba_fast.cli.main import COMMANDS
+from cba_fast.cli.main import COMMANDS, LazyGroup
+from cba_fast.errors import InputError, with_flags
 
 NO_TORCH = """
 import sys
@@ -44,6 +49,36 @@ def test_every_command_has_help(capsys, name):
     assert "Usage: cba-fast" in done.out
 
 
+def texts(path):
+    """Return the line and text of each string of a file that is no docstring."""
+    tree = ast.parse(path.read_text())
+    docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield f"{path.name}:{node.lineno}", node.value
+
+
+def test_python_speaks_of_arguments_and_the_commands_of_flags(capsys):
+    root, cli = Path(cba_fast.__file__).parent, LazyGroup()
+    commands = [cli.get_command(None, name) for name in COMMANDS]
+    known = {flag for c in commands for p in c.params for flag in p.opts}
+    for path in root.rglob("*.py"):
+        if path.parent.name == "cli":
+            continue
+        for where, text in texts(path):
+            assert not re.search(r"(?<![\w-])--[a-z]", text), f"{where} speaks of a flag: {text}"
+            for flag in re.findall(r"--\w+", with_flags(text)):
+                assert flag in known, f"{where}: {flag} is no flag of any command"
+    from cba_fast.runs.score import open_boxes
+    from cba_fast.runs.settings import BoxConfig
+
+    with pytest.raises(InputError, match="either `cub_root` or `metadata_root`"):
+        open_boxes(BoxConfig())
+    assert (
+        "either --cub_root or --metadata_root" in run_cli(capsys, "wsol-eval", "--np_root", ".").err
+    )
+
+
 def test_families_are_those_of_the_models():
     from cba_fast.models import FAMILIES
 
@@ -74,6 +109,8 @@ def test_families_are_those_of_the_models():
         (["evaluate", "--seed", "-1"], "-1"),
         (["evaluate", "--seed", str(2**32)], str(2**32)),
         (["generate-heatmap", "--map_size", "40000"], "40000"),
+        (["generate-heatmap", "--map_size", "9x"], "'9x' is not a size"),
+        (["wsol-eval", "--eval_size", "input"], "'input' is not a size"),
         (["erf-compute", "--p", "nan"], "'nan' is not a number"),
         (["erf-compute"], "model_family"),
         (["no-such-command"], "No such command"),

@@ -18,6 +18,7 @@ from cba_fast.cli.main import cli
 from cba_fast.data import ImageDataset, open_image_set
 from cba_fast.errors import CbaError, ImageError, InputError
 from cba_fast.models import build_model
+from cba_fast.resume import OtherRunError
 
 SIZE = 64
 NAMES = [f"{c}/{i}.jpg" for c in "ab" for i in range(4)]
@@ -84,12 +85,12 @@ def test_several_p_and_a_named_output(work):
     found = np.load("out/e.npy")
     assert found.shape == (2, 3)
     assert (np.diff(found, axis=1) > 0).all()
-    assert [line.split(":")[0] for line in result.output.splitlines()[:3]] == [
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[:3]] == [
         "ERF size (p = 0.2)",
         "ERF size (p = 0.5)",
         "ERF size (p = 1)",
     ]
-    assert sorted(p.name for p in Path("out").iterdir()) == ["e.npy"]
+    assert sorted(p.name for p in Path("out").iterdir()) == [".e.npy.run.json", "e.npy"]
 
 
 def test_more_samples_than_images_takes_all_with_a_warning(work):
@@ -104,6 +105,8 @@ def test_unreadable_images_are_reported_or_end_a_strict_run(work):
     assert len(np.load("erf_sizes_replknet.npy")) == 7
     assert "1 image could not be used" in result.stderr
     assert "a/2.jpg" in result.stderr
+    with pytest.raises(ImageError, match=r"a/2\.jpg"):
+        run(*erf_args(), "--strict")  # what is there is not strict
     Path("erf_sizes_replknet.npy").unlink()
     with pytest.raises(ImageError, match=r"a/2\.jpg"):
         run(*erf_args(), "--strict")
@@ -130,7 +133,7 @@ def test_map_with_area_ratios_and_picture(work):
     assert f"{side}; published, after log10" in result.output
     free = erf.scale_free_area_ratio(found, (0.5,))[0]
     assert f"{free.ratio:.2%} of the area (side {free.side}; scale-free)" in result.output
-    assert "m.npy (3 images)" in result.output
+    assert "m.npy (3 images of 96x96), m.json" in result.output
     assert Image.open("m.png").size[0] > 500
     told = json.loads(Path("m.json").read_text())
     assert (told["definition"], told["num_images"], told["size"]) == ("replknet", 3, [96, 96])
@@ -148,6 +151,18 @@ def test_the_map_alone_equals_the_map_beside_sizes(work):
     assert Path("erf_map_replknet.png").exists()
     assert not Path("erf_sizes_replknet.npy").exists()
     assert out.splitlines()[-1].startswith("ERF map: erf_map_replknet.npy")
+
+
+def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
+    monkeypatch.setattr("cba_fast.cli.erf_compute.MAP_SIDE", 80)
+    sizes = {"num_samples": 1, "map": "m.npy", "map_images": 1}
+    given = erf_args(**sizes, input_size=SIZE)
+    assert f"m.npy (1 image of {SIZE}x{SIZE})" in run(*given).output
+    assert np.load("m.npy").shape == (SIZE, SIZE)
+    assert "(1 image of 72x72)" in run(*given, "--map_input_size", 72, "--overwrite").output
+    at = given.index("--input_size")
+    absent = [*given[:at], *given[at + 2 :], "--overwrite"]
+    assert "m.npy (1 image of 80x80)" in run(*absent).output
 
 
 def test_the_map_of_the_study_is_the_mean_gradient(work):
@@ -177,11 +192,14 @@ def test_files_do_not_depend_on_the_checkpoint_level(work):
 KILL = """
 import os, sys
 from cba_fast.erf import Partial
+from cba_fast.files import atomic_path
 save = Partial.save
 def save_and_die(self, arrays, **kwargs):
     save(self, arrays, force=True)
     if int(arrays()["position"]) == 4:
-        os._exit(9)
+        with atomic_path(self.path) as tmp:  # while the next part is written
+            tmp.write_bytes(b"half")
+            os.kill(os.getpid(), 9)
 Partial.save = save_and_die
 from cba_fast.cli.main import main
 main()
@@ -201,16 +219,17 @@ def check_continued(whole: Path, args: list) -> None:
     result = run(*args)
     assert result.stderr.count("continued after 4 images") == 1
     assert result.stderr.count("a/2.jpg: cannot read") == 2
-    for name in ("sizes.npy", "map.npy"):
+    for name in ("sizes.npy", "map.npy", ".sizes.npy.run.json", ".map.npy.run.json"):
         assert Path(name).read_bytes() == (whole / name).read_bytes()
-    assert not list(Path().glob(".*"))
+    assert sorted(p.name for p in Path().glob(".*")) == [".map.npy.run.json", ".sizes.npy.run.json"]
 
 
 def test_a_killed_command_continues_to_identical_files(whole):
     args = erf_args(**RUN, output="sizes.npy", map="map.npy")
     done = subprocess.run([sys.executable, "-c", KILL, *map(str, args)], check=False)
-    assert done.returncode == 9
+    assert done.returncode == -9
     assert Path(".sizes.npy.partial.npz").exists()
+    assert len(list(Path().glob(".tmp-*"))) == 1
     assert not Path("sizes.npy").exists()
     check_continued(whole, args)
 
@@ -233,19 +252,43 @@ def test_an_interrupted_map_continues_to_identical_files(whole, monkeypatch):
     check_continued(whole, args)
 
 
-def test_other_settings_or_images_start_afresh(work, monkeypatch):
-    save = erf.Partial.save
-    monkeypatch.setattr(erf.Partial, "remove", lambda self: None)
-    monkeypatch.setattr(
-        erf.Partial, "save", lambda self, arrays, force=False: save(self, arrays, force=True)
-    )
-    args = erf_args(num_samples=4)
-    run(*args)
-    assert "continued after 4 images" in run(*args).stderr
-    assert "continued" not in run(*args, "--score", "logit").stderr
-    assert "continued" in run(*args, "--score", "logit", "--num_workers", 1).stderr
-    image_folder(work / "datasets" / "birds", NAMES[::-1])  # other pixels under the same names
-    assert "continued" not in run(*args, "--score", "logit").stderr
+def test_a_finished_run_is_read_again_and_another_refused(work, monkeypatch):
+    write_file(work / "datasets/birds/a/2.jpg", b"not an image")
+    args = erf_args(num_samples=8, save_map="g.npy")
+    first = run(*args)
+    kept = Path("erf_sizes_replknet.npy").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr("cba_fast.runs.erf.measure_sizes", lambda *a, **k: pytest.fail("measured"))
+        again = run(*args, "--num_workers", 1)
+        assert "a/2.jpg: cannot read" in again.stderr
+        assert "erf_sizes_replknet.npy was there" in again.stderr
+        assert again.stdout.rsplit("(", 1)[0] == first.stdout.rsplit("(", 1)[0]
+        for extra, text in (
+            (["--score", "logit"], "sizes.score was 'prob', is 'logit'"),
+            (["--seed", 1, "--num_samples", 7], "sizes.num_samples was 8, is 7; sizes.seed was 0"),
+        ):
+            with pytest.raises(OtherRunError, match=text):
+                run(*args, *extra)
+        make_checkpoint(Path("w.pth"), "replknet", SMALL_MODELS["replknet"], num_classes=5, seed=1)
+        with pytest.raises(OtherRunError, match=r"the weights w\.pth are other bytes"):
+            run(*args)
+        image_folder(work / "datasets" / "birds", NAMES[::-1])  # others under the same names
+        with pytest.raises(OtherRunError, match="the images are not those that were used"):
+            run(*args)
+    assert Path("erf_sizes_replknet.npy").stat().st_mtime_ns == kept
+    done = run(*args, "--no_resume")
+    assert "--no_resume is called --overwrite now" in done.stderr
+    assert "a/2.jpg" not in done.stderr
+    assert len(np.load("erf_sizes_replknet.npy")) == 8
+
+
+def test_a_file_of_somebody_else_is_not_replaced(work):
+    Path("erf_map_replknet.json").write_text("mine")
+    for extra in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match=r"erf_map_replknet\.json exists, and no record"):
+            run(*erf_args(definition="replknet", num_samples=2), *extra)
+    assert Path("erf_map_replknet.json").read_text() == "mine"
+    assert not Path("erf_map_replknet.npy").exists()
 
 
 @pytest.mark.parametrize(
@@ -272,6 +315,10 @@ def test_bad_options_are_usage_errors(work, extra, message):
         (["--definition", "replknet", "--save_map", "a", "--output", "b"], "name it once"),
         (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
         (["--precision", "fp16"], "underflow"),
+        (["--definition", "replknet", "--p", "0.3"], "^--p: for the ERF sizes, not"),
+        (["--definition", "replknet", "--seed", "1", "--score", "logit"], "^--seed and --score: "),
+        (["--definition", "replknet", "--map_input_size", "64"], "takes --num_samples and --inp"),
+        (["--map_images", "2"], "^--map_images: for the map of --map, which is not given"),
         (["--test_dataset", "fish"], "fish"),
     ],
 )
@@ -280,8 +327,8 @@ def test_bad_combinations_are_input_errors(work, extra, message):
         run(*erf_args(), *extra)
 
 
-def test_family_and_weights_are_required(work):
-    assert "--model_family" in run("erf-compute", code=2).output
+def test_weights_are_required(work):
+    assert "'--weights'" in run("erf-compute", code=2).output
 
 
 @pytest.fixture

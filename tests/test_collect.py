@@ -1,6 +1,7 @@
 """collect-erf-wsol: what is shared, skipped, redone; kills, failures; the rows of the CSV."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,14 @@ import yaml
 from cli_runner import run_cli
 from data_factory import CUB_IMAGES, cub_folder
 
-from cba_fast import files
+from cba_fast import files, resume
 from cba_fast.analysis.points import Point, append_points, put_points, read_points
 from cba_fast.data import generate
 from cba_fast.data.prepare import split_images
 from cba_fast.errors import InputError
 from cba_fast.experiments import collect as study
 from cba_fast.experiments.plan import load_experiments
-from cba_fast.experiments.progress import differences, find_steps
+from cba_fast.experiments.progress import find_steps
 from cba_fast.runs.settings import RunConfig
 from cba_fast.training import config as train_config
 from cba_fast.training import state as train_state
@@ -83,17 +84,15 @@ def calls(here, monkeypatch):
     for split in ("train", "test"):
         (here / "split" / split).mkdir(parents=True)
 
-    def train(model, config, run, *, resume, progress, log):
-        assert resume
+    def train(model, config, run, *, progress, log):
         assert model.weights is None
         name = config.exp_name
         calls.append(("train", name))
         last = train_config.last_path(model, config)
         # As the trainer: a state first, the weights, then the state that says they are complete.
         for epoch in (0, config.epochs):
-            state = {"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}
             with files.atomic_path(last) as tmp:
-                torch.save(state, tmp)
+                torch.save(state_after(epoch), tmp)
             if epoch == 0:
                 files.write_text(train_config.best_path(model, config), f"weights of {name}")
         fields = {"best_top1": 50.0, "best_epoch": 1, "epochs": config.epochs, "seconds": 0.5}
@@ -113,7 +112,9 @@ def calls(here, monkeypatch):
         )
         return SimpleNamespace(result=result, classification={"top1": 75.0}, notes=["a note"])
 
-    def compute_sizes(model, images, config, data, run, sizes, output, *, progress):
+    def compute_sizes(
+        model, images, config, data, run, sizes, output, *, progress, overwrite=False
+    ):
         assert (run.batch_size, run.precision) == (1, "fp32")
         calls.append(("erf", Path(output).name))
         values = np.arange(1, sizes.num_samples + 1, dtype=np.float32)
@@ -125,12 +126,24 @@ def calls(here, monkeypatch):
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(study, name, stand_in)
     monkeypatch.setattr(study, "load_model", lambda config, run: None)
+    monkeypatch.setattr(study, "resolve", lambda *configs: SimpleNamespace(line="Model"))
     return calls
+
+
+def state_after(epoch):
+    """Return a state of training without weights."""
+    state = {k: {} for k in ("settings", "model", "optimizer", "scaler")}
+    return {**state, "written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}
+
+
+def write_given(value):
+    """Write weights that are told from others, and no more than the plan reads of them."""
+    torch.save({"stem.0.conv.weight": torch.full((1,), value)}, "given.pth")
 
 
 def three(**changes):
     """Two experiments that share a training, and one of given weights."""
-    Path("given.pth").write_text("given weights")
+    write_given(1.0)
     grid = {**NANO, "localization_method": ["cam", "pc1"]}
     given = {"name": "given", "model_family": "replknet", "weight_path": "given.pth"}
     return {"defaults": DEFAULTS | changes, "experiments": [given], "grid": grid}
@@ -180,7 +193,7 @@ def snapshot():
     for path in sorted(p for p in Path().rglob("*") if p.is_file() and p.suffix != ".yaml"):
         if path.parent.name == "erf_wsol" and path.suffix == ".json":
             result = json.loads(path.read_text())
-            del result["seconds"], result["weights"]["mtime_ns"]
+            del result["seconds"]
             found[path] = result
         elif path.suffix != ".pth" or "best" in path.name:
             found[path] = path.read_bytes()
@@ -256,13 +269,14 @@ def test_changed_settings_are_refused_or_redone(here, calls, capsys):
     done = collect(capsys, changed)
     assert (done.status, calls) == (1, [])
     assert "given: num_samples was 200, is 5" in done.err
-    assert "--redo" in done.err
+    assert "--overwrite" in done.err
     assert snapshot() == before
     done = collect(capsys, changed, "--redo")
+    assert "Warning: --redo is called --overwrite now" in done.err
     assert done.status == 0, done.err
     assert [r.model_name for r in read_points("erf_wsol_points.csv")] == THREE
     assert len(np.load("erf_wsol/erf_given.npy")) == 5
-    assert collect(capsys, changed, "--redo").out.count("kept") == 3
+    assert collect(capsys, changed, "--overwrite").out.count("kept") == 3
 
 
 def test_a_redo_that_is_killed_leaves_no_old_result_for_new_sizes(here, calls, capsys, monkeypatch):
@@ -296,19 +310,50 @@ def test_compile_is_for_the_scores_alone(here, calls, capsys, monkeypatch):
 
         monkeypatch.setattr(study, name, noting)
     monkeypatch.setattr(torch.compiler, "reset", lambda: compiled.append("reset"))
-    assert collect(capsys, three(compile=True), "--redo").status == 0
+    assert collect(capsys, three(compile=True), "--overwrite").status == 0
     one = ["reset", ("evaluate", True), ("compute_sizes", False)]
     assert [c for c in compiled if c[0] != "train"] == 3 * one
 
 
-def test_other_weights_under_the_same_path_are_refused(here, calls, capsys):
+def test_other_inputs_and_versions_are_refused(here, calls, capsys, monkeypatch):
     assert collect(capsys, three()).status == 0
     content = three()  # writes the same content anew: other time, same weights
     assert collect(capsys, content).status == 0
-    Path("given.pth").write_text("other weights")
+    weights = Path("given.pth")
+    times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+    size = weights.stat().st_size
+    write_given(2.0)
+    assert weights.stat().st_size == size  # as many bytes
+    os.utime(weights, ns=times)
     done = collect(capsys, content)
     assert done.status == 1
-    assert "given: the weights given.pth are others than those that were scored" in done.err
+    assert "given: the weights given.pth are other bytes than those that were used" in done.err
+    weights.unlink()  # scored before they went
+    other = {**content, "experiments": content["experiments"][:1]}
+    del other["grid"]
+    assert collect(capsys, other).out.count("kept") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "__version__", "99.0")
+        assert "given: written by cba_fast 0" in collect(capsys, other).err
+    for image in Path("cub").rglob("*.jpg"):
+        os.utime(image)
+    assert "given: the images are not those that were used" in collect(capsys, other).err
+
+
+def test_results_of_an_earlier_version_are_refused_or_redone(here, calls, capsys):
+    assert collect(capsys, three()).status == 0
+    path = Path("erf_wsol/given.json")
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in result.items() if k not in ("format", "inputs")}))
+    Path("erf_wsol/mine.txt").write_text("mine")
+    left = Path("erf_wsol/.tmp-" + "0" * 32 + "-given.json")
+    left.touch()
+    done = collect(capsys, three())
+    assert "given: written by an earlier version of cba_fast" in done.err
+    assert collect(capsys, three(), "--overwrite").out.count("kept") == 2
+    assert json.loads(path.read_text())["inputs"] == result["inputs"]
+    assert Path("erf_wsol/mine.txt").exists()
+    assert not left.exists()
 
 
 def test_a_row_of_the_users_is_not_replaced(here, calls, capsys):
@@ -396,7 +441,7 @@ def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
     last = train_config.last_path(settings.model_of(None), settings.training())
     best.parent.mkdir()
     for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
-        torch.save({"written_by": train_state.WRITTEN_BY, "progress": {"epoch": epoch}}, last)
+        torch.save(state_after(epoch), last)
         best.write_text("w")
         assert text in collect(capsys, three(), "--dry_run").out
     last.unlink()
@@ -442,10 +487,24 @@ def test_a_file_that_is_no_result_is_named(here, calls, capsys):
     assert "erf_wsol/given.json: not a result of collect-erf-wsol" in done.err
 
 
-def test_a_key_that_an_older_result_lacks_has_its_default():
-    old = {"model_family": "slak", "lr": 1e-4}
-    assert differences(old, old | {"epochs": 100, "split": "test"}) == []
-    assert differences(old, old | {"epochs": 9}) == ["epochs was 100, is 9"]
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_training_of_other_images_is_replaced_on_request(here, capsys, monkeypatch, overwrite):
+    calls = []
+
+    def train(*args, **options):
+        calls.append(options.get("overwrite", False))
+        if not calls[-1]:
+            raise resume.OtherRunError("x_last.pth", ["the images are not those that were used"])
+        raise InputError("begun anew")
+
+    monkeypatch.setattr(study, "train", train)
+    cub_folder(here / "cub", CUB_IMAGES)
+    for split in ("train", "test"):
+        (here / "split" / split).mkdir(parents=True)
+    plan = load({"defaults": DEFAULTS, "experiments": [{"name": "one", **NANO}]})
+    (found,) = study.collect(plan, find_steps(plan), overwrite=overwrite, log=lambda text: None)
+    assert calls == ([False, True] if overwrite else [False])
+    assert ("begun anew" if overwrite else "the images are not") in found.error
 
 
 def test_two_tiny_experiments_for_real(here, capsys):

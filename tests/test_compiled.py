@@ -107,7 +107,7 @@ def test_a_failing_compiler_is_one_clear_error():
         raise RuntimeError("no compiler found")
 
     form = compiled_form(small_model(), 2, broken)
-    with torch.no_grad(), pytest.raises(InputError, match=r"cannot be compiled here \(--compile\)"):
+    with torch.no_grad(), pytest.raises(InputError, match=r"cannot be compiled here \(`compile`\)"):
         form.forward_features(images(2))
 
 

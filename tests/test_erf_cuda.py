@@ -20,6 +20,7 @@ from cba_fast import erf
 from cba_fast.kernels import erf_cuda, native
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
+from cba_fast.ops.quantize import TABLE as QUANTIZE
 from cba_fast.reference import erf as reference
 
 SHARES = [0.0, 1e-9, 0.2, 0.5, 1 - 2**-53, 1.0]
@@ -291,6 +292,17 @@ def test_cpu_tensors_are_refused_with_the_reason():
         erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
 
 
+def test_a_gpu_gets_the_kernels_on_request_only(a_gpu, monkeypatch):
+    monkeypatch.setattr(native, "_cuda_message", None)  # as if a driver were installed
+    grad, out = a_gpu(2, 3, 4, 4, dtype=torch.float32), a_gpu(4, 4, dtype=torch.float64)
+    for table, tensors in ((SIZE, (grad,)), (ACCUMULATE, (grad, out)), (QUANTIZE, (grad[0],))):
+        assert table.resolve(None, *tensors) == "reference"
+        assert table.resolve("cuda", *tensors) == "cuda"
+        reason = table.backends["cuda"].reason_unless_named(*tensors)
+        assert reason == "it has not run on a GPU yet; backend='cuda' asks for it"
+    reference.erf_accumulate(grad, out)  # a tensor of another device would raise
+
+
 def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:
     rng = np.random.default_rng(8)
     return torch.from_numpy(gradients(kind, (4, 3, 384, 384), rng)).to(dtype)
@@ -318,7 +330,8 @@ def test_device_words_of_buckets_overflow():
     grad = torch.tensor(value, dtype=torch.float64, device="cuda").expand(1, 1, 4200, 4200)
     counts = (1, 4321, 17_000_000)
     shares = [(k + by) / pixels for k in counts for by in (-0.1, 0.1)]
-    assert erf_size(grad, shares).tolist() == [[size for k in counts for size in (k, k + 1)]]
+    found = erf_size(grad, shares, backend="cuda")
+    assert found.tolist() == [[size for k in counts for size in (k, k + 1)]]
 
 
 @pytest.mark.gpu
@@ -327,9 +340,10 @@ def test_device_errors_name_the_image():
     grad[2, 1, 7, 8] = math.nan
     grad[3] = math.inf
     with pytest.raises(ValueError, match="image 2 holds NaN or infinite values"):
-        erf_size(grad)
+        erf_size(grad, backend="cuda")
+    large = torch.full((1, 1, 40, 41), 1e307, dtype=torch.float64, device="cuda")
     with pytest.raises(ValueError, match="sum of image 0's gradient exceeds float64"):
-        erf_size(torch.full((1, 1, 40, 41), 1e307, dtype=torch.float64, device="cuda"))
+        erf_size(large, backend="cuda")
 
 
 @pytest.mark.gpu
@@ -340,8 +354,9 @@ def test_device_stream_of_the_caller():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # what the kernels read is not there yet
         on_device = grad.cuda(non_blocking=True) * -3
-        out = erf_accumulate(on_device, torch.zeros(384, 384, dtype=torch.float64, device="cuda"))
-        sizes = erf_size(on_device, 0.3)
+        zeros = torch.zeros(384, 384, dtype=torch.float64, device="cuda")
+        out = erf_accumulate(on_device, zeros, backend="cuda")
+        sizes = erf_size(on_device, 0.3, backend="cuda")
     stream.synchronize()
     assert torch.equal(sizes.cpu(), expected)
     cpu = erf_accumulate(-3 * grad, torch.zeros(384, 384, dtype=torch.float64))
@@ -390,8 +405,9 @@ def test_device_that_is_not_the_current_one():
     grad = real_size("normal", torch.float32)
     there = grad.to("cuda:1")
     with torch.cuda.device(0):
-        assert torch.equal(erf_size(there, SHARES).cpu(), erf_size(grad, SHARES))
-        out = erf_accumulate(there, torch.zeros(384, 384, dtype=torch.float64, device="cuda:1"))
+        assert torch.equal(erf_size(there, SHARES, backend="cuda").cpu(), erf_size(grad, SHARES))
+        zeros = torch.zeros(384, 384, dtype=torch.float64, device="cuda:1")
+        out = erf_accumulate(there, zeros, backend="cuda")
         assert torch.cuda.current_device() == 0
     cpu = erf_accumulate(grad, torch.zeros(384, 384, dtype=torch.float64))
     assert torch.equal(out.cpu(), cpu)
@@ -401,11 +417,13 @@ def test_device_that_is_not_the_current_one():
 def test_device_models_are_measured_on_the_device():
     w = torch.randn(5, 3 * 24 * 26, generator=torch.Generator().manual_seed(11))
     data = [{"image": x, "truncated": False, "error": ""} for x in torch.randn(7, 3, 24, 26)]
-    found = {}
-    for device in ("cpu", "cuda"):
+    found = []
+    for device, backend in (("cpu", None), ("cuda", None), ("cuda", "cuda")):
         walk = erf.Walk(data, range(7), batch_size=3, device=device)
         model = Linear(w).to(device)  # the gradient of a logit is a row of w: the same bits
-        found[device] = erf.measure_erf_sizes(model, walk, [0.2, 0.9], "logit", with_map=True)
-    assert np.array_equal(found["cuda"].sizes, found["cpu"].sizes)
-    assert np.array_equal(found["cuda"].map, found["cpu"].map)
-    assert found["cuda"].indices.tolist() == list(range(7))
+        options = {"with_map": True, "backend": backend}
+        found.append(erf.measure_erf_sizes(model, walk, [0.2, 0.9], "logit", **options))
+    for on_device in found[1:]:
+        assert np.array_equal(on_device.sizes, found[0].sizes)
+        assert np.array_equal(on_device.map, found[0].map)
+        assert on_device.indices.tolist() == list(range(7))

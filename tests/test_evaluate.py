@@ -33,12 +33,17 @@ def here(tmp_path, monkeypatch):
     return images_and_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["cam", "pc1"])
-def test_both_ways_count_the_same(here, weights, capsys, method):
-    common = [*model_arguments(weights), "--localization_method", method]
+@pytest.mark.parametrize(
+    ("method", "size", "shape"),
+    [("cam", 48, (48, 48)), ("pc1", "input", (128, 128)), ("cam", "40x72", (40, 72))],
+)
+def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
+    common = [*model_arguments(weights), "--localization_method", method, "--map_size", size]
     done = run_cli(capsys, "generate-heatmap", *common, "--no_overlay")
     assert done.status == 0, done.err
+    assert np.load(next((here / "np_heatmap_output").rglob("*.npy"))).shape == shape
     boxes = ["--metadata_root", "meta", "--cam_curve_interval", 0.05, "--iou_thr", 0.4]
+    boxes += ["--threshold", 0.37]
     done = run_cli(capsys, "wsol-eval", *boxes, "--contours", "both", "--json", "two.json")
     assert done.status == 0, done.err
     assert done.out.startswith("MaxBoxAcc    : ")
@@ -48,6 +53,9 @@ def test_both_ways_count_the_same(here, weights, capsys, method):
     one, two = read(here / "one.json"), read(here / "two.json")
     assert one["largest"] == two["largest"]
     assert one["all"] == two["all"]
+    assert one["fixed_threshold"] == two["fixed_threshold"]
+    assert len(one["fixed_threshold"]) == 8
+    assert "At the threshold asked for:\n  largest IoU 0.3: " in done.out
     assert one["num_images"] == two["num_images"] == 7
     assert sorted(one["missing"]) == sorted(two["missing"]) == IDS[7:]
     assert one["iou_thresholds"] == [0.3, 0.5, 0.7, 0.4]
@@ -126,6 +134,19 @@ def save_maps(root, ids, side=30, official=False):
         np.save(path, m)
 
 
+def test_most_maps_missing_is_a_warning(here, capsys):
+    save_maps(here / "maps", IDS[:4])
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta"]
+    for _ in range(2):  # in each run, not once in a process
+        done = run_cli(capsys, *args)
+        assert done.status == 0
+        assert done.err.count("Warning: 5 of 9 images of the ground truth have no score map") == 1
+        assert "(--missing_as_miss counts misses)" in done.err
+    assert run_cli(capsys, *args, "--missing_as_miss").err == ""
+    save_maps(here / "maps", IDS[:5])
+    assert run_cli(capsys, *args).err == ""
+
+
 def test_missing_maps_are_listed_or_misses(here, capsys):
     save_maps(here / "maps", IDS[:5])
     args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--json", "r.json"]
@@ -159,7 +180,7 @@ def test_official_names_win_with_a_warning(here, capsys):
     ("array", "message"),
     [
         (np.full((30, 30), np.nan), "900 NaN"),
-        (np.full((30, 30), 2.0), "leave"),
+        (np.full((30, 30), 2.0), "the value 2.0 > 1 by 1"),
         (np.zeros((30, 30, 1)), r"(30, 30, 1)"),
         (np.zeros((31, 31)), "(31, 31), but (30, 30)"),
     ],

@@ -119,11 +119,40 @@ def test_the_overlapped_loop_ends_as_the_plain_one(
     assert seen[: len(before)] == before
     expected = {
         "sweep": f"no sweep of {IDS[2]}",
-        "features": f"begins with {IDS[2]}: the feature maps of image 0",
+        "features": f"Error: {IDS[2]}: its features, logits or map hold NaN or infinite values",
         "unreadable": IDS[4],
         "interrupt": "nothing was written",
     }
     assert expected[case] in found[0].err
+
+
+@pytest.mark.parametrize("method", ["cam", "pc1"])
+def test_an_image_whose_features_overflow_is_reported_and_the_others_are_scored(
+    here, weights, capsys, monkeypatch, request, method
+):
+    more = ["--batch_size", 3, "--localization_method", method]
+    _, whole = scores_of(capsys, weights, *more)
+    made, real = [], inference.locate
+
+    def overflowing(model, x, **options):
+        made.append(x)
+        if len(made) % 3 == 2:  # the second of three batches
+            x[1] *= 3e38
+        return real(model, x, **options)
+
+    monkeypatch.setattr(inference, "locate", overflowing)
+    done, found = scores_of(capsys, weights, *more)
+    assert done.status == 0, done.err
+    assert f"{IDS[4]}: its features, logits or map hold NaN or infinite values" in done.err
+    assert list(found["unreadable"]) == [IDS[4]]
+    assert IDS[4] in found["missing"]
+    assert found["num_images"] == whole["num_images"] - 1
+    request.getfixturevalue("overlapped")
+    assert scores_of(capsys, weights, *more)[1] == found
+    out = run_cli(capsys, "generate-heatmap", *model_arguments(weights), *more, "--no_overlay")
+    assert out.status == 0, out.err
+    assert f"  {IDS[4]}: its features" in out.err
+    assert len(list((here / "np_heatmap_output").rglob("*.npy"))) == 6
 
 
 def test_a_cpu_sweeps_by_turns():
@@ -147,9 +176,9 @@ def test_compiled_features(here, weights, capsys, monkeypatch):
     assert (one["largest"], one["all"]) == (two["largest"], two["all"])
     assert one["settings"]["run"]["compile"] is True
     assert one["erf"]["num_samples"] == 1
-    done = run_cli(capsys, "generate-heatmap", *common[:-1], "--no_overlay", "--resume")
+    done = run_cli(capsys, "generate-heatmap", *common[:-1], "--no_overlay")
     assert done.status == 1
-    assert "compile=True (now None)" in done.err
+    assert "compile was True, is False" in done.err
 
 
 @pytest.mark.gpu
@@ -184,4 +213,4 @@ def test_a_gpu_is_not_waited_for_between_batches(here, weights):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [i for batch in first for i in batch.indices] == list(range(7))
-    assert all(batch.read().u.any() for batch in first)
+    assert all(batch.read()[1].u.any() for batch in first)

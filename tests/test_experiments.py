@@ -86,6 +86,14 @@ def test_numbers_as_yaml_1_2_writes_them():
     assert (settings.lr, settings.weight_decay) == (1e-4, 0.05)
 
 
+def test_maps_have_the_size_of_the_input_a_side_or_a_height_and_width():
+    sizes = [{}, {"map_size": "input"}, {"map_size": 64}, {"map_size": "40x72"}]
+    sizes.append({"map_size": [40, 72]})
+    entries = [{**A, "name": str(n), "input_size": 96, **s} for n, s in enumerate(sizes)]
+    found = [e.settings.map_shape() for e in load({"experiments": entries}).experiments]
+    assert found == [(96, 96), (96, 96), (64, 64), (40, 72), (40, 72)]
+
+
 def test_defaults_hold_where_they_have_a_meaning():
     plan = load(
         {
@@ -115,6 +123,8 @@ def test_defaults_hold_where_they_have_a_meaning():
         ({"experiments": [{**A, "lr": [1.0]}]}, ["(a): lr: ", "got [1.0]"]),
         ({"experiments": [{**A, "lr": -1}]}, ["(a): lr: ", "got -1"]),
         ({"experiments": [{**A, "pretrained": "yes"}]}, ["(a): pretrained: ", "got 'yes'"]),
+        ({"experiments": [{**A, "map_size": "9x"}]}, ["(a): map_size: ", "got '9x'"]),
+        ({"experiments": [{**A, "map_size": 0}]}, ["(a): map_size: ", "got 0"]),
         ({"experiments": [{**A, "model_family": "vgg"}]}, ["(a): model_family: ", "got 'vgg'"]),
         ({"experiments": [{"name": "a"}]}, ["(a): model_family: must be given"]),
         ({"experiments": [{**A, "alpha": 1}]}, ["(a): alpha: belongs to slak_flex, not to rep"]),

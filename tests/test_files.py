@@ -119,4 +119,23 @@ def test_killed_write_keeps_the_old_file(tmp_path):
     assert path.read_text() == "old"
     files.write_text(path, "new")
     assert path.read_text() == "new"
-    assert [n for n in names(tmp_path) if not n.startswith(".tmp-")] == ["x.txt"]
+    (left,) = [n for n in names(tmp_path) if n != "x.txt"]
+    assert left.startswith(".tmp-")
+    assert left.endswith("-x.txt")
+    other = tmp_path / left.replace("x.txt", "y.txt")  # of a run that is still writing
+    other.touch()
+    files.remove_leftovers([path, tmp_path / "none" / "z.txt"])
+    assert names(tmp_path) == [other.name, "x.txt"]
+
+
+@pytest.mark.parametrize("suffix", [".png", "." + "s" * 200])
+def test_the_longest_names_can_be_written_and_their_leftovers_found(tmp_path, suffix):
+    path = tmp_path / ("ä" * ((255 - len(suffix)) // 2) + suffix)
+    files.write_text(path, "new")
+    with files.atomic_path(path) as tmp:
+        kept = tmp_path / tmp.name.replace(tmp.name[5:37], "0" * 32)
+        kept.touch()
+        tmp.touch()
+        assert tmp.suffix in (suffix if len(suffix) < 9 else "", suffix[: len(tmp.suffix)])
+    files.remove_leftovers([path])
+    assert names(tmp_path) == [path.name]

@@ -14,7 +14,7 @@ from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
 from data_factory import image_folder, write_file
 
-from cba_fast import files
+from cba_fast import files, resume
 from cba_fast.data.score_store import ScoreStore, StoreWriter
 
 NAMES = ["a/1.jpg", "a/2.x.png", "b/1.jpg", "b/3.jpg", "c/9.jpg"]
@@ -49,6 +49,19 @@ def snapshot(folder):
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+def test_maps_have_the_side_of_the_input_by_default_and_stores_take_any_shape(
+    here, weights, capsys
+):
+    args = arguments(weights, "replknet", "--no_overlay")
+    args = [a for a in args if a not in ("--map_size", 64)]
+    assert run_cli(capsys, *args).status == 0
+    assert np.load(here / "np_heatmap_output" / "a" / "1.npy").shape == (128, 128)
+    manifest = json.loads((here / "np_heatmap_output" / "manifest.json").read_text())
+    assert manifest["settings"]["map_size"] == 128
+    assert run_cli(capsys, *args, "--map_size", "40x72", "--store", "s").status == 0
+    assert ScoreStore(here / "s").shape == (40, 72)
 
 
 @pytest.mark.parametrize("family", SMALL_MODELS)
@@ -94,10 +107,14 @@ def test_workers_and_a_second_run_give_the_same_files(here, weights, capsys):
     (here / "datasets" / "tiny" / "c" / "8.jpg").write_bytes(
         (here / "datasets" / "tiny" / "c" / "9.jpg").read_bytes()
     )
-    assert run_cli(capsys, *arguments(weights)).status == 0
+    done = run_cli(capsys, *arguments(weights))
+    assert (
+        "the images are not those that were used, by names, sizes or times (5, now 6)" in done.err
+    )
+    assert run_cli(capsys, *arguments(weights), "--overwrite").status == 0
     assert "c/8.npy" in snapshot(here / "np_heatmap_output")
     (here / "datasets" / "tiny" / "c" / "8.jpg").unlink()
-    more = arguments(weights)
+    more = [*arguments(weights), "--overwrite"]
     more[more.index("--num_workers") + 1] = 2
     assert run_cli(capsys, *more).status == 0
     assert snapshot(here / "np_heatmap_output") == first
@@ -117,18 +134,59 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
     monkeypatch.setattr(files, "write_npy", fails_in_the_second_batch)
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
     assert done.status == 1
-    assert "--resume goes on" in done.err
+    assert "the same command goes on" in done.err
     monkeypatch.setattr(files, "write_npy", real)
     assert len(list((here / "np_cut").rglob("*.npy"))) == 3
-    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
     assert done.status == 0, done.err
     assert "3 made, 2 were there" in done.out
     assert snapshot(here / "np_cut") == snapshot(here / "np_whole")
     assert snapshot(here / "cut") == snapshot(here / "whole")
-    other = ["--resume", "--localization_method", "pc1"]
+    other = ["--localization_method", "pc1"]
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", *other))
     assert done.status == 1
-    assert "method='cam' (now 'pc1')" in done.err
+    assert "method was 'cam', is 'pc1' (--overwrite starts anew" in done.err
+
+
+def test_stale_results_are_not_taken(here, capsys, monkeypatch):
+    path = here / "w.pth"
+    args = arguments({"replknet": path})
+    make_checkpoint(path, "replknet", SMALL_MODELS["replknet"], num_classes=3)
+    size, times = path.stat().st_size, (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+
+    def refused(text):
+        done = run_cli(capsys, *args)
+        assert done.status == 1
+        assert text in done.err
+        assert "--overwrite starts anew" in done.err
+
+    assert run_cli(capsys, *args).status == 0
+    os.utime(path)
+    assert "0 made, 5 were there" in run_cli(capsys, *args).out  # the same bytes
+    version = resume.__version__
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "__version__", "99.0")
+        refused(f"written by cba_fast {version}, this is 99.0")
+    image = here / "datasets" / "tiny" / "b" / "3.jpg"
+    kept = image.stat().st_atime_ns, image.stat().st_mtime_ns
+    os.utime(image)
+    refused("the images are not those that were used")
+    os.utime(image, ns=kept)
+    make_checkpoint(path, "replknet", SMALL_MODELS["replknet"], num_classes=3, seed=1)
+    assert path.stat().st_size == size
+    os.utime(path, ns=times)  # other bytes of the same size and time
+    refused(f"the weights {path} are other bytes than those that were used")
+
+
+def test_flags_of_the_last_release(here, weights, capsys):
+    args = arguments(weights)
+    assert "--resume" not in run_cli(capsys, "generate-heatmap", "--help").out
+    assert run_cli(capsys, *args).status == 0
+    done = run_cli(capsys, *args, "--resume")
+    assert "0 made, 5 were there" in done.out
+    assert done.err.splitlines()[0] == (
+        "Warning: --resume is what happens anyway: the same command goes on where it was"
+    )
 
 
 def test_a_store_takes_the_maps_that_files_would_hold(here, weights, capsys, monkeypatch):
@@ -161,14 +219,14 @@ def test_a_store_takes_the_maps_that_files_would_hold(here, weights, capsys, mon
     assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
     monkeypatch.setattr(StoreWriter, "write", real)
     assert ScoreStore(here / "cut").present.tolist() == [True] * 3 + [False] * 2
-    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", "--resume"))
+    done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
     assert done.status == 0, done.err
     assert "3 made, 2 were there" in done.out
     assert snapshot(here / "cut") == whole
-    other = ["--resume", "--localization_method", "pc1"]
+    other = ["--localization_method", "pc1"]
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut", *other))
     assert done.status == 1
-    assert "method='cam' (now 'pc1')" in done.err
+    assert "method was 'cam', is 'pc1' (--overwrite starts anew" in done.err
     done = run_cli(capsys, *arguments(weights, "slak", *more, "heat"))
     assert done.status == 1
     assert "heat cannot hold both the overlays and the store" in done.err
@@ -202,10 +260,10 @@ def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
     process.wait()
     there = len(list((here / "np_heatmap_output").rglob("[0-9]*.npy")))
     assert 0 < there < 45
-    done = run_cli(capsys, *arguments(weights, "replknet", *small, "--resume"))
+    done = run_cli(capsys, *arguments(weights, "replknet", *small))
     assert done.status == 0, done.err
     resumed = snapshot(here / "np_heatmap_output")
-    assert run_cli(capsys, *arguments(weights, "replknet", *small)).status == 0
+    assert run_cli(capsys, *arguments(weights, "replknet", *small, "--overwrite")).status == 0
     assert snapshot(here / "np_heatmap_output") == resumed
 
 
@@ -222,12 +280,12 @@ def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, ca
     maps = snapshot(here / "np_heatmap_output")
     assert "c/9.npy" in maps
     assert "b/1.npy" not in maps
-    done = run_cli(capsys, *arguments(weights, "replknet", "--strict"))
+    done = run_cli(capsys, *arguments(weights, "replknet", "--batch_size", 2, "--strict"))
     assert done.status == 1
     assert "b/1.jpg" in done.err
     for name in NAMES:
         write_file(root / name, b"")
-    done = run_cli(capsys, *arguments(weights))
+    done = run_cli(capsys, *arguments(weights), "--overwrite")
     assert done.status == 1
     assert "none of the 5 images could be used" in done.err
 
@@ -238,7 +296,7 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, cap
     root = here / "datasets" / "tiny"
 
     def fails(message, *more):
-        done = run_cli(capsys, *arguments(weights, "replknet", *more))
+        done = run_cli(capsys, *arguments(weights, "replknet", *more, "--overwrite"))
         assert done.status == 1
         assert message in done.err
         assert before == (snapshot(here / "np_heatmap_output"), snapshot(here / "heatmap_output"))
@@ -247,7 +305,7 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, cap
     fails("side >= 4", "--localization_method", "pc1", "--input_size", 64)
     image = (root / "c" / "9.jpg").read_bytes()
     write_file(root / "d" / "1.jpg", image)
-    fails("d/1.jpg has label 3, which is outside the model's 3 classes", "--target", "label")
+    fails("4 class folders and the model 3 classes", "--target", "label")
     (root / "d" / "1.jpg").unlink()
     (root / "d").rmdir()
     write_file(here / "meta" / "image_ids.txt", "\n".join(NAMES))
@@ -262,15 +320,15 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, cap
 def test_without_overlays_the_earlier_ones_go_too(here, weights, capsys):
     assert run_cli(capsys, *arguments(weights)).status == 0
     other = ["--target", "1"]
-    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--no_overlay"))
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--no_overlay", "--overwrite"))
     assert done.status == 0
     assert not (here / "heatmap_output").exists()
-    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume"))
+    done = run_cli(capsys, *arguments(weights, "replknet", *other))
     assert done.status == 0, done.err
     resumed = snapshot(here / "heatmap_output")
-    assert run_cli(capsys, *arguments(weights, "replknet", *other)).status == 0
+    assert run_cli(capsys, *arguments(weights, "replknet", *other, "--overwrite")).status == 0
     assert snapshot(here / "heatmap_output") == resumed
-    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--resume", "--no_overlay"))
+    done = run_cli(capsys, *arguments(weights, "replknet", *other, "--no_overlay"))
     assert "0 made, 5 were there" in done.out
     assert snapshot(here / "heatmap_output") == resumed
 
@@ -359,7 +417,7 @@ def test_the_manifest_holds_settings_and_files(here, weights, capsys):
     manifest = json.loads((here / "np_heatmap_output" / "manifest.json").read_text())
     assert manifest["files"][0] == "a/1.npy"
     assert manifest["settings"]["family"] == "replknet"
-    assert len(manifest["settings"]["weights_sha256"]) == 64
+    assert len(manifest["inputs"]["weights"]["sha256"]) == 64
 
 
 def test_bf16_maps_stay_close(here, weights, capsys):

@@ -112,7 +112,7 @@ def test_the_store_gives_what_the_files_give(tmp_path):
     ("array", "message"),
     [
         (np.array([[0.5, np.nan]]), "1 NaN"),
-        (np.array([[0.0, 1.5]]), "leave"),
+        (np.array([[0.0, 1.5]]), "value 1.5 > 1 by 0.5"),
         (np.zeros((1, 2), np.int64), "int64"),
         (np.zeros((1, 2, 1)), r"\(1, 2, 1\)"),
         (np.zeros((0, 2)), r"\(0, 2\)"),

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from cba_fast.errors import InputError
 from cba_fast.ops import quantize
 from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
+from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import score_levels
 from cba_fast.wsol.localize import METHODS, locate
 from cba_fast.wsol.principal_component import first_principal_axis, is_background
@@ -244,8 +245,8 @@ def test_what_cannot_be_localized_is_refused():
         cam(model, x, layer="nope")
     with pytest.raises(ValueError, match="outside the model's 7 classes"):
         cam(model, x, target=7, layer="body")
-    with pytest.raises(ValueError, match="not square"):
-        cam(model, torch.randn(1, 3, 64, 32), layer="body")
+    with pytest.raises(ValueError, match="`map_size` must be .* got 0"):
+        cam(model, x, layer="body", map_size=0)
     with pytest.raises(ValueError, match="square feature maps"):
         pc1(model, torch.randn(1, 3, 64, 32), layer="body", map_size=16)
     with pytest.raises(InputError, match="NaN or infinite"):
@@ -254,8 +255,35 @@ def test_what_cannot_be_localized_is_refused():
         cam_from_features(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4))
     too_large = Given(torch.full((1, 6, 4, 4), 3e38))
     too_large.fc.weight.data.abs_()
-    with pytest.raises(ValueError, match=r"maps\[0\] holds NaN"):
+    with pytest.raises(ValueError, match="image 0 of the batch: .* hold NaN"):
         cam(too_large, x, target=0)
+
+
+def test_maps_have_the_shape_of_the_input_or_the_one_asked_for():
+    model, x = Tiny().eval(), torch.randn(2, 3, 64, 32)
+    own = cam(model, x, layer="body")
+    assert own.shape == (2, 64, 32)
+    assert torch.equal(own, cam(model, x, layer="body", map_size="input"))
+    features, _, weight = classify(model, x, "body")
+    target = model(x).argmax(1)
+    small = cam_from_features(features, weight[target]).detach().numpy()
+    resized = np.stack([cv2.resize(m, (50, 20)) for m in small])  # OpenCV takes (width, height)
+    u = (255 * resized).astype(np.uint8).astype(float)
+    low, high = u.min((1, 2), keepdims=True), u.max((1, 2), keepdims=True)
+    found = localize(model, x, layer="body", map_size=(20, 50)).maps
+    np.testing.assert_array_equal(found, (u - low) / (high - low))
+    np.testing.assert_array_equal(found, localize(model, x, layer="body", map_size="20x50").maps)
+
+
+@pytest.mark.parametrize("make", [cam_from_features, pc1_from_features])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+def test_maps_that_overflow_are_nan_and_leave_the_others_alone(make, bad):
+    features, weights = features_and_weights(n=3, c=8, h=6, w=6)
+    want = make(features, weights)
+    features[1, 2, 3, 3], weights[1, 2] = bad, 2.0  # 3e38 is finite, its product is not
+    got = make(features, weights)
+    assert got[1].isnan().all()
+    torch.testing.assert_close(got[[0, 2]], want[[0, 2]], rtol=0, atol=0)
 
 
 class Given(nn.Module):
@@ -305,7 +333,7 @@ def test_one_bad_image_is_named_and_nan_does_not_reach_the_decomposition(method)
     model.features[1, 3, 2, 2] = np.nan
     model.features[3, 0, 0, 0] = np.inf
     found = locate(model, x, method=method, target=[0, 9, 0, -1])
-    with pytest.raises(InputError, match=r"feature maps of image 1 of the batch hold NaN"):
+    with pytest.raises(InputError, match="image 1 of the batch: .* hold NaN"):
         found.send()()
     model = given_model()
     for target, named in (([0, 9, 0, -1], 9), ([0, 1, 0, -1], -1), (9, 9)):
@@ -340,7 +368,7 @@ def test_no_step_on_a_device_reads_its_values(method, pc1_range):
         for bytes_ in (found.u, score_levels(found.u)):
             assert (bytes_.device.type, bytes_.dtype) == ("cuda", torch.uint8)
             assert bytes_.shape == (4, 96, 96)
-        assert found.facts.shape == (4, 9)
+        assert found.facts.shape == (4, 8)
         assert found.facts.device.type == "cuda"
         with pytest.raises(DataDependentOutputException):
             bool(found.u.any())
@@ -422,6 +450,6 @@ def test_what_a_gpu_cannot_localize_is_refused_and_the_device_lives_on():
         localize(model, x, target=[0, 9, 0, 1])
     model.features[1, 3, 2, 2] = np.nan
     for method in METHODS:
-        with pytest.raises(InputError, match="feature maps of image 1 of the batch hold NaN"):
+        with pytest.raises(InputError, match="image 1 of the batch: .* hold NaN"):
             localize(model, x, method=method, target=0)
     assert float(x.sum()) == 0

@@ -166,7 +166,7 @@ def test_command(family, args, options, tmp_path):
 
 def test_command_prints_the_difference_of_what_it_wrote(tmp_path, monkeypatch):
     # A file that went wrong between merging and writing must show in the printed difference.
-    def save_wrong(state, path):
+    def save_wrong(state, path, description):
         torch.save({k: v * 1.5 if "lkb_reparam" in k else v for k, v in state.items()}, path)
 
     monkeypatch.setattr("cba_fast.models.save_state_dict_file", save_wrong)

@@ -102,6 +102,22 @@ def test_onnx_export_computes_the_same(tmp_path):
     close(torch.from_numpy(y), model(x))
 
 
+# TorchScript.
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_trace_is_the_plain_convolution_and_takes_other_sizes(batch):
+    module = DepthwiseConv2d(4, 4, 13, padding=6, groups=4).eval()
+    traced = torch.jit.trace(module, torch.randn(*batch, 4, 20, 20))
+    for size in ((20, 20), (9, 31)):
+        x = torch.randn(*batch, 4, *size)
+        close(traced(x), module(x))
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert "aten::_convolution" in kinds
+    assert not any("cba_fast" in kind for kind in kinds)
+
+
 # DistributedDataParallel compares the strides of a gradient with its parameter's, size 1 or not; it
 # warns, once per process, and copies where they differ.
 DDP = """

@@ -128,7 +128,7 @@ def test_images_leave_the_device_in_groups_and_none_changes(here, monkeypatch, w
     found = []
     for group in (8, 1):
         monkeypatch.setattr(per_image, "GROUP", group)
-        found.append(vars(per_image.measure(subject, sample, Path("out"), resume=False)))
+        found.append(vars(per_image.measure(subject, sample, Path("out"), overwrite=True)))
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
     assert calls == [8, 2, *[1] * 10]
@@ -157,7 +157,7 @@ def test_images_without_finite_numbers_are_told_and_left_out(here, monkeypatch):
     np.testing.assert_array_equal(found.iou, whole.iou[left])
     notes = "\n".join(found.notes)
     assert f"{sample.records[2].image_id}: its input gradient is not finite" in notes
-    assert f"{sample.records[8].image_id}: its feature maps are not finite" in notes
+    assert f"{sample.records[8].image_id}: its features, logits or map hold NaN or inf" in notes
 
 
 def test_the_same_command_measures_nothing_again(here, capsys, monkeypatch):
@@ -198,11 +198,11 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(here):
     for name, value in vars(whole).items():
         np.testing.assert_array_equal(getattr(again, name), value)
     assert Path("out/rep.npz").read_bytes() == Path("whole/rep.npz").read_bytes()
-    assert [p.name for p in Path("out").iterdir()] == ["rep.npz"]
+    assert sorted(p.name for p in Path("out").iterdir()) == [".rep.npz.run.json", "rep.npz"]
 
 
-@pytest.mark.parametrize("change", ["settings", "weights", "broken", "no_resume"])
-def test_a_measurement_of_something_else_is_not_taken(here, change):
+@pytest.mark.parametrize("change", ["settings", "weights", "boxes", "broken", None])
+def test_a_measurement_of_something_else_is_refused_or_replaced(here, change):
     (subject, _), _ = load_subjects(write())
     sample = draw_sample(subject.settings)
     first = per_image.measure(subject, sample, Path("out"))
@@ -210,21 +210,49 @@ def test_a_measurement_of_something_else_is_not_taken(here, change):
     if change == "weights":
         (subject.weights).unlink()
         make_checkpoint(subject.weights, "replknet", "replknet_nano", num_classes=2, seed=1)
+    if change == "boxes":
+        sample.boxes.boxes[sample.ids[0]] += 1
     if change == "broken":
         Path("out/rep.npz").write_bytes(b"no archive")
+    text = {
+        "settings": "score was 'prob', is 'logit'",
+        "weights": "the weights rep.pth are other bytes",
+        "boxes": "the boxes are not those that were used",
+        "broken": "not what its run wrote",
+    }
+    if change is not None:
+        with pytest.raises(InputError, match=text[change]):
+            per_image.measure(subject, sample, Path("out"), score=score)
     steps = []
 
     def counting(items, count):
         steps.append(count)
         return items
 
-    resume = change != "no_resume"
     again = per_image.measure(
-        subject, sample, Path("out"), score=score, resume=resume, progress=counting
+        subject, sample, Path("out"), score=score, overwrite=True, progress=counting
     )
     assert steps == [2]
     same = np.array_equal(first.erf_size, again.erf_size)
-    assert same == (change in ("broken", "no_resume"))
+    assert same == (change in ("boxes", "broken", None))
+
+
+def test_another_file_of_experiments_does_not_replace_the_table(here, capsys, monkeypatch):
+    assert run(capsys, write(MODELS[:1])).status == 0
+    done = run(capsys, write())  # it has grown
+    assert done.status == 0, done.err
+    assert len(rows_of("out/per_image.csv")) == 20
+    table = Path("out/per_image.csv").read_bytes()
+    done = run(capsys, write(MODELS[1:]))
+    assert done.status == 1
+    assert "models was ['rep', 'flex'], is ['flex'] (--overwrite starts anew" in done.err
+    assert Path("out/per_image.csv").read_bytes() == table
+    monkeypatch.setattr(per_image, "_run", lambda *args: pytest.fail("measured"))
+    assert run(capsys, write(), "--score", "logit").status == 1
+    assert run(capsys, write(), "--resamples", 60).status == 0
+    Path("out/.per_image.json.run.json").unlink()  # somebody's table, as it seems
+    done = run(capsys, write())
+    assert "no record says that an earlier run wrote it" in done.err
 
 
 def test_one_unreadable_image_is_told_and_does_not_end_the_run(made, tmp_path, capsys, monkeypatch):
@@ -304,6 +332,10 @@ def test_json_is_a_configuration_too(here):
     ("models", "message"),
     [
         ([MODELS[0], MODELS[1] | {"p": 0.5}], "p must be one for all models: rep 0.2, flex 0.5"),
+        (
+            [MODELS[0], MODELS[1] | {"map_size": "64x32"}],
+            "map_size must be one for all models: rep 64x64, flex 64x32",
+        ),
         ([MODELS[0] | {"weight_path": "gone.pth"}], "rep: no weights gone.pth"),
         ([MODELS[0] | {"weights": "x"}], "unknown key"),
     ],
@@ -333,7 +365,7 @@ def made_up(name, n=80, seed=0, maps=0.8, erf=0.0, input_size=96, **change):
     return ModelColumns(name, "f", input_size, ids, columns | change, 50.0, 0.3, [])
 
 
-SAMPLE = Sample([], [], None, 80, [], [])
+SAMPLE = Sample([], [], None, 80, [], [], None)
 
 
 def answer(*models):
@@ -403,7 +435,7 @@ def test_the_threshold_is_the_lowest_best_one():
         notes=[],
     )
     subject = subject_stub(cam_curve_interval=0.25, map_size=4)
-    columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], []), found)
+    columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], [], None), found)
     assert (columns.threshold, columns.max_box_acc) == (0.5, 100.0)
     assert columns.image_ids == ["b", "a"]
     assert columns.columns["iou"].tolist() == [0.5, 0.7]

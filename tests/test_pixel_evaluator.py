@@ -97,6 +97,21 @@ def test_masks_are_unions_and_ignored_only_outside_of_objects(tmp_path):
     np.testing.assert_array_equal(mask == IGNORED, (ignore > 0) & ~foreground)
 
 
+def test_masks_and_maps_need_not_be_square(tmp_path):
+    meta, root, ids = mask_dataset(tmp_path, 3)
+    masks, square = load_masks(meta, root, size=(20, 30)), load_masks(meta, root, size=30)
+    assert masks.read(ids[0]).shape == (20, 30)
+    maps = make_maps(3, 30)
+    evaluator = PixelEvaluator(masks)
+    with pytest.raises(ValueError, match=r"must be \(20, 30\), got \(30, 30\)"):
+        evaluator.update(maps, ids)
+    # of sets that repeat the same row, the shares of the pixels do not depend on the height
+    other, rows = PixelEvaluator(square), [square.read(i)[15:16] for i in ids]
+    for each, height in ((evaluator, 20), (other, 30)):
+        each.update(maps[:, :1].repeat(height, 1), ids, [row.repeat(height, 0) for row in rows])
+    assert evaluator.compute().px_ap == pytest.approx(other.compute().px_ap)
+
+
 def test_bad_use_is_refused_and_adds_nothing(tmp_path):
     meta, root, ids = mask_dataset(tmp_path, 4)
     masks = load_masks(meta, root, size=20)

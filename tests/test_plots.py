@@ -8,8 +8,9 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from cba_fast.analysis import plots
+from cba_fast.analysis import plots, plots_erf
 from cba_fast.analysis.models import ModelScore, SizeStats, fit_models
+from cba_fast.cli import progress, tables
 from cba_fast.erf import AreaRatio, area_ratio
 from cba_fast.errors import InputError
 
@@ -77,14 +78,14 @@ def test_family_colours_differ_however_the_cycle_names_them():
 def test_erf_map_draws_the_squares_on_their_pixels():
     erf = np.zeros((9, 9))
     erf[3:6, 3:6] = 1
-    fig = plots.plot_erf_map(erf, [*area_ratio(erf, (0.5,)), AreaRatio(0.99, None, None)])
+    fig = plots_erf.plot_erf_map(erf, [*area_ratio(erf, (0.5,)), AreaRatio(0.99, None, None)])
     (square,) = fig.axes[0].patches
     assert square.get_bbox().extents.tolist() == [2.5, 2.5, 5.5, 5.5]
     assert fig.axes[0].get_title() == "Effective receptive field, 9 x 9 pixels"
-    named = plots.plot_erf_map(erf, title="a model").axes[0].get_title()
+    named = plots_erf.plot_erf_map(erf, title="a model").axes[0].get_title()
     assert named == "a model: effective receptive field, 9 x 9 pixels"
     with pytest.raises(ValueError, match="zero everywhere"):
-        plots.plot_erf_map(np.zeros((4, 4)))
+        plots_erf.plot_erf_map(np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "new/a.png", "a.pdf", "a.svg"])
@@ -113,3 +114,53 @@ def test_show_without_a_display_is_refused():
     matplotlib.use("agg")  # what pyplot falls back to
     with pytest.raises(InputError, match="needs a display"):
         plots.plot_points(MODELS, show=True)
+
+
+NAMES = ["$x_{", r"$\frac{$", "a $ b", "<b>&amp;</b>", "[/red]", "_hidden"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_names_are_drawn_as_they_are(suffix, tmp_path):
+    models = [model(n, 10 * i, 50 + i, n) for i, n in enumerate(NAMES)]
+    columns = {n: (np.arange(3.0), np.arange(3.0)) for n in NAMES}
+    bars = {n: [plots.Bar(n, 0.1, None, None)] for n in NAMES}
+    erf = np.eye(9)
+    figures = [
+        plots.plot_analysis(models, fit_models(models)),
+        plots.plot_points(models),
+        plots.plot_images(columns, NAMES[0], NAMES[1]),
+        plots.plot_forest(bars, NAMES),
+        plots_erf.plot_erf_map(erf, title=NAMES[0]),
+    ]
+    for i, figure in enumerate(figures):
+        plots.save_figure(figure, tmp_path / f"{i}.{suffix}")
+    legend = [t.get_text().strip() for t in figures[1].axes[0].get_legend().get_texts()]
+    assert sorted(legend) == sorted(NAMES)
+    assert sum("_hidden" in t.get_text() for t in figures[2].legends[0].get_texts()) == 1
+
+
+def test_thousands_of_models_name_the_ends_alone():
+    models = [model(f"m{i}", i % 997, i % 89, f"f{i}") for i in range(5000)]
+    named = {t.get_text() for t in plots.plot_analysis(models, None).axes[0].texts}
+    assert named == {"m0", "m996", "m88"}
+    few = models[: plots.MOST_NAMES_OF_ANALYSIS]
+    assert len(plots.plot_analysis(few, None).axes[0].texts) == len(few)
+    ax = plots.plot_points(models).axes[0]
+    assert not ax.texts
+    assert len(ax.collections) == plots.MOST_FAMILIES + 1
+    assert ax.get_legend().get_texts()[-1].get_text() == "and 4980 more"
+    assert sum(len(c.get_offsets()) for c in ax.collections) == 5000
+
+
+def test_tables_print_names_as_they_are(capsys):
+    table = tables.new_table("[/red]", ":smile:", title="[b]t")
+    table.add_row("[bold]a", "<b>")
+    tables.print_tables(table, width=80)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[/red]", ":smile:", "[b]t", "[bold]a", "<b>"))
+
+
+def test_progress_bars_take_any_name(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(progress.bar("[/red]")(range(3), 3)) == [0, 1, 2]
+    assert "[/red]" in capsys.readouterr().err

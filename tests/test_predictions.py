@@ -101,10 +101,10 @@ def test_top5_needs_five_predictions_or_all_classes():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "cannot be read as JSON"),
+        ("[" * 100_000, "not valid JSON: it is nested too deeply"),
         (
             '{"iou_thresholds": [1%s], "all": {"optimal_threshold": [0]}}' % ("0" * 400),
-            "not a resu",
+            "not valid JSON: it holds an integer",
         ),
     ],
 )

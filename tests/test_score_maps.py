@@ -2,10 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 from broken_npy import BROKEN
+from data_factory import metadata_folder
 
+from cba_fast.data import load_boxes
+from cba_fast.data.score_store import ScoreStore
 from cba_fast.errors import InputError, ScoreMapError
-from cba_fast.wsol import MapFolder, check_score_map, read_score_map
+from cba_fast.runs.pack import pack_maps
+from cba_fast.wsol import (
+    BoxEvaluator,
+    MapFolder,
+    MapReading,
+    check_score_map,
+    evaluate_wsol,
+    find_maps,
+    open_maps,
+    read_maps,
+    read_score_map,
+)
 
 
 def save(path, array, **kwargs):
@@ -58,10 +73,13 @@ def test_valid_maps_come_back_as_stored(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([[0.5, np.nan]]), "1 NaN"),
-        (np.array([[0.0, 1.5]]), r"\[0, 1.5\] leave"),
-        (np.array([[-0.1, 1.0]]), r"\[-0.1, 1\] leave"),
-        (np.array([[0.0, np.inf]]), "leave"),
+        (np.array([[0.5, np.nan]]), r"holds 1 NaN value, at \(0, 1\)"),
+        (np.array([[0.0, 1.5]]), r"value 1.5 > 1 by 0.5 at \(0, 1\); scores must lie in \[0, 1\]$"),
+        (np.array([[-0.1, 1.0]]), r"value -0.1 < 0 by 0.1 at \(0, 0\)"),
+        (np.array([[-1e-9, 1.0]]), "value -1e-09 < 0 by 1e-09 at .*`clip` 1e-05 clips it"),
+        (np.array([[0, 1 + 1e-6]], np.float64), "value 1.000001 > 1 by 1e-06 at .*`clip` 1e-05"),
+        (np.array([[0, 1.001]], np.float16), "value 1.001 > 1 by 0.000977 at .*`clip` 0.001 clips"),
+        (np.array([[0.0, np.inf]]), r"inf > 1 by inf at \(0, 1\)"),
         (np.zeros((2, 2, 3)), r"\(2, 2, 3\)"),
         (np.zeros((0, 2)), r"\(0, 2\)"),
         (np.zeros(4), r"\(4,\)"),
@@ -77,6 +95,62 @@ def test_invalid_maps_are_refused_by_name(tmp_path, array, message):
     assert str(path) in str(e.value)
     with pytest.raises(ScoreMapError, match="some id"):
         check_score_map(array, "some id")
+
+
+@pytest.mark.parametrize("value", [1 + 9e-6, -9e-6])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_values_within_the_tolerance_are_clipped_everywhere(tmp_path, value, dtype):
+    # 1.0 is the highest level, a value beyond it would wrap to 0
+    m = np.full((224, 224), 0.5, dtype)
+    m[3, 4], m[0, 0] = value, 1.0
+    want = m.clip(0, 1)
+    save(tmp_path / "maps" / "c" / "0.jpg.npy", m)
+    ids, meta = ["c/0.jpg"], tmp_path / "root" / "CUB" / "test"
+    metadata_folder(meta, {ids[0]: [(0, 0, 60, 70)]}, {ids[0]: (80, 90)}, {ids[0]: 0})
+    boxes, root = load_boxes(metadata_root=meta), tmp_path / "root"
+    official = (root, None, "CUB", "test", True, True, [30, 50, 70])
+    source = open_maps(tmp_path / "maps")
+
+    def read(clip, as_bytes):
+        reading = MapReading(clip=clip, as_bytes=as_bytes)
+        return next(read_maps(source, find_maps(source, ids), reading))[1][0]
+
+    np.testing.assert_array_equal(check_score_map(m, "m", 1e-5), want)
+    np.testing.assert_array_equal(read(1e-5, False), want)
+    np.testing.assert_array_equal(read(1e-5, True), (255 * want).astype(np.uint8))
+    pack_maps(tmp_path / "maps", tmp_path / "store", clip=1e-5)
+    packed = ScoreStore(tmp_path / "store").read([0])[0]
+    np.testing.assert_array_equal(packed, (255 * want).astype(np.uint8))
+    resized = read_score_map(tmp_path / "maps" / "c" / "0.jpg.npy", (9, 9), True, 1e-5)
+    assert resized.shape == (9, 9)
+    for maps in (m[None], torch.from_numpy(m[None])):
+        evaluator, other = (BoxEvaluator(boxes, clip=c) for c in (1e-5, 0))
+        evaluator.update(maps, ids)
+        other.update(want[None], ids)
+        assert evaluator.compute() == other.compute()
+        score = evaluate_wsol([(maps, ids)], *official, clip=1e-5)
+        assert score == evaluate_wsol([(want[None], ids)], *official)
+        with pytest.raises(ScoreMapError, match="'c/0.jpg': the value"):
+            BoxEvaluator(boxes, clip=1e-6).update(maps, ids)
+    assert evaluate_wsol(tmp_path / "maps", *official, clip=1e-5) == score
+    for clip in (0, 1e-6):
+        for refused in (lambda c: read(c, True), lambda c: read(c, False)):
+            with pytest.raises(ScoreMapError, match=r"0\.jpg\.npy: the value"):
+                refused(clip)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_clipped(value):
+    m = np.full((4, 4), 0.5)
+    m[1, 2] = value
+    with pytest.raises(ScoreMapError, match="m: "):
+        check_score_map(m, "m", 0.01)
+
+
+@pytest.mark.parametrize("clip", [-1e-9, 0.1, np.nan])
+def test_a_tolerance_outside_of_its_range_is_refused(clip):
+    with pytest.raises(InputError, match="`clip` must lie in"):
+        check_score_map(np.zeros((2, 2)), "m", clip)
 
 
 def test_object_arrays_are_not_unpickled(tmp_path):

@@ -27,9 +27,11 @@ from training_runs import (
     training_data,
 )
 
+from cba_fast import resume
 from cba_fast.data import study_transform
-from cba_fast.errors import InputError
+from cba_fast.errors import CheckpointError, InputError
 from cba_fast.models import build_model, load_state_dict_file
+from cba_fast.resume import OtherRunError
 from cba_fast.training import train as train_module
 from cba_fast.training.data import open_splits
 from cba_fast.training.state import load_state
@@ -68,18 +70,19 @@ def test_a_killed_run_ends_with_the_same_weights(variant, config, tmp_path, monk
     with pytest.raises(Killed):
         quiet(config, model, progress=killer(1, 2))  # in the first epoch
     with pytest.raises(Killed):
-        quiet(config, model, resume=True, progress=killer(2, 1))  # after the first
+        quiet(config, model, progress=killer(2, 1))  # after the first
     with pytest.raises(Killed):
-        quiet(config, model, resume=True, progress=killer(1, STEPS))  # in the second
+        quiet(config, model, progress=killer(1, STEPS))  # in the second
     with kill_in_save(monkeypatch, 3):
-        quiet(config, model, resume=True)
-    assert_same_files(quiet(config, model, resume=True), whole)
+        quiet(config, model)
+    assert_same_files(quiet(config, model), whole)
 
 
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from cba_fast.files import atomic_path
 from cba_fast.runs.settings import ModelConfig, RunConfig
 from cba_fast.training.train import TrainConfig, train
 
@@ -87,7 +90,9 @@ def progress(batches, total, epochs=iter((1, 2))):
     epoch = next(epochs)
     for step, batch in enumerate(batches, 1):
         if (epoch, step) == (2, 3):
-            os.kill(os.getpid(), signal.SIGKILL)
+            with atomic_path(Path(sys.argv[2]) / "x_last.pth") as tmp:  # as if while it is written
+                tmp.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
         yield batch
 
 torch.set_num_threads(int(sys.argv[3]))
@@ -106,8 +111,10 @@ def test_a_run_ended_by_sigkill_continues_to_the_same_weights(config, tmp_path):
     command = [sys.executable, "-c", KILLED_RUN, config.data_root, config.save_dir, threads]
     ended = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert ended.stdout.startswith("epoch 1/3")
-    resumed = quiet(config, resume=True)
+    assert ended.stdout.splitlines()[4].startswith("epoch 1/3")
+    assert len(list(config.save_dir.glob(".tmp-*"))) == 1
+    resumed = quiet(config)
+    assert not list(config.save_dir.glob(".tmp-*"))
     assert_same_files(resumed, quiet(replace(config, save_dir=tmp_path / "whole")))
     assert scalars(config)["test/top1"][0] == [1, 2, 3]
 
@@ -128,15 +135,15 @@ def test_the_log_has_every_epoch_once_after_kills(config, monkeypatch):
         quiet(config)
     assert scalars(config)["train/loss"][0] == [1, 2]  # the second epoch will be repeated
     lines = []
-    result = train(MODEL, config, RUN, resume=True, log=lines.append)
+    result = train(MODEL, config, RUN, log=lines.append)
     logged = scalars(config)
     tags = {"train/loss", "train/top1", "train/lr", "train/images_per_s", "test/top1"}
     assert logged.keys() == tags
     assert all(steps == [1, 2, 3] for steps, _ in logged.values())
     assert max(logged["test/top1"][1]) == pytest.approx(result.best_top1)
     assert logged["train/lr"][1] == pytest.approx([1e-3] * 3)
-    assert [line.split()[1] for line in lines] == [lines[0].split()[1], "2/3", "3/3"]
-    quiet(config)  # anew: the old log is gone
+    assert [line.split()[1] for line in lines[-2:]] == ["2/3", "3/3"]
+    quiet(config, overwrite=True)  # anew: the old log is gone
     assert scalars(config)["train/loss"][0] == [1, 2, 3]
 
 
@@ -172,9 +179,9 @@ def test_the_best_weights_are_saved_when_top1_strictly_improves(config, monkeypa
     saved = []
     real = train_module.save_state_dict_file
 
-    def save(state, path):
+    def save(state, path, description):
         saved.append(path)
-        real(state, path)
+        real(state, path, description)
 
     monkeypatch.setattr(train_module, "save_state_dict_file", save)
     result = quiet(replace(config, epochs=5))
@@ -201,96 +208,118 @@ def test_a_continued_run_does_not_need_its_first_weights(config, tmp_path):
     with pytest.raises(Killed):
         quiet(config, progress=killer(2, 2))
     weights.unlink()
-    assert_same_files(quiet(config, resume=True), whole)
+    assert_same_files(quiet(config), whole)
 
 
-def test_a_finished_run_is_left_alone_by_resume(config):
+def test_a_finished_run_is_left_alone(config):
     first = quiet(config)
     times = [p.stat().st_mtime_ns for p in (first.best_path, first.last_path)]
     lines = []
-    again = train(MODEL, config, RUN, resume=True, log=lines.append)
+    again = train(MODEL, config, RUN, log=lines.append)
     assert "finished" in lines[0]
     assert len(lines) == 1
     assert replace(again, seconds=0) == replace(first, seconds=0)
     assert [p.stat().st_mtime_ns for p in (first.best_path, first.last_path)] == times
 
 
-def test_resume_names_the_settings_that_differ(config):
+def test_the_settings_that_differ_are_named(config):
     quiet(replace(config, epochs=1))
     for other, text in (
-        (replace(config, lr=0.5), r"lr=0\.001 \(now 0\.5\)"),
-        (replace(config, seed=1), "seed=0"),
-        (replace(config, schedule="cosine"), "schedule='constant'"),
+        (replace(config, lr=0.5), r"lr was 0\.001, is 0\.5"),
+        (replace(config, seed=1, batch_size=4), "batch_size was 5, is 4; seed was 0, is 1"),
+        (replace(config, schedule="cosine"), "schedule was 'constant', is 'cosine'"),
     ):
-        with pytest.raises(InputError, match=text):
-            quiet(other, resume=True)
-    with pytest.raises(InputError, match="precision='fp32'"):
-        quiet(config, run=replace(RUN, precision="bf16"), resume=True)
-    with pytest.raises(InputError, match="family='slak_flex'"):
-        quiet(config, model_config("slak"), resume=True)
+        with pytest.raises(OtherRunError, match=text):
+            quiet(other)
+    with pytest.raises(OtherRunError, match="precision was 'fp32'"):
+        quiet(config, run=replace(RUN, precision="bf16"))
+    with pytest.raises(OtherRunError, match="family was 'slak_flex'"):
+        quiet(config, model_config("slak"))
 
 
-def test_resume_notices_other_images(config, tmp_path):
+def test_another_start_or_version_is_noticed(config, tmp_path, monkeypatch):
+    def start(seed):
+        name = "slak_flex_nano"
+        return make_checkpoint(tmp_path / "w.pth", "slak_flex", name, num_classes=7, seed=seed)
+
+    config = replace(config, init_weights=start(0), epochs=1)
+    result = quiet(config)
+    start(1)
+    with pytest.raises(OtherRunError, match=r"the init_weights .*w\.pth are other bytes"):
+        quiet(config)
+    start(0)
+    quiet(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "__version__", "99.0")
+        with pytest.raises(OtherRunError, match=r"written by cba_fast .*, this is 99\.0"):
+            quiet(config)
+    state = load_state(result.last_path)
+    settings = state.pop("record")["settings"]
+    torch.save({**state, "written_by": "cba_fast train-wsol 1", "settings": settings},
+               result.last_path)  # fmt: skip
+    with pytest.raises(OtherRunError, match="written by an earlier version of cba_fast"):
+        quiet(config)
+    quiet(config, overwrite=True)
+
+
+def test_other_images_are_noticed(config, tmp_path):
     root = image_folder(
         tmp_path / "d", [f"{s}/{c}/{i}.png" for s in ("train", "test") for c in "ab" for i in "12"]
     )
     config = replace(config, data_root=root, epochs=1)
     quiet(config)
     image_folder(root, ["train/a/3.png"])
-    with pytest.raises(InputError, match=r"train_images=4 \(now 5\)"):
-        quiet(config, resume=True)
+    with pytest.raises(InputError, match=r"the images are not those that were used.* \(8, now 9\)"):
+        quiet(config)
 
 
 def test_a_constant_schedule_can_be_extended(config, tmp_path):
     quiet(replace(config, epochs=2))
-    extended = quiet(config, resume=True)
+    extended = quiet(config)
     assert_same_files(extended, quiet(replace(config, save_dir=tmp_path / "whole")))
     with pytest.raises(InputError, match="has 3 epochs already, more than the 2"):
-        quiet(replace(config, epochs=2), resume=True)
+        quiet(replace(config, epochs=2))
     other = replace(config, schedule="cosine", exp_name="cosine", epochs=1)
     quiet(other)
-    with pytest.raises(InputError, match=r"epochs=1 \(now 3\)"):
-        quiet(replace(other, epochs=3), resume=True)
+    with pytest.raises(InputError, match="epochs was 1, is 3"):
+        quiet(replace(other, epochs=3))
 
 
 def test_lost_best_weights_are_noticed(config):
     quiet(config).best_path.unlink()
     with pytest.raises(InputError, match="best weights .* are gone"):
-        quiet(config, resume=True)
+        quiet(config)
 
 
-def test_resume_without_a_run_starts_one(config):
-    assert quiet(replace(config, epochs=1), resume=True).epochs == 1
-
-
-def test_a_run_of_the_same_name_is_replaced(config):
-    quiet(config)
+def test_a_run_of_the_same_name_is_replaced_on_request(config):
+    first = quiet(config)
+    kept = first.last_path.read_bytes()
+    other = replace(config, lr=0.5)
+    with pytest.raises(OtherRunError):
+        quiet(other)
+    assert first.last_path.read_bytes() == kept
     lines = []
     with pytest.raises(Killed):
-        train(MODEL, replace(config, lr=0.5), RUN, progress=killer(1, 1), log=lines.append)
+        train(MODEL, other, RUN, overwrite=True, progress=killer(1, 1), log=lines.append)
     assert lines[0].startswith("replacing the run")
-    assert "lr=0.001 (now 0.5)" in lines[0]
     assert not best_path(MODEL, config).exists()  # no weights that belong to another run
-    assert quiet(replace(config, lr=0.5), resume=True).epochs == 3
+    assert quiet(other).epochs == 3
 
 
-def test_a_default_name_does_not_replace_other_settings(config):
+def test_the_default_name(config):
     config = replace(config, exp_name=None, epochs=1)
     assert exp_name(MODEL, config) == "slak_flex_r32_e1_lr0.001_auglight"
     result = quiet(config)
     assert result.best_path.name == "slak_flex_r32_e1_lr0.001_auglight_best.pth"
-    quiet(config)
-    with pytest.raises(InputError, match=r"batch_size=5 \(now 4\).*choose an exp_name"):
-        quiet(replace(config, batch_size=4))
 
 
 def test_foreign_files_are_not_replaced(config):
     config.save_dir.mkdir()
     best = best_path(MODEL, config)
     best.write_bytes(b"mine")
-    for resume in (False, True):
+    for overwrite in (False, True):
         with pytest.raises(InputError, match=r"x_best\.pth exists"):
-            quiet(config, resume=resume)
+            quiet(config, overwrite=overwrite)
     last = best.with_name("x_last.pth")
     for content in ({"epoch": 3}, [1], {"written_by": "someone"}):
         torch.save(content, last)
@@ -298,8 +327,34 @@ def test_foreign_files_are_not_replaced(config):
             quiet(config)
     last.write_bytes(b"also mine")
     with pytest.raises(InputError, match=r"x_last\.pth: damaged"):
-        quiet(config)
+        quiet(config, overwrite=True)
     assert best.read_bytes() == b"mine"
+    best.unlink()
+    last.unlink()
+    log = config.save_dir / "x_tb" / "events.out.tfevents.1"
+    log.parent.mkdir()
+    log.write_bytes(b"another program's")
+    with pytest.raises(InputError, match=r"events\.out\.tfevents\.1 exists"):
+        quiet(config, overwrite=True)
+    assert log.exists()
+
+
+def test_a_last_state_without_its_keys_is_refused(config):
+    last = quiet(replace(config, epochs=1)).last_path
+    whole = load_state(last)
+    for missing in ("settings", "progress", "model", "optimizer", "scaler"):
+        torch.save({k: v for k, v in whole.items() if k != missing}, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .* no '{missing}'"):
+            quiet(config, resume=True)
+    for changes, message in (
+        ({"progress": {"epoch": 1, "age": 3}}, "its 'progress'"),
+        ({"progress": whole["progress"] | {"epoch": "1"}}, "its 'progress'"),
+        ({"optimizer": {"state": {}}}, r"its state does not fit the run"),
+        ({"model": {"a": torch.ones(1)}}, "not a checkpoint of slak_flex"),
+    ):
+        torch.save(whole | changes, last)
+        with pytest.raises(CheckpointError, match=rf"x_last\.pth: .*{message}"):
+            quiet(config, resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(config):
@@ -337,7 +392,7 @@ def test_a_loss_of_guessing_is_warned_of_once(config, monkeypatch):
     lines = []
     train(model_config("slak_flex"), replace(config, epochs=6), RUN, log=lines.append)
     (warning,) = [line for line in lines if line.startswith("Warning")]
-    assert lines.index(warning) == 5  # after the fifth epoch's line
+    assert lines[lines.index(warning) - 1].startswith("epoch 5/6")
     assert "guessing among 2 classes" in warning
     assert "ls_init 1" in warning
 

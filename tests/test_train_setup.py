@@ -25,7 +25,13 @@ from training_runs import (
 
 from cba_fast.data import study_transform
 from cba_fast.errors import CheckpointError, ImageError, InputError
-from cba_fast.models import build_model, load_state_dict_file, save_state_dict_file
+from cba_fast.models import (
+    ModelDescription,
+    build_model,
+    load_state_dict_file,
+    read_checkpoint,
+    save_state_dict_file,
+)
 from cba_fast.training import model as training_model
 from cba_fast.training.data import open_splits, plan_epoch
 from cba_fast.training.model import initial_model
@@ -141,6 +147,31 @@ def test_init_weights_replaces_a_head_of_another_size(config, tmp_path):
     assert "head of 7 classes" in lines[0]
     assert lines[0].endswith("1.fc.weight, 1.fc.bias")
     quiet(replace(config, epochs=1))
+
+
+def test_the_weights_say_what_they_are_of(config):
+    result = quiet(replace(config, epochs=1), replace(MODEL, alpha=0.5, output_stride=16))
+    said = ModelDescription("slak_flex", "slak_flex_nano", 2, ("a", "b"), 16, 32, "study", 0.5, 0.0)
+    assert read_checkpoint(result.best_path).description == said
+    assert read_checkpoint(result.last_path).description == said
+    assert build_model(checkpoint=result.best_path).description == said
+
+
+def test_init_weights_bring_what_they_say(config, tmp_path):
+    said = ModelDescription("slak_flex", "slak_flex_nano", 2, ("a", "b"), 16, 96, "study", 0.5, 0.5)
+    state = make_model("slak_flex", "slak_flex_nano", num_classes=2).state_dict()
+    save_state_dict_file(state, tmp_path / "w.pth", said)
+    config, lines = replace(config, init_weights=tmp_path / "w.pth"), []
+    model = initial_model(MODEL, config, 2, lines.append, class_names=("a", "b"))
+    assert model.description == replace(said, input_size=config.input_size)
+    assert lines == [f"weights from {tmp_path / 'w.pth'}, all keys"]
+    assert torch.equal(model.get_classifier().weight, state["1.fc.weight"])
+    other = replace(MODEL, output_stride=32)
+    model = initial_model(other, config, 2, lines.append, class_names=("b", "c"))
+    assert "output_stride 32 instead of 16, except the head of 2 other classes" in lines[1]
+    assert not torch.equal(model.get_classifier().weight, state["1.fc.weight"])
+    with pytest.raises(CheckpointError, match="is a slak_flex_nano, and the model slak_flex_base"):
+        initial_model(replace(MODEL, name="slak_flex_base"), config, 2)
 
 
 @pytest.mark.parametrize("layout", ["training", "timm"])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cba_fast.shapes import map_shape
 from cba_fast.wsol.upsample import fused_multiply_add, resize_bilinear
 
 # Where OpenCV hands float32 images to IPP's code for AVX2 and FMA, which was taken as the model.
@@ -48,7 +49,8 @@ def test_rounding_twice_would_be_seen():
 
 
 def resized_by_opencv(maps, size):
-    return np.stack([cv2.resize(m, (size, size)) for m in maps])
+    height, width = map_shape(size)
+    return np.stack([cv2.resize(m, (width, height)) for m in maps])
 
 
 @pytest.mark.parametrize("side", [2, 3, 4, 7, 9, 12, 13, 14, 16, 24, 31])
@@ -66,7 +68,7 @@ def test_the_bits_are_those_of_opencv(side):
         np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("h", "w", "size"), [(2, 7, 50), (7, 12, 100), (20, 6, 384)])
+@pytest.mark.parametrize(("h", "w", "size"), [(2, 7, 50), (7, 12, (100, 60)), (20, 6, (96, 384))])
 def test_maps_that_are_not_square(h, w, size):
     maps = np.random.default_rng(0).normal(size=(1, h, w)).astype(np.float32)
     got = resize_bilinear(torch.from_numpy(maps), size).numpy()

@@ -91,19 +91,19 @@ def test_packing_is_resumed_to_the_same_files(here, capsys, monkeypatch):
     args = ["pack-maps", "--np_root", "maps", "--store", "cut"]
     done = run_cli(capsys, *args)
     assert done.status == 1
-    assert "--resume goes on" in done.err
+    assert "the same command goes on" in done.err
     _, found = evaluate(capsys, "cut")
     assert (found["num_images"], len(found["missing"])) == (20, 25)
     monkeypatch.setattr(store_module.StoreWriter, "write", real)
-    done = run_cli(capsys, *args, "--resume")
+    done = run_cli(capsys, *args)
     assert "25 packed, 20 were there" in done.out
     assert snapshot("cut") == snapshot("whole")
     assert "0 packed, 45 were there" in run_cli(capsys, *args, "--resume").out
     (here / "maps" / "auk" / "auk_00.npy").unlink()
-    done = run_cli(capsys, *args, "--resume")
+    done = run_cli(capsys, *args)
     assert done.status == 1
-    assert "the list of maps or their size changed" in done.err
-    assert run_cli(capsys, *args).status == 0
+    assert "the maps are not those that were used" in done.err
+    assert run_cli(capsys, *args, "--overwrite").status == 0
     assert len(ScoreStore(here / "cut").names) == 44
 
 
@@ -139,10 +139,10 @@ def test_packing_refuses_what_it_cannot_store(here, capsys):
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((9, 9)))
     assert "jay_03.npy: shape (9, 9), but the maps before it are (32, 32)" in refused()
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.full((32, 32), 2.0))
-    assert "jay_03.npy: values in [2, 2]" in refused("--resume")
+    assert "jay_03.npy: the value 2.0 > 1 by 1 at (0, 0)" in refused("--overwrite")
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((16, 16)))
     args = ["pack-maps", "--np_root", "maps", "--store", "s", "--eval_size", 16, "--resize_maps"]
-    assert run_cli(capsys, *args).status == 0
+    assert run_cli(capsys, *args, "--overwrite").status == 0
     assert ScoreStore(here / "s").shape == (16, 16)
     assert "s is a store already" in refused(np_root="s", store="t")
     _, want = evaluate(capsys, "maps", "--eval_size", 16, "--resize_maps")

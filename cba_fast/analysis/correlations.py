@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
+from ..short import Short
 from .moments import Rows, level_correlations, make_rows, partial_correlation, partial_r2, resampled
 
 WITHIN, POOLED, BETWEEN = "within", "pooled", "between"
@@ -100,8 +101,8 @@ class BetweenModels:
     count: int
 
 
-@dataclass
-class Correlations:
+@dataclass(repr=False)
+class Correlations(Short):
     """All relations of an outcome.
 
     Attributes:

@@ -1,6 +1,5 @@
 """Does a larger effective receptive field localize better? ERF sizes against MaxBoxAcc."""
 
-import json
 import math
 import os
 import warnings
@@ -9,9 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.textlines import shown, unprintable
 from ..errors import InputError
+from ..files import read_json
 from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
+
+# Larger whole numbers are not exact in float64; no image has as many pixels, and the squares of
+# sizes near the largest float would overflow.
+MOST_PIXELS = 2**53
 
 _KEYS = ("name", "erf_path", "maxboxacc")
 
@@ -60,7 +65,7 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         InputError: the file is missing, is not a NumPy array file, holds another shape, no value,
-            or values that are not finite and >= 0.
+            or values that are no numbers of pixels: NaN, negative, or above `MOST_PIXELS`.
     """
     try:
         sizes = np.load(path, allow_pickle=False)
@@ -77,13 +82,16 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
     if sizes.ndim == 2:
         raise InputError(
             f"{path}: sizes for {sizes.shape[1]} values of p, shape {sizes.shape}; the analysis"
-            " needs one value: run erf-compute with a single --p"
+            " needs one value: run erf-compute with a single `p`"
         )
     if sizes.ndim != 1 or sizes.size == 0:
         raise InputError(f"{path}: expected a vector of ERF sizes, got shape {sizes.shape}")
     sizes = sizes.astype(np.float64)
-    if not np.isfinite(sizes).all() or sizes.min() < 0:
-        raise InputError(f"{path}: ERF sizes must be finite and >= 0")
+    bad = sizes[~((sizes >= 0) & (sizes <= MOST_PIXELS))]
+    if bad.size:
+        raise InputError(
+            f"{path}: ERF sizes are numbers of pixels, 0 to {MOST_PIXELS:.3g}, got {bad[0]:.6g}"
+        )
     return sizes
 
 
@@ -99,17 +107,22 @@ def load_config(path: str | os.PathLike) -> list[ModelScore]:
     percent.
 
     Raises:
-        InputError: the file is not such a list, an entry lacks a key or has another one, or a value
-            does not fit; the message names the file and the entry.
+        InputError: the file is not such a list, an entry lacks a key or has another one, a value
+            does not fit, or two models have one name; the message names the file and the entry.
     """
-    try:
-        with open(path, encoding="utf-8") as f:
-            entries = json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: not valid JSON: {e}") from e
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: expected a non-empty list of {{{', '.join(_KEYS)}}}")
-    return [_entry(entry, f"{path}, entry {i}") for i, entry in enumerate(entries, 1)]
+    found: dict[str, ModelScore] = {}
+    for i, entry in enumerate(entries, 1):
+        model = _entry(entry, f"{path}, entry {i}")
+        if model.name in found:
+            number = list(found).index(model.name) + 1
+            raise InputError(
+                f"{path}, entry {i}: {model.name!r} is also the name of entry {number}"
+            )
+        found[model.name] = model
+    return list(found.values())
 
 
 def score_points(points: Sequence[Point]) -> list[ModelScore]:
@@ -193,18 +206,20 @@ def report_lines(models: Sequence[ModelScore], fit: Fit | None) -> list[str]:
 
 def _entry(entry: object, where: str) -> ModelScore:
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {entry!r}")
+        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {shown(entry)}")
     missing = [k for k in _KEYS if k not in entry]
     unknown = [k for k in entry if k not in _KEYS]
     if missing or unknown:
         raise InputError(f"{where}: missing keys {missing}, unknown keys {unknown}")
     for key in ("name", "erf_path"):
         if not isinstance(entry[key], str) or not entry[key].strip():
-            raise InputError(f"{where}: {key} must be a non-empty string, got {entry[key]!r}")
+            raise InputError(f"{where}: {key} must be a non-empty string, got {shown(entry[key])}")
+    if what := unprintable(entry["name"]):
+        raise InputError(f"{where}: name {entry['name']!r} holds {what}")
     score = entry["maxboxacc"]
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if not number or not math.isfinite(score) or not 0 <= score <= 100:
-        raise InputError(f"{where}: maxboxacc must be a number in 0 to 100, got {score!r}")
+        raise InputError(f"{where}: maxboxacc must be a number in 0 to 100, got {shown(score)}")
     try:
         sizes = load_sizes(entry["erf_path"])
     except InputError as e:

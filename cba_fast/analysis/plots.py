@@ -1,4 +1,4 @@
-"""Pictures of the study: ERF size against localization, by model and by image, and ERF maps."""
+"""Pictures of the study: ERF size against localization, by model and by image."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..erf import AreaRatio
-
 FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
-MOST_NAMES = 12
+# So many points carry names; more would cover each other, and laying them out takes minutes.
+MOST_NAMES, MOST_NAMES_OF_ANALYSIS = 12, 60
+MOST_FAMILIES = 20  # that a legend names
 
 
 def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
     """Draw mean ERF size (x, standard deviation as error bar) against MaxBoxAcc (y, percent).
 
-    The fitted line spans the points' range, with R2 in the legend.
+    The fitted line spans the points' range, with R2 in the legend. Up to `MOST_NAMES_OF_ANALYSIS`
+    points carry their models' names, else those with the lowest and highest sizes and scores.
 
     Args:
         models: at least one.
@@ -45,7 +46,8 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
         capsize=4,
         label="models (bar: std over images)",
     )
-    _name_points(ax, models, [(m.erf.mean, m.maxboxacc) for m in models])
+    named = models if len(models) <= MOST_NAMES_OF_ANALYSIS else extremes(models)
+    _name_points(ax, x, [(m.name, m.erf.mean, m.maxboxacc) for m in named])
     if fit is not None:
         ends = np.array([x.min(), x.max()])
         ax.plot(
@@ -67,17 +69,21 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
         show: as in :func:`plot_analysis`.
     """
     fig, ax = _figure(show)
-    for family, color in family_colors([m.family for m in models]).items():
-        of_family = [m for m in models if m.family == family]
+    colors = family_colors([m.family for m in models])
+    shown, rest = list(colors)[:MOST_FAMILIES], set(list(colors)[MOST_FAMILIES:])
+    groups = {family: [m for m in models if m.family == family] for family in shown}
+    groups |= {f"and {len(rest)} more": [m for m in models if m.family in rest]} if rest else {}
+    for label, group in groups.items():
         ax.scatter(
-            [m.maxboxacc for m in of_family],
-            [m.erf.mean for m in of_family],
+            [m.maxboxacc for m in group],
+            [m.erf.mean for m in group],
             s=40,
-            color=color,
-            label=family,
+            color=colors.get(label) or [colors[m.family] for m in group],
+            label=_legend_text(label),
         )
     if len(models) <= MOST_NAMES:
-        _name_points(ax, models, [(m.maxboxacc, m.erf.mean) for m in models])
+        scores = [m.maxboxacc for m in models]
+        _name_points(ax, scores, [(m.name, m.maxboxacc, m.erf.mean) for m in models])
     _dress(ax, "MaxBoxAcc (%)", "Mean ERF size (pixels)", "ERF size and localization, by family")
     return fig
 
@@ -101,7 +107,7 @@ def plot_images(
         known = np.isfinite(x) & np.isfinite(y)
         x, y = x[known], y[known]
         ax.scatter(x, y, s=10, color=color, alpha=0.35, linewidths=0)
-        label = f"{name} ({len(x)} images)"
+        label = f"{_legend_text(name)} ({len(x)} images)"
         fit = fit_line(x, y) if len(x) else None
         if fit is None:
             ax.plot([], [], "-", color=color, label=f"{label}, no line")
@@ -169,45 +175,6 @@ def plot_forest(
     return fig
 
 
-def plot_erf_map(
-    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, title: str = "", show: bool = False
-) -> "Figure":
-    """Draw an ERF map, log-scaled to [0,1], and the squares of its area ratios.
-
-    Args:
-        erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
-        ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
-        title: stands before the figure's own.
-        show: as in :func:`plot_analysis`.
-
-    Raises:
-        ValueError: `erf` is not an ERF map.
-    """
-    from matplotlib.patches import Rectangle
-
-    from ..erf.maps import log_scaled
-
-    fig, ax = _figure(show, figsize=(6, 5))
-    image = ax.imshow(log_scaled(erf), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
-    fig.colorbar(image, ax=ax, label="log10(map + 1), scaled to 1")
-    h, w = erf.shape
-    for i, r in enumerate(r for r in ratios if r.side is not None):
-        # Pixel k covers k - 0.5 to k + 0.5.
-        corner = (w // 2 - r.side // 2 - 0.5, h // 2 - r.side // 2 - 0.5)
-        label = f"{r.threshold:.0%} in {r.ratio:.1%} of the area"
-        style = ("-", "--", "-.", ":")[i % 4]
-        ax.add_patch(
-            Rectangle(corner, r.side, r.side, fill=False, ec="w", ls=style, lw=1.2, label=label)
-        )
-    if ax.patches:
-        ax.legend(fontsize=8, facecolor="0.25", labelcolor="w")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    lead = f"{title}: e" if title else "E"
-    ax.set_title(f"{lead}ffective receptive field, {h} x {w} pixels")
-    return fig
-
-
 def family_colors(families: Sequence[str]) -> dict[str, str]:
     """Return a colour for each family, in the order of the study's families, then by name."""
     from matplotlib import rcParams
@@ -229,6 +196,16 @@ def _model_colors(count: int) -> list:
     return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
+def extremes(models: Sequence[ModelScore]) -> list[ModelScore]:
+    """Return the models with the lowest and highest mean ERF sizes and scores."""
+    found = [
+        end(models, key=key)
+        for key in (lambda m: m.erf.mean, lambda m: m.maxboxacc)
+        for end in (min, max)
+    ]
+    return [m for i, m in enumerate(found) if m not in found[:i]]
+
+
 def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
     """Write the figure, in the format that the file's ending names, in one step.
 
@@ -236,8 +213,22 @@ def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
         InputError: matplotlib does not write such files.
     """
     check_picture(path)
+    _take_text_as_it_is(fig)
     with atomic_path(path) as tmp:
         fig.savefig(tmp, dpi=200)
+
+
+def _take_text_as_it_is(fig: "Figure") -> None:
+    """Let no name be read as a formula: a name such as ``$x_{`` would end the drawing."""
+    from matplotlib.text import Text
+
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)
+
+
+def _legend_text(name: str) -> str:
+    """Return a name as legends show it: they leave out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def check_picture(path: str | os.PathLike) -> None:
@@ -256,28 +247,35 @@ def check_display() -> None:
 
     # What pyplot falls back to without a display, and the backends that only write files.
     if plt.get_backend().lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
-        raise InputError("--show needs a display; without it, save the figure to a file")
+        raise InputError("`show` needs a display; without it, save the figure to a file")
 
 
 def show_figures() -> None:
     """Open the figures that were made with ``show=True`` and wait until they are closed."""
     import matplotlib.pyplot as plt
 
+    for number in plt.get_fignums():
+        _take_text_as_it_is(plt.figure(number))
     plt.show()
 
 
-def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure", "Axes"]:
+def make_figure(figsize: tuple[float, float], show: bool = False) -> "Figure":
+    """Return an empty figure of this size in inches; with `show`, one for :func:`show_figures`."""
     if show:
         import matplotlib.pyplot as plt
 
         check_display()
-        fig = plt.figure(figsize=figsize, layout="constrained")
-    else:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        return plt.figure(figsize=figsize, layout="constrained")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-        fig = Figure(figsize=figsize, layout="constrained")
-        FigureCanvasAgg(fig)
+    fig = Figure(figsize=figsize, layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig
+
+
+def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure", "Axes"]:
+    fig = make_figure(figsize, show)
     return fig, fig.add_subplot()
 
 
@@ -291,15 +289,15 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
 
 
 def _name_points(
-    ax: "Axes", models: Sequence[ModelScore], points: Sequence[tuple[float, float]]
+    ax: "Axes", xs: Sequence[float], named: Sequence[tuple[str, float, float]]
 ) -> None:
-    """Write each model's name beside its point, towards the middle: inside of the axes."""
-    middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
-    for m, point in zip(models, points, strict=True):
-        left = point[0] > middle
+    """Write each (name, x, y) beside its point, towards the middle of `xs`: inside of the axes."""
+    middle = (min(xs) + max(xs)) / 2
+    for name, x, y in named:
+        left = x > middle
         ax.annotate(
-            m.name,
-            point,
+            name,
+            (x, y),
             xytext=(-4 if left else 4, 5),
             textcoords="offset points",
             ha="right" if left else "left",

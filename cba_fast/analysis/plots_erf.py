@@ -1,4 +1,4 @@
-"""Pictures of ERF maps with both kinds of area ratios."""
+"""Pictures of ERF maps, as published and free of their scale, with their area ratios."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,16 +6,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..erf.maps import checked_map, log_scaled
+from .plots import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..erf import AreaRatio
     from ..erf.report import MapRun
 
 COLOR_MAP = "magma"
 DECADES = 3  # below the maximum, that the scale-free pictures show
 _LINES = ("-", "--", "-.", ":")
+
+
+def plot_erf_map(
+    erf: np.ndarray, ratios: Sequence["AreaRatio"] = (), *, title: str = "", show: bool = False
+) -> "Figure":
+    """Draw an ERF map, log-scaled to [0,1], and the squares of its area ratios.
+
+    Args:
+        erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
+        ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
+        title: stands before the figure's own.
+        show: make the figure in a window's backend.
+
+    Raises:
+        ValueError: `erf` is not an ERF map.
+    """
+    fig = make_figure((6, 5), show)
+    ax = fig.add_subplot()
+    _published(ax, erf, ratios, "best")
+    h, w = erf.shape
+    lead = f"{title}: e" if title else "E"
+    ax.set_title(f"{lead}ffective receptive field, {h} x {w} pixels")
+    return fig
 
 
 def plot_map(found: "MapRun", title: str = "") -> "Figure":
@@ -31,17 +56,13 @@ def plot_map(found: "MapRun", title: str = "") -> "Figure":
     """
     fig = make_figure((12, 5.8))
     published, free = fig.subplots(1, 2)
-    image = published.imshow(
-        log_scaled(found.erf.map), vmin=0, vmax=1, cmap=COLOR_MAP, interpolation="nearest"
-    )
-    fig.colorbar(image, ax=published, label="log10(map + 1), scaled to 1")
-    _squares(published, found.ratios, found.erf.map.shape)
+    _published(published, found.erf.map, found.ratios, "upper right")
     published.set_title("as published: area ratios after log10")
     image = free.imshow(
         decades(found.erf.map), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest"
     )
     fig.colorbar(image, ax=free, label="log10(map / maximum)")
-    _squares(free, found.scale_free, found.erf.map.shape)
+    _squares(free, found.scale_free, found.erf.map.shape, "upper right")
     free.set_title("scale-free: area ratios of the map itself")
     s = found.shape
     free.set_xlabel(
@@ -65,7 +86,13 @@ def decades(erf: np.ndarray) -> np.ndarray:
     return np.log10(np.maximum(erf / erf.max(), 10.0**-DECADES))
 
 
-def _squares(ax: "Axes", ratios: Sequence, shape: tuple[int, int]) -> None:
+def _published(ax: "Axes", erf: np.ndarray, ratios: Sequence, legend: str) -> None:
+    image = ax.imshow(log_scaled(erf), vmin=0, vmax=1, cmap=COLOR_MAP, interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, label="log10(map + 1), scaled to 1")
+    _squares(ax, ratios, erf.shape, legend)
+
+
+def _squares(ax: "Axes", ratios: Sequence, shape: tuple[int, int], legend: str) -> None:
     from matplotlib.patches import Rectangle
 
     h, w = shape
@@ -77,16 +104,6 @@ def _squares(ax: "Axes", ratios: Sequence, shape: tuple[int, int]) -> None:
             Rectangle(corner, r.side, r.side, fill=False, ec="w", ls=style, lw=1.2, label=label)
         )
     if ax.patches:
-        ax.legend(fontsize=8, facecolor="0.25", labelcolor="w", loc="upper right")
+        ax.legend(fontsize=8, facecolor="0.25", labelcolor="w", loc=legend)
     ax.set_xticks([])
     ax.set_yticks([])
-
-
-def make_figure(figsize: tuple[float, float]) -> "Figure":
-    """Return an empty figure of this size in inches that belongs to no window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=figsize, layout="constrained")
-    FigureCanvasAgg(fig)
-    return fig

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from ..data.textlines import unprintable
 from ..errors import InputError
 from ..files import write_text
 
@@ -170,6 +171,8 @@ def _check(point: Point, where: str) -> None:
     for name in ("model_name", "family", "erf_path"):
         if not getattr(point, name).strip():
             raise InputError(f"{where}: {name} is empty")
+        if what := unprintable(getattr(point, name)):
+            raise InputError(f"{where}: {name} {getattr(point, name)!r} holds {what}")
     if not math.isfinite(point.wsol) or not 0 <= point.wsol <= 1:
         raise InputError(f"{where}: wsol must lie in 0 to 1 (or be percent), got {point.wsol}")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from .options import CONFIDENCE, POSITIVE, SEED
+from .options import CONFIDENCE, POSITIVE, SEED, overwrite_option
 from .progress import bar, warn
+from .tables import new_table, print_tables
 
 
 @click.command("analysis-erf-vs-wsol")
@@ -50,7 +51,7 @@ from .progress import bar, warn
 @click.option("--resamples", type=click.IntRange(min=2), default=2000, help="Of the bootstrap.")
 @click.option("--bootstrap_seed", type=SEED, default=0, help="Of the bootstrap.")
 @click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals.")
-@click.option("--resume/--no_resume", default=True, help="Keep what an earlier run has measured.")
+@overwrite_option("resume", "no_resume", help="--per_image: measure anew, replace earlier results.")
 @click.pass_context
 def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool, **options) -> None:
     """Correlate mean ERF size and MaxBoxAcc over models; with --per_image, over images.
@@ -86,8 +87,15 @@ def _per_model(config: str, save_fig: str | None, show: bool) -> None:
         click.echo(line)
     if not (save_fig or show):
         return
-    from ..analysis.plots import plot_analysis, save_figure, show_figures
+    from ..analysis.plots import (
+        MOST_NAMES_OF_ANALYSIS,
+        plot_analysis,
+        save_figure,
+        show_figures,
+    )
 
+    if len(models) > MOST_NAMES_OF_ANALYSIS:
+        warn([f"{len(models)} models: the picture names those at the ends alone"])
     figure = plot_analysis(models, fit, show=show)
     if save_fig:
         save_figure(figure, save_fig)
@@ -107,22 +115,38 @@ def _per_image(
     resamples: int,
     bootstrap_seed: int,
     confidence: float,
-    resume: bool,
+    overwrite: bool,
 ) -> None:
     from ..experiments.per_image import measure
     from ..experiments.per_image_answer import answer_lines
-    from ..experiments.per_image_report import find, model_columns, write_findings
+    from ..experiments.per_image_report import (
+        check_findings,
+        find,
+        model_columns,
+        write_findings,
+    )
     from ..experiments.per_image_sample import draw_sample, load_subjects
+    from ..runs.resolve import resolve
 
     start = time.perf_counter()
     subjects, notes = load_subjects(config, num_samples, seed)
     sample = draw_sample(subjects[0].settings)
     warn(notes + sample.notes())
+    settings = {"score": score, "num_samples": subjects[0].settings.num_samples}
+    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
+        settings = subject.settings
+        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
         try:
             found = measure(
-                subject, sample, output, score=score, resume=resume, progress=bar(subject.name)
+                subject,
+                sample,
+                output,
+                score=score,
+                overwrite=overwrite,
+                progress=bar(subject.name),
             )
         except KeyboardInterrupt:
             click.echo("Interrupted: the same command goes on from the finished part.", err=True)
@@ -137,12 +161,8 @@ def _per_image(
     _print_tables(findings)
     for line in answer:
         click.echo(line)
-    settings = {
-        "config": str(config),
-        "score": score,
-        "num_samples": subjects[0].settings.num_samples,
-    }
-    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs.prepare(overwrite=True)
+    settings = {"config": str(config), **settings}
     paths = write_findings(output, findings, settings, answer)
     paths += _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
@@ -180,7 +200,8 @@ def _print_tables(found) -> None:
 
     c = found.correlations
     names = [n for n in COLUMNS if not found.undefined(n)]
-    models = _table("Means over the images", "model", "images", "MaxBoxAcc %", "threshold")
+    columns = ("model", "images", "MaxBoxAcc %", "threshold")
+    models = new_table(*columns, title="Means over the images")
     for name in names:
         models.add_column(TITLES[name], justify="right", overflow="fold")
     for m in found.models:
@@ -192,12 +213,13 @@ def _print_tables(found) -> None:
     if c.num_models > 1:
         levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
     columns = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
-    related = _table("The IoU and ... (after | : given)", "", *columns, f"R2 ({levels[0][0]})")
+    columns = ("", *columns, f"R2 ({levels[0][0]})")
+    related = new_table(*columns, title="The IoU and ... (after | : given)")
     for question in dict.fromkeys(r.question for r in c.relations):
         rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
         cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]
         related.add_row(title_of(question), *cells, text_of(rows[0].r2, ""))
-    each = _table("Pearson's r of the IoU, model by model", "")
+    each = new_table("", title="Pearson's r of the IoU, model by model")
     for m in found.models:
         each.add_column(m.name, overflow="fold")
     for question in dict.fromkeys(r.question for r in c.relations if r.pearson is not None):
@@ -206,28 +228,9 @@ def _print_tables(found) -> None:
             for m in found.models
         ]
         each.add_row(title_of(question), *cells)
-    _print(models, related, *([each] if c.num_models > 1 else []))
+    print_tables(models, related, *([each] if c.num_models > 1 else []), width=200)
 
 
 def _mean(values) -> float:
     known = values[values == values]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _table(title: str, *columns: str):
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(*tables) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # Piped, rich assumes 80 columns and breaks the figures.
-    console = console if console.is_terminal else Console(width=200)
-    for table in tables:
-        console.print(table)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from .options import overwrite_option
 from .progress import bar
+from .tables import new_table, print_tables
 
 
 @click.command("collect-erf-wsol")
@@ -18,8 +20,8 @@ from .progress import bar
     help="YAML file of experiments and grids; docs/experiments.md describes it.",
 )
 @click.option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
-@click.option("--redo", is_flag=True, help="Replace results whose settings have changed.")
-def command(config_path: Path, dry_run: bool, redo: bool) -> None:
+@overwrite_option("redo", help="Run again what has results of other settings, weights or images.")
+def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
     """Train, score and measure a set of experiments, and collect the points for the plots.
 
     Each experiment ends as a row of erf_wsol_points.csv (MaxBoxAcc at IoU 0.5, mean ERF of 200
@@ -34,15 +36,15 @@ def command(config_path: Path, dry_run: bool, redo: bool) -> None:
     plan = load_experiments(config_path)
     steps = find_steps(plan)
     if dry_run:
-        _print_steps(steps, redo)
-    if not redo:
+        _print_steps(steps, overwrite)
+    if not overwrite:
         refuse_changes(steps)
     check_inputs(steps)
     if dry_run:
         return
     outcomes = []
     try:
-        for outcome in collect(plan, steps, log=click.echo, bar=bar):
+        for outcome in collect(plan, steps, overwrite=overwrite, log=click.echo, bar=bar):
             outcomes.append(outcome)
     except KeyboardInterrupt:
         click.echo(
@@ -65,7 +67,7 @@ def command(config_path: Path, dry_run: bool, redo: bool) -> None:
 
 
 def _print_outcomes(outcomes) -> None:
-    table = _table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
+    table = new_table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
     for o in outcomes:
         figures = [""] * 3
         if o.result is not None:
@@ -73,33 +75,16 @@ def _print_outcomes(outcomes) -> None:
             top1 = f"{labels['top1']:.2f}" if labels else ""
             figures = [top1, f"{o.result['max_box_acc']:.2f}", f"{o.result['erf']['mean']:.1f}"]
         table.add_row(o.experiment.name, o.experiment.settings.model_family, o.status, *figures)
-    _print(table)
+    print_tables(table, width=140)
     for o in outcomes:
         if o.error:
             click.echo(f"{o.experiment.name}: {o.error}")
 
 
-def _print_steps(steps, redo: bool) -> None:
+def _print_steps(steps, overwrite: bool) -> None:
     from ..experiments.progress import describe
 
-    table = _table("name", "family", "what a run would do")
-    for step, text in zip(steps, describe(steps, redo)):
+    table = new_table("name", "family", "what a run would do")
+    for step, text in zip(steps, describe(steps, overwrite)):
         table.add_row(step.experiment.name, step.experiment.settings.model_family, text)
-    _print(table)
-
-
-def _table(*columns: str):
-    from rich.table import Table
-
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # Piped, rich assumes 80 columns and breaks names.
-    (console if console.is_terminal else Console(width=140)).print(table)
+    print_tables(table, width=140)

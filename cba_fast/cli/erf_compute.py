@@ -14,6 +14,8 @@ from .options import (
     checkpoint_option,
     data_options,
     model_options,
+    overwrite_option,
+    resolved,
     run_options,
 )
 from .progress import bar, warn
@@ -70,7 +72,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     help="The .npy file of the map: study: the mean |gradient| of the sampled images, if asked for;"
     " replknet: the ERF map.  [default there: erf_map_<family>.npy]",
 )
-@click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
+@overwrite_option("resume", "no_resume")
 @click.option(
     "--map",
     "map_path",
@@ -78,7 +80,11 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     help="After the sizes, measure the ERF map of --definition replknet, too, into this .npy file.",
 )
 @click.option("--map_images", type=POSITIVE, default=MAP_IMAGES, help="Images of --map.")
-@click.option("--map_input_size", type=POSITIVE, default=MAP_SIDE, help="Image side of --map.")
+@click.option(
+    "--map_input_size",
+    type=POSITIVE,
+    help=f"Image side of --map.  [default: --input_size if that is given, else {MAP_SIDE}]",
+)
 @click.option("--map_fig", type=FILE, help="Picture of the (last) map.  [default: beside it, .png]")
 def command(
     model_config,
@@ -92,7 +98,7 @@ def command(
     score,
     output,
     save_map,
-    resume,
+    overwrite,
     map_path,
     map_images,
     map_input_size,
@@ -108,11 +114,14 @@ def command(
     from ..runs import erf as erf_runs
     from ..runs.inference import load_model, open_images
 
+    _refuse_unused(definition, map_path)
+    model_config, data_config = resolved(model_config, data_config)
+    if not map_input_size:
+        map_input_size = data_config.input_size if _given("input_size") else MAP_SIDE
     if definition == "replknet":
         map_path = _only_map(model_config.family, output, save_map, map_path)
         save_map = None
         map_images = num_samples if _given("num_samples") else MAP_IMAGES
-        map_input_size = data_config.input_size if _given("input_size") else MAP_SIDE
         data_config = replace(data_config, input_size=map_input_size)
     output = _npy(output or Path(f"erf_sizes_{model_config.family}"))
     save_map, map_path = save_map and _npy(save_map), map_path and _npy(map_path)
@@ -123,7 +132,7 @@ def command(
     images = open_images(data_config)
     model = load_model(model_config, run_config)
     common = (model, images, model_config, data_config, run_config)
-    options = {"checkpoint": checkpoint, "resume": resume}
+    options = {"checkpoint": checkpoint, "overwrite": overwrite}
     try:
         if sizes_path:
             config = erf_runs.SizeConfig(num_samples, shares, seed, score)
@@ -163,11 +172,14 @@ def _show(found, path: Path, picture: Path | None, common) -> None:
     """Print what is told about a map, and draw it."""
     from ..analysis.plots import save_figure
     from ..analysis.plots_erf import plot_map
+    from ..data.textlines import counted
     from ..erf.report import json_beside, map_rows
 
     for row in map_rows(found):
         click.echo(row)
-    click.echo(f"ERF map: {path} ({found.erf.count} images), {json_beside(path)}")
+    height, width = found.erf.map.shape
+    images = f"{counted(found.erf.count, 'image')} of {height}x{width}"
+    click.echo(f"ERF map: {path} ({images}), {json_beside(path)}")
     picture = picture or path.with_suffix(".png")
     save_figure(plot_map(found, _title(common[2])), picture)
     click.echo(f"ERF map, drawn: {picture}")
@@ -184,6 +196,28 @@ def _given(name: str) -> bool:
     """Say whether an option stands on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is not ParameterSource.DEFAULT
+
+
+def _refuse_unused(definition: str, map_path: Path | None) -> None:
+    """Refuse options on the command line that would change nothing."""
+    from ..errors import InputError
+
+    def given(*names: str) -> str:
+        return " and ".join(f"--{'p' if n == 'shares' else n}" for n in names if _given(n))
+
+    if definition == "replknet":
+        unused = given("shares", "seed", "score")
+        if unused:
+            raise InputError(f"{unused}: for the ERF sizes, not for --definition replknet")
+        unused = given("map_images", "map_input_size")
+        if unused:
+            raise InputError(
+                f"{unused}: for --map; --definition replknet takes --num_samples and --input_size"
+            )
+    elif map_path is None:
+        unused = given("map_images", "map_input_size")
+        if unused:
+            raise InputError(f"{unused}: for the map of --map, which is not given")
 
 
 def _only_map(family: str, output, save_map, map_path) -> Path:

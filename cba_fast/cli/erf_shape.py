@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from .options import FAMILIES, POSITIVE, checkpoint_option, data_options, model_options, run_options
+from .options import (
+    FAMILIES,
+    POSITIVE,
+    checkpoint_option,
+    data_options,
+    model_options,
+    overwrite_option,
+    resolved,
+    run_options,
+)
 from .progress import bar, warn
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -24,10 +33,18 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--match",
     type=click.Path(path_type=Path),
     help="Search the mixture nearest to this ERF: a saved map (.npy), or the checkpoint of"
-    " --match_family.",
+    " another model.",
 )
-@click.option("--match_family", type=click.Choice(FAMILIES), help="Of the checkpoint --match.")
-@click.option("--match_model", help="Its model name; the family's base model if absent.")
+@click.option(
+    "--match_family",
+    type=click.Choice(FAMILIES),
+    help="Family of the checkpoint --match.  [default: what it says]",
+)
+@click.option(
+    "--match_model",
+    help="Model name of the checkpoint --match, such as replknet_31b.  [default: what it says, else"
+    " the family's base model]",
+)
 @click.option("--evaluations", type=POSITIVE, default=12, help="Most maps that a search adds.")
 @click.option(
     "--output",
@@ -37,7 +54,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--json", "json_path", type=FILE, help="Everything else.  [default: beside --output]")
 @click.option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
-@click.option("--resume/--no_resume", default=True, help="Go on where a killed run ended.")
+@overwrite_option("resume", "no_resume")
 def command(
     model_config,
     data_config,
@@ -52,7 +69,7 @@ def command(
     output,
     json_path,
     save_fig,
-    resume,
+    overwrite,
 ):
     """Show how slak_flex's ERF goes from cross to round, and match another model's.
 
@@ -68,10 +85,12 @@ def command(
     save_fig = save_fig or output.with_suffix(".png")
     _check(match, match_family, match_model, save_fig)
     start = time.perf_counter()
+    erf_shape.check_unmixed(model_config)
+    model_config, data_config = resolved(model_config, data_config, swept=True)
     images = open_images(data_config)
     model = erf_shape.load_mixable(model_config)
     config = erf_shape.SweepConfig(steps, num_samples, evaluations)
-    options = {"checkpoint": checkpoint, "resume": resume}
+    options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
     try:
         if match is not None:
@@ -124,8 +143,6 @@ def _check(match: Path | None, family: str | None, name: str | None, save_fig: P
     is_map = match is not None and match.suffix == ".npy"
     if (family or name) and (match is None or is_map):
         raise InputError("--match_family and --match_model describe a checkpoint: --match FILE")
-    if match is not None and not is_map and family is None:
-        raise InputError(f"{match}: a checkpoint to match needs --match_family; a map ends in .npy")
 
 
 def _target(match, family, name, used, num_samples, output: Path, options):
@@ -138,7 +155,7 @@ def _target(match, family, name, used, num_samples, output: Path, options):
     if match.suffix == ".npy":
         return erf_shape.load_target(match)
     images, data_config, run_config = used
-    config = ModelConfig(family, match, name)
+    config, data_config = resolved(ModelConfig(family, match, name), data_config)
     found = erf_runs.compute_map(
         load_model(config, run_config),
         images,

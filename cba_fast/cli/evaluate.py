@@ -6,12 +6,21 @@ from pathlib import Path
 import click
 
 from ..runs.settings import BoxConfig, DataConfig, settings
-from .options import SEED, SHARE, box_options, data_options, map_options, model_options, run_options
+from .options import (
+    SEED,
+    SHARE,
+    box_options,
+    data_options,
+    map_options,
+    model_options,
+    resolved,
+    run_options,
+)
 from .progress import bar, warn
 from .scores import (
+    print_accuracies,
     print_classification,
     print_scores,
-    print_transferred,
     transferred_json,
     write_scores,
 )
@@ -19,7 +28,7 @@ from .scores import (
 
 @click.command()
 @model_options()
-@data_options(default="sample_data")
+@data_options(default="sample_data", with_classes=True)
 @map_options()
 @run_options(with_compile=True)
 @box_options(with_metadata=False, contours=None)
@@ -60,9 +69,10 @@ def command(
     from ..runs.evaluate import evaluate
     from ..runs.score import read_tuned
 
+    model_config, data_config = resolved(model_config, data_config)
     used = {
         "model": settings(model_config),
-        "data": settings(data_config, map_config),
+        "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
     saved = []
@@ -120,6 +130,8 @@ def _json(found, used: dict, threshold_from: Path | None) -> dict:
         "settings": used | {"boxes": box_settings(found.box_config)},
         "versions": versions(),
     }
+    if found.fixed is not None:
+        extra["fixed_threshold"] = found.fixed
     if found.transferred is not None:
         extra["threshold_from"] = transferred_json(found.transferred, threshold_from)
     return extra
@@ -145,5 +157,5 @@ def _print(found, threshold_from: Path | None) -> None:
             f"ERF size     : {e['mean']:.1f} +- {e['std']:.1f} pixels (p = {e['p']:g}, "
             f"{e['num_samples']} images)"
         )
-    if found.transferred is not None:
-        print_transferred(found.transferred, threshold_from)
+    print_accuracies(found.fixed, "At the threshold asked for")
+    print_accuracies(found.transferred, f"At the thresholds of {threshold_from}")

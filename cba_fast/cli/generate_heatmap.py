@@ -5,13 +5,20 @@ from pathlib import Path
 
 import click
 
-from .options import data_options, map_options, model_options, run_options
+from .options import (
+    data_options,
+    map_options,
+    model_options,
+    overwrite_option,
+    resolved,
+    run_options,
+)
 from .progress import bar, warn
 
 
 @click.command()
 @model_options()
-@data_options(default="sample_data")
+@data_options(default="sample_data", with_classes=True)
 @map_options()
 @run_options(with_compile=True)
 @click.option(
@@ -20,7 +27,7 @@ from .progress import bar, warn
     default=Path("heatmap_output"),
     help="Folder of the overlays; np_ before its name: that of the score maps.",
 )
-@click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
+@overwrite_option("resume")
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
@@ -28,17 +35,17 @@ from .progress import bar, warn
 )
 @click.option("--no_overlay", is_flag=True, help="Write the score maps only.")
 def command(
-    model_config, data_config, map_config, run_config, heatmap_output, resume, store, no_overlay
+    model_config, data_config, map_config, run_config, heatmap_output, overwrite, store, no_overlay
 ):
     """Make CAM or PC1 heatmaps of an image folder.
 
     Writes overlays to HEATMAP_OUTPUT/heatmap_<number>.png and score maps (float64, 0 to 1) to
-    np_HEATMAP_OUTPUT/<class>/<stem>.npy. What an earlier run wrote there is replaced, unless
-    --resume continues it.
+    np_HEATMAP_OUTPUT/<class>/<stem>.npy. The same command, started again, goes on where it was.
     """
     from ..runs.generate import generate_heatmaps
 
     start = time.perf_counter()
+    model_config, data_config = resolved(model_config, data_config)
     try:
         result = generate_heatmaps(
             model_config,
@@ -46,17 +53,17 @@ def command(
             run_config,
             map_config,
             heatmap_output,
-            resume=resume,
+            overwrite=overwrite,
             overlay=not no_overlay,
             store=store,
             progress=bar("heatmaps"),
         )
     except KeyboardInterrupt:
-        click.echo("Interrupted: --resume goes on from the finished part.", err=True)
+        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
         raise
     seconds = time.perf_counter() - start
     warn(result.notes)
-    kept = f", {result.kept} were there" if resume else ""
+    kept = f", {result.kept} were there" if result.kept else ""
     rate = f"{seconds / result.made:.2f} s per image, " if result.made else ""
     click.echo(f"Heatmaps     : {result.made} made{kept} ({rate}{seconds:.1f} s in all)")
     click.echo(f"Score maps   : {result.map_folder}")

@@ -114,7 +114,7 @@ def backends(op: str, table: BackendTable) -> dict:
     for device in devices:
         arguments = sample(op, device)
         result[device] = table.resolve(None, *arguments)
-        reasons = {b.name: b.reason(*arguments) for b in table.backends.values()}
+        reasons = {b.name: b.reason_unless_named(*arguments) for b in table.backends.values()}
         result["not_used"][device] = {
             name: reason or f"{result[device]} comes first"
             for name, reason in reasons.items()

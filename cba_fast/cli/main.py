@@ -2,11 +2,13 @@
 
 import importlib
 import sys
+import warnings
+from collections.abc import Callable
 
 import click
 
 from .. import __version__
-from ..errors import CbaError
+from ..errors import CbaError, CbaWarning, with_flags
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
@@ -14,6 +16,7 @@ COMMANDS = {
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
     "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
     "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc, MaxBoxAccV2, PxAP."),
+    "boxes": ("boxes", "Write the boxes of stored heatmaps at a threshold: CSV or COCO JSON."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
     "erf-compute": ("erf_compute", "Measure the ERF size on sampled images, or the ERF map."),
     "erf-shape": ("erf_shape", "Show what slak_flex's mixture does to the ERF; match another's."),
@@ -63,6 +66,18 @@ def cli():
     """
 
 
+def _show(otherwise: Callable) -> Callable:
+    """Return a ``warnings.showwarning`` that prints the package's own warnings in one line."""
+
+    def show(message, category, *where, **options):
+        if issubclass(category, CbaWarning):
+            click.echo(f"Warning: {with_flags(str(message))}", err=True)
+        else:
+            otherwise(message, category, *where, **options)
+
+    return show
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; user errors are one line on stderr and exit status 1.
 
@@ -70,9 +85,12 @@ def main(args: list[str] | None = None) -> None:
         args: the arguments; None for those of the process.
     """
     try:
-        cli(args, prog_name="cba-fast")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CbaWarning)
+            warnings.showwarning = _show(warnings.showwarning)
+            cli(args, prog_name="cba-fast")
     except CbaError as e:
-        click.echo(f"Error: {e}", err=True)
+        click.echo(f"Error: {with_flags(str(e))}", err=True)
         sys.exit(1)
     except MemoryError as e:
         click.echo(f"Error: out of memory{f': {e}' if str(e) else ''}", err=True)

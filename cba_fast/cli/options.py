@@ -11,13 +11,14 @@ from pathlib import Path
 
 import click
 
+from ..errors import InputError
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..shapes import MOST, map_shape
 
 FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
 STUDY_WEIGHTS = "weights/convnext_base_384_in22ft1k_CUB.pth"
 POSITIVE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
-SIDE = click.IntRange(1, 8192)  # of a map in pixels: 512 MB of float64
 
 
 class FiniteRange(click.FloatRange):
@@ -34,6 +35,23 @@ class FiniteRange(click.FloatRange):
         return super().convert(number, param, ctx)
 
 
+class SizeType(click.ParamType):
+    """The size of maps: ``N``, ``HxW``, or, where there is an input, ``input``."""
+
+    def __init__(self, of_input: int | None = None):
+        self.of_input = of_input
+        self.name = "N|HxW" if of_input is None else "N|HxW|input"
+
+    def convert(self, value, param, ctx):
+        """Return a side as a number, other sizes as their text."""
+        try:
+            shape = map_shape(value, self.of_input, param.name)
+        except InputError:
+            self.fail(f"{value!r} is not a size of 1 to {MOST} ({self.name})", param, ctx)
+        return value if value == "input" or shape[0] != shape[1] else shape[0]
+
+
+MAP_SIZE, EVAL_SIZE = SizeType(of_input=1), SizeType()
 SHARE = FiniteRange(0, 1, min_open=True)
 INTERVAL = FiniteRange(1e-5, 1)  # 100,000 thresholds
 CONFIDENCE = FiniteRange(0, 1, min_open=True, max_open=True)
@@ -67,43 +85,84 @@ def _collect(
     return decorate
 
 
+_INSTEAD = {
+    "resume": "is what happens anyway: the same command goes on where it was",
+    "no_resume": "is called --overwrite now",
+    "redo": "is called --overwrite now",
+}
+
+
+def overwrite_option(
+    *earlier: str, help: str = "Start anew and replace what an earlier run of this command wrote."
+) -> Callable:
+    """Hands over `overwrite`; `earlier` are the flags of the last release, still understood."""
+
+    def decorate(command):
+        @functools.wraps(command)
+        def wrapper(*args, overwrite: bool, **kwargs):
+            for name in earlier:
+                if kwargs.pop(name):
+                    click.echo(f"Warning: --{name} {_INSTEAD[name]}", err=True)
+                    overwrite |= name != "resume"
+            return command(*args, overwrite=overwrite, **kwargs)
+
+        for name in earlier:
+            wrapper = click.option(f"--{name}", is_flag=True, hidden=True)(wrapper)
+        return click.option("--overwrite", is_flag=True, help=help)(wrapper)
+
+    return decorate
+
+
+def output_stride_option(otherwise: str) -> Callable:
+    """The resolution of the last feature maps; `otherwise` says what holds if it is not given."""
+    return click.option(
+        "--output_stride",
+        type=click.Choice(["32", "16"]),
+        callback=lambda ctx, param, value: value and int(value),
+        help="16: feature maps at 1/16 of the input, for small inputs; as in the training."
+        f"  [default: {otherwise}]",
+    )
+
+
 def model_options(required: bool = False) -> Callable:
-    """Which model: hands over `model_config`. Not `required`: the study's defaults."""
-    default = {} if required else {"default": "convnext"}
+    """Which model: hands over `model_config`. Not `required`: the study's checkpoint."""
     weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
     options = [
         click.option(
-            "--model_family",
-            type=click.Choice(FAMILIES),
-            required=required,
-            help="Family of the checkpoint.",
-            **default,
-        ),
-        click.option(
+            "--weights",
             "--fine_tuned_weight_name",
+            "weights",
             type=click.Path(path_type=Path),
-            help="Checkpoint file.",
+            help="Checkpoint file. One of train-wsol says all that the following options say.",
             **weights,
         ),
         click.option(
-            "--model", "model_name", help="Model name; the family's base model if absent."
+            "--model_family",
+            type=click.Choice(FAMILIES),
+            help="Family of the checkpoint.  [default: the checkpoint's]",
+        ),
+        click.option(
+            "--model",
+            "model_name",
+            help="Model name, such as replknet_31b.  [default: the checkpoint's, else the family's"
+            " base model]",
         ),
         click.option("--num_classes", type=POSITIVE, help="Checked against the checkpoint's head."),
-        click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent."),
         click.option(
-            "--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent."
+            "--alpha",
+            type=float,
+            help="slak_flex: weight of the strips.  [default: the checkpoint's, else 1]",
         ),
         click.option(
-            "--output_stride",
-            type=click.Choice(["32", "16"]),
-            default="32",
-            callback=lambda ctx, param, value: int(value),
-            help="16: feature maps at 1/16 of the input, for small inputs; as in the training.",
+            "--beta",
+            type=float,
+            help="slak_flex: weight of the square kernel.  [default: the checkpoint's, else 0]",
         ),
+        output_stride_option("the checkpoint's, else 32"),
     ]
     fields = {
         "model_family": "family",
-        "fine_tuned_weight_name": "weights",
+        "weights": "weights",
         "model_name": "name",
         "num_classes": "num_classes",
         "alpha": "alpha",
@@ -124,8 +183,17 @@ _METADATA_OPTIONS = [
 ]
 
 
-def data_options(default: str) -> Callable:
-    """Which images: hands over `data_config`."""
+def input_size_option() -> Callable:
+    """The side of the images that the model gets."""
+    return click.option(
+        "--input_size",
+        type=click.IntRange(1, 8192),
+        help="Side to which images are resized, e.g. 384.  [default: the checkpoint's, else 384]",
+    )
+
+
+def data_options(default: str, with_classes: bool = False) -> Callable:
+    """Which images: hands over `data_config`; `with_classes` adds the option of that name."""
     options = [
         click.option(
             "--test_dataset",
@@ -133,14 +201,25 @@ def data_options(default: str) -> Callable:
             help="Images: a name below datasets/ or a folder, of class folders or CUB_200_2011.",
         ),
         *_METADATA_OPTIONS,
-        click.option(
-            "--input_size", type=POSITIVE, default=384, help="Side to which images are resized."
-        ),
+        input_size_option(),
     ]
-    fields = {
-        k: k for k in ("test_dataset", "metadata_root", "dataset_name", "split", "input_size")
-    }
-    return _collect("data_config", DataConfig, fields, options)
+    names = ["test_dataset", "metadata_root", "dataset_name", "split", "input_size"]
+    if with_classes:
+        text = "File that names the model's classes in the order of their labels, one per line."
+        options.append(click.option("--classes", type=click.Path(path_type=Path), help=text))
+        names.append("classes")
+    return _collect("data_config", DataConfig, {k: k for k in names}, options)
+
+
+def resolved(
+    model_config: ModelConfig, data_config: DataConfig, **options
+) -> tuple[ModelConfig, DataConfig]:
+    """Return the settings, completed by what the checkpoint says, and tell them in one line."""
+    from ..runs.resolve import resolve
+
+    found = resolve(model_config, data_config, **options)
+    click.echo(found.line, err=True)
+    return found.model, found.data
 
 
 def run_options(batch_size: int = 8, with_compile: bool = False) -> Callable:
@@ -184,6 +263,16 @@ def checkpoint_option() -> Callable:
     )
 
 
+def clip_option() -> Callable:
+    """Whether stored maps may leave [0, 1] by a rounding error: hands over `clip`."""
+    return click.option(
+        "--clip",
+        type=FiniteRange(0, 0.01),
+        default=0.0,
+        help="Clip values that leave [0, 1] by no more than this, e.g. 1e-5; others are refused.",
+    )
+
+
 class TargetType(click.ParamType):
     """``predicted``, ``label`` or a class index."""
 
@@ -211,7 +300,13 @@ def map_options() -> Callable:
             default="predicted",
             help="Class to explain: the top-1, the image's label, or a 0-based index.",
         ),
-        click.option("--map_size", type=SIDE, default=384, help="Side of the maps in pixels."),
+        click.option(
+            "--map_size",
+            type=MAP_SIZE,
+            default="input",
+            help="Size of the maps in pixels, e.g. 224 or 224x320 (height x width); input: that of"
+            " --input_size.",
+        ),
         click.option(
             "--pc1_range",
             type=click.Choice(["wrap", "clip", "minmax"]),
@@ -228,12 +323,13 @@ def map_options() -> Callable:
     return _collect("map_config", MapConfig, fields, options)
 
 
-def box_options(with_metadata: bool, contours: str | None) -> Callable:
+def box_options(with_metadata: bool, contours: str | None, scored: bool = True) -> Callable:
     """Which boxes and protocol: hands over `box_config`.
 
     Args:
         with_metadata: add the metadata options (commands that have `data_options` share those).
         contours: default of ``--contours``; None for commands that always run both modes.
+        scored: the boxes are scored; else they are only predicted.
     """
     options = [
         click.option("--cub_root", type=click.Path(path_type=Path), help="CUB_200_2011 folder."),
@@ -247,18 +343,22 @@ def box_options(with_metadata: bool, contours: str | None) -> Callable:
             default=0.01,
             help="Step between score thresholds; 0.001 in the paper's runs.",
         ),
-        click.option("--eval_size", type=SIDE, help="Demand maps of this side."),
+        click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
-        click.option(
-            "--missing_as_miss", is_flag=True, help="Count images without a map as misses."
-        ),
     ]
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
-    names.append("missing_as_miss")
+    if scored:
+        text = "Count images without a map as misses."
+        options.append(click.option("--missing_as_miss", is_flag=True, help=text))
+        text = "Also score at this share of each map's maximum, e.g. 0.15."
+        share = FiniteRange(0, 1, max_open=True)
+        options.append(click.option("--threshold", type=share, help=text))
+        names += ["missing_as_miss", "threshold"]
     if with_metadata:
-        names += ["metadata_root", "dataset_name", "split"]
+        options.append(clip_option())
+        names += ["clip", "metadata_root", "dataset_name", "split"]
     if contours is not None:
-        kind = click.Choice(["largest", "all", "both"])
+        kind = click.Choice(["largest", "all", *(["both"] if scored else [])])
         text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."
         options.append(click.option("--contours", type=kind, default=contours, help=text))
         names.append("contours")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import SIDE
+from .options import EVAL_SIZE, clip_option, overwrite_option
 from .progress import bar
 
 
@@ -16,11 +16,12 @@ from .progress import bar
     help="Folder of .npy maps.",
 )
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--eval_size", type=SIDE, help="Demand maps of this side.")
+@click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224.")
 @click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead.")
-@click.option("--resume", is_flag=True, help="Continue a run over the same files.")
+@clip_option()
+@overwrite_option("resume")
 @click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
-def command(np_root, store, eval_size, resize_maps, resume, num_workers):
+def command(np_root, store, eval_size, resize_maps, clip, overwrite, num_workers):
     """Pack a folder of score maps into one uint8 array with an index.
 
     wsol-eval reads the store as it reads the folder, with the same counts, from an eighth of the
@@ -36,14 +37,15 @@ def command(np_root, store, eval_size, resize_maps, resume, num_workers):
             store,
             eval_size=eval_size,
             resize=resize_maps,
-            resume=resume,
+            clip=clip,
+            overwrite=overwrite,
             num_workers=num_workers,
             progress=bar("packing"),
         )
     except KeyboardInterrupt:
-        click.echo("Interrupted: --resume goes on from the finished part.", err=True)
+        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
         raise
-    kept = f", {done.kept} were there" if resume else ""
+    kept = f", {done.kept} were there" if done.kept else ""
     height, width = done.shape
     click.echo(
         f"Score maps   : {done.stored} packed{kept} ({height}x{width}, {done.nbytes / 1e6:.1f} MB)"

@@ -22,7 +22,13 @@ import click
 def command(csv_path: str, save: str, show: bool) -> None:
     """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
     from ..analysis.models import score_points
-    from ..analysis.plots import check_picture, plot_points, save_figure, show_figures
+    from ..analysis.plots import (
+        MOST_NAMES,
+        check_picture,
+        plot_points,
+        save_figure,
+        show_figures,
+    )
     from ..analysis.points import read_points
     from ..errors import InputError
 
@@ -33,6 +39,7 @@ def command(csv_path: str, save: str, show: bool) -> None:
     models = score_points(points)
     figure = plot_points(models, show=show)
     save_figure(figure, save)
-    click.echo(f"{len(models)} points: {save}")
+    unnamed = f" (no names: more than {MOST_NAMES})" if len(models) > MOST_NAMES else ""
+    click.echo(f"{len(models)} points: {save}{unnamed}")
     if show:
         show_figures()

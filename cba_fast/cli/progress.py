@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+
+from ..errors import with_flags
 
 
 def bar(description: str):
@@ -15,7 +18,7 @@ def bar(description: str):
         return iter(
             track(
                 iterable,
-                description=description,
+                description=escape(description),
                 total=total,
                 console=console,
                 disable=not console.is_terminal,
@@ -27,5 +30,5 @@ def bar(description: str):
 
 def warn(lines: Iterable[str]) -> None:
     """Print what a run met and went on from, on stderr."""
-    for line in lines:
+    for line in map(with_flags, lines):
         click.echo(f"Warning: {line}" if not line.startswith(" ") else line, err=True)

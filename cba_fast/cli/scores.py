@@ -86,9 +86,11 @@ def _print_counts(result) -> None:
     click.echo(f"Images       : {result.num_images} counted{missing}")
 
 
-def print_transferred(rows: list[dict], source: Path) -> None:
-    """Print accuracies at thresholds tuned elsewhere beside the best ones."""
-    click.echo(f"At the thresholds of {source}:")
+def print_accuracies(rows: list[dict] | None, title: str) -> None:
+    """Print accuracies at given thresholds beside the best ones, if there are any."""
+    if rows is None:
+        return
+    click.echo(f"{title}:")
     for row in rows:
         click.echo(
             f"  {row['contours']:7} IoU {row['iou']:g}: {row['box_acc']:.2f}% at "

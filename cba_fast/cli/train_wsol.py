@@ -6,7 +6,14 @@ import click
 
 from ..runs.settings import ModelConfig
 from ..training.config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
-from .options import FAMILIES, POSITIVE, run_options
+from .options import (
+    FAMILIES,
+    POSITIVE,
+    checkpoint_option,
+    output_stride_option,
+    overwrite_option,
+    run_options,
+)
 from .progress import bar, warn
 
 PATH = click.Path(path_type=Path)
@@ -14,16 +21,15 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 
 
 @click.command()
-@click.option("--model_family", type=click.Choice(FAMILIES), required=True, help="Family to train.")
+@click.option(
+    "--model_family",
+    type=click.Choice(FAMILIES),
+    help="Family to train.  [default: that of --init_weights]",
+)
 @click.option("--model", "model_name", help="Model name; the family's base model if absent.")
 @click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent.")
 @click.option("--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent.")
-@click.option(
-    "--output_stride",
-    type=click.Choice(["32", "16"]),
-    default="32",
-    help="16: feature maps at 1/16 of the input, for small inputs.",
-)
+@output_stride_option("that of --init_weights, else 32")
 @click.option(
     "--data_root",
     type=PATH,
@@ -55,25 +61,42 @@ STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 @click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all that is random.")
 @click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
-@click.option("--resume", is_flag=True, help="Continue a run of the same settings.")
-def command(run_config, model_family, model_name, alpha, beta, output_stride, resume, **fields):
+@checkpoint_option()
+@click.option(
+    "--micro_batch",
+    type=POSITIVE,
+    help="Compute so many images of a batch at a time and add up their gradients, for want of"
+    " memory; batch norms then see these parts, for example 8.  [default: the whole batch]",
+)
+@overwrite_option("resume")
+def command(run_config, model_family, model_name, alpha, beta, output_stride, overwrite, **fields):
     """Train a classifier for localization, as the study does.
 
-    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state that --resume
-    continues) and _tb/ (TensorBoard). An earlier run of that name is replaced, unless --resume
-    continues it.
+    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
+    and _tb/ (TensorBoard). The same command, started again, goes on after the last epoch.
     """
     from ..training.train import train
 
+    if model_family is None:
+        model_family = _family_of(fields["init_weights"])
     model = ModelConfig(
-        model_family, name=model_name, alpha=alpha, beta=beta, output_stride=int(output_stride)
+        model_family, name=model_name, alpha=alpha, beta=beta, output_stride=output_stride
     )
     config = TrainConfig(batch_size=run_config.batch_size, **fields)
     result = train(
-        model, config, run_config, resume=resume, progress=bar("training"), log=click.echo
+        model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
     )
     warn(result.notes)
     click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
     click.echo(f"Best weights : {result.best_path}")
     click.echo(f"Last state   : {result.last_path} ({result.epochs} epochs)")
     click.echo(f"Log          : {log_folder(model, config)}")
+
+
+def _family_of(init_weights: Path | None) -> str:
+    from ..models import read_checkpoint
+    from ..models.resolve import resolve_description
+
+    if init_weights is None:
+        raise click.UsageError("give --model_family, or --init_weights to go on from")
+    return resolve_description(read_checkpoint(init_weights, mapped=True)).description.family

@@ -7,10 +7,10 @@ import click
 from .options import box_options, statistics_options
 from .progress import bar, warn
 from .scores import (
+    print_accuracies,
     print_pixel_scores,
     print_scores,
     print_statistics,
-    print_transferred,
     transferred_json,
     write_scores,
 )
@@ -19,6 +19,7 @@ BOXES_ONLY = (
     "cub_root",
     "iou_thr",
     "contours",
+    "threshold",
     "threshold_from",
     *("predictions", "per_class", "bootstrap", "confidence", "seed"),
     *("compare", "compare_predictions"),
@@ -71,14 +72,16 @@ def command(
     warn(scored.notes)
     print_scores(result, box_config.iou_thr, found.bootstrap)
     print_statistics(found, box_config.iou_thr, statistics.compare)
-    if tuned:
-        print_transferred(scored.transferred, threshold_from)
+    print_accuracies(scored.fixed, "At the threshold asked for")
+    print_accuracies(scored.transferred, f"At the thresholds of {threshold_from}")
     if json_path:  # last: if it cannot be written, the scores are on the screen
         extra = {
             **found.to_json(),
             "settings": box_settings(box_config) | _statistics_settings(statistics, np_root),
             "versions": versions(),
         }
+        if scored.fixed is not None:
+            extra["fixed_threshold"] = scored.fixed
         if tuned:
             extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
         write_scores(json_path, result, extra)
@@ -118,6 +121,7 @@ def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
         config.eval_size,
         config.resize_maps,
         config.missing_as_miss,
+        config.clip,
     )
     result, notes = score_pixels(np_root, pixel_config, bar("scoring"), num_workers)
     warn(notes)

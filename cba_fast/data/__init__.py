@@ -21,6 +21,8 @@ _WHERE = {
     "erf_map_transform": "loading",
     "Boxes": "boxes",
     "load_boxes": "boxes",
+    "model_labels": "labels",
+    "read_class_names": "labels",
     "Masks": "masks",
     "load_masks": "masks",
     "ScoreStore": "score_store",

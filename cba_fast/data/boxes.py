@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BoxError, InputError
+from ..short import Short
 from . import cub, metadata
 from .images import read_size
 from .textlines import some
@@ -31,8 +32,8 @@ class HeaderSizes(dict):
         return size
 
 
-@dataclass
-class Boxes:
+@dataclass(repr=False)
+class Boxes(Short):
     """The ground truth of one split.
 
     Attributes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BoxError, InputError
+from ..short import Short
 from .records import ImageSet, make_record
 from .textlines import bad_line, duplicate, read_lines, some
 
@@ -40,8 +41,8 @@ def find_root(folder: str | os.PathLike) -> Path:
     )
 
 
-@dataclass(frozen=True)
-class CubIndex:
+@dataclass(frozen=True, repr=False)
+class CubIndex(Short):
     """The lists of a CUB_200_2011 folder, keyed by the integer image id.
 
     Attributes:

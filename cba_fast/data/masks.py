@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError, InputError
+from ..shapes import Size, map_shape
+from ..short import Short
 from . import metadata
 from .metadata import MaskPaths
 
@@ -16,21 +18,26 @@ BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2
 OFFICIAL_SIZE = 224
 
 
-@dataclass
-class Masks:
+@dataclass(repr=False)
+class Masks(Short):
     """The mask files of one split.
 
     Attributes:
         root: what the paths are relative to.
         image_ids: the ids in data set order.
         paths: the mask files per id.
-        size: the side of the masks in pixels, to which the files are resized.
+        size: the side or (H, W) of the masks in pixels, to which the files are resized.
     """
 
     root: Path
     image_ids: tuple[str, ...]
     paths: dict[str, MaskPaths]
-    size: int = OFFICIAL_SIZE
+    size: Size = OFFICIAL_SIZE
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The (H, W) of the masks."""
+        return map_shape(self.size, name="size")
 
     def read(self, image_id: str) -> np.ndarray:
         """Read the mask of an image: the union of its objects, and what is ignored.
@@ -39,7 +46,7 @@ class Masks:
         set where it is above 0.5. The ignored region counts only outside of the foreground.
 
         Returns:
-            (size, size) uint8: `BACKGROUND`, `FOREGROUND` or `IGNORED`.
+            (H, W) uint8: `BACKGROUND`, `FOREGROUND` or `IGNORED`.
 
         Raises:
             KeyError: unknown `image_id`.
@@ -48,7 +55,7 @@ class Masks:
         Source: wsolevaluation (Choe et al., 2020), equal to its ``get_mask``.
         """
         paths = self.paths[image_id]
-        foreground = np.zeros((self.size, self.size), bool)
+        foreground = np.zeros(self.shape, bool)
         for path in paths.masks:
             foreground |= self._read_one(path)
         mask = np.where(foreground, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
@@ -64,8 +71,7 @@ class Masks:
         grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
         if grey is None:
             raise ImageError(f"{self.root / path}: not a readable image")
-        size = (self.size, self.size)
-        return cv2.resize(grey, size, interpolation=cv2.INTER_NEAREST) > 0
+        return cv2.resize(grey, self.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
 def load_masks(
@@ -74,7 +80,7 @@ def load_masks(
     *,
     dataset_name: str | None = None,
     split: str = "test",
-    size: int = OFFICIAL_SIZE,
+    size: Size = OFFICIAL_SIZE,
     image_ids: Sequence[str] | None = None,
 ) -> Masks:
     """Read which masks belong to the images of a split.
@@ -82,7 +88,7 @@ def load_masks(
     Args:
         metadata_root, dataset_name, split: as for :func:`cba_fast.data.load_boxes`.
         mask_root: the folder that the paths in ``localization.txt`` are relative to.
-        size: the side of the masks; 224 in the official protocol.
+        size: the side or (H, W) of the masks; 224 in the official protocol.
         image_ids: only these, in this order; None takes the whole split.
 
     Raises:

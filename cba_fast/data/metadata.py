@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BoxError, InputError
+from ..short import Short
 from .cub import check_same_ids
 from .records import ImageSet, make_record
 from .textlines import bad_line, duplicate, read_lines, some
@@ -17,8 +18,8 @@ from .textlines import bad_line, duplicate, read_lines, some
 MAX_NUMBER = 2**31 - 1  # of labels, sizes and box corners
 
 
-@dataclass(frozen=True)
-class MaskPaths:
+@dataclass(frozen=True, repr=False)
+class MaskPaths(Short):
     """Where the masks of an image lie, below the mask root.
 
     Attributes:
@@ -52,7 +53,7 @@ def find_folder(
     if dataset_name is None:
         names = sorted(p.parent.parent.name for p in root.glob(f"*/{split}/image_ids.txt"))
         if names:
-            hint = f"; it holds the data sets {', '.join(names)}: choose one with --dataset_name"
+            hint = f"; it holds the data sets {', '.join(names)}: choose one with `dataset_name`"
     raise InputError(f"no image_ids.txt in {some(tried)}{hint}")
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from ..errors import InputError
 from ..files import atomic_path
+from ..short import Short
 from . import cub
 from .textlines import some
 
@@ -21,8 +22,8 @@ _EXTRACTING = ".tmp-extracting"
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, repr=False)
+class Prepared(Short):
     """Where `prepare_cub` put things.
 
     Attributes:

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
+from ..short import Short
 from .textlines import counted, some
 from .transfer import to_device
 
 MOST_LISTED = 20  # failed images in a report: a folder that is missing fails thousands
 
 
-@dataclass
-class Report:
+@dataclass(repr=False)
+class Report(Short):
     """The images of a run that gave no result, or were not whole.
 
     Attributes:
@@ -45,6 +46,10 @@ class Report:
             count = counted(len(self.failed), "image")
             raise ImageError(f"none of the {count} could be used; {self.name(index)}: {reason}")
 
+    def first_failure(self) -> str:
+        """Return what is wrong with the first image that gave no result, or ""."""
+        return "".join(f"{self.name(i)}: {reason}" for i, reason in self.failed[:1])
+
     def lines(self) -> list[str]:
         """Return what to tell at the end of a run: nothing if all images were whole."""
         out = []
@@ -71,8 +76,8 @@ class Report:
         self.truncated = stored["truncated"]
 
 
-@dataclass
-class ImageBatch:
+@dataclass(repr=False)
+class ImageBatch(Short):
     """The readable images of one batch.
 
     Attributes:

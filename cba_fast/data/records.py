@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..short import Short
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ImageRecord:
         return map_name(self.image_id)
 
 
-@dataclass(frozen=True)
-class ImageSet:
+@dataclass(frozen=True, repr=False)
+class ImageSet(Short):
     """The images of one split, in data set order.
 
     Attributes:

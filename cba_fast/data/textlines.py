@@ -1,5 +1,6 @@
 """Read the line-based annotation files; every complaint names the file, the line and its text."""
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,3 +48,19 @@ def some(items: Iterable[object], limit: int = 3) -> str:
     items = list(items)
     text = ", ".join(str(i) for i in items[:limit])
     return text + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return `value` as a message quotes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def unprintable(text: str) -> str:
+    """Return which character of a name would break tables, pictures or files; "" if none."""
+    for c in text:
+        if unicodedata.category(c) == "Cs":
+            return f"half a surrogate pair (U+{ord(c):04X})"
+        if unicodedata.category(c) == "Cc":
+            return f"a control character (U+{ord(c):04X})"
+    return ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..models.features import FeatureLayout, layout_of
 from ..nn import eval_mode
 from .lean import lean_convolutions
 from .recompute import recomputing
@@ -151,33 +152,38 @@ def center_gradient(
     x: Tensor,
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
 ) -> Tensor:
     """Return, for each image, the gradient of the feature map's central position at its pixels.
 
-    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n] with F = features(x).
+    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n] with F = features(x), seen as
+    (N,C,h,w). The maps of Swin come as (N,h,w,C), those of ViT as tokens; prefix tokens such as the
+    class token are left out.
 
     Args:
         model: the module that `features` runs.
         x: images (N,3,H,W), floating, preprocessed.
-        features: images to the unpooled, pre-norm feature map (N,C,h,w); None:
-            ``model.forward_features``.
+        features: images to the unpooled, pre-norm feature map; None: ``model.forward_features``.
+        layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens) of the feature map; None: as
+            :func:`cba_fast.models.features.layout_of` finds out.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
 
     Returns:
         (N,3,H,W), dtype of `x`.
 
     Raises:
-        ValueError: `x` or the feature map is not four-dimensional, or as :func:`input_gradient`.
+        ValueError: `x` is not four-dimensional, the features are no map or their layout cannot be
+            known, or as :func:`input_gradient`.
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
     """
-    features = features or model.forward_features
+    run = features or model.forward_features
+    what = {"model": model, "last": features is None, "layout": layout}
 
     def total(images: Tensor) -> Tensor:
-        f = features(images)
-        if not isinstance(f, Tensor) or f.ndim != 4:
-            raise ValueError(f"the feature map must be (N,C,h,w), got {_describe(f)}")
+        found = run(images)
+        f = layout_of(found, images.shape[2:], where="the network", **what).to_nchw(found)
         return f[:, :, f.shape[2] // 2, f.shape[3] // 2].relu().sum()
 
     return gradient_of(model, x, total, checkpoint=checkpoint)

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..models.features import FeatureLayout
+from ..short import Short
 from .gradients import center_gradient, finite_images, images_of
 from .walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 
-@dataclass
-class ErfMap:
+@dataclass(repr=False)
+class ErfMap(Short):
     """An ERF map.
 
     Attributes:
@@ -36,6 +38,7 @@ def erf_map(
     images: Tensor | Iterable[Tensor],
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
@@ -48,7 +51,7 @@ def erf_map(
     Args:
         model: a network with ``forward_features``, on the device of `images`.
         images: (N,3,H,W), floating, preprocessed, or an iterable of such batches of one H and W.
-        features: images to the unpooled, pre-norm feature map; None: ``model.forward_features``.
+        features, layout: see :func:`~cba_fast.erf.center_gradient`.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
         backend: of :func:`cba_fast.ops.erf_accumulate`.
 
@@ -63,7 +66,7 @@ def erf_map(
     """
     total, count, seen, skipped = None, 0, 0, []
     for x in [images] if isinstance(images, Tensor) else images:
-        grad = center_gradient(model, x, features=features, checkpoint=checkpoint)
+        grad = center_gradient(model, x, features=features, layout=layout, checkpoint=checkpoint)
         if total is None:
             total = torch.zeros(x.shape[2:], dtype=torch.float64, device=grad.device)
         finite = finite_images(grad).tolist()
@@ -81,6 +84,7 @@ def measure_erf_map(
     num_images: int = 50,
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
@@ -90,7 +94,7 @@ def measure_erf_map(
     its place, as in the published script.
 
     Args:
-        model: see :func:`erf_map`, also for `features`, `checkpoint` and `backend`.
+        model: see :func:`erf_map`, also for `features`, `layout`, `checkpoint` and `backend`.
         walk: the images, all of one size; usually the data set in order.
         num_images: how many to average over; a walk with fewer gives the mean over all of them.
 
@@ -100,7 +104,9 @@ def measure_erf_map(
     """
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
-        grad = center_gradient(model, images, features=features, checkpoint=checkpoint)
+        grad = center_gradient(
+            model, images, features=features, layout=layout, checkpoint=checkpoint
+        )
         good = with_finite_gradient(walk.report, grad, indices)[: num_images - int(state["count"])]
         if not good:
             return state

@@ -4,10 +4,13 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..models.layers import LayerScaleBlock
@@ -19,11 +22,17 @@ LEVELS = ("none", "block", "stage")
 _BLOCKS = (RepLKBlock, ConvFFN, LayerScaleBlock, ConvNeXtBlock)
 
 
-def parts_of(model: nn.Module, level: str) -> list[nn.Module]:
+def parts_of(model: nn.Module, level: str, *, between: bool = False) -> list[nn.Module]:
     """Return the modules whose activations are recomputed at a level.
 
     ``block``: each residual block of RepLKNet, ConvNeXt (timm's too), SLaK and slak_flex;
     ``stage``: each chain of such blocks.
+
+    Args:
+        model: the network.
+        level: of `LEVELS`.
+        between: take also the chains of layers before and between the blocks, such as the stem,
+            whose maps are the largest of a network in training.
 
     Raises:
         ValueError: unknown level, or a model without such blocks (the message says so).
@@ -42,7 +51,20 @@ def parts_of(model: nn.Module, level: str) -> list[nn.Module]:
             f"{type(model).__name__} has no blocks that are known here, so checkpoint must be"
             f" 'none', got {level!r}"
         )
-    return found
+    return found + (list(_between(model)) if between else [])
+
+
+def _between(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost chains of layers, with weights, that hold no block and lie in none."""
+    for child in module.children():
+        if isinstance(child, _BLOCKS):
+            continue
+        if any(isinstance(m, _BLOCKS) for m in child.modules()):
+            yield from _between(child)
+        elif isinstance(child, nn.Sequential) and any(True for _ in child.parameters()):
+            yield child
+        elif isinstance(child, nn.ModuleList):
+            yield from _between(child)
 
 
 def _is_chain(module: nn.Module) -> bool:
@@ -54,23 +76,49 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def recomputing(model: nn.Module, level: str) -> Iterator[None]:
+def recomputing(model: nn.Module, level: str, *, between: bool = False) -> Iterator[None]:
     """Let the parts of `model` at `level` keep only their inputs for the backward pass.
 
     The backward pass computes a part once more when it comes to it: one more forward pass in all,
-    with equal results. Random numbers are not replayed (in eval mode there are none).
+    with equal results. In training the random numbers of a part (its drop path) are drawn again as
+    they were, and its batch norms leave their running statistics alone the second time.
+
+    Args:
+        model, level, between: see :func:`parts_of`.
 
     Raises:
         ValueError: see :func:`parts_of`.
     """
-    parts = parts_of(model, level)
     with contextlib.ExitStack() as stack:
-        for part in parts:
+        for part in parts_of(model, level, between=between):
             forward = functools.partial(
-                recomputed, part.forward, use_reentrant=False, preserve_rng_state=False
+                recomputed,
+                part.forward,
+                use_reentrant=False,
+                preserve_rng_state=part.training,
+                context_fn=functools.partial(_contexts, part),
             )
             replace_forward(stack, part, forward)
         yield
+
+
+def _contexts(part: nn.Module) -> tuple[contextlib.AbstractContextManager, ...]:
+    """Return the contexts of a part's first and second forward pass."""
+    return contextlib.nullcontext(), _statistics_set_aside(part)
+
+
+@contextlib.contextmanager
+def _statistics_set_aside(part: nn.Module) -> Iterator[None]:
+    """Let the batch norms of `part` update copies of their running statistics."""
+    norms = [m for m in part.modules() if isinstance(m, _BatchNorm) and m.training]
+    own = [dict(m._buffers) for m in norms]
+    try:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update((k, b if b is None else b.clone()) for k, b in buffers.items())
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update(buffers)
 
 
 def kept_bytes(
@@ -83,8 +131,8 @@ def kept_bytes(
     """Return how much an input gradient's passes keep at their peak, without computing anything.
 
     What the forward pass keeps for the backward pass, each storage once and weights left out, plus
-    at the levels ``block`` and ``stage`` what the largest part keeps while it is recomputed. The
-    temporary results of single layers come on top. Shapes are propagated on PyTorch's meta device.
+    at the levels ``block`` and ``stage`` what a part keeps while it is recomputed. The temporary
+    results of single layers come on top. Shapes are propagated on PyTorch's meta device.
 
     Args:
         model: frozen or not; it is left as it is, and taken as frozen.
@@ -95,56 +143,100 @@ def kept_bytes(
     Raises:
         ValueError: see :func:`parts_of`.
     """
-    run = run or (lambda model, x: model(x))
-    shadow = _on_meta(model)
-    parts = parts_of(shadow, level)
-    meter = _Meter(shadow)
-    with torch.inference_mode(False), torch.enable_grad(), lean_convolutions(shadow):
+    shadow = _shadow(model, "meta", lambda p: False).eval()
+    with torch.inference_mode(False), lean_convolutions(shadow):
         images = torch.empty(shape, device="meta", requires_grad=True)
-        with meter.watching(parts), meter:
-            y = run(shadow, images)
+        return _measured(shadow, images, parts_of(shadow, level), run).peak
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a forward pass keeps for its backward pass.
+
+    Attributes:
+        peak: the most at a time, parts that are recomputed included.
+        largest: the largest single tensor.
+    """
+
+    peak: int
+    largest: int
+
+
+def kept_in_training(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    level: str = "none",
+    *,
+    device: str = "cpu",
+    run: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> Kept:
+    """Return how much a training step keeps, without computing anything; see :func:`kept_bytes`.
+
+    Weights, their gradients and the optimizer's state are left out.
+
+    Args:
+        model: in float32; it is left as it is, and taken in training mode.
+        shape: (N,3,H,W) of the batch.
+        level: of `LEVELS`, with the layers between the blocks.
+        device: type of the device, on which autocast depends.
+        run: (model, images) -> the output; None: ``model(images)``.
+
+    Raises:
+        ValueError: see :func:`parts_of`; a batch norm would see one value per channel.
+    """
+    with FakeTensorMode():  # unlike the meta device, it follows autocast
+        shadow = _shadow(model, device, lambda p: p.requires_grad).train()
+        parts = parts_of(shadow, level, between=True)
+        return _measured(shadow, torch.empty(shape, device=device), parts, run)
+
+
+def _measured(shadow: nn.Module, images: Tensor, parts: list[nn.Module], run) -> Kept:
+    run = run or (lambda model, x: model(x))
+    meter = _Meter(shadow)
+    with torch.enable_grad(), meter.watching(parts), meter:
+        y = run(shadow, images)
     del y
-    if not parts:
-        return meter.total
-    whole = meter.total - sum(meter.inside) + sum(meter.inputs)
-    return whole + max(meter.inside)
+    return Kept(max(meter.peak, meter.outside), meter.largest)
 
 
 class _Meter(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up the storages that autograd keeps, in all and inside of parts."""
+    """Adds up the storages that autograd keeps, outside of parts and at the peak.
+
+    Attributes:
+        outside: bytes kept outside of parts, and the inputs of parts.
+        peak: the most at a time in the backward pass. It goes from the end to the beginning and
+            frees what it has used: while a part is recomputed, what lies behind it is gone.
+        largest: the largest single storage.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__(self._pack, lambda t: t)
-        self.total = 0
-        self.inside: list[int] = []
-        self.inputs: list[int] = []
+        self.outside = self.peak = self.largest = 0
         # Storages are told apart by their address, so those that were seen must stay alive.
-        self._seen = {t.untyped_storage()._cdata for t in _tensors_of(model)}
+        self._seen = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
         self._alive: list[Tensor] = []
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        self.total += self._size_if_new(tensor)
-        return tensor
-
-    def _size_if_new(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._seen:
-            return 0
-        self._seen.add(storage._cdata)
-        self._alive.append(tensor)
-        return storage.nbytes()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self.outside += storage.nbytes()
+            self.largest = max(self.largest, storage.nbytes())
+        return tensor
 
     @contextlib.contextmanager
     def watching(self, parts: list[nn.Module]) -> Iterator[None]:
-        """Note for each call of a part what it keeps, and the size of its input."""
+        """Take what the calls of `parts` keep as recomputed."""
         starts: list[int] = []
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            starts.append(self.total)
+            starts.append(self.outside)
 
         def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inside.append(self.total - starts.pop())
-            self.inputs.append(args[0].nbytes)
+            start = starts.pop()
+            inside, self.outside = self.outside - start, start + args[0].nbytes
+            self.peak = max(self.peak, self.outside + inside)
 
         handles = [m.register_forward_pre_hook(before) for m in parts]
         handles += [m.register_forward_hook(after) for m in parts]
@@ -155,19 +247,16 @@ class _Meter(torch.autograd.graph.saved_tensors_hooks):
                 handle.remove()
 
 
-def _tensors_of(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _shadow(model: nn.Module, device: str, learns: Callable[[nn.Parameter], bool]) -> nn.Module:
+    """Return a copy without numbers, in float32."""
 
+    def empty(t: Tensor) -> Tensor:
+        dtype = torch.float32 if t.is_floating_point() else t.dtype
+        return torch.empty(t.shape, dtype=dtype, device=device)
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """Return a frozen copy in eval mode without data, in float32."""
     memo: dict[int, object] = {}
     for p in model.parameters():
-        memo[id(p)] = nn.Parameter(_without_data(p.detach()), requires_grad=False)
+        memo[id(p)] = nn.Parameter(empty(p), requires_grad=learns(p))
     for b in model.buffers():
-        memo[id(b)] = _without_data(b)
-    return copy.deepcopy(model, memo).eval()
-
-
-def _without_data(t: Tensor) -> Tensor:
-    return t.to("meta", torch.float32 if t.is_floating_point() else t.dtype)
+        memo[id(b)] = empty(b)
+    return copy.deepcopy(model, memo)

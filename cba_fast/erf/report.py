@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_json, write_npy
+from ..short import Short
 from . import AreaRatio, ErfMap, ErfShape, area_ratio, erf_shape, scale_free_area_ratio
 
 
-@dataclass
-class MapRun:
+@dataclass(repr=False)
+class MapRun(Short):
     """A finished ERF map and what is told about it.
 
     Attributes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..short import Short
 from .gradients import finite_images, images_of, input_gradient
 from .walk import State, Walk, with_finite_gradient
 
@@ -85,8 +86,8 @@ def erf_sizes(
     return np.concatenate(parts)
 
 
-@dataclass
-class SizeResult:
+@dataclass(repr=False)
+class SizeResult(Short):
     """What :func:`measure_erf_sizes` found.
 
     Attributes:

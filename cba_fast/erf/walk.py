@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.reading import ImageBatch, Report, cut, read_batches
+from ..short import Short
 from .gradients import finite_images
 from .partial import Partial
 
@@ -29,8 +30,8 @@ def with_finite_gradient(report: Report, grad: Tensor, indices: Sequence[int]) -
     return good
 
 
-@dataclass
-class Walk:
+@dataclass(repr=False)
+class Walk(Short):
     """How a run reads its images.
 
     Attributes:

@@ -1,20 +1,24 @@
 """``collect-erf-wsol``: train where weights are missing, score, measure the ERF, add to the CSV."""
 
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .. import files
+from .. import files, resume
 from ..analysis.points import put_points
 from ..errors import InputError
 from ..runs.erf import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
+from ..runs.resolve import resolve
 from ..runs.score import versions
+from ..short import Short
 from ..training.train import train
 from .plan import Experiment, Plan
 from .progress import (
@@ -24,8 +28,8 @@ from .progress import (
     erf_path,
     error_path,
     point_of,
+    record_of,
     result_path,
-    stamp,
     weights_are_given,
     weights_of,
 )
@@ -34,8 +38,8 @@ from .settings import Settings
 Bar = Callable[[str], Callable[[Iterable, int], Iterator]]
 
 
-@dataclass
-class Outcome:
+@dataclass(repr=False)
+class Outcome(Short):
     """How an experiment ended.
 
     Attributes:
@@ -59,17 +63,24 @@ class _Collecting:
         plan: the experiments and where results go.
         log: gets lines.
         bar: returns the progress function of a description.
+        overwrite: replace trainings of the same name that are not those asked for.
         trained: the summary of each training of this run, or the reason why it failed, by name.
     """
 
     plan: Plan
+    overwrite: bool
     log: Callable[[str], None]
     bar: Bar
     trained: dict[str, dict | str] = field(default_factory=dict)
 
 
 def collect(
-    plan: Plan, steps: Sequence[Step], *, log: Callable[[str], None] = print, bar: Bar | None = None
+    plan: Plan,
+    steps: Sequence[Step],
+    *,
+    overwrite: bool = False,
+    log: Callable[[str], None] = print,
+    bar: Bar | None = None,
 ) -> Iterator[Outcome]:
     """Run what the experiments need, one after the other, and yield how each ended.
 
@@ -81,19 +92,27 @@ def collect(
 
     Args:
         plan: from `load_experiments`.
-        steps: from `find_steps`, checked by `refuse_changes` (or to be redone) and `check_inputs`.
+        steps: from `find_steps`, checked by `refuse_changes` (or with `overwrite`) and
+            `check_inputs`.
+        overwrite: replace results and trainings of the same names that belong to other settings,
+            images or versions.
         log: gets a line before each part and the lines of the training.
         bar: ``bar(description)`` returns a ``progress(iterable, total)``.
     """
-    run = _Collecting(plan, log, bar or (lambda text: lambda items, total: iter(items)))
+    run = _Collecting(plan, overwrite, log, bar or (lambda text: lambda items, total: iter(items)))
     order = [e.name for e in plan.experiments]
+    written = (result_path, erf_path, error_path)
+    files.remove_leftovers([plan.csv, *(path(plan, name) for path in written for name in order)])
     for number, step in enumerate(steps, 1):
         name = step.experiment.name
         if step.need == RUN:
             log(f"[{number}/{len(steps)}] {name}")
             if step.change:
-                # Before its ERF sizes are replaced: old settings must not vouch for new sizes. The
-                # row goes first: one without a result would be taken for the user's.
+                # Old settings must not vouch for new sizes, so the result goes before those are
+                # written, and after the old ones, which it lists. The row goes before the result:
+                # one without a result would be taken for the user's.
+                if result_path(plan, name).exists():
+                    erf_path(plan, name).unlink(missing_ok=True)
                 put_points(plan.csv, [], order, remove={name})
                 result_path(plan, name).unlink(missing_ok=True)
             outcome = _try(run, step.experiment)
@@ -123,7 +142,10 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     settings = experiment.settings
     training = _train(run, settings) if settings.weight_path is None else None
     weights = weights_of(settings)
-    identity = stamp(weights)
+    images = open_images(settings.data()).records
+    found = resume.list_fingerprint((r.image_id, r.path) for r in images)
+    record = record_of(run.plan, experiment, found)
+    run.log(resolve(settings.model_of(weights), settings.data()).line)
     if settings.compile:
         # Of a class of models eight forms are compiled, all later ones run as they are: results
         # would depend on what ran before them.
@@ -145,8 +167,8 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
         run.log(f"Warning: {note}")
     return {
         "name": experiment.name,
-        "settings": settings.described(),
-        "weights": identity,
+        **record,
+        "weights": record["inputs"]["weights"],
         "training": training,
         **_scores(found),
         "erf": erf,
@@ -166,14 +188,15 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
             return None
         run.log(f"training {name}")
         try:
-            ended = train(
+            training = functools.partial(
+                train,
                 settings.model_of(None),
                 config,
                 settings.run(),
-                resume=True,
                 progress=run.bar("training"),
                 log=run.log,
             )
+            ended = _continue_or_replace(training) if run.overwrite else training()
         except Exception as e:
             run.trained[name] = f"{type(e).__name__}: {e}"
             raise
@@ -192,12 +215,21 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
     return summary
 
 
+def _continue_or_replace(call: Callable) -> Any:
+    try:
+        return call()
+    except resume.OtherRunError:
+        return call(overwrite=True)
+
+
 def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[dict, list[str]]:
     """Measure the ERF sizes as ``erf-compute`` does by default: one image at a time, in float32."""
     settings = experiment.settings
     model, data = settings.model_of(weights), settings.data()
     how = replace(settings.run(), batch_size=1, precision="fp32", compile=False)
-    sizes = compute_sizes(
+    # Without a result there is nothing that sizes of other settings belong to.
+    measure = functools.partial(
+        compute_sizes,
         load_model(model, how),
         open_images(data),
         model,
@@ -207,6 +239,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
         erf_path(run.plan, experiment.name),
         progress=run.bar("ERF sizes"),
     )
+    sizes = _continue_or_replace(measure)
     (stats,) = sizes.stats.values()
     erf = {
         "num_samples": stats.count,

@@ -16,7 +16,8 @@ from torch import nn
 from .. import data as cba_data
 from .. import files
 from ..analysis.models import fit_models, report_lines, score_points
-from ..analysis.plots import plot_erf_map, plot_points, save_figure
+from ..analysis.plots import plot_points, save_figure
+from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
 from ..errors import InputError
@@ -27,6 +28,7 @@ from ..runs.generate import generate_heatmaps
 from ..runs.inference import load_model, open_images
 from ..runs.score import versions
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..short import Short
 from ..training.model import LAYER_SCALE
 from ..training.train import TrainConfig, train
 from .baselines import Baselines, fixed_box_baselines
@@ -87,8 +89,8 @@ MODELS = (
 )
 
 
-@dataclass
-class DemoRow:
+@dataclass(repr=False)
+class DemoRow(Short):
     """The results of one model.
 
     Attributes:
@@ -109,8 +111,8 @@ class DemoRow:
     seconds: float
 
 
-@dataclass
-class DemoResult:
+@dataclass(repr=False)
+class DemoResult(Short):
     """All results of the demo."""
 
     rows: list[DemoRow]
@@ -185,7 +187,7 @@ def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} exists and is not a folder")
     if root.is_dir() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root} is not empty and holds no earlier demo; choose another --output")
+        raise InputError(f"{root} is not empty and holds no earlier demo; choose another `output`")
     files.write_json(marker, {"written_by": "cba_fast demo"})
 
 
@@ -281,7 +283,7 @@ def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     path = task.root / "weights" / f"{model.slug}_init.pth"
-    save_state_dict_file(built.state_dict(), path)
+    save_state_dict_file(built.state_dict(), path, built.description)
     return path
 
 
@@ -293,18 +295,19 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
     shown = DataConfig(str(task.gallery), input_size=INPUT_SIZE)
     scores: dict[str, EvaluateResult] = {}
     for method in METHODS:
-        maps = MapConfig(method=method, map_size=INPUT_SIZE)
+        maps = MapConfig(method=method)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
-        generate_heatmaps(config, shown, run, maps, root / f"heatmap_{model.slug}_{method}")
+        heatmaps = root / f"heatmap_{model.slug}_{method}"
+        generate_heatmaps(config, shown, run, maps, heatmaps, overwrite=True)
     common = (load_model(config, run), open_images(data), config, data, run)
     sizes = SizeConfig(num_samples=scale.erf_samples, seed=task.seed)
     output = root / f"erf_sizes_{model.slug}.npy"
-    (stats,) = compute_sizes(*common, sizes, output, resume=False).stats.values()
+    (stats,) = compute_sizes(*common, sizes, output, overwrite=True).stats.values()
     erf_map = compute_map(
         *common,
         ErfMapConfig(scale.erf_map_images, 2 * INPUT_SIZE),
         root / f"erf_map_{model.slug}.npy",
-        resume=False,
+        overwrite=True,
     )
     figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
     save_figure(figure, root / f"erf_map_{model.slug}.png")

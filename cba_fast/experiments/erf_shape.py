@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
+from .. import resume
 from ..data import ImageRecord, ImageSet
 from ..data.reading import Report
 from ..erf import (
@@ -23,10 +24,11 @@ from ..erf import (
 )
 from ..errors import InputError
 from ..files import write_json, write_npy
-from ..models import SLaKFlex, build_model, inference_form
-from ..runs.erf import check_precision, checkpoint_level, map_walk, run_description
-from ..runs.inference import PRECISIONS, autocast, choose_device, report_on
+from ..models import SLaKFlex, inference_form
+from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
+from ..runs.inference import PRECISIONS, autocast, build, choose_device, report_on
 from ..runs.settings import DataConfig, ModelConfig, RunConfig
+from ..short import Short
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class SweepConfig:
         return [i / (self.steps - 1) for i in range(self.steps)]
 
 
-@dataclass
-class Mixture:
+@dataclass(repr=False)
+class Mixture(Short):
     """The ERF of slak_flex at alpha = 1 - square_share, beta = square_share.
 
     Attributes:
@@ -83,14 +85,24 @@ class Mixture:
         return values if self.distance is None else {**values, "distance": self.distance}
 
 
-@dataclass
-class Sweep:
+@dataclass(repr=False)
+class Sweep(Short):
     """A finished run: the sweep's mixtures, those a search tried, the best one, notes."""
 
     mixtures: list[Mixture]
     tried: list[Mixture] = field(default_factory=list)
     best: Mixture | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def check_unmixed(config: ModelConfig) -> None:
+    """Refuse settings that fix the mixture.
+
+    Raises:
+        InputError: alpha or beta is given.
+    """
+    if config.alpha is not None or config.beta is not None:
+        raise InputError("alpha and beta are what is swept; leave them out")
 
 
 def load_mixable(config: ModelConfig) -> SLaKFlex:
@@ -100,17 +112,12 @@ def load_mixable(config: ModelConfig) -> SLaKFlex:
         InputError: another family, alpha or beta given, or a checkpoint with merged weights.
         CheckpointError: the weights cannot be loaded.
     """
-    if config.family != "slak_flex":
+    check_unmixed(config)
+    if config.family not in (None, "slak_flex"):
         raise InputError(f"only slak_flex has a mixture to change, not {config.family}")
-    if config.alpha is not None or config.beta is not None:
-        raise InputError("alpha and beta are what is swept; leave them out")
-    model = build_model(
-        config.family,
-        model=config.name,
-        checkpoint=config.weights,
-        num_classes=config.num_classes,
-        output_stride=config.output_stride,
-    )
+    model = build(config)
+    if not isinstance(model, SLaKFlex):
+        raise InputError(f"only slak_flex has a mixture to change, not {model.family}")
     try:
         model.set_mixing(1, 0)
     except ValueError as e:
@@ -257,7 +264,7 @@ def compute_sweep(
     target_name: str = "",
     json_path: str | os.PathLike | None = None,
     checkpoint: str = "auto",
-    resume: bool = True,
+    overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Sweep:
     """Run a sweep, and a search if there is a target, and write maps and figures.
@@ -268,25 +275,27 @@ def compute_sweep(
     Args:
         model: from :func:`load_mixable`.
         images: the data set; the first `config.num_images` usable ones count.
-        model_config, data, run: how model and images were made; a change of them starts afresh.
+        model_config, data, run: how model and images were made.
         config: the sweep.
         output: the ``.npy`` file.
         target: an ERF map (H,W) to match, or None.
         target_name: what the JSON file calls it.
         json_path: None: beside `output`.
-        checkpoint, resume, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
+        checkpoint, overwrite, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
 
     Raises:
         ImageError: no image can be used, or, with `run.strict`, one cannot.
         InputError: fp16, or a map that is zero everywhere.
     """
     check_precision(run)
-    used = {**run_description(model_config, data, run, images.records), "sweep": asdict(config)}
-    # The maps do not depend on how many are asked for: a finer sweep goes on from a coarser one.
-    of_maps = {**used, "sweep": config.num_images}
-    partial = Partial(output, of_maps)
-    if not resume:
-        partial.remove()
+    # The maps depend neither on how many mixtures are asked for nor on the target: a finer sweep
+    # or another search goes on from those that are there.
+    of_maps = {"num_images": config.num_images}
+    described = run_description(model_config, data, run, images.records, of_maps)
+    json_path = Path(json_path or Path(output).with_suffix(".json"))
+    outputs = [resume.beside(output, described), resume.beside(json_path, described)]
+    resume.claim(outputs, overwrite)
+    partial = Partial(output)
     how = (data.input_size, run, config.num_images, checkpoint, partial, progress)
     measure = MixtureMaps(model, images.records, *how)
     try:
@@ -298,9 +307,10 @@ def compute_sweep(
     if measure.continued:
         found.notes.append(f"continued after {measure.continued} mixtures")
     found.notes += measure.report.lines()
-    write_json(json_path or Path(output).with_suffix(".json"), _report(found, used, target_name))
+    used = {**as_json(described), "sweep": asdict(config)}
+    write_json(json_path, _report(found, used, target_name))
     write_npy(output, np.stack([m.map for m in found.mixtures]))
-    partial.remove()
+    partial.save(measure.arrays, force=True)
     return found
 
 

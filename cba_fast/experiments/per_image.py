@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import json
-import logging
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -13,27 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, resume
 from ..data import ImageDataset
 from ..data.reading import Report
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
-from ..erf.gradients import finite_images, images_of
+from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
-from ..errors import ImageError
+from ..errors import ImageError, InputError
 from ..files import write_bytes
 from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
-from ..runs.score import versions
+from ..runs.outputs import describe_run
+from ..runs.resolve import resolve
 from ..runs.settings import RunConfig
+from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
+from ..wsol.located import NOT_FINITE
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
 from .per_image_sample import Sample, Subject, measured_settings
-from .progress import stamp
 from .settings import Settings
-
-log = logging.getLogger("cba_fast")
 
 # What chance and the usual places of objects make of the object channels: see `Measurement`.
 CONTROL = "other_box_channels"
@@ -42,8 +40,8 @@ CONTROL = "other_box_channels"
 GROUP = 8
 
 
-@dataclass
-class Measurement:
+@dataclass(repr=False)
+class Measurement(Short):
     """What was measured of one model; rows are images, in the order of the sample.
 
     Attributes:
@@ -79,37 +77,37 @@ def measure(
     folder: Path,
     *,
     score: str = "prob",
-    resume: bool = True,
+    overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Measurement:
-    """Measure one model on the sample, or read what an earlier run of equal settings measured.
+    """Measure one model on the sample, or read what the same run measured earlier.
 
     The measurement is written to ``<folder>/<name>.npz``; the finished part of a killed run lies
-    beside it until then.
+    beside it until then, and a record that says what they belong to.
 
     Args:
         subject: the model.
         sample: from `draw_sample`.
         folder: where measurements are kept.
         score: whose gradient is the ERF's, see `input_gradient`.
-        resume: False measures anew.
+        overwrite: measure anew and replace what an earlier run wrote; else one of the same
+            settings, weights, images and boxes is continued, and any other refused.
         progress: called with the iterable of steps and their number, returns an iterable.
 
     Raises:
+        OtherRunError: another run wrote there; see `resume.Outputs.check`.
         CbaError: weights that cannot be loaded, a target that an image does not have, no image that
             could be measured, or, with the setting `strict`, one that could not.
     """
     path = folder / f"{subject.name}.npz"
-    described = _described(subject, sample, score)
-    partial = Partial(path, described)
-    stored = _read(path, described) if resume else None
-    if not resume:
-        partial.remove()
-    if stored is None:
-        stored = _run(subject, sample, score, partial, progress)
-        _write(path, described, stored)
-        partial.remove()
-    arrays = {k: v for k, v in stored.items() if k not in ("report", "settings")}
+    outputs = resume.beside(path, _described(subject, sample, score))
+    if resume.claim([outputs], overwrite) is None:
+        stored = _run(subject, sample, score, Partial(path), progress)
+        _write(path, stored)
+        outputs.finish()
+    else:
+        stored = _read(path)
+    arrays = {k: v for k, v in stored.items() if k != "report"}
     report = report_on(sample.records, _how(subject.settings))
     report.loads(str(stored["report"]))
     if report.strict and report.failed:  # of an earlier run that was not strict
@@ -126,6 +124,8 @@ def _run(
     subject: Subject, sample: Sample, score: str, partial: Partial, progress: Callable
 ) -> dict[str, np.ndarray]:
     settings, run = subject.settings, _how(subject.settings)
+    if settings.target == "label":
+        sample = _labelled(subject, sample)
     model = load_model(settings.model_of(subject.weights), run)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, run)
@@ -144,6 +144,15 @@ def _run(
     state = walk.run(step, step.first())
     report.check_any(len(state["index"]))
     return {k: v.numpy() for k, v in state.items()} | {"report": np.array(report.dumps())}
+
+
+def _labelled(subject: Subject, sample: Sample) -> Sample:
+    """Return the sample with labels that are the model's classes."""
+    resolved = resolve(subject.settings.model_of(subject.weights), subject.settings.data())
+    truth = sample.boxes.labels
+    if truth is not None:
+        truth = {r.image_id: truth[i] for r, i in zip(sample.records, sample.ids, strict=True)}
+    return replace(sample, records=resolved.labelled(sample.records, sample.images, truth))
 
 
 @dataclass
@@ -170,17 +179,18 @@ class _Step:
 
     def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
         grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
-        finite = finite_images(features).tolist()
+        maps = cam_from_features(features, rows)
+        finite = maps.isfinite().flatten(1).all(1).tolist()
         good = []
         for i in with_finite_gradient(self.report, grad, indices):
             if finite[i]:
                 good.append(i)
             else:
-                self.report.fail(indices[i], "its feature maps are not finite")
+                self.report.fail(indices[i], NOT_FINITE)
         if not good:
             return state
         kept = [indices[i] for i in good]
-        new = self._rows(features[good], rows[good], kept)
+        new = self._rows(features[good], rows[good], maps[good], kept)
         new["erf_size"] = ops.erf_size(images_of(grad, good), self.settings.p).double().cpu()
         new["index"] = torch.tensor(kept)
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
@@ -202,20 +212,19 @@ class _Step:
         target = self.sample.records[index].label if target == "label" else int(target)
         return weight[target : target + 1]
 
-    def _rows(self, features: Tensor, weights: Tensor, indices: list[int]) -> dict:
-        side, thresholds = self.settings.map_size, thresholds_of(self.settings)
-        gt = [self.sample.boxes.scaled(self.sample.ids[i], (side, side)) for i in indices]
+    def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
+        shape, thresholds = self.settings.map_shape(), thresholds_of(self.settings)
+        gt = [self.sample.boxes.scaled(self.sample.ids[i], shape[::-1]) for i in indices]
         grid = tuple(features.shape[2:])
-        small = cam_from_features(features, weights).cpu().numpy()
-        maps = finish_maps(small, side)
+        maps = finish_maps(small.cpu().numpy(), shape)
         u = ops.quantize(maps)
-        coverage = np.stack([box_coverage(b, side, grid) for b in gt])
+        coverage = np.stack([box_coverage(b, shape, grid) for b in gt])
         others = np.stack([self._other_coverage(i, grid) for i in indices])
-        quality = map_quality(features, weights, coverage, side)
+        quality = map_quality(features, weights, coverage, shape)
         return {
             "iou": ops.best_box_iou(u, gt, thresholds, contours="largest"),
             "active": active_pixels(u.numpy(), thresholds),
-            "object_pixels": np.array([box_mask(b, side).sum() for b in gt]),
+            "object_pixels": np.array([box_mask(b, shape).sum() for b in gt]),
             "constant": is_constant(maps),
             CONTROL: object_channels(features, weights, others),
             **vars(quality),
@@ -223,15 +232,15 @@ class _Step:
 
     def _other_coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
         """Return the coverage by the boxes of the sample's next image; zeros if there is none."""
-        ids, side = self.sample.ids, self.settings.map_size
+        ids, shape = self.sample.ids, self.settings.map_shape()
         other = (index + 1) % len(ids)
         if other == index:
             return np.zeros(grid)
         try:
-            boxes = self.sample.boxes.scaled(ids[other], (side, side))
+            boxes = self.sample.boxes.scaled(ids[other], shape[::-1])
         except ImageError:  # its own turn reports it
             return np.zeros(grid)
-        return box_coverage(boxes, side, grid)
+        return box_coverage(boxes, shape, grid)
 
 
 def _how(settings: Settings) -> RunConfig:
@@ -240,47 +249,33 @@ def _how(settings: Settings) -> RunConfig:
 
 
 def _described(subject: Subject, sample: Sample, score: str) -> dict:
-    """Return all that the numbers depend on."""
-    digest = hashlib.sha256()
-    for record, image_id in zip(sample.records, sample.ids, strict=True):
-        try:
-            found = record.path.stat()
-            size = [found.st_size, found.st_mtime_ns]
-        except OSError:
-            size = None
-        boxes = sample.boxes.boxes[image_id].tolist()
-        digest.update(repr((record.image_id, record.label, size, boxes)).encode())
-    return {
+    """Return the record of all that the numbers depend on."""
+    settings = {
         **measured_settings(subject.settings),
         "score": score,
         "arrays": [f.name for f in fields(Measurement)],
-        "weights_sha256": stamp(subject.weights)["sha256"],
-        "images_sha256": digest.hexdigest(),
         "device": str(choose_device(_how(subject.settings))),
-        "versions": versions(),
     }
+    described = describe_run(settings, subject.weights, sample.records)
+    labels = [r.label for r in sample.records]
+    boxes = [sample.boxes.boxes[image_id].tolist() for image_id in sample.ids]
+    digest = hashlib.sha256(repr((labels, boxes)).encode()).hexdigest()
+    described["inputs"]["boxes"] = {"count": len(boxes), "sha256": digest}
+    return described
 
 
-def _write(path: Path, described: dict, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     data = io.BytesIO()
-    np.savez(data, settings=np.array(json.dumps(described, sort_keys=True)), **arrays)
+    np.savez(data, **arrays)
     write_bytes(path, data.getvalue())
 
 
-def _read(path: Path, described: dict) -> dict[str, np.ndarray] | None:
-    """Return a stored measurement of these settings, or None (and say why) if there is none."""
-    if not path.exists():
-        return None
+def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+            return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        log.warning("%s cannot be read (%s): measuring anew", path, e)
-        return None
-    if str(arrays.get("settings")) != json.dumps(described, sort_keys=True):
-        log.warning("%s is of other settings: measuring anew", path)
-        return None
-    return arrays
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
@@ -288,7 +283,7 @@ def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:
     if count := int((arrays["erf_size"] == 0).sum()):
         notes.append(
             f"zero gradient (ERF size 0) of {counted(count, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
     if count := int(arrays["constant"].sum()):
         notes.append(f"{counted(count, 'CAM')} without a positive value: counted as maps of zeros")

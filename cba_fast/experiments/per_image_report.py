@@ -2,16 +2,18 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .. import files
+from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
 from ..errors import InputError
 from ..runs.score import versions
+from ..short import Short
 from .per_image import CONTROL, Measurement, thresholds_of
 from .per_image_sample import Sample, Subject
 
@@ -36,8 +38,8 @@ TITLES = {
 }
 
 
-@dataclass
-class ModelColumns:
+@dataclass(repr=False)
+class ModelColumns(Short):
     """One model's figures, image by image.
 
     Attributes:
@@ -60,8 +62,8 @@ class ModelColumns:
     notes: list[str]
 
 
-@dataclass
-class Findings:
+@dataclass(repr=False)
+class Findings(Short):
     """The whole analysis.
 
     Attributes:
@@ -103,7 +105,7 @@ def model_columns(subject: Subject, sample: Sample, found: Measurement) -> Model
         ERF: found.erf_size,
         **{name: getattr(found, name) for name in (*QUALITY, CONTROL)},
         AREA: found.active[:, best] / pixels,
-        OBJECT: pixels / subject.settings.map_size**2,
+        OBJECT: pixels / math.prod(subject.settings.map_shape()),
     }
     return ModelColumns(
         subject.name,
@@ -200,6 +202,31 @@ def _questions(
     if set(BLIND) < set(quality):
         asked += [Question((ERF,), BLIND), Question(BLIND, (ERF,))]
     return asked, (erf, maps)
+
+
+def check_findings(folder: Path, settings: dict, overwrite: bool) -> resume.Outputs:
+    """Return the files of :func:`write_findings` and of the pictures, to be prepared before those.
+
+    Measurements are kept one by one, so that a file of experiments may grow, and the table with it.
+
+    Args:
+        folder: where they go.
+        settings: JSON values; ``models`` are the models' names.
+        overwrite: replace what an earlier run wrote.
+
+    Raises:
+        InputError: files in the way that no earlier run wrote.
+        OtherRunError: the table there is of other settings, or of models that are not among these.
+    """
+    more = ("per_image.csv", "scatter.png", "forest.png")
+    outputs = resume.beside(folder / "per_image.json", resume.describe(settings), *more)
+    before = (outputs.recorded() or {}).get("settings", {}).get("models", [])
+    if before != settings["models"] and set(before) <= set(settings["models"]):
+        grown = resume.describe({**settings, "models": before})
+        resume.beside(folder / "per_image.json", grown, *more).check(overwrite)
+        overwrite = True
+    outputs.check(overwrite)
+    return outputs
 
 
 def write_findings(

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data import ImageRecord
+from ..data import ImageRecord, ImageSet
 from ..data.boxes import Boxes
 from ..data.textlines import some
 from ..erf import sample_indices
@@ -12,13 +12,15 @@ from ..errors import InputError
 from ..runs.evaluate import match_images
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
+from ..shapes import shape_text
+from ..short import Short
 from .plan import load_experiments
 from .progress import weights_of
 from .settings import TRAINING, Settings
 
 # What models that are compared image by image must have in common.
 _SHARED = (
-    *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target", "map_size"),
+    *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target"),
     *("cam_curve_interval", "num_samples", "p", "erf_seed"),
 )
 # Settings of a file of experiments that say nothing here: CAM and PC1 are measured of each model,
@@ -35,8 +37,8 @@ class Subject:
     weights: Path
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(Short):
     """The images that are measured.
 
     Attributes:
@@ -46,6 +48,7 @@ class Sample:
         drawn: how many images were sampled.
         without_box: ids of the sampled images that are not in the ground truth.
         missing: ids of those whose file is not there.
+        images: the data set that the sample is of.
     """
 
     records: list[ImageRecord]
@@ -54,6 +57,7 @@ class Sample:
     drawn: int
     without_box: list[str]
     missing: list[str]
+    images: ImageSet
 
     def notes(self) -> list[str]:
         """Return what to tell about images that are left out."""
@@ -103,6 +107,11 @@ def load_subjects(
             a, b = getattr(first.settings, key), getattr(s.settings, key)
             if a != b:
                 problems.append(f"{key} must be one for all models: {first.name} {a}, {s.name} {b}")
+        sizes = [shape_text(x.settings.map_shape()) for x in (first, s)]
+        if sizes[0] != sizes[1]:
+            problems.append(
+                f"map_size must be one for all models: {first.name} {sizes[0]}, {s.name} {sizes[1]}"
+            )
     if problems:
         raise InputError("\n".join(f"{path}: {line}" for line in problems))
     return subjects, notes
@@ -134,6 +143,7 @@ def draw_sample(settings: Settings) -> Sample:
         len(drawn),
         [r.image_id for r in left if r.path.is_file()],
         [r.image_id for r in left if not r.path.is_file()],
+        images,
     )
 
 

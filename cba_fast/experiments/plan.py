@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..data.textlines import shown, unprintable
 from ..errors import InputError
+from ..models import read_checkpoint
+from ..models.resolve import resolve_description
+from ..short import Short
+from ..training.config import MOST_NAME_BYTES
 from .settings import STRICT, PathText, Settings
 
 _SHORT = {"input_size": "r", "epochs": "e", "aug_mode": "aug", "batch_size": "b"}
+# A file of experiments has a few hundred values; integers beyond 30 digits mean nothing in it.
+_MOST_NODES, _MOST_DIGITS = 100_000, 30
+_MOST_EXPERIMENTS = 10_000
 _SHORT |= {"localization_method": "", "schedule": "", "weight_path": ""}
 
 
@@ -26,8 +35,8 @@ class Experiment:
     settings: Settings
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Short):
     """A file of experiments: where results go, and the experiments in the file's order.
 
     Attributes:
@@ -74,7 +83,8 @@ def load_experiments(path: Path) -> Plan:
             settings = _settings(own, document.defaults, where, problems)
             if settings is None:
                 continue
-            name = own.get("name") or _slug(settings, varied, prefix)
+            given = own.get("name")
+            name = _slug(settings, varied, prefix) if given is None else given
             found.append((where, Experiment(name, settings)))
         if not found and not problems:
             problems.append("no experiment: give 'experiments' or 'grid'")
@@ -101,6 +111,9 @@ def _entries(
         if not isinstance(prefix, str) or "name" in axes:
             problems.append(f"{label}: name: must be text, the beginning of each name")
             continue
+        if (count := math.prod(map(len, axes.values()))) > _MOST_EXPERIMENTS:
+            problems.append(f"{label}: stands for {count} experiments, more than 10000")
+            continue
         for values in itertools.product(*axes.values()):
             yield label, constant | dict(zip(axes, values)), list(axes), prefix
 
@@ -108,7 +121,7 @@ def _entries(
 def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Settings | None:
     """Return the settings of an experiment; defaults hold where they have a meaning."""
     own = {k: v for k, v in own.items() if k != "name"}
-    merged = defaults | own
+    merged = _recorded(defaults | own, where, problems) | defaults | own
     settings = _validated(Settings, merged, where, problems, defaults.keys() - own.keys())
     if settings is None:
         return None
@@ -118,6 +131,26 @@ def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Set
     settings = Settings.model_validate(kept)
     problems += [f"{where}: {key}: {reason}" for key, reason in settings.conflicts()]
     return settings
+
+
+def _recorded(values: dict, where: str, problems: list[str]) -> dict:
+    """Return what the checkpoint of `weight_path` says, under the settings' names."""
+    path = values.get("weight_path")
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}  # told before the first experiment runs
+    kinds = {"family": str, "model": str, "num_classes": int}
+    asked = {k: values.get("model_family" if k == "family" else k) for k in kinds}
+    asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
+    try:
+        checkpoint = read_checkpoint(path, mapped=True)
+        family = resolve_description(checkpoint, **asked).description.family
+    except InputError as e:
+        problems.append(f"{where}: weight_path: {e}")
+        return {}
+    said = checkpoint.description
+    names = ("model", "output_stride", "input_size", "alpha", "beta") if said else ()
+    found = {name: getattr(said, name) for name in names}
+    return {"model_family": family} | {k: v for k, v in found.items() if v is not None}
 
 
 def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[str], skip):
@@ -137,7 +170,8 @@ def _reason(kind: type[BaseModel], key: str, error: dict) -> str:
     if error["type"] == "missing":
         return "must be given"
     if error["type"] != "extra_forbidden":
-        return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        text = error["msg"].removeprefix("Value error, ")
+        return f"{text[0].lower()}{text[1:]}, got {shown(error['input'])}"
     close = difflib.get_close_matches(key, kind.model_fields, 1)
     return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
 
@@ -147,9 +181,20 @@ def _name_problems(found: list[tuple[str, Experiment]]) -> Iterator[str]:
     for where, experiment in found:
         name = experiment.name
         if not isinstance(name, str):
-            yield f"{where}: name: must be text, got {name!r}"
-        elif not re.fullmatch(r"[^\s./\\][^/\\\n\r\t\0]*", name) or name != name.strip():
-            yield f"{where}: name: {name!r} cannot be part of a file name"
+            yield f"{where}: name: must be text, got {shown(name)}"
+        elif not name:
+            yield f"{where}: name: is empty"
+        elif what := unprintable(name):
+            yield f"{where}: name: {shown(name)} holds {what}"
+        elif not re.fullmatch(r"[^\s./\\][^/\\]*", name) or name != name.strip():
+            yield f"{where}: name: {shown(name)} cannot be part of a file name"
+        elif name[0] in "=+-@":
+            yield f"{where}: name: {shown(name)}: in a CSV a spreadsheet would run it as a formula"
+        elif (length := len(name.encode())) > MOST_NAME_BYTES:
+            yield (
+                f"{where}: name: {shown(name)} has {length} bytes; files are named after it, which"
+                f" leaves {MOST_NAME_BYTES}"
+            )
         elif name in seen:
             yield f"{where}: name: {name!r} is also the name of {seen[name]}; give another name"
         else:
@@ -175,7 +220,27 @@ def _text(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+    """Reads 1e-4 as a number, as YAML 1.2 does; refuses what hides, explodes or overflows."""
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node | None, counts: dict[int, int]) -> int:
+        """Return the nodes below and with `node`, aliases written out; refuse too many of them."""
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if id(node) not in counts:
+            counts[id(node)] = _MOST_NODES  # found again below itself, it is endless
+            pairs = isinstance(node, yaml.MappingNode)
+            items = [n for pair in node.value for n in pair] if pairs else node.value
+            counts[id(node)] = 1 + sum(self._count(item, counts) for item in items)
+        if counts[id(node)] > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for more than {_MOST_NODES} values", node.start_mark
+            )
+        return counts[id(node)]
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -189,7 +254,15 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"an integer of {len(node.value)} digits", node.start_mark
+            )
+        return self.construct_yaml_int(node)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -200,10 +273,14 @@ def _read_yaml(path: Path) -> dict:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not UTF-8 text: {e}") from e
+    except RecursionError as e:
+        raise InputError(f"{path}: nested too deeply") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or e}") from e
+    except ValueError as e:  # a date such as 2026-13-41
+        raise InputError(f"{path}: {e}") from e
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold keys such as 'defaults', 'experiments' and 'grid'")
     return content

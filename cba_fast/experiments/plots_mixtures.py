@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..analysis.plots_erf import COLOR_MAP, DECADES, decades, make_figure
+from ..analysis.plots import make_figure
+from ..analysis.plots_erf import COLOR_MAP, DECADES, decades
 from ..erf import ErfShape, erf_shape
 from .erf_shape import Mixture
 

@@ -1,22 +1,23 @@
 """What of a file of experiments is done, and what is left to do: read from the files alone."""
 
 import functools
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from .. import resume
 from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..errors import InputError
+from ..files import read_json
 from ..runs.inference import choose_device, open_images
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
 from ..training.state import load_state
 from .plan import Experiment, Plan
-from .settings import Settings, json_default
+from .settings import Settings
 
 # What an experiment needs: nothing, its row in the CSV, or everything.
 DONE, ROW, RUN = "done", "row", "run"
@@ -76,15 +77,40 @@ def weights_are_given(settings: Settings) -> bool:
 def find_steps(plan: Plan) -> list[Step]:
     """Compare each experiment with the files of earlier runs.
 
-    An experiment is done if its result has the same settings (and its weights, if they still exist,
-    are those that were scored), its ERF sizes exist, and the CSV has its row. A result without its
-    row, as a kill between the two leaves it, lacks the row alone.
+    An experiment is done if its result has the same record (settings, versions, images, and the
+    weights, if they still exist), its ERF sizes exist, and the CSV has its row. A result without
+    its row, as a kill between the two leaves it, lacks the row alone.
 
     Raises:
         InputError: a result or the CSV cannot be read.
     """
     rows = {p.model_name: p for p in read_points(plan.csv)} if plan.csv.exists() else {}
-    return [_step(plan, experiment, rows.get(experiment.name)) for experiment in plan.experiments]
+    images = functools.cache(_images)  # experiments mostly share them
+    return [_step(plan, e, rows.get(e.name), images) for e in plan.experiments]
+
+
+def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
+    """Return the record of an experiment; what its result is compared with.
+
+    Args:
+        plan, experiment: which experiment.
+        images: their fingerprint; None where they are not there, and count as unchanged.
+    """
+    settings, name = experiment.settings, experiment.name
+    inputs = {
+        "weights": resume.file_fingerprint(weights_of(settings)),
+        "images": images or {"sha256": None},
+    }
+    record = resume.describe(settings.described(), inputs, torch=torch.__version__)
+    return {**record, "files": [result_path(plan, name).name, erf_path(plan, name).name]}
+
+
+def _images(data: DataConfig) -> dict | None:
+    try:
+        records = open_images(data).records
+    except (InputError, OSError):
+        return None
+    return resume.list_fingerprint((r.image_id, r.path) for r in records)
 
 
 def point_of(plan: Plan, experiment: Experiment, result: dict) -> Point:
@@ -94,7 +120,7 @@ def point_of(plan: Plan, experiment: Experiment, result: dict) -> Point:
     return Point(experiment.name, family, path, result["max_box_acc"] / 100)
 
 
-def describe(steps: Sequence[Step], redo: bool) -> Iterator[str]:
+def describe(steps: Sequence[Step], overwrite: bool) -> Iterator[str]:
     """Yield for each step what a run would do, in words."""
     trained: dict[str, str] = {}
     for step in steps:
@@ -103,7 +129,7 @@ def describe(steps: Sequence[Step], redo: bool) -> Iterator[str]:
             yield "nothing: done"
         elif step.need == ROW:
             yield "add its row to the CSV"
-        elif step.change and not redo:
+        elif step.change and not overwrite:
             yield f"refuse: {step.change}"
         elif weights_are_given(settings) or (left := _epochs_left(settings)) == 0:
             yield f"score {weights_of(settings)}"
@@ -131,7 +157,7 @@ def refuse_changes(steps: Sequence[Step]) -> None:
         lines = "\n  ".join(changes)
         raise InputError(
             f"these names have results of something else:\n  {lines}\n"
-            "give other names, or --redo to run them again"
+            "give other names, or `overwrite` to run them again"
         )
 
 
@@ -185,15 +211,15 @@ def _image_problem(data: DataConfig, own_boxes: bool) -> str | None:
     return None
 
 
-def _step(plan: Plan, experiment: Experiment, row: Point | None) -> Step:
+def _step(plan: Plan, experiment: Experiment, row: Point | None, images: Callable) -> Step:
     path = result_path(plan, experiment.name)
     if not path.exists():
         # Nobody's row but the user's: a result is written before its row.
         change = f"{plan.csv} has a row of this name, but there is no {path}" if row else None
         return Step(experiment, RUN, change=change)
     result = _read_result(path)
-    changes = differences(result["settings"], experiment.settings.described())
-    changes += weights_change(result["weights"], weights_of(experiment.settings))
+    found = images(experiment.settings.data())
+    changes = resume.differences(result, record_of(plan, experiment, found))
     if changes:
         return Step(experiment, RUN, change="; ".join(changes))
     if not erf_path(plan, experiment.name).exists():
@@ -204,49 +230,14 @@ def _step(plan: Plan, experiment: Experiment, row: Point | None) -> Step:
 
 def _read_result(path: Path) -> dict:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
+        # One of an earlier version has no record, which is its difference.
+        if "format" in result and not resume.is_record(result):
+            raise ValueError("its record is damaged")
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"{path}: not a result of collect-erf-wsol: {e!r}") from e
     return result
-
-
-def differences(old: dict, new: dict) -> list[str]:
-    """Return what differs between two settings; a key that one of them lacks has its default."""
-    found = []
-    for key in Settings.model_fields:
-        was, now = (
-            s.get(key, json_default(key) if key != "model_family" else None) for s in (old, new)
-        )
-        if was != now:
-            found.append(f"{key} was {was!r}, is {now!r}")
-    return found
-
-
-def stamp(path: Path) -> dict:
-    """Return what identifies a file of weights."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        found = os.fstat(f.fileno())
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return {
-        "path": str(path),
-        "bytes": found.st_size,
-        "mtime_ns": found.st_mtime_ns,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def weights_change(stored: dict, path: Path) -> list[str]:
-    """Tell whether the weights are others than the stored ones; removed ones are not."""
-    if not path.exists():
-        return []
-    found = path.stat()
-    # Copying changes the time, so content decides; hashing 350 MB for each experiment is left to
-    # the files that were touched.
-    if (found.st_size, found.st_mtime_ns) == (stored["bytes"], stored["mtime_ns"]):
-        return []
-    same = found.st_size == stored["bytes"] and stamp(path)["sha256"] == stored["sha256"]
-    return [] if same else [f"the weights {path} are others than those that were scored"]

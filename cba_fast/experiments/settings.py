@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,20 +26,26 @@ import cba_fast.models  # noqa: F401 (registers the families with timm)
 from ..errors import InputError
 from ..runs.erf import SizeConfig
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..shapes import map_shape, shape_text
 from ..training.config import TrainConfig, check_config, exp_name
 
 # Settings of the training alone; the model's and `input_size` count for training and scores.
 TRAINING = (
     *("data_root", "epochs", "lr", "weight_decay", "batch_size", "aug_mode", "save_dir"),
     *("schedule", "ls_init", "drop_path", "study_softmax", "pretrained", "init_weights", "seed"),
-    "cache_images",
+    *("cache_images", "checkpoint", "micro_batch"),
 )
 # Settings that say how and where to compute, not what: they may change once a result is there.
-HOW = ("device", "num_workers", "strict", "cache_images", "save_dir")
+HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]
 _Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _checked_size(size: object) -> int | str:
+    shape = map_shape(size, 1)
+    return size if size == "input" or isinstance(size, int) else shape_text(shape)
 
 
 class Settings(BaseModel):
@@ -70,13 +77,16 @@ class Settings(BaseModel):
     data_root: PathText = Path("datasets/cub-200-2011/CUB_200_2011/images_splitted")
     save_dir: PathText = Path("weights")
     cache_images: bool = False
+    checkpoint: Literal["auto", "none", "block", "stage"] = "auto"
+    micro_batch: PositiveInt | None = None
 
     localization_method: Literal["cam", "pc1"] = "cam"
     pc1_range: Literal["wrap", "clip", "minmax"] = "wrap"
     target: Literal["predicted", "label"] | NonNegativeInt = "predicted"
-    map_size: PositiveInt = 384
+    map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
     test_dataset: str = "cub-200-2011/CUB_200_2011"
     split: str = "test"
+    classes: PathText | None = None
     cub_root: PathText | None = None
     metadata_root: PathText | None = None
     dataset_name: str | None = None
@@ -159,7 +169,12 @@ class Settings(BaseModel):
     def data(self) -> DataConfig:
         """Return the images that are scored."""
         return DataConfig(
-            self.test_dataset, self.split, self.metadata_root, self.dataset_name, self.input_size
+            self.test_dataset,
+            self.split,
+            self.metadata_root,
+            self.dataset_name,
+            self.input_size,
+            self.classes,
         )
 
     def run(self) -> RunConfig:
@@ -177,6 +192,10 @@ class Settings(BaseModel):
     def maps(self) -> MapConfig:
         """Return the maps that are scored."""
         return MapConfig(self.localization_method, str(self.target), self.map_size, self.pc1_range)
+
+    def map_shape(self) -> tuple[int, int]:
+        """Return (H, W) of the maps."""
+        return map_shape(self.map_size, self.input_size)
 
     def boxes(self) -> BoxConfig:
         """Return the ground truth and the protocol: MaxBoxAcc at IoU 0.5, largest contour."""

@@ -1,97 +1,98 @@
 """Build a model of one of the study's families, with or without a checkpoint."""
 
 import os
+import re
 
 import timm
 import torch
-from timm.models import is_model_in_modules
 from torch import nn
 
 from ..errors import CheckpointError, InputError
-from .checkpoints import Layout, detect_layout, load_state_dict_file, load_strict, mismatches
+from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
 from .convnext_study import ConvNeXtStudy
+from .layouts import Layout
+from .resolve import Resolved, resolve_description
 
-FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
-
-# The model of each family in the study.
-DEFAULT_MODELS = {
-    "convnext": "convnext_base.fb_in22k_ft_in1k_384",
-    "replknet": "replknet_31b",
-    "slak": "slak_base",
-    "slak_flex": "slak_flex_base",
-}
+_TIMM = tuple(int(n) for n in re.findall(r"\d+", timm.__version__)[:3])
 
 
 def build_model(
-    family: str,
+    family: str | None = None,
     *,
     model: str | None = None,
     checkpoint: str | os.PathLike | None = None,
     num_classes: int | None = None,
     alpha: float | None = None,
     beta: float | None = None,
-    output_stride: int = 32,
+    output_stride: int | None = None,
     **model_kwargs,
 ) -> nn.Module:
     """Build a classifier in evaluation mode, on the CPU in the default dtype.
+
+    What a checkpoint of ``train-wsol`` records need not be said; what it contradicts is refused.
 
     The checkpoint's keys choose the variant: RepLKNet and slak_flex with merged branches, SLaK with
     or without strips, norms and width factor 1.3, ConvNeXt in the study's layout or in timm's names
     (then timm's own model, with its norm before the classifier). Every key must be there and fit.
 
     Args:
-        family: one of `FAMILIES`.
-        model: a model name of that family, as in ``timm.create_model``; None for the study's
-            (`DEFAULT_MODELS`). For convnext any ConvNeXt of timm's.
+        family: one of `FAMILIES`; None for the checkpoint's.
+        model: a model name of that family, as in ``timm.create_model``; None for the one that the
+            checkpoint records, or the study's (`DEFAULT_MODELS`). For convnext any ConvNeXt of
+            timm's.
         checkpoint: a file, see `load_state_dict_file`; None for random weights.
         num_classes: None for the checkpoint's, or 1000 without one.
-        alpha, beta: the mixture of slak_flex, finite; None for 1 and 0, SLaK's cross.
-        output_stride: 32, or 16 for small inputs: the last stage then keeps the resolution.
-            Checkpoints do not record it.
+        alpha, beta: the mixture of slak_flex, finite; None for the recorded one, or for 1 and 0,
+            SLaK's cross.
+        output_stride: 32, or 16 for small inputs: the last stage then keeps the resolution; None
+            for the recorded one, or 32.
         **model_kwargs: options of the model's constructor, such as ``drop_path_rate``.
 
     Returns:
         A module with ``forward`` (logits), ``forward_features``, ``forward_head``,
-        ``get_classifier``, and the attributes ``family`` and ``study_softmax``.
+        ``get_classifier``, and the attributes ``family``, ``study_softmax`` and ``description`` (a
+        `ModelDescription`).
 
     Raises:
         InputError: unknown family or model, a model of another family, alpha or beta where they
             have no meaning, `num_classes` below 1 or other than the checkpoint's.
-        CheckpointError: see `load_state_dict_file`; a file of another family, or with missing,
+        CheckpointError: see `read_checkpoint`; a file of another family or model, or with missing,
             unexpected or mis-shaped keys.
     """
-    name = _checked_name(family, model)
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
-    mixing = {k: v for k, v in (("alpha", alpha), ("beta", beta)) if v is not None}
-    if mixing and family != "slak_flex":
-        raise InputError(f"{' and '.join(mixing)} belong to slak_flex, not to {family}")
-    if output_stride not in (16, 32):
-        raise InputError(f"output_stride must be 16 or 32, got {output_stride}")
-    options = {"output_stride": output_stride, **mixing, **model_kwargs}
-    if checkpoint is None:
-        return _create(family, name, None, num_classes or 1000, options).eval()
-    return _load(family, name, checkpoint, num_classes, options, mixed=bool(mixing)).eval()
+    read = None if checkpoint is None else read_checkpoint(checkpoint)
+    resolved = resolve_description(
+        read,
+        family=family,
+        model=model,
+        num_classes=num_classes,
+        output_stride=output_stride,
+        alpha=alpha,
+        beta=beta,
+    )
+    found = resolved.description
+    options = {"output_stride": found.output_stride}
+    options |= {k: v for k in ("alpha", "beta") if (v := getattr(found, k)) is not None}
+    options |= model_kwargs
+    if read is None:
+        built = _create(found.family, found.model, None, found.num_classes or 1000, options)
+    else:
+        built = _load(read, resolved, options)
+    built.description = found
+    return built.eval()
 
 
-def _load(
-    family: str, name: str, checkpoint, num_classes: int | None, options: dict, mixed: bool
-) -> nn.Module:
+def _load(read: Checkpoint, resolved: Resolved, options: dict) -> nn.Module:
     """Return the module that the checkpoint's keys ask for, with its weights."""
-    state = load_state_dict_file(checkpoint)
-    if family == "slak":
-        state = _renamed_strips(state)
-    layout = _layout_of(state, family, checkpoint)
-    if mixed and layout.name == "merged":
-        raise InputError(
-            f"{checkpoint}: the mixture is merged into the weights; leave alpha and beta out"
-        )
-    num_classes = _agreed_classes(state, layout, num_classes, checkpoint)
+    state, layout = read.state, resolved.layout
+    family, name = resolved.description.family, resolved.description.model
+    num_classes = resolved.description.num_classes or 1000
     if family == "slak" and "width_factor" not in options and _is_unwidened(name, state):
         options = {**options, "width_factor": 1.0}
     built = _create(family, name, layout, num_classes, {**layout.options, **options})
+    if family == "convnext":
+        state = _as_convolutions(state, built)
     try:
-        load_strict(built, state, checkpoint, name)
+        load_strict(built, state, read.path, name)
     except CheckpointError as e:
         fits = _fitting_names(name, layout, num_classes, state, built)
         if fits:
@@ -100,74 +101,34 @@ def _load(
     return built
 
 
-def _checked_name(family: str, model: str | None) -> str:
-    if family not in FAMILIES:
-        raise InputError(f"unknown model family {family!r}; one of {', '.join(FAMILIES)}")
-    name = model or DEFAULT_MODELS[family]
-    arch = name.split(".", 1)[0]
-    # timm files every model under the last part of the module that registers it, and our modules
-    # are called like their families.
-    if is_model_in_modules(arch, [family]):
-        return name
-    other = next((f for f in FAMILIES if is_model_in_modules(arch, [f])), None)
-    if other is not None:
-        raise InputError(f"model {name!r} belongs to the family {other}, not to {family}")
-    known = timm.list_models(module=family)
-    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    raise InputError(f"unknown model {name!r}; {family} has {shown}")
-
-
 def _create(
     family: str, name: str, layout: Layout | None, num_classes: int, options: dict
 ) -> nn.Module:
     """Return the module; on the meta device if weights will be loaded and timm allows it."""
+    # timm before 1.0.15 computes drop path rates with tensors, which the meta device refuses.
+    on_meta = layout is not None and (family != "convnext" or _TIMM >= (1, 0, 15))
     try:
+        with torch.device("meta" if on_meta else "cpu"):
+            if family == "convnext" and (layout is None or layout.name == "study"):
+                return ConvNeXtStudy(name, num_classes=num_classes, **options)
+            built = timm.create_model(name, num_classes=num_classes, **options)
         if family != "convnext":
-            with torch.device("meta" if layout is not None else "cpu"):
-                return timm.create_model(name, num_classes=num_classes, **options)
-        # timm before 1.0.15 computes drop path rates with tensors, which the meta device refuses.
-        if layout is None or layout.name == "study":
-            return ConvNeXtStudy(name, num_classes=num_classes, **options)
-        built = timm.create_model(name, num_classes=num_classes, **options)
+            return built
         built.family, built.study_softmax = "convnext", False
         return built
     except (RuntimeError, ValueError) as e:
         raise InputError(f"{name}: {e}") from e
 
 
-def _layout_of(state, family: str, checkpoint) -> Layout:
-    layout = detect_layout(state)
-    if layout is None:
-        keys = ", ".join(list(state)[:3])
-        raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of {family}, nor of another known family "
-            f"(keys: {keys}, ... {len(state)} in all)"
-        )
-    if layout.family != family:
-        raise CheckpointError(
-            f"{checkpoint}: looks like a {layout.family} checkpoint ({layout.name} layout), "
-            f"not {family}"
-        )
-    return layout
-
-
-def _agreed_classes(state, layout: Layout, num_classes: int | None, checkpoint) -> int:
-    """Return the number of classes in the file, which must be the one asked for, if any."""
-    weight = state.get(layout.classifier)
-    if weight is None or weight.ndim != 2:
-        return num_classes or 1000  # load_strict reports the key
-    if num_classes is not None and num_classes != len(weight):
-        raise InputError(
-            f"{checkpoint} has {len(weight)} classes ({layout.classifier}), but num_classes is "
-            f"{num_classes}"
-        )
-    return len(weight)
-
-
-def _renamed_strips(state):
-    """Call SLaK's strips LoRA1 and LoRA2; an earlier version of the official code says Decom."""
-    old = ".large_kernel.Decom"
-    return {k.replace(old, ".large_kernel.LoRA"): v for k, v in state.items()}
+def _as_convolutions(state, built: nn.Module):
+    """Give linear layers the shape of 1x1 convolutions where a small ConvNeXt of timm has these."""
+    own = built.state_dict()
+    return {
+        k: v.reshape(own[k].shape)
+        if k in own and v.ndim == 2 and own[k].shape == (*v.shape, 1, 1)
+        else v
+        for k, v in state.items()
+    }
 
 
 def _is_unwidened(name: str, state) -> bool:

@@ -1,10 +1,14 @@
 """Read, recognize, check and write checkpoints, never by unpickling code."""
 
+import argparse
+import json
 import os
 import pickle
 import re
 import warnings
-from dataclasses import dataclass, field
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,43 +16,105 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_path
+from .description import KEY, ModelDescription
+from .layouts import detect_layout, in_known_names
 
 # What training scripts wrap a state dict in, the first that is there being taken: the study's and
-# the official scripts' names, then the PyTorch tutorials', then timm's and ConvNeXt's average.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema")
-# What DataParallel and torch.compile put before every key.
-_PREFIXES = ("module.", "_orig_mod.")
+# the official scripts' names, then the PyTorch tutorials', then averages of the weights.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "model_ema", "state_dict_ema", "ema")
+# What DataParallel, torch.compile and Lightning put before every key.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint file onto the CPU.
-
-    A name that ends in ``.safetensors`` is read as such, any other by
-    ``torch.load(weights_only=True)``. Wrappers (``{"model": ...}``, ``{"state_dict": ...}``, nested
-    too) and the prefixes ``module.`` and ``_orig_mod.`` are taken off.
-
-    Args:
-        path: the file.
+    """Read the state dict of a checkpoint file onto the CPU; see `read_checkpoint`.
 
     Returns:
         The tensors by key, in the file's order and dtypes.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no checkpoint, it needs unpickling, or it
-            holds something else than tensors; the message names the file.
+        CheckpointError: as `read_checkpoint`.
     """
+    return _read(path)[0]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        state: the tensors by key, in the file's order and dtypes.
+        description: what the file says about its model; None in files of others.
+        taken: which of several weights these are, in words; "" where there was no choice.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    description: ModelDescription | None = None
+    taken: str = ""
+
+
+def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpoint:
+    """Read the state dict of a checkpoint file onto the CPU, and what it says about its model.
+
+    A name that ends in ``.safetensors`` is read as such, any other by
+    ``torch.load(weights_only=True)``, which runs no code; an ``argparse.Namespace`` beside the
+    weights is let pass. Wrappers (``{"model": ...}``, ``{"state_dict": ...}``, nested too) and the
+    prefixes ``module.``, ``_orig_mod.`` and ``model.`` are taken off; keys of
+    facebookresearch/ConvNeXt get timm's names, and those of an early SLaK its later ones.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file, mapped into memory where its format allows it: for a
+            short look at their shapes.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no checkpoint, it needs unpickling, it
+            holds something else than dense tensors, or a description of wrong types; the message
+            names the file.
+    """
+    state, said, taken = _read(path, mapped)
+    description = None if said is None else ModelDescription.from_json(said, path)
+    return Checkpoint(Path(path), state, description, taken)
+
+
+def _read(path: str | os.PathLike, mapped: bool = False) -> tuple[dict[str, Tensor], object, str]:
+    """Return tensors, what the file says about its model (or None) and what was taken."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     if path.suffix == ".safetensors":
-        value = _read_safetensors(path)
+        value, said = _read_safetensors(path)
     else:
-        value = _read_torch(path)
-    return _strip_prefixes(_unwrap(value, path))
+        value, said = _read_torch(path, mapped), None
+    state, taken = _unwrap(value, path)
+    metadata = getattr(state, "_metadata", None)
+    if said is None and isinstance(metadata, dict):
+        said = metadata.get(KEY)
+    _check_tensors(state, path)
+    state, left_out = _strip_prefixes(state)
+    return in_known_names(state), said, ", ".join(t for t in (taken, left_out) if t)
 
 
-def save_state_dict_file(state: dict[str, Tensor], path: str | os.PathLike) -> None:
+def described(state: dict[str, Tensor], description: ModelDescription) -> dict[str, Tensor]:
+    """Return `state` with a description, which ``load_state_dict`` of any module passes over."""
+    state, metadata = OrderedDict(state), getattr(state, "_metadata", {})
+    state._metadata = OrderedDict(metadata, **{KEY: description.as_json()})
+    return state
+
+
+def save_state_dict_file(
+    state: dict[str, Tensor],
+    path: str | os.PathLike,
+    description: ModelDescription | None = None,
+) -> None:
     """Write a state dict in one step (``.safetensors`` by that suffix, else ``torch.save``).
+
+    Args:
+        state: the tensors by key.
+        path: the file.
+        description: goes with the weights; others read the file as before.
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
@@ -61,59 +127,11 @@ def save_state_dict_file(state: dict[str, Tensor], path: str | os.PathLike) -> N
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save
 
-            tmp.write_bytes(save(state))
+            said = {KEY: json.dumps(description.as_json())} if description else None
+            tmp.write_bytes(save(state, said))
         else:
             with open(tmp, "wb") as f:
-                torch.save(state, f)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A checkpoint layout, as its keys show it.
-
-    Attributes:
-        family: the family that it belongs to.
-        name: "official", "study", "timm" or "merged".
-        classifier: key of the classifier's weight (num_classes, C).
-        options: constructor options that the keys imply.
-    """
-
-    family: str
-    name: str
-    classifier: str
-    options: dict[str, object] = field(default_factory=dict)
-
-
-def detect_layout(state: dict[str, Tensor]) -> Layout | None:
-    """Return the layout whose tell-tale keys `state` has, or None."""
-
-    def has(pattern: str) -> bool:
-        return any(re.search(pattern, key) for key in state)
-
-    if has(r"^stem\.0\.conv\.|\.prelkb_bn\."):
-        merged = has(r"\.large_kernel\.lkb_reparam\.")
-        options = {"merged": True} if merged else {}
-        return Layout("replknet", "merged" if merged else "official", "head.weight", options)
-    if has(r"^0\.downsample_layers\.|\.dwconv\.conv_"):
-        square, cross = has(r"\.conv_merged\."), has(r"\.conv_merged_[hw]\.")
-        options = {"merged": "square" if square else "cross"} if square or cross else {}
-        return Layout("slak_flex", "merged" if options else "study", "1.fc.weight", options)
-    if has(r"^downsample_layers\.") and has(r"\.large_kernel\."):
-        return _slak_layout(state, has)
-    if has(r"^0\.1\.\d+\.blocks\.\d+\.conv_dw\."):
-        return Layout("convnext", "study", "1.fc.weight")
-    if has(r"^stages\.\d+\.blocks\.\d+\.conv_dw\."):
-        return Layout("convnext", "timm", "head.fc.weight")
-    return None
-
-
-def _slak_layout(state: dict[str, Tensor], has) -> Layout:
-    strips = has(r"\.large_kernel\.LoRA[12]\.")
-    merged = has(r"\.large_kernel\.(lkb_reparam|LoRA1\.conv)\.bias$")
-    options = {"Decom": strips, "bn": merged or has(r"\.large_kernel\..*\.bn\.")}
-    if merged:
-        options["merged"] = True
-    return Layout("slak", "merged" if merged else "official", "head.weight", options)
+                torch.save(described(state, description) if description else state, f)
 
 
 def load_strict(
@@ -172,27 +190,52 @@ def _listed(kind: str, items: list[str], shown: int = 5) -> str:
     return f"{len(items)} {kind} {keys}: {', '.join(items[:shown])}{rest}"
 
 
-def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
+def _read_safetensors(path: Path) -> tuple[object, object]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
+        with safe_open(path, framework="pt") as f:
+            said = (f.metadata() or {}).get(KEY)
         # Cloned, because they are views of the mapped file, at any alignment.
-        return {k: v.clone() for k, v in load_file(path).items()}
+        state = {k: v.clone() for k, v in load_file(path).items()}
     except SafetensorError as e:
         raise CheckpointError(f"{path}: damaged, or not a safetensors file ({e})") from e
-
-
-def _read_torch(path: Path) -> object:
     try:
-        with warnings.catch_warnings():
+        return state, None if said is None else json.loads(said)
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: its description {said[:80]!r} is not JSON ({e})") from e
+
+
+def _read_torch(path: Path, mapped: bool) -> object:
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            _check_unpacked_size(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             # Says that a pickle of another protocol may fail; what fails is reported below.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+            return torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=True if mapped and is_zip else None,
+            )
+    except (OSError, CheckpointError):
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"{path}: {_why_unreadable(path, e)}") from e
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Refuse an archive whose entries are larger than itself: PyTorch's are never compressed."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes that would unpack to {unpacked}; PyTorch's "
+            "checkpoints are not compressed"
+        )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -216,24 +259,67 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"damaged, or not a checkpoint ({detail})"
 
 
-def _unwrap(value: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(value: object, path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the innermost state dict, and which of several it is."""
+    taken, seen = "", set()
     while isinstance(value, dict):
-        inner = next((value[k] for k in _WRAPPERS if isinstance(value.get(k), dict)), None)
-        if inner is None:
+        found = [k for k in _WRAPPERS if isinstance(value.get(k), dict)]
+        # Settings are kept under such names, too.
+        found = [k for k in found if _holds_weights(value[k])] or found
+        if not found:
             break
-        value = inner
+        if id(value) in seen:
+            raise CheckpointError(f"{path}: its {found[0]!r} contains itself")
+        seen.add(id(value))
+        if len(found) > 1:
+            taken = f"its {found[0]!r}, not {' or '.join(map(repr, found[1:]))}"
+        value = value[found[0]]
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a state dict")
     if not value:
         raise CheckpointError(f"{path}: the state dict is empty")
-    for key, tensor in value.items():
+    return value, taken
+
+
+def _holds_weights(value: dict) -> bool:
+    return any(isinstance(v, Tensor) for v in value.values()) or any(
+        isinstance(value.get(k), dict) for k in _WRAPPERS
+    )
+
+
+def _check_tensors(state: dict, path: Path) -> None:
+    """Refuse entries that are no tensors, or none whose numbers all lie in the file."""
+    for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise CheckpointError(f"{path}: not a state dict: entry {key!r} is a {kind}, no tensor")
-    return value
+        if kind := _unusable_kind(tensor):
+            raise CheckpointError(f"{path}: entry {key!r} is {kind}; dense tensors are needed")
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unusable_kind(tensor: Tensor) -> str | None:
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({tensor.dtype})"
+    if tensor.is_meta:
+        return "a meta tensor, which has a shape and no numbers"
+    have, want = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+    if want > have:
+        return f"an expanded tensor: its shape {tuple(tensor.shape)} takes {want} bytes of {have}"
+    return None
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return `state` without what wrappers put before its keys, and what was left out with that."""
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k[len(prefix) :]: v for k, v in state.items()}
-    return state
+    # A LightningModule has more in its state dict than its `model`: losses, an average.
+    inner = {k: v for k, v in state.items() if k.startswith("model.")}
+    if inner and len(inner) < len(state):
+        inner, _ = _strip_prefixes(inner)
+        if detect_layout(inner) is not None:
+            return inner, f"its 'model.', not the {len(state) - len(inner)} other keys"
+    return state, ""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.layers import Conv2dSame, LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import LayerScaleBlock, drop_path_rates, run_blocks, transition_strides
+from .layers import LayerScaleBlock, Stage, drop_path_rates, run_in_order, transition_strides
 
 
 class ConvNeXtLikeBackbone(nn.Module):
@@ -33,7 +33,6 @@ class ConvNeXtLikeBackbone(nn.Module):
         output_stride: int = 32,
     ):
         super().__init__()
-        self.grad_checkpointing = False
         stem = nn.Conv2d(in_chans, dims[0], 4, stride=4)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, LayerNorm2d(dims[0]))])
         strides = transition_strides(len(dims), output_stride)
@@ -42,19 +41,39 @@ class ConvNeXtLikeBackbone(nn.Module):
             conv = (Conv2dSame if stride == 1 else nn.Conv2d)(a, b, 2, stride=stride)
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), conv))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(block(i, rate) for rate in rates))
+            Stage(*(block(i, rate) for rate in rates))
             for i, rates in enumerate(drop_path_rates(drop_path_rate, depths))
         )
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
+    def stage_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Return the downsampling and the blocks of each stage."""
+        return list(zip(self.downsample_layers, self.stages, strict=True))
+
+    def keep_stages(self, count: int) -> None:
+        """Drop all stages but the first `count`."""
+        self.downsample_layers, self.stages = self.downsample_layers[:count], self.stages[:count]
 
     def forward(self, x: Tensor) -> Tensor:
-        for downsample, stage in zip(self.downsample_layers, self.stages):
-            x = run_blocks(stage, downsample(x), self.grad_checkpointing)
+        for modules in self.stage_modules():
+            x = run_in_order(modules, x)
         return x
+
+
+def group_matcher(prefix: str, coarse: bool) -> dict:
+    """Return timm's groups of layers, for learning rates that fall with depth.
+
+    Args:
+        prefix: before the names of the children, as a regular expression.
+        coarse: a group for each stage instead of each block.
+    """
+    blocks = [
+        (rf"^{prefix}downsample_layers\.(\d+)", (0,)),
+        (rf"^{prefix}stages\.(\d+)\.(\d+)", None),
+        (rf"^{prefix}norm", (99999,)),
+    ]
+    stages = rf"^{prefix}(?:downsample_layers|stages)\.(\d+)"
+    return {"stem": rf"^{prefix}downsample_layers\.0", "blocks": stages if coarse else blocks}
 
 
 def check_stages(kernel_sizes, depths, dims) -> None:

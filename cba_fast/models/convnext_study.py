@@ -3,7 +3,7 @@
 import timm
 from torch import nn
 
-from .layers import BackboneWithHead
+from .classifier import BackboneWithHead
 from .timm_cfg import study_cfg
 
 
@@ -18,6 +18,7 @@ class ConvNeXtStudy(BackboneWithHead):
         name: a model of timm's ``convnext`` module, with or without a pretrained tag.
         num_classes: 0 leaves the classifier out.
         pretrained: load timm's weights of that tag into stem and stages (downloads them).
+        global_pool, drop_rate: see `Classifier.make_head`.
         **kwargs: passed to timm's ConvNeXt, such as ``in_chans`` and ``drop_path_rate``.
 
     Raises:
@@ -26,12 +27,39 @@ class ConvNeXtStudy(BackboneWithHead):
 
     family = "convnext"
 
-    def __init__(self, name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs):
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        pretrained: bool = False,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        **kwargs,
+    ):
         base = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        super().__init__(nn.Sequential(base.stem, base.stages), base.num_features, num_classes)
+        backbone = _StemAndStages(base.stem, base.stages)
+        super().__init__(backbone, base.num_features, num_classes, global_pool, drop_rate)
+        self.feature_info = [
+            {**info, "module": info["module"].replace("stages", "0.1")}
+            for info in base.feature_info
+        ]
         self.pretrained_cfg = self.default_cfg = study_cfg(first_conv="0.0.0", classifier="1.fc")
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        for stage in self.backbone[1]:
-            stage.grad_checkpointing = enable
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return timm's groups of layers, for learning rates that fall with depth."""
+        blocks = [
+            (r"^0\.1\.(\d+)\.downsample", (0,)),
+            (r"^0\.1\.(\d+)\.blocks\.(\d+)", None),
+        ]
+        return {"stem": r"^0\.0", "blocks": r"^0\.1\.(\d+)" if coarse else blocks}
+
+
+class _StemAndStages(nn.Sequential):
+    """timm's stem and its stages as ``0`` and ``1``."""
+
+    def stage_modules(self) -> list[tuple[nn.Module, ...]]:
+        stem, stages = self
+        return [(stem, stages[0]), *((stage,) for stage in stages[1:])]
+
+    def keep_stages(self, count: int) -> None:
+        self[1] = self[1][:count]

@@ -8,8 +8,8 @@ from torch import nn
 
 from ..kernels import native
 from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
+from .classifier import Classifier
 from .fused import fuse_blocks
-from .layers import Classifier
 from .merging import merge
 from .slak import SLaK
 

@@ -1,6 +1,9 @@
-"""Pieces that several model families share: conv + norm pairs, layer-scale blocks, heads."""
+"""Pieces that several model families share: conv + norm pairs, layer-scale blocks."""
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from operator import mul
 
 import torch
 from timm.layers import DropPath
@@ -59,13 +62,37 @@ def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     return [flat[a : a + d] for a, d in zip(starts, depths)]
 
 
-def run_blocks(blocks: nn.Sequential, x: Tensor, recompute: bool) -> Tensor:
-    """Run `blocks` in order; with `recompute` each keeps only its input for the backward pass."""
-    if not (recompute and torch.is_grad_enabled()):
-        return blocks(x)
-    for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False)
+class Stage(nn.Sequential):
+    """Blocks in order, which may keep only their inputs for the backward pass.
+
+    Attributes:
+        grad_checkpointing: whether they do; the backward pass then computes each block once more.
+    """
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return super().forward(x)
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Return the output of the last of `modules`, each given what the one before returns."""
+    for module in modules:
+        x = module(x)
     return x
+
+
+def stage_info(widths: Sequence[int], output_stride: int, prefix: str = "") -> list[dict]:
+    """Return timm's ``feature_info`` of stages ``<prefix>stages.<i>`` after a stem of stride 4."""
+    reductions = itertools.accumulate([4, *transition_strides(len(widths), output_stride)], mul)
+    return [
+        {"num_chs": width, "reduction": reduction, "module": f"{prefix}stages.{i}"}
+        for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
+    ]
 
 
 class LayerScaleBlock(nn.Module):
@@ -100,11 +127,6 @@ class LayerScaleBlock(nn.Module):
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-def linear_or_identity(in_features: int, num_classes: int) -> nn.Module:
-    """Return the classifier; with 0 classes an identity, as timm does."""
-    return nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
-
-
 class Mergeable(nn.Module):
     """A module of parallel linear branches that can be summed into fewer."""
 
@@ -126,91 +148,3 @@ class Mergeable(nn.Module):
 def mergeable(model: nn.Module) -> list[Mergeable]:
     """Return the modules of `model` that are still in their training form."""
     return [m for m in model.modules() if isinstance(m, Mergeable) and not m.is_merged]
-
-
-class Classifier(nn.Module):
-    """What our models have in common: features, a linear head over pooled features, logits.
-
-    ``forward(x) == forward_head(forward_features(x))``, logits (N,num_classes). `forward_features`
-    gives the map (N,num_features,h,w) that CAM weights by the rows of ``get_classifier().weight``.
-
-    Attributes:
-        family: one of `cba_fast.models.FAMILIES`.
-        study_softmax: whether the study's head of this family ends in a softmax, so that its ERF
-            score takes the softmax twice. The modules return logits regardless.
-        num_classes, num_features, head_hidden_size: as in timm.
-    """
-
-    family = ""
-    study_softmax = False
-    _classifier_name = "head"
-
-    def get_classifier(self) -> nn.Module:
-        """Return the linear layer (an identity if the model has 0 classes)."""
-        return self.get_submodule(self._classifier_name)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the linear layer by a freshly initialized one of `num_classes` (0: none)."""
-        new = linear_or_identity(self.num_features, num_classes).to(next(self.parameters()))
-        self.set_submodule(self._classifier_name, new)
-        self.num_classes = num_classes
-
-    def structural_reparam(self) -> None:
-        """Merge parallel branches in place; norms outside of them stay (see `merge` for those)."""
-        for module in mergeable(self):
-            module.merge_branches()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-class PooledLinear(nn.Module):
-    """Global average pooling and a linear layer ``fc``: the study's head less its softmax."""
-
-    def __init__(self, in_features: int, num_classes: int):
-        super().__init__()
-        self.fc = linear_or_identity(in_features, num_classes)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
-
-
-class BackboneWithHead(Classifier):
-    """A backbone and a :class:`PooledLinear` under the study's names ``0`` and ``1``.
-
-    The study saves ``nn.Sequential(backbone, head)``: keys ``0.*`` and ``1.fc.*``. Its head ends in
-    a softmax.
-    """
-
-    study_softmax = True
-    _classifier_name = "1.fc"
-
-    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int):
-        super().__init__()
-        self.add_module("0", backbone)
-        self.add_module("1", PooledLinear(num_features, num_classes))
-        self.num_features = self.head_hidden_size = num_features
-        self.num_classes = num_classes
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.get_submodule("0")
-
-    @property
-    def head(self) -> PooledLinear:
-        return self.get_submodule("1")
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's output (N,C,h,w)."""
-        return self.backbone(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
-        return self.head(x, pre_logits=pre_logits)

@@ -7,7 +7,8 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
 from ..nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
-from .layers import Classifier, LayerScaleBlock, Mergeable
+from .classifier import Classifier
+from .layers import LayerScaleBlock, Mergeable
 from .replknet import ConvFFN, RepLKBlock
 
 

@@ -1,19 +1,19 @@
 """RepLKNet: 31B, 31L and XL, and a small one for tests and the demo."""
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .classifier import Classifier
 from .large_kernel import ReparamLargeKernelConv
 from .layers import (
-    Classifier,
+    Stage,
     conv_bn,
     drop_path,
     drop_path_rates,
-    linear_or_identity,
-    run_blocks,
+    stage_info,
     transition_strides,
 )
-from .timm_cfg import study_cfg
+from .timm_cfg import create, study_cfg
 
 __all__ = ["ConvFFN", "RepLKBlock", "RepLKNet"]
 
@@ -73,16 +73,15 @@ class RepLKNetStage(nn.Module):
 
     def __init__(self, dim, rates, kernel_size, small_kernel, dw_ratio, ffn_ratio, merged):
         super().__init__()
-        self.grad_checkpointing = False
         blocks = []
         for rate in rates:
             dw_dim = int(dim * dw_ratio)
             blocks.append(RepLKBlock(dim, dw_dim, kernel_size, small_kernel, rate, merged))
             blocks.append(ConvFFN(dim, int(dim * ffn_ratio), rate))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Stage(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_blocks(self.blocks, x, self.grad_checkpointing)
+        return self.blocks(x)
 
 
 class RepLKNet(Classifier):
@@ -104,6 +103,7 @@ class RepLKNet(Classifier):
         drop_path_rate: stochastic depth of the last block (the study trains with 0.3).
         output_stride: 32, or 16: the last stage then keeps the resolution, for small inputs.
         merged: build the large kernels in their merged form (the official ``lkb_reparam``).
+        global_pool, drop_rate: see `Classifier.make_head`.
 
     Source: Ding et al., Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs
     (CVPR 2022). The official option to normalize intermediate features serves detection backbones
@@ -125,6 +125,8 @@ class RepLKNet(Classifier):
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
         merged: bool = False,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ):
         super().__init__()
         if not len(kernel_sizes) == len(layers) == len(channels):
@@ -132,8 +134,7 @@ class RepLKNet(Classifier):
                 "kernel_sizes, layers and channels must have one entry per stage, got "
                 f"{kernel_sizes}, {layers}, {channels}"
             )
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.feature_info = stage_info(channels, output_stride)
         first = channels[0]
         self.stem = nn.Sequential(
             conv_bn(in_chans, first, 3, stride=2, relu=True),
@@ -154,23 +155,28 @@ class RepLKNet(Classifier):
             for a, b, s in zip(channels[:-1], channels[1:], strides, strict=True)
         )
         self.norm = nn.BatchNorm2d(channels[-1])
-        self.head = linear_or_identity(channels[-1], num_classes)
+        self.make_head(channels[-1], num_classes, global_pool, drop_rate)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+    def stage_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+        return list(zip((self.stem, *self.transitions), self.stages, strict=True))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's output (N,C,h,w), before the final batch norm."""
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages):
-            x = stage(x if i == 0 else self.transitions[i - 1](x))
-        return x
+    def keep_stages(self, count: int) -> None:
+        self.transitions, self.stages = self.transitions[: count - 1], self.stages[:count]
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return timm's groups of layers, for learning rates that fall with depth."""
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^transitions\.(\d+)", (99999,)),
+            (r"^norm", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^(?:stages|transitions)\.(\d+)" if coarse else blocks}
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
-        x = self.norm(x).mean((2, 3))
+        x = self.head_drop(self.global_pool(self.norm(x)))
         return x if pre_logits else self.head(x)
 
 
@@ -183,7 +189,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arch: dict, kwargs: dict) -> RepLKNet:
-    return build_model_with_cfg(RepLKNet, variant, pretrained, **{**arch, **kwargs})
+    return create(RepLKNet, variant, pretrained, {**arch, **kwargs})
 
 
 @register_model

@@ -1,13 +1,14 @@
 """SLaK: tiny to large, and a small one for tests and the demo."""
 
 from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .convnext_like import ConvNeXtLikeBackbone, check_stages
+from .classifier import Classifier
+from .convnext_like import ConvNeXtLikeBackbone, check_stages, group_matcher
 from .large_kernel import ReparamLargeKernelConv
-from .layers import Classifier, LayerScaleBlock, linear_or_identity
-from .timm_cfg import study_cfg
+from .layers import LayerScaleBlock, stage_info
+from .timm_cfg import create, study_cfg
 
 __all__ = ["SLaK", "SLaKBlock"]
 
@@ -59,6 +60,7 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         in_chans, drop_path_rate, output_stride: see :class:`ConvNeXtLikeBackbone`.
         layer_scale_init_value: initial gamma; None leaves it out.
         merged: build the large kernels in their merged form.
+        global_pool, drop_rate: see `Classifier.make_head`.
 
     Source: Liu et al., More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity
     (ICLR 2023). `kernel_size`, `width_factor`, `Decom` and `bn` are the official names.
@@ -80,6 +82,8 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         output_stride: int = 32,
         layer_scale_init_value: float | None = 1e-6,
         merged: bool = False,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ):
         *long_edges, short_edge = kernel_size
         check_stages(long_edges, depths, dims)
@@ -93,9 +97,8 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
             return SLaKBlock(dims[stage], k, short_edge, rate, scale, Decom, bn, merged)
 
         super().__init__(dims, depths, block, in_chans, drop_path_rate, output_stride)
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.head = linear_or_identity(dims[-1], num_classes)
+        self.feature_info = stage_info(dims, output_stride)
+        self.make_head(dims[-1], num_classes, global_pool, drop_rate)
         for module in self.modules():
             # On the meta device, where checkpoints are built, this took 85 % of the time.
             if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
@@ -103,13 +106,18 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's output (N,C,h,w), before pooling and norm."""
-        return ConvNeXtLikeBackbone.forward(self, x)
+    stage_modules = ConvNeXtLikeBackbone.stage_modules
+    keep_stages = ConvNeXtLikeBackbone.keep_stages
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return timm's groups of layers, for learning rates that fall with depth."""
+        return group_matcher("", coarse)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (N,num_classes); with `pre_logits` what the linear layer gets (N,C)."""
-        x = self.norm(x.mean((2, 3)))
+        x = self.head_drop(self.forward_norm(self.global_pool(x)))
         return x if pre_logits else self.head(x)
 
 
@@ -122,7 +130,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arch: dict, kwargs: dict) -> SLaK:
-    return build_model_with_cfg(SLaK, variant, pretrained, **{**arch, **kwargs})
+    return create(SLaK, variant, pretrained, {**arch, **kwargs})
 
 
 @register_model

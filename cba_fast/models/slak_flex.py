@@ -3,14 +3,15 @@
 import math
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..nn.fuse import pad_kernel
-from .convnext_like import ConvNeXtLikeBackbone, check_stages
+from .classifier import BackboneWithHead
+from .convnext_like import ConvNeXtLikeBackbone, check_stages, group_matcher
 from .large_kernel import conv_of, depthwise
-from .layers import BackboneWithHead, LayerScaleBlock, Mergeable
-from .timm_cfg import study_cfg
+from .layers import LayerScaleBlock, Mergeable, stage_info
+from .timm_cfg import create, study_cfg
 
 __all__ = ["MixedLargeKernel", "SLaKFlex", "SLaKFlexBlock"]
 
@@ -129,6 +130,7 @@ class SLaKFlex(BackboneWithHead):
         in_chans, drop_path_rate, output_stride: see :class:`ConvNeXtLikeBackbone`.
         layer_scale_init_value: initial gamma; None leaves it out.
         merged: build the merged form, "square" or "cross"; it holds one mixture in its weights.
+        global_pool, drop_rate: see `Classifier.make_head`.
 
     Raises:
         ValueError: alpha or beta is not finite, or lists of different lengths.
@@ -149,6 +151,8 @@ class SLaKFlex(BackboneWithHead):
         output_stride: int = 32,
         layer_scale_init_value: float | None = 1e-6,
         merged: str | None = None,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ):
         check_stages(kernel_sizes, depths, dims)
 
@@ -159,7 +163,8 @@ class SLaKFlex(BackboneWithHead):
         backbone = ConvNeXtLikeBackbone(
             dims, depths, block, in_chans, drop_path_rate, output_stride
         )
-        super().__init__(backbone, dims[-1], num_classes)
+        super().__init__(backbone, dims[-1], num_classes, global_pool, drop_rate)
+        self.feature_info = stage_info(dims, output_stride, "0.")
         if merged is None:
             self.set_mixing(alpha, beta)
 
@@ -176,9 +181,9 @@ class SLaKFlex(BackboneWithHead):
                 raise ValueError("alpha and beta are merged into the weights and cannot be changed")
             mix.alpha, mix.beta = float(alpha), float(beta)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.backbone.set_grad_checkpointing(enable)
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return timm's groups of layers, for learning rates that fall with depth."""
+        return group_matcher(r"0\.", coarse)
 
     def _mixtures(self) -> list[MixedLargeKernel]:
         return [m for m in self.modules() if isinstance(m, MixedLargeKernel)]
@@ -195,7 +200,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def slak_flex_base(pretrained: bool = False, **kwargs) -> SLaKFlex:
     """The study's slak_flex: ConvNeXt-B's depths and dims, kernels (51, 49, 47, 13)."""
-    return build_model_with_cfg(SLaKFlex, "slak_flex_base", pretrained, **kwargs)
+    return create(SLaKFlex, "slak_flex_base", pretrained, kwargs)
 
 
 @register_model
@@ -206,4 +211,4 @@ def slak_flex_nano(pretrained: bool = False, **kwargs) -> SLaKFlex:
         "dims": (16, 32, 64, 128),
         "kernel_sizes": (13, 11, 9, 7),
     }
-    return build_model_with_cfg(SLaKFlex, "slak_flex_nano", pretrained, **{**arch, **kwargs})
+    return create(SLaKFlex, "slak_flex_nano", pretrained, {**arch, **kwargs})

@@ -1,4 +1,11 @@
-"""What timm's data configuration says about our models: the study's preprocessing."""
+"""How our models are registered with timm: the study's preprocessing, and their construction."""
+
+from typing import TypeVar
+
+from timm.models import build_model_with_cfg
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def study_cfg(first_conv: str, classifier: str) -> dict:
@@ -23,3 +30,9 @@ def study_cfg(first_conv: str, classifier: str) -> dict:
         "first_conv": first_conv,
         "classifier": classifier,
     }
+
+
+def create(cls: type[Model], name: str, pretrained: bool, options: dict) -> Model:
+    """Build a registered model as timm does, ``features_only`` by its ``forward_intermediates``."""
+    features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
+    return build_model_with_cfg(cls, name, pretrained, feature_cfg=features, **options)

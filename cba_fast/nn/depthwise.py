@@ -32,8 +32,9 @@ class DepthwiseConv2d(nn.Conv2d):
     Notes:
         ``torch.autograd.grad(y, x)`` computes the weight gradient too if the weight requires grad:
         freeze the weights for receptive fields and activation maps. See `depthwise_conv2d` for
-        dtypes and accumulation. ONNX export, forward-mode derivatives, `torch.func` transforms and
-        devices other than CPUs and GPUs of CUDA get the plain convolution. It cannot be scripted.
+        dtypes and accumulation. ONNX export, `torch.jit.trace`, forward-mode derivatives,
+        `torch.func` transforms and devices other than CPUs and GPUs of CUDA get the plain
+        convolution. It cannot be scripted.
     """
 
     algorithm = "auto"
@@ -61,7 +62,9 @@ class DepthwiseConv2d(nn.Conv2d):
             if not torch.compiler.is_compiling():
                 _log_once(reason)
             return super().forward(x)
-        if torch.onnx.is_in_onnx_export():  # ONNX knows the convolution, not our op
+        # ONNX knows the convolution, not our op. A TorchScript trace is run without this package,
+        # on any size, and would keep the method that was chosen for the size of the example.
+        if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
             return super().forward(x)
         if not symbolic and (_differentiated_otherwise() or x.device.type not in _DEVICES):
             return super().forward(x)

@@ -2,8 +2,9 @@
 
 An op has a :class:`BackendTable`: its backends in order of preference, each with a predicate
 ``refuses(*args) -> str | None`` that gives the reason why it cannot run for these arguments (None:
-it can). ``backend=None`` takes the first that can; a named backend that cannot run raises a
-`ValueError` with the same reason. ``cba-fast info`` prints the tables.
+it can). ``backend=None`` takes the first that can and that is not kept for those who name it; a
+named backend that cannot run raises a `ValueError` with the same reason. ``cba-fast info`` prints
+the tables.
 """
 
 import logging
@@ -16,6 +17,10 @@ log = logging.getLogger("cba_fast")
 
 NAMES = ("reference", "torch", "cpp", "triton", "cuda")
 
+# Kernels that were only emulated and compiled: nobody knows whether they are right and fast on a
+# device, so ``backend=None`` must not take them. docs/gpu-status.md says which ones they are.
+UNPROVEN = "it has not run on a GPU yet; backend='cuda' asks for it"
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -26,15 +31,22 @@ class Backend:
         refuses: called with the op's tensors; the reason why this backend cannot run, or None.
         unavailable: called without arguments; the reason why it never runs here (not built, no
             compiler, no GPU), or None.
+        on_request: the reason why ``backend=None`` never takes this backend although it can run,
+            or None.
     """
 
     name: str
     refuses: Callable[..., str | None]
     unavailable: Callable[[], str | None] = lambda: None
+    on_request: str | None = None
 
     def reason(self, *args) -> str | None:
         """Return why this backend cannot run for `args`, or None."""
         return self.unavailable() or self.refuses(*args)
+
+    def reason_unless_named(self, *args) -> str | None:
+        """Return why ``backend=None`` does not take this backend for `args`, or None."""
+        return self.reason(*args) or self.on_request
 
 
 class BackendTable:
@@ -72,7 +84,7 @@ class BackendTable:
             return requested
         reasons = []
         for name, backend in self.backends.items():
-            reason = backend.reason(*args)
+            reason = backend.reason_unless_named(*args)
             if reason is None:
                 return name
             reasons.append(f"{name}: {reason}")

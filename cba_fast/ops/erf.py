@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels import cuda_core, erf_cpp, erf_cuda, native
 from ..reference import erf as reference
-from .backends import Backend, BackendTable
+from .backends import UNPROVEN, Backend, BackendTable
 from .library import backend_argument, check_tensors, register, requested
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -27,7 +27,8 @@ def erf_size(
         grad: (N, C, H, W), d score / d input, float32, float64, float16 or bfloat16, CPU or CUDA,
             any strides, C >= 1, finite.
         p: the share, 0 <= p <= 1, or a sequence of shares.
-        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run.
+        backend: "cuda" (only on request: it has not run on a GPU yet), "cpp" (CPU), "reference",
+            or None for the fastest of the others that can run.
 
     Returns:
         (N,) int64, 0 to H*W, on grad's device; (N, P) for a sequence of P shares.
@@ -74,7 +75,8 @@ def erf_accumulate(
         grad: (N, C, H, W), float32, float64, float16 or bfloat16, CPU or CUDA, any strides.
         out: (H, W) float64 on grad's device, any strides; changed in place.
         mode: f, "relu" for max(x, 0) (the published map), "abs" or "square".
-        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run.
+        backend: "cuda" (only on request: it has not run on a GPU yet), "cpp" (CPU), "reference",
+            or None for the fastest of the others that can run.
 
     Returns:
         `out`, as PyTorch's in-place methods return their tensor.
@@ -161,7 +163,7 @@ def _runs_always(*args) -> None:
 
 
 def _table(op: str) -> BackendTable:
-    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable)
+    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN)
     cpp = Backend("cpp", _cpp_refuses, native.unavailable)
     return BackendTable(op, [cuda, cpp, Backend("reference", _runs_always)])
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda
 from ..reference import quantize as reference
-from .backends import Backend, BackendTable
+from .backends import UNPROVEN, Backend, BackendTable
 from .library import backend_argument, register, requested
 
 
@@ -16,7 +16,8 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     Args:
         scoremaps: m, (N, H, W) with H, W >= 1, floating in [0, 1] (any strides), or uint8, which is
             returned as it is; a CPU or CUDA tensor or a NumPy array.
-        backend: None for the best one, or ``"cuda"``, ``"cpp"``, ``"reference"``.
+        backend: ``"cuda"`` (only on request: it has not run on a GPU yet), ``"cpp"`` (CPU),
+            ``"reference"``, or None for the fastest of the others that can run.
 
     Returns:
         u, (N, H, W) uint8, on the device of `scoremaps`.
@@ -88,7 +89,7 @@ def _cuda_refuses(scoremaps: Tensor) -> str | None:
 TABLE = BackendTable(
     "quantize",
     [
-        Backend("cuda", _cuda_refuses, native.cuda_unavailable),
+        Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN),
         Backend("cpp", _cpp_refuses, native.unavailable),
         Backend("reference", lambda scoremaps: None),
     ],

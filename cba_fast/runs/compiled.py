@@ -61,6 +61,6 @@ class _FixedBatch:
             features = self._compiled(full)
         except torch._dynamo.exc.TorchDynamoException as e:
             reason = str(e).strip().splitlines()[0]
-            raise InputError(f"the model cannot be compiled here (--compile): {reason}") from e
+            raise InputError(f"the model cannot be compiled here (`compile`): {reason}") from e
         # The next replay of the graph writes to the same memory.
         return features[: len(x)].clone()

@@ -1,16 +1,13 @@
 """``erf-compute``: ERF sizes and ERF maps of a data set, written to files, continued if killed."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
-from .. import __version__
+from .. import resume
 from ..data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
 from ..data.textlines import counted
 from ..erf import (
@@ -22,10 +19,13 @@ from ..erf import (
     measure_erf_sizes,
     sample_indices,
 )
-from ..erf.report import MapRun, with_figures, write_map
-from ..errors import InputError
+from ..erf.report import MapRun, json_beside, with_figures, write_map
+from ..errors import ImageError, InputError
 from ..files import write_npy
+from ..resume import Outputs
+from ..short import Short
 from .inference import autocast, choose_device, memory_format, report_on
+from .outputs import describe_run
 from .settings import DataConfig, ModelConfig, RunConfig, settings
 from .size_stats import SizeStats, size_stats
 
@@ -48,8 +48,8 @@ class ErfMapConfig:
     input_size: int = 1024
 
 
-@dataclass
-class SizeRun:
+@dataclass(repr=False)
+class SizeRun(Short):
     """A finished measurement: statistics for each share p, notes for the end, and the map if any.
 
     The map is the mean over the images of what the sizes are measured on.
@@ -82,14 +82,14 @@ def compute_sizes(
     *,
     save_map: str | os.PathLike | None = None,
     checkpoint: str = "auto",
-    resume: bool = True,
+    overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> SizeRun:
     """Measure ERF sizes on a sample of `images` and write them to `output`.
 
     The file is float32, (N,) for one share and (N,P) for several, one row per sampled image that
     could be measured, in the order of the sample. Until it is written, the finished part lies
-    beside it; a run of the same settings goes on from there.
+    beside it; the same run goes on from there, and once it has ended reads what it wrote.
 
     With `save_map` what the sizes are measured on, the mean over the images of |gradient| averaged
     over the channels, goes to that file, (H,W) float64, as :func:`compute_map` writes its map.
@@ -97,47 +97,70 @@ def compute_sizes(
     Args:
         model: in its inference form, on the run's device.
         images: the data set.
-        model_config, data, run: how model and images were made; a change of them starts afresh.
+        model_config, data, run: how model and images were made.
         config: sample, shares and score.
         output: the ``.npy`` file.
         save_map: a second ``.npy`` file, or None.
         checkpoint: recompute activations in the backward pass: ``none``, ``block``, ``stage``, or
             ``auto``, the first of these whose activations fit into half of the free memory. The
             numbers do not depend on it.
-        resume: go on from the finished part of a killed run.
+        overwrite: start anew and replace what an earlier run wrote; else one of the same settings,
+            weights and images is continued, and any other refused.
         progress: called with the iterable of steps and their number, returns an iterable.
 
     Raises:
         ImageError: no image could be measured, or, with `run.strict`, one could not.
         InputError: fp16 (see :func:`check_precision`).
+        OtherRunError: another run wrote there; see `resume.Outputs.check`.
     """
     records = images.records
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    described = run_description(model_config, data, run, [records[i] for i in indices])
-    described["sizes"] = asdict(config)
-    options = {"with_map": save_map is not None, "checkpoint": checkpoint}
+    used = {"sizes": asdict(config), "with_map": save_map is not None}
+    described = run_description(model_config, data, run, [records[i] for i in indices], used)
+    outputs = [resume.beside(output, described)]
     if save_map is not None:
-        described["with_map"] = True
-    partial = _partial(output, described, resume)
-    found = measure_sizes(model, records, data, run, config, partial, progress, **options)
-    write_npy(output, found.sizes)
+        outputs.append(_map_outputs(save_map, described))
+    ended = _claim(outputs, overwrite, run)
     mapped = None
+    if ended is not None:
+        found = Measured(_read(output), [*ended["notes"], _kept_note(output)])
+        if save_map is not None:
+            found.map = _read(save_map)
+    else:
+        partial = Partial(output)
+        options = {"with_map": save_map is not None, "checkpoint": checkpoint}
+        found = measure_sizes(model, records, data, run, config, partial, progress, **options)
+        write_npy(output, found.sizes)
     if save_map is not None:
         mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
-        write_map(save_map, mapped, "study", {"score": config.score, **described})
-    partial.remove()
+    if ended is None:
+        if mapped is not None:
+            write_map(save_map, mapped, "study", {"score": config.score, **as_json(described)})
+        for each in outputs:
+            each.finish(notes=found.notes, failed=found.failed)
+        found.notes[:0] = _continued_note(found.resumed)
     columns = found.sizes.reshape(len(found.sizes), -1).T
     stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
     return SizeRun(stats, found.notes, mapped)
 
 
-@dataclass
-class Measured:
-    """ERF sizes, float32 (N,) or (N,P), notes for the end of the run, and the mean map if any."""
+@dataclass(repr=False)
+class Measured(Short):
+    """ERF sizes and what to tell of them.
+
+    Attributes:
+        sizes: float32 (N,) or (N,P).
+        notes: for the end of the run.
+        map: the mean map, if asked for.
+        failed: what is wrong with the first image that could not be measured, or "".
+        resumed: how many images an earlier, killed run had visited.
+    """
 
     sizes: np.ndarray
     notes: list[str]
     map: np.ndarray | None = None
+    failed: str = ""
+    resumed: int = 0
 
 
 def measure_sizes(
@@ -167,15 +190,16 @@ def measure_sizes(
     with autocast(run):
         found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
     walk.report.check_any(len(found.sizes))
-    notes = [f"continued after {counted(walk.resumed, 'image')}"] if walk.resumed else []
+    notes = []
     if len(records) < config.num_samples:
         notes.append(f"{config.num_samples} samples asked for, the set has {len(records)}")
     if found.num_zero:
         notes.append(
             f"zero gradient (size 0) of {counted(found.num_zero, 'image')}: the score is saturated;"
-            " --score logit does not saturate"
+            " `score` logit does not saturate"
         )
-    return Measured(found.sizes, notes + walk.report.lines(), found.map)
+    notes += walk.report.lines()
+    return Measured(found.sizes, notes, found.map, walk.report.first_failure(), walk.resumed)
 
 
 def compute_map(
@@ -188,7 +212,7 @@ def compute_map(
     output: str | os.PathLike,
     *,
     checkpoint: str = "auto",
-    resume: bool = True,
+    overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> MapRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
@@ -200,8 +224,13 @@ def compute_map(
     check_precision(run)
     size, records = config.input_size, images.records
     walk = map_walk(records, size, run, progress)
-    described = {**run_description(model_config, data, run, records), "map": asdict(config)}
-    walk.partial = _partial(output, described, resume)
+    described = run_description(model_config, data, run, records, {"map": asdict(config)})
+    outputs = _map_outputs(output, described)
+    ended = _claim([outputs], overwrite, run)
+    if ended is not None:
+        notes = [*ended["notes"], _kept_note(output)]
+        return with_figures(ErfMap(_read(output), ended["count"], []), notes)
+    walk.partial = Partial(output)
     level = checkpoint_level(checkpoint, model, size, run, features=True)
     try:
         with autocast(run):
@@ -209,12 +238,13 @@ def compute_map(
     except ValueError as e:
         walk.report.check_any(0)
         raise InputError(f"no ERF map: {e}") from e
-    notes = [f"continued after {counted(walk.resumed, 'image')}"] if walk.resumed else []
+    notes = []
     if erf.count < config.num_images:
         notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
-    found = with_figures(erf, notes + walk.report.lines())
-    write_map(output, found, "replknet", described)
-    walk.partial.remove()
+    notes += walk.report.lines()
+    found = with_figures(erf, [*_continued_note(walk.resumed), *notes])
+    write_map(output, found, "replknet", as_json(described))
+    outputs.finish(notes=notes, failed=walk.report.first_failure(), count=erf.count)
     return found
 
 
@@ -263,35 +293,52 @@ def _walk(
     )
 
 
-def _partial(output: str | os.PathLike, described: dict, resume: bool) -> Partial:
-    partial = Partial(output, described)
-    if not resume:
-        partial.remove()
-    return partial
-
-
 def run_description(
-    model: ModelConfig, data: DataConfig, run: RunConfig, records: Sequence[ImageRecord]
+    model: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    records: Sequence[ImageRecord],
+    more: dict,
 ) -> dict:
-    """Return all that the numbers depend on; workers and strictness do not count."""
+    """Return the record of all that the numbers depend on, the settings `more` among it.
+
+    Workers and strictness do not count.
+    """
     run = replace(run, device=str(choose_device(run)), num_workers=0, strict=False)
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.image_id, _stamp(record.path))).encode())
-    return {
-        **settings(model, data, run),
-        "weights_stamp": _stamp(model.weights),
-        "images_sha256": digest.hexdigest(),
-        "versions": [__version__, torch.__version__],
-    }
+    return describe_run({**settings(model, data, run), **more}, model.weights, records)
 
 
-def _stamp(path: Path | None) -> list[int] | None:
+def as_json(described: dict) -> dict:
+    """Return what a JSON file of results says of its run, from :func:`run_description`."""
+    inputs, versions = described["inputs"], described["versions"]
+    return {**described["settings"], "inputs": inputs, "versions": versions}
+
+
+def _map_outputs(path: str | os.PathLike, described: dict) -> Outputs:
+    return resume.beside(path, described, json_beside(path).name)
+
+
+def _claim(outputs: Sequence[Outputs], overwrite: bool, run: RunConfig) -> dict | None:
+    """Take the outputs for this run; return what it noted at its end if it has ended before."""
+    ended = resume.claim(outputs, overwrite)
+    if ended and ended["failed"] and run.strict:
+        raise ImageError(ended["failed"])  # the run that has ended was not strict
+    return ended
+
+
+def _read(path: str | os.PathLike) -> np.ndarray:
     try:
-        found = os.stat(path) if path is not None else None
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns] if found else None
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
+
+
+def _kept_note(output: str | os.PathLike) -> str:
+    return f"{output} was there: the same run has ended before"
+
+
+def _continued_note(images: int) -> list[str]:
+    return [f"continued after {counted(images, 'image')}"] if images else []
 
 
 def as_rows(stats: dict[float, SizeStats]) -> list[str]:

@@ -10,6 +10,8 @@ from ..data import ImageRecord, ImageSet, check_map_names, map_name
 from ..data.boxes import Boxes
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
+from ..shapes import map_shape, shape_text
+from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf import SizeConfig, measure_sizes
@@ -24,12 +26,20 @@ from .inference import (
     report_on,
 )
 from .overlap import in_background, one_by_one
-from .score import Tuned, make_evaluator, open_boxes, transferred_accuracies
+from .resolve import ResolvedRun, resolve
+from .score import (
+    Tuned,
+    fixed_accuracies,
+    fixed_evaluator,
+    make_evaluator,
+    open_boxes,
+    transferred_accuracies,
+)
 from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
 
-@dataclass
-class EvaluateResult:
+@dataclass(repr=False)
+class EvaluateResult(Short):
     """Scores of one model.
 
     Attributes:
@@ -39,10 +49,11 @@ class EvaluateResult:
             of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
         erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
             not asked for, or if it could not be measured (a note says why).
-        unreadable: why each image that could not be read has no map, by id.
+        unreadable: why each image that could not be read, or whose features overflow, has no map,
+            by id.
         constant: ids of the images whose map is constant and counts as zeros.
         box_config: the ground truth and protocol that were used.
-        transferred: see `ScoreResult`.
+        fixed, transferred: see `ScoreResult`.
         notes: what to tell at the end of the run.
         predictions: the five best classes of each scored image, best first.
     """
@@ -53,6 +64,7 @@ class EvaluateResult:
     unreadable: dict[str, str]
     constant: list[str]
     box_config: BoxConfig
+    fixed: list[dict] | None
     transferred: list[dict] | None
     notes: list[str]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
@@ -79,7 +91,8 @@ def evaluate(
     followed by ``wsol-eval``.
 
     Args:
-        model_config, data, run, maps, box_config: settings. Without `cub_root` and `metadata_root`
+        model_config, data, run, maps, box_config: settings; gaps are filled by
+            `cba_fast.runs.resolve`. Without `cub_root` and `metadata_root`
             the images must be a CUB_200_2011 folder, whose own boxes are taken.
         num_samples, p, seed: of the ERF size: images (0 leaves it out), share, sampling seed.
         tuned: thresholds of another run, at which the accuracies are wanted too.
@@ -89,15 +102,22 @@ def evaluate(
     Raises:
         CbaError: as the two commands.
     """
-    box_config = _both_modes(box_config, images := open_images(data), maps)
+    resolved = resolve(model_config, data)
+    model_config, data = resolved.model, resolved.data
+    images, maps = open_images(data), maps.at(data.input_size)
+    box_config = _both_modes(box_config, images, maps)
     records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
+    records, unknown = _labelled(resolved, records, images, boxes, maps)
+    notes += unknown
     evaluator = make_evaluator(boxes, box_config, tuned)
     model = load_model(model_config, run)
     report = report_on(records, run)
-    side = None if box_config.eval_size == maps.map_size else box_config.eval_size
-    found = iter_sent(model, records, data, run, maps, report, scored=side is None)
+    shape = _resized_to(box_config, maps)
+    found = iter_sent(model, records, data, run, maps, report, scored=shape is None)
     found = progress(found, -(-len(records) // run.batch_size)) if progress else found
-    seen = _score(found, choose_loop(run), evaluator, image_ids, side)
+    fixed = fixed_evaluator(boxes, box_config)
+    both = [e for e in (evaluator, fixed) if e is not None]
+    seen = _score(found, choose_loop(run), both, image_ids, shape)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -107,6 +127,7 @@ def evaluate(
         {records[i].image_id: reason for i, reason in report.failed},
         seen.constant,
         box_config,
+        fixed_accuracies(fixed, result),
         transferred_accuracies(result, tuned) if tuned else None,
         notes + constant_lines(seen.constant) + report.lines(),
         seen.top5,
@@ -128,12 +149,21 @@ def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConf
     """
     if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
         config = replace(config, cub_root=images.root)
-    if config.eval_size not in (None, maps.map_size) and not config.resize_maps:
+    wanted = _resized_to(config, maps)
+    if wanted is not None and not config.resize_maps:
         raise ScoreMapError(
-            f"the maps are {maps.map_size}x{maps.map_size}, but --eval_size asks for "
-            f"{config.eval_size} (give --resize_maps or another --map_size)"
+            f"the maps are {shape_text(map_shape(maps.map_size))}, but `eval_size` asks for "
+            f"{shape_text(wanted)} (give `resize_maps` or another `map_size`)"
         )
     return replace(config, contours="both")
+
+
+def _resized_to(config: BoxConfig, maps: MapConfig) -> tuple[int, int] | None:
+    """Return the (H, W) to which the maps are resized before they are scored, or None."""
+    if config.eval_size is None:
+        return None
+    shape = map_shape(config.eval_size, name="eval_size")
+    return None if shape == map_shape(maps.map_size) else shape
 
 
 @dataclass
@@ -155,21 +185,24 @@ def choose_loop(run: RunConfig) -> Callable:
 def _score(
     found: Iterable[Sent],
     loop: Callable,
-    evaluator: BoxEvaluator,
+    evaluators: list[BoxEvaluator],
     image_ids: list[str],
-    side: int | None,
+    shape: tuple[int, int] | None,
 ) -> _Seen:
-    """Score the batches; `side`: of the maps to which they are resized before, if they are."""
+    """Score the batches; `shape`: (H, W) to which the maps are resized before, if they are."""
     seen = _Seen()
 
     def sweep(batch: Sent) -> None:
-        ids = [image_ids[i] for i in batch.indices]
-        levels = batch.read()
+        indices, levels = batch.read()
+        if not indices:
+            return
+        ids = [image_ids[i] for i in indices]
         score_maps = levels.u
-        if side is not None:
+        if shape is not None:
             maps = levels.localization().maps
-            score_maps = np.stack([resize_score_map(m, side) for m in maps])
-        evaluator.update(score_maps, ids)
+            score_maps = np.stack([resize_score_map(m, shape) for m in maps])
+        for evaluator in evaluators:
+            evaluator.update(score_maps, ids)
         seen.top5.update(zip(ids, levels.top5))
         seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
 
@@ -218,6 +251,27 @@ def match_images(
         # Class folders number their classes by name, the ground truth perhaps in another order.
         paired = [replace(r, label=boxes.labels[i]) for r, i in zip(paired, image_ids)]
     return paired, image_ids, notes
+
+
+def _labelled(
+    resolved: ResolvedRun,
+    records: list[ImageRecord],
+    images: ImageSet,
+    boxes: Boxes,
+    maps: MapConfig,
+) -> tuple[list[ImageRecord], list[str]]:
+    """Return the records of `match_images` with the model's labels; or with none, and a note why.
+
+    Raises:
+        InputError: the labels are not known, and the maps need them.
+    """
+    truth = None if boxes.labels is None else {r.image_id: r.label for r in records}
+    try:
+        return resolved.labelled(records, images, truth), []
+    except InputError as e:
+        if maps.target == "label":
+            raise
+        return [replace(r, label=None) for r in records], [f"no top-1: {e}"]
 
 
 def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] | None:

@@ -1,9 +1,8 @@
 """``generate-heatmap``: score maps and overlays of an image set."""
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,14 +13,17 @@ from ..data import ImageRecord, ImageSet, check_map_names, read_image
 from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import InputError
+from ..shapes import map_shape
+from ..short import Short
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
-from .outputs import NpyFolder, OutputFolder, StoreFolder
+from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
+from .resolve import resolve
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 
 
-@dataclass
-class GenerateResult:
+@dataclass(repr=False)
+class GenerateResult(Short):
     """Where the results are, and how many were made now and were there before.
 
     `map_folder` is the folder of the maps, or the store that took them.
@@ -47,66 +49,66 @@ def generate_heatmaps(
     maps: MapConfig,
     heatmap_output: Path,
     *,
-    resume: bool = False,
+    overwrite: bool = False,
     overlay: bool = True,
     store: Path | None = None,
     progress: Callable | None = None,
 ) -> GenerateResult:
     """Make and store the maps of an image set.
 
-    Writes ``np_<output>/<folder>/<stem>.npy`` (S, S) float64 in [0, 1] (or their bytes to `store`)
+    Writes ``np_<output>/<folder>/<stem>.npy`` (H, W) float64 in [0, 1] (or their bytes to `store`)
     and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
 
     Args:
-        model_config, data, run, maps: settings.
+        model_config, data, run, maps: settings; gaps are filled by `cba_fast.runs.resolve`.
         heatmap_output: the folder of the overlays.
-        resume: continue an earlier run of the same settings; else its files are replaced.
+        overwrite: start anew and replace what an earlier run wrote; else one of the same settings,
+            weights and images is continued, and any other refused.
         overlay: write the overlays too.
         store: the folder of a store that takes the maps instead; see `cba_fast.data.score_store`.
         progress: called with an iterable of batches and their number, returns an iterable.
 
     Raises:
-        InputError: bad settings or folders; see `open_images`, `OutputFolder.check`.
+        InputError: bad settings or folders; see `open_images`.
+        OtherRunError: another run wrote there; see `resume.Outputs.check`.
         CheckpointError: the weights cannot be loaded.
         ImageError: no image could be read, or one could not with `run.strict`.
         OSError: a file cannot be written; what was written before stays.
     """
-    images = open_images(data)
+    found = resolve(model_config, data)
+    model_config, data = found.model, found.data
+    images, maps = open_images(data), maps.at(data.input_size)
     check_map_names(images.records)
+    if maps.target == "label":
+        images = replace(images, records=tuple(found.labelled(images.records, images)))
     model = load_model(model_config, run)
-    kept_settings = _kept(model_config, data, run, maps)
-    outputs = _open_outputs(images, heatmap_output, overlay, kept_settings, store, maps.map_size)
-    present = set().union(*[folder.check(resume) for folder in outputs.written])
+    described = _described(images, model_config, data, run, maps)
+    shape = map_shape(maps.map_size)
+    outputs = _open_outputs(images, heatmap_output, overlay, described, store, shape)
+    present = set().union(*[folder.check(overwrite) for folder in outputs.written])
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
     report = report_on(images.records, run)
-    found = iter_localizations(model, images.records, data, run, maps, report, todo)
+    located = iter_localizations(model, images.records, data, run, maps, report, todo)
     # What would end the run at its start must not cost the earlier run's files: they are cleared
     # when the first maps are there.
-    first = list(itertools.islice(found, 1))
+    first = list(itertools.islice(located, 1))
     report.check_any(kept + len(first))
-    outputs.prepare(resume)
-    results = itertools.chain(first, found)
+    outputs.prepare(overwrite)
+    results = itertools.chain(first, located)
     made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
     notes = constant_lines(constant) + report.lines()
     return GenerateResult(outputs.maps.root, heatmap_output if overlay else None, made, kept, notes)
 
 
-def _kept(model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig) -> dict:
-    """Return the settings that a resumed run must share: all that the maps depend on."""
-    # only where it is set: folders of earlier versions, which had none, can be continued
-    compiled = {"compile": True} if run.compile else {}
-    return (
-        settings(model, data, maps)
-        | compiled
-        | {
-            "batch_size": run.batch_size,
-            "precision": run.precision,
-            "channels_last": run.channels_last,
-            "weights_sha256": _sha256(model.weights),
-        }
-    )
+def _described(
+    images: ImageSet, model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig
+) -> dict:
+    """Return all that the maps depend on, as the record that a continued run must share."""
+    how = ("batch_size", "precision", "channels_last", "compile")
+    kept = settings(model, data, maps) | {name: getattr(run, name) for name in how}
+    return describe_run(kept, model.weights, images.records)
 
 
 @dataclass
@@ -115,20 +117,20 @@ class _Outputs:
 
     records: tuple[ImageRecord, ...]
     maps: NpyFolder | StoreFolder
-    overlays: OutputFolder
+    overlays: Outputs
     drawn: bool
 
     @property
-    def written(self) -> list[OutputFolder | StoreFolder]:
+    def written(self) -> list[Outputs | StoreFolder]:
         return [self.maps, self.overlays] if self.drawn else [self.maps]
 
     def are_in(self, present: set[str], index: int) -> bool:
         return all(folder.names[index] in present for folder in self.written)
 
-    def prepare(self, resume: bool) -> None:
+    def prepare(self, overwrite: bool) -> None:
         for folder in self.written:
-            folder.prepare(resume)
-        if not self.drawn and not resume:
+            folder.prepare(overwrite)
+        if not self.drawn and overwrite:
             self.overlays.discard()  # overlays of the maps that were just cleared
 
 
@@ -136,19 +138,20 @@ def _open_outputs(
     images: ImageSet,
     heatmap_output: Path,
     overlay: bool,
-    kept: dict,
+    described: dict,
     store: Path | None,
-    map_size: int,
+    shape: tuple[int, int],
 ) -> _Outputs:
     names = [record.map_name for record in images.records]
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
     if store is None:
-        maps = NpyFolder(map_folder(heatmap_output), names, kept)
+        maps = NpyFolder(map_folder(heatmap_output), names, described)
     elif store.resolve() == heatmap_output.resolve():
         raise InputError(f"{store} cannot hold both the overlays and the store")
     else:
-        maps = StoreFolder(store, names, kept, (map_size, map_size))
-    return _Outputs(images.records, maps, OutputFolder(heatmap_output, overlays, kept), overlay)
+        maps = StoreFolder(store, names, described, shape)
+    drawn = Outputs(heatmap_output / MANIFEST, overlays, described)
+    return _Outputs(images.records, maps, drawn, overlay)
 
 
 def _store(
@@ -191,13 +194,3 @@ def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> Non
     if not ok:
         raise OSError(f"{path}: the overlay could not be encoded as PNG")
     files.write_bytes(path, png.tobytes())
-
-
-def _sha256(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,8 +10,9 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.byte_images import normalize_bytes, resize_to_bytes
 from ..data.reading import Report, cut, read_batches
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..models import build_model, inference_form
+from ..short import Short
 from ..wsol import Localization
 from ..wsol.localize import locate
 from ..wsol.located import Levels
@@ -41,15 +42,13 @@ def choose_device(run: RunConfig) -> torch.device:
     return device
 
 
-def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
-    """Build the model in its `inference_form` for the run's device, precision and memory format.
+def build(config: ModelConfig) -> nn.Module:
+    """Build the model on the CPU, as it was trained.
 
     Raises:
-        InputError: a wrong device, family, name or number of classes.
-        CheckpointError: the weights cannot be loaded.
+        InputError, CheckpointError: as `cba_fast.models.build_model`.
     """
-    device = choose_device(run)
-    model = build_model(
+    return build_model(
         config.family,
         model=config.name,
         checkpoint=config.weights,
@@ -58,8 +57,18 @@ def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
         beta=config.beta,
         output_stride=config.output_stride,
     )
+
+
+def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
+    """Build the model in its `inference_form` for the run's device, precision and memory format.
+
+    Raises:
+        InputError: a wrong device, family, name or number of classes.
+        CheckpointError: the weights cannot be loaded.
+    """
+    device = choose_device(run)
     return inference_form(
-        model,
+        build(config),
         device=device,
         dtype=PRECISIONS[run.precision] or torch.float32,
         channels_last=run.channels_last,
@@ -116,28 +125,34 @@ def open_images(data: DataConfig) -> ImageSet:
     return replace(images, records=tuple(records))
 
 
-@dataclass
-class Sent:
+@dataclass(repr=False)
+class Sent(Short):
     """A batch whose maps are on their way to the host.
 
     Attributes:
         indices: of its readable images; not empty.
         first: the id of the first of them.
         arrive: waits for the batch.
+        report: gets the images without a map.
     """
 
     indices: list[int]
     first: str
-    arrive: Callable[[], Levels]
+    arrive: Callable[..., Levels]
+    report: Report
 
-    def read(self) -> Levels:
-        """Wait for the batch, in any thread.
+    def read(self) -> tuple[list[int], Levels]:
+        """Wait for the batch, in any thread; return the indices of the maps, and the maps.
+
+        Images whose features overflow have none and are reported; so there may be no map at all.
 
         Raises:
-            InputError: features that are not finite, maps that the method cannot make.
+            ImageError: an image without a map, if the report is strict.
+            InputError: maps that the method cannot make.
         """
         with _naming(self.first):
-            return self.arrive()
+            levels = self.arrive(lambda row, why: self.report.fail(self.indices[row], why))
+        return [self.indices[row] for row in levels.rows], levels
 
 
 def iter_localizations(
@@ -157,22 +172,22 @@ def iter_localizations(
         model: from `load_model`.
         records: the images.
         data, run, maps: settings.
-        report: gets the unreadable and truncated images.
+        report: gets the truncated images, the unreadable ones and those whose features overflow.
         batches: indices of each batch; None for all records, cut by ``run.batch_size``.
 
     Returns:
-        An iterator over the indices of the readable images of a batch (not empty) and their maps.
-        Each step of it raises what its batch raises.
+        An iterator over the indices of the images of a batch that have a map (not empty) and their
+        maps. Each step of it raises what its batch raises.
 
     Raises:
-        ImageError: an unreadable image, if `report` is strict.
-        InputError: ``--target label`` without labels, a target that the model does not have (both
-            at once, before the first image), maps that the method cannot make, features that are
-            not finite.
+        ImageError: an image that is unreadable or whose features overflow, if `report` is strict.
+        InputError: `target` "label" without labels, a target that the model does not have (both
+            at once, before the first image), maps that the method cannot make.
     """
     sent = iter_sent(model, records, data, run, maps, report, batches)
     depth = 1 if choose_device(run).type == "cuda" else 0
-    return ((batch.indices, batch.read().localization()) for batch in ahead(sent, depth))
+    read = (batch.read() for batch in ahead(sent, depth))
+    return ((indices, levels.localization()) for indices, levels in read if indices)
 
 
 def iter_sent(
@@ -260,7 +275,7 @@ def _sent(
                 map_size=maps.map_size,
                 pc1_range=maps.pc1_range,
             )
-        yield Sent(batch.indices, first, found.send(scored))
+        yield Sent(batch.indices, first, found.send(scored), report)
 
 
 @contextmanager
@@ -268,6 +283,8 @@ def _naming(first: str) -> Iterator[None]:
     """Name the batch in the errors of the values that it is made of."""
     try:
         yield
+    except ImageError:  # names its image itself
+        raise
     except ValueError as e:
         raise InputError(f"in the batch that begins with {first}: {e}") from e
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import resume
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
+from ..shapes import Size
 from ..wsol import MapFolder, MapReading, read_maps, read_score_map
 from .outputs import StoreFolder
 
@@ -24,9 +26,10 @@ def pack_maps(
     np_root: Path,
     store: Path,
     *,
-    eval_size: int | None = None,
+    eval_size: Size = None,
     resize: bool = False,
-    resume: bool = False,
+    overwrite: bool = False,
+    clip: float = 0.0,
     num_workers: int = 2,
     progress: Callable | None = None,
 ) -> PackResult:
@@ -36,16 +39,18 @@ def pack_maps(
 
     Args:
         np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
-        store: the folder of the store. What an earlier run wrote there is replaced.
-        eval_size: the side that the maps must have.
+        store: the folder of the store.
+        eval_size: the side or (H, W) that the maps must have.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
-        resume: continue an earlier run over the same files.
+        overwrite: start anew and replace what an earlier run wrote; else one over the same files
+            is continued, and any other refused.
+        clip: see `check_score_map`.
         num_workers: threads that read.
         progress: called with an iterable and its length, returns an iterable.
 
     Raises:
         ScoreMapError: a map that is not valid, or not of the size of the first one; the message
-            names it. With `resume` the run goes on from there once it is mended.
+            names it.
         InputError: no maps, or a store that cannot be replaced or continued.
     """
     source = MapFolder(np_root)
@@ -53,16 +58,18 @@ def pack_maps(
         raise InputError(f"{np_root} is a store already")
     if store.resolve().is_relative_to(np_root.resolve()):
         raise InputError(f"{store} lies inside of {np_root}, the folder of the maps")
-    names = _names(np_root)
+    names = map_files(np_root)
     if not names:
         raise InputError(f"{np_root} holds no .npy files")
-    first = read_score_map(np_root / names[0], eval_size, resize)
+    first = read_score_map(np_root / names[0], eval_size, resize, clip)
     settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
-    folder = StoreFolder(store, names, settings, first.shape)
-    present = folder.prepare(resume)
+    settings["clip"] = clip
+    maps = resume.list_fingerprint((name, np_root / name) for name in names)
+    folder = StoreFolder(store, names, resume.describe(settings, {"maps": maps}), first.shape)
+    present = folder.prepare(overwrite)
     todo = {name: np_root / name for name in names if name not in present}
     rows = {name: row for row, name in enumerate(names)}
-    reading = MapReading(eval_size, resize, workers=num_workers)
+    reading = MapReading(eval_size, resize, workers=num_workers, clip=clip)
     with StoreWriter(store) as writer:
         for ids, maps in read_maps(source, todo, reading, progress):
             if maps.shape[1:] != first.shape:
@@ -76,7 +83,8 @@ def pack_maps(
     return PackResult(len(todo), len(present), first.shape, nbytes)
 
 
-def _names(root: Path) -> list[str]:
+def map_files(root: Path) -> list[str]:
+    """Return the ``.npy`` files below a folder, sorted, relative and with "/"."""
     paths = (p for p in _files(root, ()) if p.suffix == ".npy" and not p.name.startswith(".tmp-"))
     return sorted(p.relative_to(root).as_posix() for p in paths)
 

@@ -1,8 +1,7 @@
 """``wsol-eval``: score stored maps against boxes."""
 
-import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from ..data import load_boxes
 from ..data.boxes import Boxes
 from ..data.metadata import find_folder
 from ..errors import InputError
+from ..files import read_json
+from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
 from ..wsol.box_result import MODES
 from ..wsol.map_reading import MapSource, ambiguous_lines
@@ -22,23 +23,25 @@ from .score_statistics import FoundStatistics, Statistics, find_statistics, read
 from .settings import BoxConfig, settings
 
 
-@dataclass
-class ScoreResult:
+@dataclass(repr=False)
+class ScoreResult(Short):
     """The scores of a run, and the evaluator that holds the rows.
 
-    `transferred` has the accuracies at thresholds tuned elsewhere (see `transferred_accuracies`),
-    or is None; `notes` tell what was noticed; `statistics` has what was asked for besides.
+    `fixed` has the accuracies at the threshold asked for (see `fixed_accuracies`), `transferred`
+    those at thresholds tuned elsewhere (see `transferred_accuracies`), or they are None; `notes`
+    tell what was noticed; `statistics` has what was asked for besides.
     """
 
     result: BoxResult
     evaluator: BoxEvaluator
+    fixed: list[dict] | None = None
     transferred: list[dict] | None = None
     notes: list[str] = field(default_factory=list)
     statistics: FoundStatistics | None = None
 
 
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, repr=False)
+class Tuned(Short):
     """The thresholds that another run found best, by contour mode and IoU threshold.
 
     `source` is the file that they come from.
@@ -65,6 +68,47 @@ def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) 
     return evaluator
 
 
+def fixed_evaluator(boxes: Boxes, config: BoxConfig) -> BoxEvaluator | None:
+    """Return an evaluator of ``config.threshold`` alone, or None if there is none.
+
+    An evaluator of its own: among the thresholds of the other, it would have a say in the best.
+
+    Raises:
+        InputError: a threshold outside of [0, 1).
+    """
+    if config.threshold is None:
+        return None
+    return BoxEvaluator(
+        boxes,
+        thresholds=[config.threshold],
+        iou_thresholds=[config.iou_thr],
+        contours=config.contours,
+    )
+
+
+def fixed_accuracies(fixed: BoxEvaluator | None, result: BoxResult) -> list[dict] | None:
+    """Return the accuracies at the threshold of `fixed` as `transferred_accuracies` does.
+
+    Args:
+        fixed: from `fixed_evaluator`, with the images of `result`.
+        result: the scores; its number of images is taken.
+    """
+    if fixed is None:
+        return None
+    threshold = float(fixed.thresholds[0])
+    return [
+        {
+            "contours": mode,
+            "iou": iou,
+            "threshold": threshold,
+            "box_acc": 100.0 * int(fixed.hits(mode, iou, threshold).sum()) / result.num_images,
+            "max_box_acc": best,
+        }
+        for mode, here in result.modes.items()
+        for iou, best in zip(result.iou_thresholds, here.max_box_acc)
+    ]
+
+
 def open_boxes(config: BoxConfig) -> Boxes:
     """Load the ground truth of `config`.
 
@@ -72,7 +116,7 @@ def open_boxes(config: BoxConfig) -> Boxes:
         InputError: not exactly one of `cub_root` and `metadata_root`, or bad files.
     """
     if (config.cub_root is None) == (config.metadata_root is None):
-        raise InputError("give the boxes by either --cub_root or --metadata_root")
+        raise InputError("give the boxes by either `cub_root` or `metadata_root`")
     return load_boxes(
         cub_root=config.cub_root,
         metadata_root=config.metadata_root,
@@ -124,16 +168,19 @@ def score_folder(
     predictions = read_all_predictions(statistics) if statistics else None
     boxes = open_boxes(config)
     evaluator = make_evaluator(boxes, config, tuned)
-    notes = fill_evaluator(evaluator, source, config, progress, num_workers)
+    fixed = fixed_evaluator(boxes, config)
+    both = [e for e in (evaluator, fixed) if e is not None]
+    notes = fill_evaluator(both, source, config, progress, num_workers)
     result = evaluator.compute(missing_as_miss=config.missing_as_miss)
     transferred = transferred_accuracies(result, tuned) if tuned else None
-    scored = ScoreResult(result, evaluator, transferred, notes)
+    at_fixed = fixed_accuracies(fixed, result)
+    scored = ScoreResult(result, evaluator, at_fixed, transferred, notes)
     if statistics:
         other = None
         if statistics.compare is not None:
             other = make_evaluator(boxes, config)
             other_source = open_maps(statistics.compare)
-            notes += fill_evaluator(other, other_source, config, progress, num_workers)
+            notes += fill_evaluator([other], other_source, config, progress, num_workers)
         found = find_statistics(
             statistics, predictions, evaluator, result, other, config.missing_as_miss
         )
@@ -143,21 +190,24 @@ def score_folder(
 
 
 def fill_evaluator(
-    evaluator: BoxEvaluator,
+    evaluators: Sequence[BoxEvaluator],
     source: MapSource,
     config: BoxConfig,
     progress: Callable | None,
     num_workers: int,
 ) -> list[str]:
-    """Score the maps of `source`; return notes on what was noticed.
+    """Score the maps of `source` by each evaluator; return notes on what was noticed.
 
     Raises:
         ScoreMapError, InputError: as :func:`score_folder`.
     """
-    found = find_maps(source, evaluator.boxes.image_ids)
-    reading = MapReading(config.eval_size, config.resize_maps, workers=num_workers)
+    found = find_maps(source, evaluators[0].boxes.image_ids)
+    reading = MapReading(
+        config.eval_size, config.resize_maps, workers=num_workers, clip=config.clip
+    )
     for ids, maps in read_maps(source, found, reading, progress):
-        evaluator.update(maps, ids)
+        for evaluator in evaluators:
+            evaluator.update(maps, ids)
     return ambiguous_lines(source)
 
 
@@ -168,8 +218,8 @@ def read_tuned(path: Path) -> Tuned:
         InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as e:
+        found = read_json(path)
+    except OSError as e:
         raise InputError(f"{path}: cannot be read as JSON: {e}") from e
     try:
         ious = found["iou_thresholds"]
@@ -202,7 +252,7 @@ def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
         if threshold not in evaluator.thresholds:
             raise InputError(
                 f"{tuned.source}: threshold {threshold!r} is not one of those evaluated here (take "
-                "the --cam_curve_interval of that run)"
+                "the `cam_curve_interval` of that run)"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.masks import OFFICIAL_SIZE, load_masks
+from ..shapes import Size
 from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
 from ..wsol.map_reading import ambiguous_lines, prefetch
 
@@ -18,9 +19,10 @@ class PixelConfig:
     dataset_name: str | None = None
     split: str = "test"
     cam_curve_interval: float = 0.01
-    eval_size: int | None = None
+    eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
+    clip: float = 0.0
 
 
 def score_pixels(
@@ -57,7 +59,9 @@ def score_pixels(
     )
     evaluator = PixelEvaluator(masks, cam_curve_interval=config.cam_curve_interval)
     found = find_maps(source, masks.image_ids)
-    reading = MapReading(size, config.resize_maps, as_bytes=False, workers=num_workers)
+    reading = MapReading(
+        size, config.resize_maps, as_bytes=False, workers=num_workers, clip=config.clip
+    )
 
     # The masks are files, too: they are read ahead in the order of the maps.
     read_masks = prefetch(masks.read, found, num_workers)

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.predictions import read_predictions
 from ..data.textlines import some
 from ..errors import InputError
+from ..short import Short
 from ..wsol import (
     BootstrapResult,
     BoxEvaluator,
@@ -45,8 +46,8 @@ class Statistics:
     per_class: bool = False
 
 
-@dataclass
-class FoundStatistics:
+@dataclass(repr=False)
+class FoundStatistics(Short):
     """What was found; None for what was not asked for."""
 
     classification: dict[str, float | None] | None = None
@@ -121,8 +122,8 @@ def find_statistics(
         if correct is not None and theirs is not None:
             both = (correct, theirs)
         elif correct is not None or theirs is not None:
-            needed = "--compare_predictions" if theirs is None else "--predictions"
-            found.notes.append(f"top-1 and top-5 localization are not compared: no {needed}")
+            needed = "compare_predictions" if theirs is None else "predictions"
+            found.notes.append(f"top-1 and top-5 localization are not compared: no `{needed}`")
         found.comparison = compare(evaluator, other, correct=both, **options)
     return found
 

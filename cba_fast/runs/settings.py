@@ -1,34 +1,41 @@
 """The settings that the commands share. Plain data; every check that needs files happens later."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from ..shapes import Size
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `weights` None means random weights.
+    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says.
 
     `output_stride` 16 keeps the last feature maps at 1/16 of the input, for small inputs.
     """
 
-    family: str
+    family: str | None = None
     weights: Path | None = None
     name: str | None = None
     num_classes: int | None = None
     alpha: float | None = None
     beta: float | None = None
-    output_stride: int = 32
+    output_stride: int | None = None
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: a name below ``datasets/`` or a folder, and how it is read."""
+    """Which images: a name below ``datasets/`` or a folder, and how it is read.
+
+    `input_size` None is the checkpoint's (see `cba_fast.runs.resolve`). `classes` is a file that
+    names the model's classes in the order of their labels, one per line.
+    """
 
     test_dataset: str
     split: str = "test"
     metadata_root: Path | None = None
     dataset_name: str | None = None
-    input_size: int = 384
+    input_size: int | None = None
+    classes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,17 +56,28 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class MapConfig:
-    """Which map of which class. `target` is ``predicted``, ``label`` or a class index."""
+    """Which map of which class.
+
+    `target` is ``predicted``, ``label`` or a class index; `map_size` a side, (H, W), "HxW", or
+    "input" (or None) for the size of the network's input.
+    """
 
     method: str = "cam"
     target: str = "predicted"
-    map_size: int = 384
+    map_size: Size = "input"
     pc1_range: str = "wrap"
+
+    def at(self, input_size: int) -> "MapConfig":
+        """Return these settings with the size of the maps written out."""
+        return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Which ground truth, and the protocol of the score."""
+    """Which ground truth, and the protocol of the score.
+
+    `threshold` is one at which the accuracy is wanted beside the best one.
+    """
 
     cub_root: Path | None = None
     metadata_root: Path | None = None
@@ -68,9 +86,11 @@ class BoxConfig:
     iou_thr: float = 0.5
     cam_curve_interval: float = 0.01
     contours: str = "largest"
-    eval_size: int | None = None
+    eval_size: Size = None
     resize_maps: bool = False
     missing_as_miss: bool = False
+    clip: float = 0.0
+    threshold: float | None = None
 
 
 def settings(*configs) -> dict:

@@ -1,17 +1,21 @@
 """The settings of ``train-wsol``: checks, names of its files, and what two runs must share."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.textlines import shown, unprintable
+from ..erf import CHECKPOINTS
 from ..errors import InputError
-from ..runs.settings import ModelConfig, RunConfig
+from ..runs.settings import ModelConfig
 
 SCHEDULES = ("constant", "onecycle", "cosine")
 AUG_MODES = ("light", "strong")
 # Stochastic depth of the study; 0 for the other families.
 STUDY_DROP_PATH = {"replknet": 0.3}
 SMALLEST_INPUT = 32
+# A file name has 255; what is put before and after the name of an experiment takes up to 30.
+MOST_NAME_BYTES = 220
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class TrainConfig:
         init_weights: start from a checkpoint; a head of another size is replaced.
         seed: of weights, order, augmentation and stochastic depth.
         cache_images: keep the decoded, resized images in memory.
+        checkpoint: recompute activations in the backward pass, with equal results: ``none``,
+            ``block``, ``stage``, or ``auto`` where the memory asks for it.
+        micro_batch: images that a step computes at a time, their gradients added up; None for all.
+            Batch norms then see these parts of a batch.
     """
 
     data_root: Path
@@ -52,6 +60,8 @@ class TrainConfig:
     init_weights: Path | None = None
     seed: int = 0
     cache_images: bool = False
+    checkpoint: str = "auto"
+    micro_batch: int | None = None
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
@@ -93,6 +103,7 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         InputError: the message names the setting and its value.
     """
     family, name = model_config.family, exp_name(model_config, config)
+    name_bytes = len(name.encode(errors="surrogatepass"))
     rules = [
         (config.epochs >= 1, f"epochs must be at least 1, got {config.epochs}"),
         (config.batch_size >= 1, f"batch_size must be at least 1, got {config.batch_size}"),
@@ -108,6 +119,14 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         (config.seed >= 0, f"seed must not be negative, got {config.seed}"),
         (config.aug_mode in AUG_MODES, f"aug_mode {config.aug_mode!r} is not one of {AUG_MODES}"),
         (config.schedule in SCHEDULES, f"schedule {config.schedule!r} is not one of {SCHEDULES}"),
+        (
+            config.checkpoint in CHECKPOINTS,
+            f"checkpoint {config.checkpoint!r} is not one of {CHECKPOINTS}",
+        ),
+        (
+            config.micro_batch is None or 1 <= config.micro_batch <= config.batch_size,
+            f"micro_batch must be in 1 to batch_size {config.batch_size}, got {config.micro_batch}",
+        ),
         (
             config.drop_path is None or 0 <= config.drop_path < 1,
             f"drop_path must be in [0, 1), got {config.drop_path}",
@@ -141,39 +160,16 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
             bool(name) and Path(name).name == name,
             f"exp_name must be a file name without folders, got {name!r}",
         ),
+        (not unprintable(name), f"exp_name {name!r} holds {unprintable(name)}"),
+        (
+            name_bytes <= MOST_NAME_BYTES,
+            f"exp_name must have at most {MOST_NAME_BYTES} bytes, since files are named after it, "
+            f"got {name_bytes}: {shown(name)}",
+        ),
     ]
     for holds, message in rules:
         if not holds:
             raise InputError(message)
-
-
-def run_settings(
-    model_config: ModelConfig, config: TrainConfig, run: RunConfig, data: dict
-) -> dict[str, object]:
-    """Return what a continued run must have in common with its beginning, as JSON values.
-
-    That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them and whether they are cached does not.
-
-    Args:
-        model_config, config, run: settings.
-        data: what identifies the images, see `Splits.identity`.
-    """
-    kept = asdict(config)
-    for key in ("data_root", "save_dir", "exp_name", "cache_images"):
-        del kept[key]
-    kept["drop_path"] = drop_path_rate(model_config, config)
-    kept["init_weights"] = None if config.init_weights is None else str(config.init_weights)
-    model = asdict(model_config)
-    for key in ("weights", "num_classes"):  # None, and the number of folders
-        del model[key]
-    return {
-        **model,
-        **kept,
-        "precision": run.precision,
-        "channels_last": run.channels_last,
-        **data,
-    }
 
 
 def _positive(value: float) -> bool:

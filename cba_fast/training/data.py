@@ -1,6 +1,5 @@
 """The images of a training run: two splits, and batches that a seed and an epoch fix."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..data import ImageRecord, ImageSet, cub, open_image_set, read_image
 from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import ImageError, InputError
+from ..resume import list_fingerprint
 from ..runs.inference import choose_device, report_on
 from ..runs.settings import RunConfig
 
@@ -32,14 +32,10 @@ class Splits:
     test: ImageSet
 
     @property
-    def identity(self) -> dict[str, object]:
-        """What identifies the images, wherever they lie: their numbers, a digest of their ids."""
-        ids = "\n".join(r.image_id for r in (*self.train.records, *self.test.records))
-        return {
-            "train_images": len(self.train),
-            "test_images": len(self.test),
-            "images_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        }
+    def fingerprint(self) -> dict:
+        """What identifies the images, wherever they lie."""
+        records = (*self.train.records, *self.test.records)
+        return list_fingerprint((r.image_id, r.path) for r in records)
 
 
 def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
@@ -101,16 +97,36 @@ class EpochPlan:
     model_seed: int
 
 
-def plan_epoch(seed: int, epoch: int, count: int, batch_size: int) -> EpochPlan:
-    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before."""
+def plan_epoch(
+    seed: int, epoch: int, count: int, batch_size: int, *, join_last: bool = False
+) -> EpochPlan:
+    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before.
+
+    Args:
+        seed, epoch: what the epoch depends on.
+        count: number of images.
+        batch_size, join_last: see :func:`cut_batches`.
+    """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(count)
     return EpochPlan(
-        batches=cut(order, batch_size),
+        batches=cut_batches(order, batch_size, join_last=join_last),
         seeds=rng.integers(2**32, size=count),
         flips=rng.random(count) < 0.5,
         model_seed=int(rng.integers(2**32)),
     )
+
+
+def cut_batches(items: np.ndarray, size: int, *, join_last: bool) -> list[np.ndarray]:
+    """Cut `items` into batches of `size`; the last one may be shorter.
+
+    With `join_last`, a last batch of one image joins the one before (unless `size` is 1): a batch
+    norm learns nothing from one image, and fails where its map is 1x1.
+    """
+    batches = cut(items, size)
+    if join_last and 1 < size < len(items) and len(batches[-1]) == 1:
+        batches[-2:] = [items[-size - 1 :]]
+    return batches
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """The model that a training run starts from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..errors import CbaError, CheckpointError, InputError
-from ..models import build_model, detect_layout, load_state_dict_file
+from ..models import build_model, detect_layout, read_checkpoint
 from ..runs.settings import ModelConfig
 from .config import TrainConfig, drop_path_rate
 
@@ -26,10 +27,12 @@ def initial_model(
     log: Callable[[str], None] = print,
     *,
     continued: Path | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> nn.Module:
     """Build the model of a run in its training form, on the CPU.
 
-    Random weights follow ``config.seed`` (PyTorch's global generator is set to it).
+    Random weights follow ``config.seed`` (PyTorch's global generator is set to it). The model's
+    `description` says what is to be recorded with its weights.
 
     Args:
         model_config, config: settings.
@@ -37,6 +40,7 @@ def initial_model(
         log: gets a line on what ``init_weights`` gave and which keys it did not.
         continued: the last state of the run, if it is continued; its weights and variant are taken
             then, and the first weights need not be there any more.
+        class_names: of the rows; ``init_weights`` of other names lose their head.
 
     Raises:
         InputError: settings that the model does not have, pretrained weights that cannot be got.
@@ -49,7 +53,7 @@ def initial_model(
     if continued is not None:
         model = _build(model_config, checkpoint=continued, **options)
     elif config.init_weights is not None:
-        model = _from_checkpoint(model_config, config, num_classes, options, log)
+        model = _from_checkpoint(model_config, config, num_classes, class_names, options, log)
     elif config.pretrained:
         model = _pretrained(model_config, num_classes, options)
     else:
@@ -58,6 +62,12 @@ def initial_model(
         raise InputError(
             f"study_softmax: the layout of {config.init_weights} has no softmax in the study"
         )
+    model.description = replace(
+        model.description,
+        num_classes=num_classes,
+        class_names=class_names,
+        input_size=config.input_size,
+    )
     return model
 
 
@@ -85,21 +95,27 @@ def _pretrained(model_config: ModelConfig, num_classes: int, options: dict) -> n
         ) from e
 
 
-def _from_checkpoint(model_config, config, num_classes, options, log) -> nn.Module:
+def _from_checkpoint(model_config, config, num_classes, class_names, options, log) -> nn.Module:
     path = config.init_weights
-    layout = detect_layout(load_state_dict_file(path))
-    if layout is not None and layout.name == "merged":
+    checkpoint = read_checkpoint(path)
+    if (layout := detect_layout(checkpoint.state)) is not None and layout.name == "merged":
         raise CheckpointError(f"{path}: its branches are merged for inference; train the original")
     model = _build(model_config, checkpoint=path, **options)
+    recorded = checkpoint.description
+    source = f"weights from {path}" + (f" ({checkpoint.taken})" if checkpoint.taken else "")
+    for name in ("output_stride", "alpha", "beta") if recorded else ():
+        was, now = getattr(recorded, name), getattr(model.description, name)
+        source += f", {name} {now:g} instead of {was:g}" if was not in (None, now) else ""
     head = model.get_classifier()
-    if head.out_features == num_classes:
-        log(f"weights from {path}, all keys")
+    others = recorded and class_names and recorded.class_names not in (None, class_names)
+    if head.out_features == num_classes and not others:
+        log(f"{source}, all keys")
         return model
     prefix = next(name for name, module in model.named_modules() if module is head)
     replaced = [f"{prefix}.{name}" for name, _ in head.named_parameters()]
     log(
-        f"weights from {path}, except the head of {head.out_features} classes, replaced by a "
-        f"random one of {num_classes}: {', '.join(replaced)}"
+        f"{source}, except the head of {head.out_features}{' other' if others else ''} classes, "
+        f"replaced by a random one of {num_classes}: {', '.join(replaced)}"
     )
     model.reset_classifier(num_classes)
     return model

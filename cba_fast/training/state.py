@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError
-from ..files import atomic_path
-from ..runs.settings import ModelConfig
-from .config import TrainConfig, best_path, last_path, log_folder
+from ..errors import CheckpointError, InputError
+from ..files import atomic_path, remove_leftovers
+from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
+from ..runs.settings import ModelConfig, RunConfig, settings
+from .config import TrainConfig, best_path, drop_path_rate, last_path, log_folder
 
-WRITTEN_BY = "cba_fast train-wsol 1"  # the number changes with the entries of the state
+WRITTEN_BY = "cba_fast train-wsol"
 
 
 @dataclass
@@ -39,33 +40,33 @@ class RunFiles:
 
     Args:
         model_config, config: settings, which name the files.
-        settings: what a continued run must share, see `run_settings`.
+        record: what a continued run must share, see `run_record`; it lies in the last state.
     """
 
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, settings: dict):
+    def __init__(self, model_config: ModelConfig, config: TrainConfig, record: dict):
         self.best = best_path(model_config, config)
         self.last = last_path(model_config, config)
         self.log = log_folder(model_config, config)
-        self._settings = settings
-        self._is_default_name = config.exp_name is None
+        self.record = {**record, "files": [self.best.name, self.last.name, self.log.name]}
 
-    def open(self, resume: bool, log: Callable[[str], None]) -> dict | None:
+    def open(self, overwrite: bool, log: Callable[[str], None]) -> dict | None:
         """Return the state to continue from, or None for a fresh start; change nothing.
 
         Raises:
-            InputError: the files there are not a run's; a run with other settings, if it is to be
-                continued or if only its default name says what it is; best weights are missing.
+            InputError: the files there are not a run's; best weights are missing.
+            OtherRunError: without `overwrite`, a run that differs from this one.
         """
         if not self.last.exists():
-            if self.best.exists():
-                raise InputError(
-                    f"{self.best} exists, and {self.last.name}, which train-wsol would have "
-                    "written with it, does not; choose another exp_name or move it away"
-                )
+            for path in (self.best, *self.log.glob("events.out.tfevents.*")):
+                if path.exists():
+                    raise InputError(
+                        f"{path} exists, and {self.last.name}, which train-wsol would have "
+                        "written with it, does not; choose another exp_name or move it away"
+                    )
             return None
         state = load_state(self.last)
-        if not resume:
-            self._check_replaceable(state, log)
+        if overwrite:
+            log(f"replacing the run in {self.last}: {state['progress']['epoch']} epochs")
             return None
         self._check_continuable(state)
         return state
@@ -73,65 +74,83 @@ class RunFiles:
     def begin(self, state: dict) -> None:
         """Replace what an earlier run left by the state before the first epoch."""
         self.save(state)
+        self.remove_leftovers()
         self.best.unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run of this name left of files that it was writing."""
+        remove_leftovers([self.best, self.last])
 
     def save(self, state: dict) -> None:
         """Write the last state in one step, with the run's settings."""
-        state = {"written_by": WRITTEN_BY, "settings": self._settings, **state}
+        state = {"written_by": WRITTEN_BY, "record": self.record, **state}
         # Not through save_state_dict_file, which makes tensors contiguous: the optimizer's must
         # keep the strides of their parameters.
         with atomic_path(self.last) as tmp, open(tmp, "wb") as f:
             torch.save(state, f)
 
-    def _check_replaceable(self, state: dict, log: Callable[[str], None]) -> None:
-        differs = _differences(state["settings"], self._settings)
-        if differs and self._is_default_name:
-            raise InputError(
-                f"{self.last} is a run of this default name with other settings "
-                f"({', '.join(differs)}); choose an exp_name, or move it away"
-            )
-        what = f" ({', '.join(differs)})" if differs else ""
-        log(f"replacing the run in {self.last}: {state['progress']['epoch']} epochs{what}")
-
     def _check_continuable(self, state: dict) -> None:
-        old, new = dict(state["settings"]), dict(self._settings)
-        if new["schedule"] == "constant":
+        old, new = state.get("record"), self.record
+        old = old if is_record(old) else {}
+        epochs, done = new["settings"]["epochs"], state["progress"]["epoch"]
+        if new["settings"]["schedule"] == "constant":
             # Nothing before the end depends on where the end is.
-            old.pop("epochs"), new.pop("epochs")
-        differs = _differences(old, new)
-        if differs:
-            raise InputError(
-                f"{self.last}: cannot resume a run with other settings: {', '.join(differs)}"
-            )
-        if state["progress"]["epoch"] > self._settings["epochs"]:
-            raise InputError(
-                f"{self.last}: has {state['progress']['epoch']} epochs already, more than the "
-                f"{self._settings['epochs']} asked for"
-            )
+            old = {**old, "settings": {**old.get("settings", {}), "epochs": epochs}}
+        if changes := differences(old, new):
+            raise OtherRunError(self.last, changes)
+        if done > epochs:
+            raise InputError(f"{self.last}: has {done} epochs already, more than the {epochs}")
         if state["progress"]["best_epoch"] and not self.best.exists():
             raise InputError(
-                f"{self.last}: cannot resume: the best weights {self.best} are gone; start anew"
+                f"{self.last}: the best weights {self.best} are gone; `overwrite` starts anew"
             )
+
+
+def run_record(
+    model_config: ModelConfig, config: TrainConfig, run: RunConfig, images: dict
+) -> dict:
+    """Return what a continued run must have in common with its beginning.
+
+    That is whatever changes the weights, the device apart: where files lie, how many processes read
+    them, and whether they are cached or activations recomputed does not.
+
+    Args:
+        model_config, config, run: settings.
+        images: the fingerprint of the images, see `Splits.fingerprint`.
+    """
+    kept = settings(model_config, config)
+    kept["drop_path"] = drop_path_rate(model_config, config)
+    kept["output_stride"] = kept["output_stride"] or 32
+    # Where files lie, how they are read, what is computed twice, what the images say themselves.
+    places = ("data_root", "save_dir", "exp_name", "weights")
+    for key in (*places, "cache_images", "checkpoint", "num_classes"):
+        kept.pop(key)
+    kept |= {"precision": run.precision, "channels_last": run.channels_last}
+    inputs = {"init_weights": file_fingerprint(config.init_weights), "images": images}
+    return describe(kept, inputs, torch=torch.__version__)
 
 
 def load_state(path: Path) -> dict:
     """Read a training state onto the CPU, without unpickling code.
 
     Raises:
-        InputError: the file is damaged or not the state of a training run.
+        CheckpointError: the file is damaged or not the state of a training run.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by = state["written_by"]
+        written_by, _ = state["written_by"], state["progress"]["epoch"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{path}: damaged, or not the state of a training run") from e
-    if written_by != WRITTEN_BY:
-        raise InputError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+        raise CheckpointError(f"{path}: damaged, or not the state of a training run") from e
+    if written_by not in (WRITTEN_BY, f"{WRITTEN_BY} 1"):  # of an earlier version: without record
+        raise CheckpointError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
+    for key in ("progress", "model", "optimizer", "scaler"):
+        if not isinstance(state.get(key), dict):
+            raise CheckpointError(f"{path}: not the state of a training run: it has no {key!r}")
+    try:
+        progress = Progress(**state["progress"])
+        progress.epoch + progress.best_epoch + progress.best_top1
+    except TypeError as e:
+        raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state
-
-
-def _differences(old: dict, new: dict) -> list[str]:
-    keys = sorted({*old, *new})
-    return [f"{k}={old.get(k)!r} (now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]

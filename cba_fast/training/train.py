@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..models import save_state_dict_file
+from ..erf.memory import free_bytes
+from ..errors import CheckpointError
+from ..models import DEFAULT_MODELS, save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
-from .config import TrainConfig, best_path, check_config, exp_name, log_folder, run_settings
+from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
 from .model import initial_model
-from .state import Progress, RunFiles
+from .start import prepare
+from .state import Progress, RunFiles, run_record
 from .trainer import Trainer
 
 __all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", "train"]
@@ -51,50 +54,62 @@ def train(
     config: TrainConfig,
     run: RunConfig,
     *,
-    resume: bool = False,
+    overwrite: bool = False,
     progress: Callable | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train with AdamW and cross-entropy; after each epoch measure the top-1 on the test split.
 
-    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict, when the test top-1 strictly
-    improves), ``_last.pth`` (the state after each epoch) and ``_tb/`` (TensorBoard).
+    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict with its `ModelDescription`, when the
+    test top-1 strictly improves), ``_last.pth`` (the state after each epoch) and ``_tb/``
+    (TensorBoard).
 
     Args:
         model_config: the model; its `weights` must be None.
         config: how to train.
         run: how to compute; `batch_size` is that of `config`.
-        resume: continue the run of this name, if there is one; else it is replaced. On a CPU with
-            the same number of threads the weights are those of an uninterrupted run.
+        overwrite: start anew and replace a run of this name; else one of the same settings and
+            images is continued, and any other refused. On a CPU with the same number of threads
+            the weights are those of an uninterrupted run.
         progress: called in each epoch with an iterable of batches and their number, returns an
             iterable.
-        log: gets a line per epoch.
+        log: gets what is trained on what, with an estimate of the memory; then a line per epoch.
 
     Raises:
-        InputError: settings or folders that cannot be used; a loss or test outputs that are not
-            finite (the files are those of the last epoch before).
+        InputError: settings or folders that cannot be used, more memory than there is; a loss or
+            test outputs that are not finite (the files are those of the last epoch before).
+        OtherRunError: the run of this name differs from this one; the message says how.
         CheckpointError: `init_weights` cannot be loaded.
         ImageError: too many unreadable images, or one in a strict run.
         OSError: a file cannot be written; what was written before stays.
     """
     started = time.perf_counter()
     check_config(model_config, config)
-    choose_device(run)
+    free = free_bytes(choose_device(run))  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes)
-    settings = run_settings(model_config, config, run, splits.identity)
-    files = RunFiles(model_config, config, settings)
-    state = files.open(resume, log)
+    record = run_record(model_config, config, run, splits.fingerprint)
+    files = RunFiles(model_config, config, record)
+    state = files.open(overwrite, log)
     if state is not None and state["progress"]["epoch"] == config.epochs:
         log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
-    num_classes = len(splits.train.class_names)
+    names = splits.train.class_names
     continued = None if state is None else files.last
-    model = initial_model(model_config, config, num_classes, log, continued=continued)
-    trainer = Trainer(model, splits, config, run)
+    model = initial_model(
+        model_config, config, len(names), log, continued=continued, class_names=names
+    )
+    name = model_config.name or DEFAULT_MODELS[model_config.family]
+    checkpoint = prepare(name, model, splits, config, run, free, log)
+    trainer = Trainer(model, splits, config, run, checkpoint=checkpoint)
     if state is None:
         files.begin(trainer.state())
     else:
-        trainer.load(state)
+        files.remove_leftovers()
+        try:
+            trainer.load(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
@@ -112,7 +127,8 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
     done.epoch = epoch
     if top1 > done.best_top1:
         done.best_top1, done.best_epoch = top1, epoch
-        save_state_dict_file(trainer.model.state_dict(), files.best)
+        model = trainer.model
+        save_state_dict_file(model.state_dict(), files.best, model.description)
     scalars = {
         "train/loss": figures.loss,
         "train/top1": figures.top1,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,12 +13,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from ..data import ImageSet
 from ..data.reading import cut
+from ..erf.recompute import recomputing
 from ..errors import InputError
+from ..models.checkpoints import described
 from ..runs.inference import autocast, choose_device, memory_format
 from ..runs.settings import RunConfig
 from .augment import CropAndJitter, resize, to_floats
 from .config import TrainConfig
-from .data import PixelBatch, PixelReader, Splits, plan_epoch
+from .data import EpochPlan, PixelBatch, PixelReader, Splits, cut_batches, plan_epoch
+from .start import has_batch_norms
 from .state import Progress
 
 # Reading a loss waits for the GPU; between two readings it may run ahead.
@@ -44,13 +48,23 @@ class Trainer:
         model: in its training form; it is moved to the run's device.
         splits: the images.
         config, run: settings.
+        checkpoint: the level of recomputing, of `cba_fast.erf.LEVELS`; see `prepare`.
 
     Attributes:
         progress: the epochs done, kept by the caller; part of the state.
     """
 
-    def __init__(self, model: nn.Module, splits: Splits, config: TrainConfig, run: RunConfig):
-        self.config, self.run = config, run
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        config: TrainConfig,
+        run: RunConfig,
+        *,
+        checkpoint: str = "none",
+    ):
+        self.config, self.run, self.checkpoint = config, run, checkpoint
+        self._has_norms = has_batch_norms(model)
         self.progress = Progress()
         self.device = choose_device(run)
         self.model = model.to(self.device, memory_format=memory_format(run))
@@ -65,7 +79,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        steps = config.epochs * math.ceil(len(splits.train) / config.batch_size)
+        steps = config.epochs * len(self._plan(1).batches)
         self._scheduler = _scheduler(self.optimizer, config, steps)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
 
@@ -76,7 +90,7 @@ class Trainer:
             InputError: a loss is not finite, or a batch does not suit the model.
             ImageError: see :class:`PixelReader`.
         """
-        plan = plan_epoch(self.config.seed, epoch, len(self._train_labels), self.config.batch_size)
+        plan = self._plan(epoch)
         torch.manual_seed(plan.model_seed)
         self.model.train()
         started = time.perf_counter()
@@ -89,7 +103,7 @@ class Trainer:
             flips = torch.from_numpy(plan.flips[batch.indices])
             try:
                 loss, correct = self._step(batch, flips)
-            except ValueError as e:  # a batch norm of one value per channel
+            except ValueError as e:  # only one image of a batch is readable, and its maps are 1x1
                 raise InputError(f"epoch {epoch}, step {len(losses) + 1}: {e}") from e
             losses.append(loss)
             hits.append(correct)
@@ -106,21 +120,33 @@ class Trainer:
             images_per_s=sum(counts) / (time.perf_counter() - started),
         )
 
+    def _plan(self, epoch: int) -> EpochPlan:
+        count, size = len(self._train_labels), self.config.batch_size
+        return plan_epoch(self.config.seed, epoch, count, size, join_last=self._has_norms)
+
     def _step(self, batch: PixelBatch, flips: Tensor) -> tuple[Tensor, Tensor]:
         """Do one step; return its loss and the number of right answers, still on the device."""
+        count = len(batch.indices)
+        size = self.config.micro_batch or count
         labels = self._train_labels[batch.indices].to(self.device, non_blocking=True)
-        x = self._floats(batch.pixels, flips.to(self.device, non_blocking=True))
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.run):
-            logits = self.model(x).float()
-            scores = logits.softmax(1) if self.config.study_softmax else logits
-            loss = F.cross_entropy(scores, labels)
-        self._scaler.scale(loss).backward()
+        found = []
+        for part in cut_batches(np.arange(count), size, join_last=self._has_norms):
+            rows = slice(part[0], part[-1] + 1)
+            x = self._floats(batch.pixels[rows], flips[rows].to(self.device, non_blocking=True))
+            with recomputing(self.model, self.checkpoint, between=True), autocast(self.run):
+                logits = self.model(x).float()
+                scores = logits.softmax(1) if self.config.study_softmax else logits
+                # The gradient of the whole batch's mean is the sum of these.
+                loss = F.cross_entropy(scores, labels[rows]) * (len(part) / count)
+            self._scaler.scale(loss).backward()
+            found.append((loss.detach(), (logits.detach().argmax(1) == labels[rows]).sum()))
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._scheduler is not None:
             self._scheduler.step()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        losses, hits = zip(*found, strict=True)
+        return torch.stack(losses).sum(), torch.stack(hits).sum()
 
     @torch.inference_mode()
     def test(self, epoch: int) -> float:
@@ -149,7 +175,7 @@ class Trainer:
         """Return what :meth:`load` needs, as tensors and plain values."""
         return {
             "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
+            "model": described(self.model.state_dict(), self.model.description),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),

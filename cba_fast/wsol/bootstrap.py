@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..errors import InputError
+from ..short import Short
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
 from .row_table import RowTable
@@ -15,7 +16,7 @@ TIE = 1e-9  # percent points, far below one image: equal means of three may diff
 IMAGES = 2048  # whose rows are compared with an IoU threshold at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interval:
     """A score and its bootstrap interval, in percent.
 
@@ -39,8 +40,13 @@ class Interval:
     standard_error: float
     bias: float
 
+    def __repr__(self) -> str:
+        iou = None if self.iou is None else f"IoU {self.iou:g}"
+        name = " ".join(filter(None, [self.metric, self.contours, iou]))
+        return f"<{name}: {self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Difference(Interval):
     """A difference A - B of two runs over the same images, in percent points.
 
@@ -55,8 +61,8 @@ class Difference(Interval):
     p_value: float
 
 
-@dataclass
-class BootstrapResult:
+@dataclass(repr=False)
+class BootstrapResult(Short):
     """Intervals (or differences) and how they were made; `to_json` gives JSON values."""
 
     num_resamples: int
@@ -68,13 +74,19 @@ class BootstrapResult:
     def find(self, metric: str, contours: str | None = None, iou: float | None = None) -> Interval:
         """Return the interval of a score.
 
+        Args:
+            metric, contours, iou: as of `Interval`; ``"max_box_acc"`` is ``"box_acc"`` of the
+                largest contour at IoU 0.5, as `BoxResult.max_box_acc` is.
+
         Raises:
             KeyError: there is none.
         """
+        if metric == "max_box_acc":
+            metric, contours, iou = "box_acc", contours or "largest", iou or 0.5
         for interval in self.intervals:
             if (interval.metric, interval.contours, interval.iou) == (metric, contours, iou):
                 return interval
-        raise KeyError((metric, contours, iou))
+        raise KeyError(f"no interval of {(metric, contours, iou)}; there are {self.intervals}")
 
     def to_json(self) -> dict:
         """Return the fields as plain JSON values."""

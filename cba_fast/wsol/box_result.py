@@ -1,17 +1,30 @@
 """What a box evaluation gives: counts, accuracies, the curve over thresholds, figures by class."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import CbaWarning, InputError
+from ..short import Short
 
 V2_IOUS = (0.3, 0.5, 0.7)
 MODES = ("largest", "all")
 
 
-@dataclass
-class ModeResult:
+def warn_missing(missing: list[str], num_images: int) -> None:
+    """Warn if a score leaves out more than half of the ground truth's `num_images` images."""
+    if 2 * len(missing) > num_images:
+        warnings.warn(
+            f"{len(missing)} of {num_images} images of the ground truth have no score map, such as "
+            f"{missing[0]}; the score is that of the others (`missing_as_miss` counts misses)",
+            CbaWarning,
+            stacklevel=3,
+        )
+
+
+@dataclass(repr=False)
+class ModeResult(Short):
     """The counts of one contour mode and what follows from them.
 
     Attributes:
@@ -25,8 +38,8 @@ class ModeResult:
     optimal_threshold: list[float]
 
 
-@dataclass
-class ClassResult:
+@dataclass(repr=False)
+class ClassResult(Short):
     """The figures of one class at the thresholds that are optimal for the whole set.
 
     Attributes:
@@ -41,9 +54,11 @@ class ClassResult:
     box_acc: dict[str, list[float]]
 
 
-@dataclass
-class BoxResult:
+@dataclass(repr=False)
+class BoxResult(Short):
     """What `BoxEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``."""
+
+    figures = ("max_box_acc", "max_box_acc_v2")
 
     num_images: int
     missing: list[str]

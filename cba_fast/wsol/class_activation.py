@@ -8,7 +8,8 @@ def cam_from_features(features: Tensor, weights: Tensor) -> Tensor:
     """Compute class activation maps, rectified and divided by their maximum.
 
     ``map[n] = relu(mean_c(weights[n, c] * features[n, c]))``, then divided by its maximum over
-    the positions. A map without a positive value becomes zeros, never NaN.
+    the positions. A map without a positive value becomes zeros; one whose products or means are not
+    finite becomes NaN throughout.
 
     Args:
         features: (N, C, h, w) floating, the last feature maps before pooling.
@@ -25,9 +26,12 @@ def cam_from_features(features: Tensor, weights: Tensor) -> Tensor:
         channels (not the sum) cancels in the division; it is kept for equal rounding with the study
         of Yasuki and Taki 2024, "CAM Back Again".
     """
-    maps = weighted_features(features, weights).mean(dim=1).relu_()
+    means = weighted_features(features, weights).mean(dim=1)
+    maps = means.relu()
     peak = maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(peak > 0, maps / peak, 0.0)
+    maps = torch.where(peak > 0, maps / peak, 0.0)
+    # relu and the comparison would turn -inf and NaN into zeros that look like a map
+    return torch.where(means.isfinite().all(2).all(1)[:, None, None], maps, torch.nan)
 
 
 def weighted_features(features: Tensor, weights: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..data.boxes import Boxes
-from ..errors import InputError, ScoreMapError
-from ..ops import best_box_iou, quantize
+from ..errors import InputError
+from ..ops import best_box_iou
+from ..short import call
 from .batch import as_batch
-from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult
+from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
+from .score_maps import as_bytes, check_clip
 
 IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
 MAX_IOUS = 255  # what a byte of a row can count
@@ -34,6 +36,7 @@ class BoxEvaluator:
         iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them, and with
             them there are at most 255.
         contours: ``"largest"``, ``"all"`` or ``"both"``.
+        clip: values that leave [0, 1] by no more than this are clipped, e.g. 1e-5; NaN never is.
 
     Raises:
         InputError: thresholds outside their ranges, more than 255 IoU thresholds, an unknown
@@ -55,7 +58,9 @@ class BoxEvaluator:
         cam_curve_interval: float = 0.01,
         iou_thresholds: Iterable[float] = V2_IOUS,
         contours: str = "both",
+        clip: float = 0.0,
     ):
+        check_clip(clip)
         if thresholds is None:
             if not 0 < cam_curve_interval <= 1:
                 raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
@@ -77,7 +82,7 @@ class BoxEvaluator:
             raise InputError(
                 f"at most {MAX_IOUS} IoU thresholds fit, got {len(self.iou_thresholds)}"
             )
-        self.boxes = boxes
+        self.boxes, self.clip = boxes, clip
         self.modes = MODES if contours == "both" else (contours,)
         # image id -> (modes, T) uint8: how many of the sorted IoU thresholds are reached
         self.table = RowTable((len(self.modes), len(self.thresholds)))
@@ -104,7 +109,8 @@ class BoxEvaluator:
         if len(scoremaps) != len(image_ids):
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
         self._check_known(image_ids)
-        u = _quantized(scoremaps, image_ids)  # the bytes serve both modes
+        names = [f"image {image_id!r}" for image_id in image_ids]
+        u = as_bytes(scoremaps, names, self.clip)  # the bytes serve both modes
         step = max(1, IOU_BYTES // (8 * len(self.thresholds)))
         parts = [
             self._reached(u[i : i + step], image_ids[i : i + step]) for i in range(0, len(u), step)
@@ -141,6 +147,9 @@ class BoxEvaluator:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __repr__(self) -> str:
+        return call("BoxEvaluator", {"images": len(self), "boxes": self.boxes, **self._settings()})
 
     def merge(self, other: "BoxEvaluator") -> None:
         """Add the images of `other`, an evaluator with the same settings (of another process).
@@ -271,7 +280,8 @@ class BoxEvaluator:
 
         Args:
             missing_as_miss: count images of the ground truth without a score map as not localized;
-                otherwise they are listed in `missing` and left out of every share.
+                otherwise they are listed in `missing` and left out of every share, with a warning
+                where they are more than half of the images.
 
         Raises:
             InputError: no image was added.
@@ -280,6 +290,8 @@ class BoxEvaluator:
             raise InputError("no image was evaluated")
         missing = [i for i in self.boxes.image_ids if i not in self.table.index]
         num_images = len(self) + (len(missing) if missing_as_miss else 0)
+        if not missing_as_miss:
+            warn_missing(missing, len(self.boxes.image_ids))
         result = BoxResult(num_images, missing, self.thresholds.tolist(), list(self.iou_thresholds))
         counts = self._counts()
         for m, mode in enumerate(self.modes):
@@ -336,13 +348,3 @@ class BoxEvaluator:
             )
             for k, (label, n) in enumerate(zip(names.tolist(), totals.tolist(), strict=True))
         ]
-
-
-def _quantized(scoremaps: Tensor | np.ndarray, image_ids: Sequence[str]) -> Tensor:
-    """Return the maps as bytes on the CPU; name the image of the first map that is not valid."""
-    try:
-        return quantize(scoremaps).cpu()
-    except ScoreMapError as e:
-        inside = ((scoremaps >= 0) & (scoremaps <= 1)).reshape(len(scoremaps), -1)  # NaN is not
-        index = next(i for i, row in enumerate(inside) if not row.all())
-        raise ScoreMapError(f"image {image_ids[index]!r}: {e}") from e

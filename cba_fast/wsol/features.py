@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..models.features import (
+    FeatureLayout,
+    check_is_map,
+    head_change,
+    layout_of,
+    random_like,
+)
 from ..nn import eval_mode
 
 
 def classify(
-    model: nn.Module, x: Tensor, layer: str | None = None
+    model: nn.Module,
+    x: Tensor,
+    layer: str | None = None,
+    layout: str | FeatureLayout | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `model` once, in eval mode, and return what class activation maps are made of.
 
@@ -26,27 +36,41 @@ def classify(
             the mode of every module is restored, and running statistics stay as they are.
         x: (N, 3, H, W), N >= 1.
         layer: dotted name of the module whose output is taken as the features.
+        layout: how the features hold their map: ``"NCHW"``, ``"NHWC"`` (Swin) or ``"NLC"``
+            (tokens); None: as `cba_fast.models.features.layout_of` finds out.
 
     Returns:
-        Features (N, C, h, w), logits (N, K) and the classifier's weight (K, C). Features that come
-        as (N, h, w, C) are permuted.
+        Features as (N, C, h, w), logits (N, K) and the classifier's weight (K, C).
 
     Raises:
-        TypeError: no linear classifier, one that does not take the features' channels, a layer with
-            weights of its own before it, or no features without `layer`.
-        ValueError: `layer` does not exist, or its output is not a feature map.
+        TypeError: no linear classifier, one that does not take the features' channels or pools over
+            other tokens, a layer with weights of its own before it, or no features without `layer`.
+        ValueError: `layer` does not exist, its output is not a feature map, or how that lies in it
+            cannot be known.
     """
     where = "forward_features" if layer is None else f"module {layer!r}"
     with eval_mode(model):
         features, logits, calls = _run_head(model, x) if layer is None else _run(model, x, layer)
-    if not torch.is_tensor(features) or features.ndim != 4:
-        raise ValueError(f"{where} must give (N, C, h, w) feature maps, got {_describe(features)}")
-    if not torch.is_tensor(logits) or logits.ndim != 2:
-        raise TypeError(f"{_name(model)} must return (N, K) logits, got {_describe(logits)}")
-    at = _classifier_call(model, calls, logits, where)
-    _refuse_hidden_layers(model, calls, at, where)
-    weight = calls[at].module.weight.detach().flatten(1)
-    return _channels_first(features, weight.shape[1], calls[at].name, where), logits, weight
+        check_is_map(features, where)
+        if not torch.is_tensor(logits) or logits.ndim != 2:
+            raise TypeError(f"{_name(model)} must return (N, K) logits, got {_describe(logits)}")
+        at = _classifier_call(model, calls, logits, where)
+        _refuse_hidden_layers(model, calls, at, where)
+        weight = calls[at].module.weight.detach().flatten(1)
+        if weight.shape[1] not in features.shape[1:]:
+            raise TypeError(
+                f"{where} gives {tuple(features.shape)}, but the classifier {calls[at].name} takes "
+                f"{weight.shape[1]} channels"
+            )
+        head = _pooling_of(model, x[:1], layer, calls[at].module)
+        what = {"model": model, "last": layer is None, "channels": weight.shape[1], "head": head}
+        found = layout_of(features, x.shape[2:], layout=layout, where=where, **what)
+        if found.kind == "NLC" and not _pools_the_map(head, features, found):
+            raise TypeError(
+                f"{_name(model)} has no linear head over the mean of {where}'s tokens but, for "
+                "example, one over the class token: weighted by it, they would explain nothing"
+            )
+    return found.to_nchw(features), logits, weight
 
 
 @dataclass
@@ -181,15 +205,35 @@ def _is_same(result: object, logits: Tensor) -> bool:
     return bool((same | (result.isnan() & logits.isnan())).all())
 
 
-def _channels_first(features: Tensor, channels: int, head: str, where: str) -> Tensor:
-    if features.shape[1] == channels:
-        return features
-    if features.shape[3] == channels:  # e.g. Swin: (N, h, w, C)
-        return features.permute(0, 3, 1, 2)
-    raise TypeError(
-        f"{where} gives {tuple(features.shape)}, but the classifier {head} takes {channels} "
-        "channels"
-    )
+def _pooling_of(
+    model: nn.Module, x: Tensor, layer: str | None, classifier: nn.Module
+) -> Callable[[Tensor], Tensor]:
+    """Return the function from features of one image to what the classifier is given."""
+
+    def pooling(features: Tensor) -> Tensor:
+        given: list[Tensor] = []
+        handles = [classifier.register_forward_pre_hook(lambda module, args: given.append(args[0]))]
+        if layer is not None:
+            replace = model.get_submodule(layer).register_forward_hook(lambda *call: features)
+            handles.append(replace)
+        try:
+            model.forward_head(features) if layer is None else model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return given[-1]
+
+    return pooling
+
+
+def _pools_the_map(
+    head: Callable[[Tensor], Tensor], features: Tensor, layout: FeatureLayout
+) -> bool:
+    """Say whether what is pooled depends on the map's tokens, but not on their order."""
+    probe = random_like(features)
+    maps = layout.to_nchw(probe)
+    moved, other = (layout.from_nchw(m, probe) for m in (maps.roll(1, 3), maps.roll(1, 1)))
+    return head_change(head, probe, moved) < 0.05 * head_change(head, probe, other)
 
 
 def _name(module: object) -> str:

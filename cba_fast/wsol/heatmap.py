@@ -5,12 +5,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shapes import Size, map_shape
 from .upsample import resize_bilinear
 
 RANGES = ("wrap", "clip", "minmax")
 
 
-def finish_maps(maps: np.ndarray, size: int = 384, value_range: str = "clip") -> np.ndarray:
+def finish_maps(maps: np.ndarray, size: Size = 384, value_range: str = "clip") -> np.ndarray:
     """Upsample, quantize and normalize maps as the study does.
 
     Each map is resized with OpenCV's bilinear ``resize``, quantized to ``uint8(255 * map)`` and
@@ -18,14 +19,14 @@ def finish_maps(maps: np.ndarray, size: int = 384, value_range: str = "clip") ->
 
     Args:
         maps: (N, h, w) float32.
-        size: side S of the result in pixels.
+        size: side of the result in pixels, or its (H, W).
         value_range: what happens to values outside [0, 1], which PC1 maps have and CAMs have not:
             ``"clip"`` clips them; ``"wrap"`` truncates 255 * map toward zero and keeps the low 8
             bits (what NumPy's cast does on x86, and so the study's figures); ``"minmax"`` rescales
             each resized map to [0, 1] first.
 
     Returns:
-        (N, S, S) float64 in [0, 1].
+        (N, H, W) float64 in [0, 1].
 
     Raises:
         ValueError: a wrong rank or dtype, NaN or infinite values, or an unknown `value_range`.
@@ -39,7 +40,7 @@ def finish_maps(maps: np.ndarray, size: int = 384, value_range: str = "clip") ->
     return normalize(u).numpy()
 
 
-def quantize_maps(maps: Tensor, size: int = 384, value_range: str = "clip") -> Tensor:
+def quantize_maps(maps: Tensor, size: Size = 384, value_range: str = "clip") -> Tensor:
     """Upsample maps and quantize them to bytes, where they are.
 
     CPU tensors are resized by OpenCV map by map; tensors elsewhere in one batch on their device:
@@ -50,29 +51,30 @@ def quantize_maps(maps: Tensor, size: int = 384, value_range: str = "clip") -> T
         size, value_range: as for :func:`finish_maps`.
 
     Returns:
-        u, (N, S, S) uint8, on the device of `maps`. The host does not wait for the device.
+        u, (N, H, W) uint8, on the device of `maps`. The host does not wait for the device.
 
     Raises:
         ValueError: an unknown `value_range`.
     """
     if value_range not in RANGES:
         raise ValueError(f"value_range must be one of {RANGES}, got {value_range!r}")
+    height, width = shape = map_shape(size, name="size")
     if maps.device.type != "cpu":
-        return levels_of(resize_bilinear(maps, size), value_range)
-    out = torch.empty((len(maps), size, size), dtype=torch.uint8)
+        return levels_of(resize_bilinear(maps, shape), value_range)
+    out = torch.empty((len(maps), *shape), dtype=torch.uint8)
     for n, small in enumerate(maps.numpy()):  # one at a time: a map stays in the cache
         if small.min() == small.max():
             # OpenCV's own code (without IPP) rounds a constant to two neighbours, which the
             # normalization would draw apart to 0 and 1.
-            resized = np.full((size, size), small[0, 0])
+            resized = np.full(shape, small[0, 0])
         else:
-            resized = cv2.resize(small, (size, size))  # bilinear is the default
+            resized = cv2.resize(small, (width, height))  # bilinear is the default
         out[n] = levels_of(torch.from_numpy(resized)[None], value_range)[0]
     return out
 
 
 def levels_of(maps: Tensor, value_range: str) -> Tensor:
-    """Return 255 * m of maps (N, S, S) float32 as bytes: float32 products, truncated toward zero.
+    """Return 255 * m of maps (N, H, W) float32 as bytes: float32 products, truncated toward zero.
 
     Every operation is rounded by itself, so that all devices give the same bytes.
     """
@@ -88,13 +90,13 @@ def levels_of(maps: Tensor, value_range: str) -> Tensor:
 
 
 def normalize(u: Tensor) -> Tensor:
-    """Return (u - min) / (max - min) of each map (N, S, S) uint8 as float64; constant maps as 0."""
+    """Return (u - min) / (max - min) of each map (N, H, W) uint8 as float64; constant maps as 0."""
     low, high = u.amin((1, 2), keepdim=True).double(), u.amax((1, 2), keepdim=True).double()
     return u.double().sub_(low).div_((high - low).clamp_(min=1))
 
 
 def score_levels(u: Tensor) -> Tensor:
-    """Return the bytes that the evaluator makes of ``normalize(u)``, (N, S, S) uint8.
+    """Return the bytes that the evaluator makes of ``normalize(u)``, (N, H, W) uint8.
 
     The product and its truncation are those of `cba_fast.ops.quantize`, on the device of `u`.
     """
@@ -102,5 +104,5 @@ def score_levels(u: Tensor) -> Tensor:
 
 
 def is_constant(maps: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which finished maps (N, S, S) hold no localization (all zeros)."""
+    """Return (N,) bool: which finished maps (N, H, W) hold no localization (all zeros)."""
     return ~maps.any(axis=(1, 2))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.transfer import to_device
+from ..shapes import Size, map_shape
 from .class_activation import cam_from_features
 from .features import classify
 from .heatmap import normalize, quantize_maps
@@ -22,8 +23,9 @@ def localize(
     method: str = "cam",
     target: int | Tensor | None = None,
     layer: str | None = None,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Localization:
     """Make one score map per image.
 
@@ -37,8 +39,10 @@ def localize(
             an (N,) integer tensor, array or list.
         layer: dotted name of the module whose output is explained; None for the model's last
             feature maps (``forward_features``).
-        map_size: side of the maps in pixels; None for H (then x must be square).
+        map_size: (H, W) of the maps in pixels or their side; None or "input" for those of `x`.
         pc1_range: see `finish_maps`; used by ``"pc1"`` alone.
+        layout: how the output that is explained holds its map: ``"NCHW"``, ``"NHWC"`` (Swin) or
+            ``"NLC"`` (tokens); None to find it out.
 
     Returns:
         A `Localization`. The same call gives the maps that ``generate-heatmap`` stores and that
@@ -48,7 +52,7 @@ def localize(
         ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
         TypeError: the model has no usable features or linear head, `x` is no tensor, or `target` is
             not made of integers.
-        InputError: the features hold NaN or infinite values.
+        InputError: the feature maps or the map of an image hold NaN or infinite values.
 
     Notes:
         All is computed on the device of `x`, the maps in float32 and the axis of PC1 in float64,
@@ -63,6 +67,7 @@ def localize(
         layer=layer,
         map_size=map_size,
         pc1_range=pc1_range,
+        layout=layout,
     )
     return found.send()().localization()
 
@@ -75,8 +80,9 @@ def locate(
     method: str = "cam",
     target: int | Tensor | None = None,
     layer: str | None = None,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Located:
     """Do on the device what `localize` does, without waiting for it.
 
@@ -84,7 +90,7 @@ def locate(
     converged, and the search for the classifier of a model without ``get_classifier``.
 
     Args:
-        model, x, method, target, layer, map_size, pc1_range: as for `localize`.
+        model, x, method, target, layer, map_size, pc1_range, layout: as for `localize`.
 
     Returns:
         What will be there.
@@ -99,14 +105,11 @@ def locate(
     if x.ndim != 4:
         raise ValueError(f"x must be (N, 3, H, W), got shape {tuple(x.shape)}")
     target = None if target is None else _as_targets(target, len(x))
-    if map_size is None:
-        if x.shape[2] != x.shape[3]:
-            raise ValueError(f"give map_size: the input is not square, {tuple(x.shape[2:])}")
-        map_size = x.shape[3]
+    map_size = map_shape(map_size, x.shape[2:])
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    found = classify(model, x, layer)
+    found = classify(model, x, layer, layout)
     # Autocast would take the maps' products to half precision.
     with torch.autocast(found[0].device.type, enabled=False):
         value_range = pc1_range if method == "pc1" else "clip"
@@ -120,7 +123,7 @@ def _on_device(
     weight: Tensor,
     target: Tensor | None,
     make: Callable[[Tensor, Tensor], Tensor],
-    map_size: int,
+    map_size: tuple[int, int],
     value_range: str,
 ) -> Located:
     top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
@@ -128,17 +131,17 @@ def _on_device(
     if target is not None:
         targets = to_device(target, top5.device).expand(len(features))
     # What the host will refuse must not stop the device before: indices outside of the weight end
-    # a CUDA process, and `eigh` has an error of its own for NaN.
+    # a CUDA process.
     rows = weight[targets.clamp(0, logits.shape[1] - 1)]
-    finite = features.isfinite().flatten(1).all(dim=1)
-    small = make(torch.where(finite[:, None, None, None], features, 0), rows)
+    small = make(features, rows)  # not finite where the features are not
+    finite = small.isfinite().all(dim=2).all(dim=1) & ~logits.isnan().any(dim=1)
     # Devices that are neither CPU nor CUDA may lack float64; their small maps go on at the host.
     small, finite, targets, top5 = (
         t if t.is_cuda else t.cpu() for t in (small, finite, targets, top5)
     )
     u = quantize_maps(small, map_size, value_range)
     constant = u.amin((1, 2)) == u.amax((1, 2))
-    columns = [finite, small.isfinite().all(dim=2).all(dim=1), constant, targets]
+    columns = [finite, constant, targets]
     facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
     return Located(u, facts, logits.shape[1])
 
@@ -166,7 +169,8 @@ def cam(
     target: int | Tensor | None = None,
     layer: str | None = None,
     *,
-    map_size: int | None = None,
+    map_size: Size = None,
+    layout: str | None = None,
 ) -> Tensor:
     """Make class activation maps of any classifier with pooling and a linear head.
 
@@ -175,16 +179,19 @@ def cam(
         x: (N, 3, H, W) floating, normalized as the model expects.
         target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
         layer: dotted name of a module to explain instead of the last feature maps.
-        map_size: side of the maps; None for the side of `x`.
+        map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
+        layout: of the explained feature maps, see :func:`localize`.
 
     Returns:
-        (N, S, S) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
+        (N, H, W) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
         bilinearly upsampled, quantized to 256 levels and min-max normalized as in the study.
 
     Raises:
         ValueError, TypeError: as :func:`localize`.
     """
-    return _maps(locate(model, x, method="cam", target=target, layer=layer, map_size=map_size))
+    return _maps(
+        locate(model, x, method="cam", target=target, layer=layer, map_size=map_size, layout=layout)
+    )
 
 
 def pc1(
@@ -193,8 +200,9 @@ def pc1(
     target: int | Tensor | None = None,
     layer: str | None = None,
     *,
-    map_size: int | None = None,
+    map_size: Size = None,
     pc1_range: str = "wrap",
+    layout: str | None = None,
 ) -> Tensor:
     """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""
     return _maps(
@@ -206,6 +214,7 @@ def pc1(
             layer=layer,
             map_size=map_size,
             pc1_range=pc1_range,
+            layout=layout,
         )
     )
 

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from ..data.transfer import Arriving
 from ..errors import InputError
+from ..short import Short
 from .heatmap import normalize, score_levels
 
+NOT_FINITE = "its features, logits or map hold NaN or infinite values"
 
-@dataclass
-class Localization:
+
+@dataclass(repr=False)
+class Localization(Short):
     """The maps of a batch and what the classifier said.
 
     Attributes:
-        maps: (N, S, S) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
+        maps: (N, H, W) float64 NumPy array in [0, 1], as ``generate-heatmap`` stores them.
         constant: (N,) bool, which maps came out constant and were replaced by zeros.
         targets: (N,) int64, the class each map explains.
         top5: (N, min(5, classes)) int64, the predicted classes, best first.
@@ -29,19 +32,22 @@ class Localization:
     top5: np.ndarray
 
 
-@dataclass
-class Levels:
+@dataclass(repr=False)
+class Levels(Short):
     """A `Localization` with bytes in place of maps.
 
     Attributes:
-        u: (N, S, S) uint8.
+        u: (N, H, W) uint8.
         constant, targets, top5: as of `Localization`.
+        rows: (N,) int64, the positions in the batch; some are left out where a run goes on without
+            the images that have no map.
     """
 
     u: np.ndarray
     constant: np.ndarray
     targets: np.ndarray
     top5: np.ndarray
+    rows: np.ndarray
 
     def localization(self) -> Localization:
         """Return the maps of bytes that are not `scored`."""
@@ -49,13 +55,13 @@ class Levels:
         return Localization(maps, self.constant, self.targets, self.top5)
 
 
-@dataclass
-class Located:
+@dataclass(repr=False)
+class Located(Short):
     """A batch on its device; the host has waited for nothing and checked nothing yet.
 
     Attributes:
-        u: (N, S, S) uint8, quantized maps.
-        facts: (N, 4 + K) int64: whether the features and the small map are finite, whether the map
+        u: (N, H, W) uint8, quantized maps.
+        facts: (N, 3 + K) int64: whether features, small map and logits are finite, whether the map
             is constant, the target, the K best classes. One tensor, as each copy has its price.
         num_classes: of the model.
     """
@@ -64,27 +70,30 @@ class Located:
     facts: Tensor
     num_classes: int
 
-    def check(self, facts: np.ndarray) -> None:
-        """Refuse what `facts`, on the host, tell.
+    def check(
+        self, facts: np.ndarray, fail: Callable[[int, str], None] | None = None
+    ) -> np.ndarray:
+        """Return the rows (n,) int64 of the images that have a map, by `facts` on the host.
+
+        Args:
+            facts: the facts.
+            fail: called with the row of each other image and the reason; None raises for the first.
 
         Raises:
-            InputError: features that are not finite.
-            ValueError: a target that the model does not have, or a map that is not finite.
+            ValueError: a target that the model does not have.
+            InputError: an image without a map, if `fail` is None.
         """
-        finite, finite_maps, _, targets = facts.T[:4]
-        if not finite.all():
-            n = int(np.argmin(finite))
-            raise InputError(
-                f"the feature maps of image {n} of the batch hold NaN or infinite values"
-            )
+        finite, _, targets = facts.T[:3]
+        for row in np.flatnonzero(finite == 0).tolist():
+            if fail is None:
+                raise InputError(f"image {row} of the batch: {NOT_FINITE}")
+            fail(row, NOT_FINITE)
         bad = targets[(targets < 0) | (targets >= self.num_classes)]
         if len(bad):
             raise ValueError(f"target {bad[0]} is outside the model's {self.num_classes} classes")
-        if not finite_maps.all():
-            n = int(np.argmin(finite_maps))
-            raise ValueError(f"maps[{n}] holds NaN or infinite values")
+        return np.flatnonzero(finite)
 
-    def send(self, scored: bool = False) -> Callable[[], Levels]:
+    def send(self, scored: bool = False) -> Callable[..., Levels]:
         """Send the batch to the host; the host goes on.
 
         Args:
@@ -92,15 +101,16 @@ class Located:
                 which maps are made.
 
         Returns:
-            A function that waits for the batch and returns it, in any thread. It raises what
-            :meth:`check` does.
+            A function that waits for the batch and returns the images that have a map, in any
+            thread. Its argument `fail` and what it raises are those of :meth:`check`.
         """
         arriving = Arriving(score_levels(self.u) if scored else self.u, self.facts)
 
-        def read() -> Levels:
+        def read(fail: Callable[[int, str], None] | None = None) -> Levels:
             u, facts = arriving.wait()
-            facts = facts.copy()  # who keeps a class of it need not keep pinned memory
-            self.check(facts)
-            return Levels(u, facts[:, 2].astype(bool), facts[:, 3], facts[:, 4:])
+            rows = self.check(facts, fail)
+            u = u if len(rows) == len(u) else u[rows]
+            facts = facts[rows]  # a copy: who keeps a class of it need not keep pinned memory
+            return Levels(u, facts[:, 1].astype(bool), facts[:, 2], facts[:, 3:], rows)
 
         return read

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..shapes import Size, map_shape
+from ..short import Short
 from .class_activation import cam_from_features, weighted_features
 from .principal_component import first_principal_axis, pc1_from_features
 
@@ -16,8 +18,8 @@ LEVEL = 0.05
 _TIE = 1e-9
 
 
-@dataclass
-class MapQuality:
+@dataclass(repr=False)
+class MapQuality(Short):
     """Measures of each image's feature maps, (N,) float64; NaN where one is undefined.
 
     Attributes:
@@ -32,7 +34,7 @@ class MapQuality:
 
 
 def map_quality(
-    features: Tensor, weights: Tensor, coverage: np.ndarray, map_size: int
+    features: Tensor, weights: Tensor, coverage: np.ndarray, map_size: Size
 ) -> MapQuality:
     """Measure the feature maps of a batch.
 
@@ -40,7 +42,7 @@ def map_quality(
         features: (N, C, h, w) floating, the last feature maps before pooling.
         weights: (N, C), the classifier's row of each image's target.
         coverage: (N, h, w), from :func:`box_coverage`.
-        map_size: side S to which CAM and PC1 are resized before they are compared.
+        map_size: side or (H, W) to which CAM and PC1 are resized before they are compared.
 
     Returns:
         The measures. ``pc1_cam_iou`` is NaN where there is no PC1 map: feature maps that are not
@@ -59,26 +61,26 @@ def map_quality(
     )
 
 
-def box_coverage(boxes: np.ndarray, map_size: int, grid: tuple[int, int]) -> np.ndarray:
+def box_coverage(boxes: np.ndarray, map_size: Size, grid: tuple[int, int]) -> np.ndarray:
     """Return which share of each feature cell lies in the union of an image's boxes.
 
     Args:
-        boxes: (G, 4) integers x0, y0, x1, y1 in pixels of a map of side `map_size`, both ends
+        boxes: (G, 4) integers x0, y0, x1, y1 in pixels of a map of `map_size`, both ends
             inclusive, as the IoU of MaxBoxAcc counts them. What lies outside the map has no part.
-        map_size: side S of the map.
-        grid: (h, w) of the feature maps; they need not divide S.
+        map_size: side of the map, or its (H, W).
+        grid: (h, w) of the feature maps; they need not divide the map's.
 
     Returns:
         (h, w) float64 in [0, 1]; its mean is the share of the map that the boxes cover.
     """
     inside = box_mask(boxes, map_size).astype(np.float64)
-    rows, columns = (_pooling(cells, map_size) for cells in grid)
+    rows, columns = map(_pooling, grid, inside.shape)
     return rows @ inside @ columns.T
 
 
-def box_mask(boxes: np.ndarray, map_size: int) -> np.ndarray:
-    """Return (S, S) bool: the pixels in the union of `boxes`; arguments as `box_coverage`."""
-    inside = np.zeros((map_size, map_size), dtype=bool)
+def box_mask(boxes: np.ndarray, map_size: Size) -> np.ndarray:
+    """Return (H, W) bool: the pixels in the union of `boxes`; arguments as `box_coverage`."""
+    inside = np.zeros(map_shape(map_size), dtype=bool)
     for x0, y0, x1, y1 in np.asarray(boxes).tolist():
         inside[y0 : y1 + 1, x0 : x1 + 1] = True
     return inside
@@ -232,5 +234,5 @@ def _pooling(cells: int, size: int) -> np.ndarray:
     return np.maximum(right - left, 0) * (cells / size)
 
 
-def _resized(maps: Tensor, size: int) -> Tensor:
-    return interpolate(maps[:, None], (size, size), mode="bilinear")[:, 0]
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    return interpolate(maps[:, None], map_shape(size), mode="bilinear")[:, 0]

@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from ..data.npy_header import NPY_ERRORS, is_plain_shape
 from ..data.records import map_name
 from ..data.score_store import ScoreStore, is_store
 from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
-from ..ops import quantize
-from .score_maps import DTYPES, MapFolder, check_score_map, read_score_map, resize_score_map
+from ..shapes import Size, map_shape
+from .score_maps import (
+    DTYPES,
+    MapFolder,
+    as_bytes,
+    check_score_map,
+    check_score_maps,
+    fitted,
+    read_score_map,
+)
 
 # Maps that a reader takes at once. A call of `quantize` costs 55 microseconds before its first
 # value: with 16 maps at once the 224x224 map costs 22 microseconds instead of 78.
@@ -82,17 +89,24 @@ class MapReading:
     """How stored maps are read.
 
     Attributes:
-        eval_size: the side that a map must have; None takes any size.
+        eval_size: the side or (H, W) that a map must have; None takes any size.
         resize: resize maps of other sizes to `eval_size`, bilinearly.
         as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the scores as
             they are stored, floating (bytes are refused, they are no scores).
         workers: threads that read.
+        clip: see `check_score_map`.
     """
 
-    eval_size: int | None = None
+    eval_size: Size = None
     resize: bool = False
     as_bytes: bool = True
     workers: int = 2
+    clip: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The (H, W) that a map must have, or None."""
+        return None if self.eval_size is None else map_shape(self.eval_size, name="eval_size")
 
 
 def read_maps(
@@ -185,7 +199,7 @@ def _map_bytes(source: MapSource, key: Path | int, reading: MapReading) -> int:
         stored = key.stat().st_size
     except OSError:  # the reader will say what is wrong with the file
         stored = 1
-    resized = 8 * reading.eval_size**2 if reading.eval_size and reading.resize else 0
+    resized = 8 * math.prod(reading.shape) if reading.shape and reading.resize else 0
     return max(1, stored, resized)
 
 
@@ -199,13 +213,13 @@ def _read_group(
     for maps in _read_files(keys, reading):
         names = [str(path) for path in keys[start : start + len(maps)]]
         if reading.as_bytes:
-            maps = _as_bytes(maps, names)
+            maps = as_bytes(maps, names, reading.clip).numpy()
         else:
             if maps.dtype == np.uint8:
                 raise ScoreMapError(
                     f"{names[0]}: uint8; PxAP needs the scores themselves, floating"
                 )
-            _check_all(maps, names)
+            maps = check_score_maps(maps, names, reading.clip)
         yield ids[start : start + len(maps)], maps
         start += len(maps)
 
@@ -216,10 +230,9 @@ def _read_stored(store: ScoreStore, rows: list[int], reading: MapReading) -> np.
             f"{store.root} holds bytes, 255 * m truncated; what is asked for needs the maps "
             "themselves (.npy files)"
         )
-    size = reading.eval_size
-    if size is not None and store.shape != (size, size):
+    if reading.shape not in (None, store.shape):
         raise ScoreMapError(
-            f"{store.root}: the maps are {store.shape}, but ({size}, {size}) is asked for (resize "
+            f"{store.root}: the maps are {store.shape}, but {reading.shape} is asked for (resize "
             "maps before they are stored: bytes are not resized)"
         )
     return store.read(rows)
@@ -227,26 +240,19 @@ def _read_stored(store: ScoreStore, rows: list[int], reading: MapReading) -> np.
 
 def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarray]:
     """Yield the maps of `paths` in runs (n, H, W) of one shape and dtype, not all checked yet."""
-    size = reading.eval_size
     while paths:
         run = _read_alike(paths)
         if run is None:
-            run = read_score_map(paths[0])[None]
-        if size is not None and run.shape[1:] != (size, size):
+            run = read_score_map(paths[0], clip=reading.clip)[None]
+        if reading.shape not in (None, run.shape[1:]):
             run = np.stack([_resized(m, path, reading) for m, path in zip(run, paths)])
         paths = paths[len(run) :]
         yield run
 
 
 def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarray:
-    check_score_map(scoremap, str(path))
-    size = reading.eval_size
-    if not reading.resize:
-        raise ScoreMapError(
-            f"{path}: shape {scoremap.shape}, but ({size}, {size}) is asked for "
-            "(--resize_maps, in Python resize=True, resizes it)"
-        )
-    return resize_score_map(scoremap, size)
+    scoremap = check_score_map(scoremap, str(path), reading.clip)
+    return fitted(scoremap, str(path), reading.eval_size, reading.resize)
 
 
 def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
@@ -295,16 +301,3 @@ def _layout(header: bytes) -> tuple[tuple[int, int], np.dtype] | None:
         return None
     plain = f.tell() == HEADER and not fortran and len(shape) == 2 and is_plain_shape(shape)
     return (shape, dtype) if plain and dtype in DTYPES else None
-
-
-def _as_bytes(maps: np.ndarray, names: list[str]) -> np.ndarray:
-    try:
-        return quantize(torch.from_numpy(maps)).numpy()
-    except ScoreMapError:
-        _check_all(maps, names)
-        raise
-
-
-def _check_all(maps: np.ndarray, names: list[str]) -> None:
-    for one, name in zip(maps, names, strict=True):
-        check_score_map(one, name)

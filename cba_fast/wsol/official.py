@@ -37,6 +37,8 @@ def evaluate_wsol(
     multi_iou_eval: bool,
     iou_threshold_list: Sequence[int],
     cam_curve_interval: float = 0.001,
+    *,
+    clip: float = 0.0,
 ) -> float:
     """Return the score of a method as the official function of this name does.
 
@@ -56,6 +58,8 @@ def evaluate_wsol(
         multi_iou_eval: the mean over `iou_threshold_list`; else the score at IoU threshold 50.
         iou_threshold_list: integers, in percent; not used for OpenImages.
         cam_curve_interval: step between score thresholds.
+        clip: beyond the official function; values that leave [0, 1] by no more than this (methods
+            that round give 1 + 1e-6) are clipped; NaN never is.
 
     Returns:
         Percent. Nothing is printed; where an image has two maps, a warning is logged.
@@ -73,11 +77,11 @@ def evaluate_wsol(
     evaluator: BoxEvaluator | PixelEvaluator
     folder = Path(metadata_root) / dataset_name / split
     if dataset_name == MASK_DATASET:
-        evaluator = _pixel_evaluator(folder, mask_root, cam_curve_interval)
+        evaluator = _pixel_evaluator(folder, mask_root, cam_curve_interval, clip)
         return _scored(evaluator, scoremap_root, evaluator.masks.image_ids).px_ap
     ious = _iou_thresholds(iou_threshold_list, multi_iou_eval)
     mode = "all" if multi_contour_eval else "largest"
-    evaluator = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode)
+    evaluator = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode, clip)
     result = _scored(evaluator, scoremap_root, evaluator.boxes.image_ids)
     wanted = ious if multi_iou_eval else [0.5]
     return float(np.average([result.accuracy(mode, iou) for iou in wanted]))
@@ -88,7 +92,8 @@ def _scored(
     scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
     image_ids: Sequence[str],
 ) -> BoxResult | PixelResult:
-    for ids, maps in _batches(scoremaps, image_ids, isinstance(evaluator, BoxEvaluator)):
+    as_bytes = isinstance(evaluator, BoxEvaluator)
+    for ids, maps in _batches(scoremaps, image_ids, as_bytes, evaluator.clip):
         evaluator.update(maps, ids)
     result = evaluator.compute()
     if result.missing:
@@ -107,7 +112,12 @@ def _check_folder(folder: Path) -> Path:
 
 
 def _box_evaluator(
-    folder: Path, dataset_name: str, cam_curve_interval: float, ious: list[float], mode: str
+    folder: Path,
+    dataset_name: str,
+    cam_curve_interval: float,
+    ious: list[float],
+    mode: str,
+    clip: float,
 ) -> BoxEvaluator:
     if dataset_name not in BOX_DATASETS:
         known = (*BOX_DATASETS, MASK_DATASET)
@@ -117,16 +127,17 @@ def _box_evaluator(
         cam_curve_interval=cam_curve_interval,
         iou_thresholds=ious,
         contours=mode,
+        clip=clip,
     )
 
 
 def _pixel_evaluator(
-    folder: Path, mask_root: str | os.PathLike | None, cam_curve_interval: float
+    folder: Path, mask_root: str | os.PathLike | None, cam_curve_interval: float, clip: float
 ) -> PixelEvaluator:
     if mask_root is None:
         raise InputError("OpenImages is scored against masks: give mask_root")
     masks = load_masks(_check_folder(folder), Path(mask_root) / MASK_DATASET, size=OFFICIAL_SIZE)
-    return PixelEvaluator(masks, cam_curve_interval=cam_curve_interval)
+    return PixelEvaluator(masks, cam_curve_interval=cam_curve_interval, clip=clip)
 
 
 def _iou_thresholds(percent: Sequence[int], multi_iou_eval: bool) -> list[float]:
@@ -144,11 +155,12 @@ def _batches(
     scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
     image_ids: Sequence[str],
     as_bytes: bool,
+    clip: float,
 ) -> Iterator[tuple[Sequence[str], ScoreMap]]:
     """Yield (ids, maps) with maps of the official size, from files as bytes if asked for."""
     if isinstance(scoremaps, str | os.PathLike):
         source = open_maps(scoremaps)
-        reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes)
+        reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes, clip=clip)
         found = find_maps(source, image_ids)
         for line in ambiguous_lines(source):
             log.warning("%s: %s", source.root, line)

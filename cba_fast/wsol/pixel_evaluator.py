@@ -9,14 +9,16 @@ from torch import Tensor
 
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
+from ..short import Short, call
 from .batch import as_batch
-from .score_maps import check_score_map
+from .box_result import warn_missing
+from .score_maps import check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
 
-@dataclass
-class PixelResult:
+@dataclass(repr=False)
+class PixelResult(Short):
     """What `PixelEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``.
 
     Attributes:
@@ -54,6 +56,7 @@ class PixelEvaluator:
     Args:
         masks: the ground truth.
         cam_curve_interval: the official name of the step between thresholds, in (0, 1].
+        clip: values that leave [0, 1] by no more than this are clipped, e.g. 1e-5; NaN never is.
 
     Raises:
         InputError: a `cam_curve_interval` outside of its range.
@@ -66,10 +69,11 @@ class PixelEvaluator:
         MaskEvaluator of the official code clovaai/wsolevaluation, whose result it equals.
     """
 
-    def __init__(self, masks: Masks, *, cam_curve_interval: float = 0.01):
+    def __init__(self, masks: Masks, *, cam_curve_interval: float = 0.01, clip: float = 0.0):
+        check_clip(clip)
         if not 0 < cam_curve_interval <= 1:
             raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
-        self.masks = masks
+        self.masks, self.clip = masks, clip
         self.interval = float(cam_curve_interval)
         self.edges = np.append(np.arange(0, 1, self.interval), [1.0, 2.0, 3.0])
         # of background and foreground: scores in [edges[i], edges[i + 1])
@@ -78,6 +82,9 @@ class PixelEvaluator:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def __repr__(self) -> str:
+        return call("PixelEvaluator", {"images": len(self), "masks": self.masks})
 
     def update(
         self,
@@ -88,7 +95,7 @@ class PixelEvaluator:
         """Add a batch: all of it, or nothing if it is refused.
 
         Args:
-            scoremaps: (N, S, S) floating in [0, 1], S the size of the masks, or N maps (S, S).
+            scoremaps: (N, H, W) floating in [0, 1], the size of the masks, or N maps (H, W).
             image_ids: N ids of the ground truth, none of them added before.
             masks: N masks from ``Masks.read``, where the caller has read them ahead.
 
@@ -106,15 +113,14 @@ class PixelEvaluator:
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
         if not np.issubdtype(scoremaps.dtype, np.floating):
             raise TypeError(f"PxAP needs the scores themselves, floating; got {scoremaps.dtype}")
-        size = self.masks.size
-        if len(scoremaps) and scoremaps.shape[1:] != (size, size):
-            raise ValueError(f"score maps must be ({size}, {size}), got {scoremaps.shape[1:]}")
+        if len(scoremaps) and scoremaps.shape[1:] != self.masks.shape:
+            raise ValueError(f"score maps must be {self.masks.shape}, got {scoremaps.shape[1:]}")
         self._check_new(image_ids)
         if masks is None:
             masks = [self.masks.read(i) for i in image_ids]
         histograms = np.zeros_like(self.histograms)
         for scoremap, image_id, mask in zip(scoremaps, image_ids, masks, strict=True):
-            check_score_map(scoremap, f"image {image_id!r}")
+            scoremap = check_score_map(scoremap, f"image {image_id!r}", self.clip)
             histograms += self._histograms(scoremap, mask)
         self.histograms += histograms
         self._seen.update(dict.fromkeys(map(str, image_ids)))
@@ -198,7 +204,8 @@ class PixelEvaluator:
 
         Args:
             missing_as_miss: count an image without a score map as one whose scores are all 0 (its
-                masks are read); otherwise it is listed in `missing` and left out.
+                masks are read); otherwise it is listed in `missing` and left out, with a warning
+                where more than half of the images are.
             progress: called with the missing images and their number, returns an iterable.
 
         Raises:
@@ -208,8 +215,10 @@ class PixelEvaluator:
             raise InputError("no image was evaluated")
         missing = [i for i in self.masks.image_ids if i not in self._seen]
         histograms = self.histograms
-        if missing_as_miss:
-            zeros = np.zeros((self.masks.size, self.masks.size))
+        if not missing_as_miss:
+            warn_missing(missing, len(self.masks.image_ids))
+        else:
+            zeros = np.zeros(self.masks.shape)
             for image_id in progress(missing, len(missing)) if progress else missing:
                 histograms = histograms + self._histograms(zeros, self.masks.read(image_id))
         # floating, descending thresholds, and sums in the official order: equal to the last bit

@@ -20,7 +20,8 @@ def pc1_from_features(features: Tensor, weights: Tensor) -> Tensor:
 
     Returns:
         (N, h, h) float32. Values may lie outside [0, 1]: there is no rectification. Zeros where
-        all weighted maps are constant (no principal axis exists).
+        all weighted maps are constant (no principal axis exists); NaN where the weighted maps or
+        their spans are not finite.
 
     Raises:
         ValueError: the shapes do not fit, the map is not square, or h < 4.
@@ -38,11 +39,14 @@ def pc1_from_features(features: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"PC1 needs square feature maps of side >= 4, got {h}x{w}")
     low = maps.amin(dim=(2, 3), keepdim=True)
     span = maps.amax(dim=(2, 3), keepdim=True) - low
-    maps = torch.where(span > 0, (maps - low) / span, 0.0)
+    # `eigh` refuses a batch with one value that is not finite
+    finite = (span.isfinite() & low.isfinite()).flatten(1).all(1)[:, None, None, None]
+    maps = torch.where(finite & (span > 0), (maps - low) / span, 0.0)
     axis = first_principal_axis(maps.reshape(n, c, h * w)).float().reshape(n, h, w)
     peak = axis.amax(dim=(1, 2), keepdim=True)
     out = torch.where(peak > 0, axis / peak, 0.0)
-    return torch.where(is_background(out)[:, None, None], 1 - out, out)
+    out = torch.where(is_background(out)[:, None, None], 1 - out, out)
+    return torch.where(finite[:, 0], out, torch.nan)
 
 
 def first_principal_axis(samples: Tensor) -> Tensor:

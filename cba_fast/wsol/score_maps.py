@@ -1,16 +1,22 @@
 """Stored score maps: where an image's map lies, and what a valid one is."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from ..data.npy_header import NPY_ERRORS, check_npy
 from ..data.records import make_record
-from ..errors import ScoreMapError
+from ..data.textlines import counted
+from ..errors import InputError, ScoreMapError
+from ..ops import quantize
+from ..shapes import Size, map_shape
 
 DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8)))
+MOST_CLIP = 0.01  # 2.55 of the 255 levels
 
 
 class MapFolder:
@@ -52,14 +58,15 @@ class MapFolder:
 
 
 def read_score_map(
-    path: str | os.PathLike, eval_size: int | None = None, resize: bool = False
+    path: str | os.PathLike, eval_size: Size = None, resize: bool = False, clip: float = 0.0
 ) -> np.ndarray:
     """Read one score map and check it.
 
     Args:
         path: an ``.npy`` file; object arrays are refused, nothing is unpickled.
-        eval_size: the side that the map must have; None takes any size.
+        eval_size: the side or (H, W) that the map must have; None takes any size.
         resize: resize maps of other sizes to `eval_size` with OpenCV's bilinear ``resize``.
+        clip: see :func:`check_score_map`.
 
     Returns:
         (H, W) float64, float32 or float16 in [0, 1], or uint8.
@@ -74,42 +81,104 @@ def read_score_map(
             scoremap = np.lib.format.read_array(f, allow_pickle=False)
     except NPY_ERRORS as e:
         raise ScoreMapError(f"{path}: not a readable score map: {e or type(e).__name__}") from e
-    check_score_map(scoremap, str(path))
-    if eval_size is not None and scoremap.shape != (eval_size, eval_size):
-        if not resize:
-            raise ScoreMapError(
-                f"{path}: shape {scoremap.shape}, but ({eval_size}, {eval_size}) is asked for "
-                "(--resize_maps, in Python resize=True, resizes it)"
-            )
-        scoremap = resize_score_map(scoremap, eval_size)
-    return scoremap
+    scoremap = check_score_map(scoremap, str(path), clip)
+    return fitted(scoremap, str(path), eval_size, resize)
 
 
-def check_score_map(scoremap: np.ndarray, name: str) -> None:
-    """Refuse what is not a score map; `name` (a file, an image id) stands in the message.
+def fitted(scoremap: np.ndarray, name: str, eval_size: Size, resize: bool) -> np.ndarray:
+    """Return a checked map at the size asked for; arguments as for :func:`read_score_map`.
+
+    Raises:
+        ScoreMapError: it has another size, and is not to be resized.
+    """
+    if eval_size is None or scoremap.shape == (shape := map_shape(eval_size, name="eval_size")):
+        return scoremap
+    if not resize:
+        raise ScoreMapError(
+            f"{name}: shape {scoremap.shape}, but {shape} is asked for (`resize` resizes it)"
+        )
+    return resize_score_map(scoremap, shape)
+
+
+def check_score_map(scoremap: np.ndarray, name: str, clip: float = 0.0) -> np.ndarray:
+    """Return a valid score map and refuse all else; `name` (a file, an image id) is in the message.
+
+    Args:
+        scoremap: the map.
+        name: what to call it.
+        clip: values that leave [0, 1] by no more than this, at most `MOST_CLIP`, are clipped.
+            Methods that add and multiply in floating point give such values. NaN never is.
 
     Raises:
         ScoreMapError: not 2-D, empty, a dtype other than float16/32/64 and uint8, NaN, or values
-            outside [0, 1].
+            outside [0, 1]: the message says which value is farthest outside, by how much and where.
+        InputError: `clip` is outside of its range.
     """
+    check_clip(clip)
     if scoremap.ndim != 2 or scoremap.size == 0:
         raise ScoreMapError(f"{name}: shape {scoremap.shape} is not (H, W) with H, W >= 1")
     if scoremap.dtype == np.uint8:
-        return
+        return scoremap
     if scoremap.dtype not in DTYPES:
         raise ScoreMapError(f"{name}: dtype {scoremap.dtype} is not float16/32/64 or uint8")
     low, high = scoremap.min(), scoremap.max()  # NaN propagates through both
     if np.isnan(low):
-        raise ScoreMapError(f"{name}: holds {int(np.isnan(scoremap).sum())} NaN values")
-    if low < 0 or high > 1:
-        raise ScoreMapError(f"{name}: values in [{low:.6g}, {high:.6g}] leave [0, 1]")
+        bad = np.argwhere(np.isnan(scoremap)).tolist()
+        many = "" if len(bad) == 1 else "the first "
+        raise ScoreMapError(
+            f"{name}: holds {counted(len(bad), 'NaN value')}, {many}at {tuple(bad[0])}"
+        )
+    beyond = max(-float(low), float(high) - 1)
+    if beyond <= 0:
+        return scoremap
+    if beyond > clip:
+        bad, bound = (low, "< 0") if beyond == -float(low) else (high, "> 1")
+        at = np.unravel_index(int((scoremap == bad).argmax()), scoremap.shape)
+        enough = [c for c in (1e-5, 1e-3, MOST_CLIP) if beyond <= c]
+        hint = f"; `clip` {enough[0]:g} clips it" if enough else ""
+        raise ScoreMapError(
+            f"{name}: the value {bad!s} {bound} by {beyond:.3g} at {tuple(map(int, at))}; scores "
+            f"must lie in [0, 1]{hint}"
+        )
+    return scoremap.clip(0, 1)
 
 
-def resize_score_map(scoremap: np.ndarray, size: int) -> np.ndarray:
-    """Resize an (H, W) score map to (size, size) bilinearly; the result stays in [0, 1]."""
+def check_clip(clip: float) -> None:
+    """Refuse a tolerance outside of its range.
+
+    Raises:
+        InputError: `clip` is negative, NaN or above `MOST_CLIP`.
+    """
+    if not 0 <= clip <= MOST_CLIP:
+        raise InputError(f"`clip` must lie in [0, {MOST_CLIP:g}], got {clip}")
+
+
+def check_score_maps(maps: np.ndarray, names: Sequence[str], clip: float = 0.0) -> np.ndarray:
+    """Return maps (N, H, W) as :func:`check_score_map` returns each of them."""
+    for m, name in zip(maps, names, strict=True):
+        check_score_map(m, name, clip)
+    return maps.clip(0, 1) if clip else maps
+
+
+def as_bytes(maps: Tensor | np.ndarray, names: Sequence[str], clip: float = 0.0) -> Tensor:
+    """Return the bytes u = uint8(255 * m) of maps (N, H, W) on the CPU.
+
+    Raises:
+        ScoreMapError, InputError: as :func:`check_score_map`, for the first map that is not valid.
+    """
+    try:
+        return quantize(maps).cpu()
+    except ScoreMapError:  # only then the maps are looked at one by one
+        found = maps.detach().cpu().double().numpy() if isinstance(maps, Tensor) else maps
+        check_score_maps(found, names, clip)
+        return quantize(maps.clip(0, 1)).cpu()
+
+
+def resize_score_map(scoremap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize a score map to `shape` (H, W) bilinearly; the result stays in [0, 1]."""
     if scoremap.dtype == np.float16:  # OpenCV does not resize half precision
         scoremap = scoremap.astype(np.float32)
-    out = cv2.resize(scoremap, (size, size), interpolation=cv2.INTER_LINEAR)
+    out = cv2.resize(scoremap, shape[::-1], interpolation=cv2.INTER_LINEAR)
     if out.dtype != np.uint8:
         np.clip(out, 0, 1, out=out)  # interpolation may exceed 1 by a rounding error
     return out

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..shapes import Size, map_shape
 
-def resize_bilinear(maps: Tensor, size: int) -> Tensor:
-    """Resize maps to (S, S) bilinearly, with the roundings of OpenCV's ``resize`` on x86-64.
+
+def resize_bilinear(maps: Tensor, size: Size) -> Tensor:
+    """Resize maps to (H, W) bilinearly, with the roundings of OpenCV's ``resize`` on x86-64.
 
     Position d of S reads the source of s positions at ``t = (d + 1/2) * s / S - 1/2`` between
     ``i = floor(t)`` and ``i + 1``, at the edges the first or last alone. ``t`` is computed in
@@ -15,10 +17,10 @@ def resize_bilinear(maps: Tensor, size: int) -> Tensor:
     Args:
         maps: (N, h, w) float32, finite, on any device; h, w >= 2 for equality with OpenCV (which
             takes another way for a single row or column).
-        size: side S of the result.
+        size: side of the result, or its (H, W).
 
     Returns:
-        (N, S, S) float32 on the device of `maps`. The host waits for nothing.
+        (N, H, W) float32 on the device of `maps`. The host waits for nothing.
 
     Notes:
         Each operation here is rounded by itself as IEEE 754 says, so every device gives the same
@@ -31,9 +33,10 @@ def resize_bilinear(maps: Tensor, size: int) -> Tensor:
         per position of the result are allocated besides it.
     """
     _, h, w = maps.shape
-    left, right, a = _neighbours(w, size, maps.device)
+    height, width = map_shape(size, name="size")
+    left, right, a = _neighbours(w, width, maps.device)
     rows = _between(maps[:, :, left], maps[:, :, right], a)
-    top, bottom, b = _neighbours(h, size, maps.device)
+    top, bottom, b = _neighbours(h, height, maps.device)
     return _between(rows[:, top], rows[:, bottom], b[:, None])
 
 

@@ -1,0 +1,69 @@
+"""``cba-fast boxes``."""
+
+from pathlib import Path
+
+import click
+
+from .options import box_options
+from .progress import bar, warn
+
+
+@click.command()
+@click.option(
+    "--np_root",
+    type=click.Path(path_type=Path),
+    default=Path("np_heatmap_output"),
+    help="Folder of maps, or a store of them.",
+)
+@click.option(
+    "--threshold",
+    default="0.15",
+    metavar="T|optimal|percentile:Q|otsu",
+    help="A share of each map's maximum, e.g. 0.15; the share with the best accuracy against the"
+    " ground truth; the Q-th percentile of each map, e.g. percentile:90; or Otsu's threshold.",
+)
+@click.option("--test_dataset", help="The images, for their names and sizes, without ground truth.")
+@box_options(with_metadata=True, contours="largest", scored=False)
+@click.option(
+    "--pixels",
+    type=click.Choice(["image", "map"]),
+    help="Pixels of the boxes.  [default: image where the sizes of the images are known]",
+)
+@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
+@click.option(
+    "--output",
+    "outputs",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    default=[Path("boxes.csv")],
+    help="File to write: .csv, or .json for COCO's format; may be repeated.",
+)
+def command(np_root, threshold, test_dataset, box_config, pixels, num_workers, outputs):
+    """Write the boxes that stored heatmaps predict, as MaxBoxAcc counts them.
+
+    The CSV has the columns image_id, x0, y0, x1, y1, width, height (of what the box lies in) and
+    threshold. Ids and sizes come from --cub_root, --metadata_root or --test_dataset; without them
+    all maps below NP_ROOT are taken by their names, and the boxes are in pixels of the maps.
+    """
+    from ..runs.boxes import check_suffix, predict_boxes, threshold_rule, write_boxes
+    from ..runs.settings import settings
+
+    for path in outputs:
+        check_suffix(path)
+    predicted = predict_boxes(
+        np_root,
+        threshold_rule(threshold),
+        box_config,
+        test_dataset=test_dataset,
+        pixels=pixels,
+        num_workers=num_workers,
+        progress=bar("boxes"),
+    )
+    warn(predicted.notes)
+    used = settings(box_config) | {"np_root": str(np_root), "threshold": threshold}
+    images = len({box.image_id for box in predicted.boxes})
+    click.echo(f"Boxes        : {len(predicted.boxes)}, images: {images}")
+    click.echo(f"  pixels     : of the {predicted.pixels}s")
+    for path in outputs:
+        write_boxes(path, predicted, used)
+        click.echo(f"Results      : {path}")

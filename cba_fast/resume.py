@@ -1,0 +1,359 @@
+"""What a run left behind, and whether it belongs to the run that is about to start.
+
+Before its first result a run writes a *record*: its settings, fingerprints of its inputs, the
+versions it was made with, and the files that it is going to write. The same command, started again,
+finds an equal record and goes on from the files that are there. A run with another record is
+refused, with each difference named; with ``overwrite`` it removes the files that the old record
+lists, and nothing else. Every command that can be continued does it through this module.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from . import __version__, files
+from .errors import InputError
+
+FORMAT = 2  # raised when records or the files that they speak of change their meaning
+MANIFEST = "manifest.json"
+
+_EARLIER = "written by an earlier version of cba_fast"
+
+
+class OtherRunError(InputError):
+    """The files of a run that differs from this one, so that it cannot be continued.
+
+    Args:
+        where: the file or folder.
+        changes: the differences in words, see :func:`differences`.
+    """
+
+    def __init__(self, where: str | os.PathLike, changes: Iterable[str]):
+        super().__init__(
+            f"{where} belongs to another run: {'; '.join(changes)} (`overwrite` starts anew and "
+            "replaces what that run wrote)"
+        )
+
+
+def file_fingerprint(path: str | os.PathLike | None) -> dict | None:
+    """Return what identifies a file of weights or a table: its bytes, wherever it lies.
+
+    The SHA-256 of a file that is gone is None, and counts as unchanged.
+    """
+    if path is None:
+        return None
+    path = Path(path)
+    if not path.is_file():
+        return {"path": str(path), "sha256": None}
+    s = path.stat()
+    # What a process has hashed once it does not hash again, unless the file was touched.
+    state = (s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns)
+    return {"path": str(path), "sha256": _sha256(path, *state)}
+
+
+def list_fingerprint(items: Iterable[tuple[str, str | os.PathLike]]) -> dict:
+    """Return what identifies a list of (name, path), such as images: names, sizes and times."""
+    digest, count = hashlib.sha256(), 0
+    for name, path in items:
+        count += 1
+        try:
+            s = os.stat(path)
+            digest.update(repr((name, s.st_size, s.st_mtime_ns)).encode(errors="surrogateescape"))
+        except OSError:
+            digest.update(repr((name, None)).encode(errors="surrogateescape"))
+    return {"count": count, "sha256": digest.hexdigest()}
+
+
+def describe(settings: dict, inputs: dict | None = None, *, torch: str | None = None) -> dict:
+    """Return the record of a run, without its files.
+
+    Args:
+        settings: JSON values (dicts of them are compared key by key). A setting that is the path of
+            an input of the same name is not compared: the input's fingerprint is.
+        inputs: fingerprints by name.
+        torch: PyTorch's version, where the numbers depend on it.
+    """
+    record = {
+        "written_by": "cba_fast",
+        "format": FORMAT,
+        "versions": {"cba_fast": __version__, **({"torch": torch} if torch else {})},
+        "settings": settings,
+        "inputs": inputs or {},
+    }
+    return json.loads(json.dumps(record))
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Return what of a run differs from what an earlier one recorded, one phrase each."""
+    if not isinstance(old.get("format"), int) or old["format"] < FORMAT:
+        return [_EARLIER]
+    if old["format"] > FORMAT:
+        return ["written by a later version of cba_fast"]
+    found = []
+    for name, now in new["versions"].items():  # a result may tell more versions than are compared
+        if (was := old["versions"].get(name)) != now:
+            found.append(f"written by {name} {was}, this is {now}")
+    inputs = {*old["inputs"], *new["inputs"]}
+    was, now = _flat(old["settings"]), _flat(new["settings"])
+    for key in [*now, *(k for k in was if k not in now)]:
+        if key not in inputs and was.get(key) != now.get(key):
+            found.append(f"{key} was {was.get(key)!r}, is {now.get(key)!r}")
+    for name in sorted(inputs):
+        found += _input_change(name, old["inputs"].get(name), new["inputs"].get(name))
+    return found
+
+
+def _input_change(name: str, was: dict | None, now: dict | None) -> list[str]:
+    if was is None or now is None:
+        return [f"{name} was {_path(was)}, is {_path(now)}"] if was != now else []
+    if now["sha256"] in (None, was.get("sha256")):
+        return []
+    if "path" in now:
+        return [f"the {name} {now['path']} are other bytes than those that were used"]
+    counts = was.get("count"), now["count"]
+    count = "" if counts[0] == counts[1] else f" ({counts[0]}, now {counts[1]})"
+    return [f"the {name} are not those that were used, by names, sizes or times{count}"]
+
+
+def _path(fingerprint: dict | None) -> str | None:
+    return fingerprint and fingerprint.get("path", "a list")
+
+
+def _flat(settings: dict) -> dict:
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{k}": v for k, v in _flat(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+class Outputs:
+    """The files that a run writes, and the record of them.
+
+    The record is written before the first file, so that it lists whatever a killed run left.
+
+    Args:
+        record: the record's file; the files of the run lie in its folder or below.
+        names: the files, relative to that folder, with "/".
+        description: what the files belong to, from :func:`describe`.
+        owns_folder: nothing else may lie in the folder. "new": nothing may lie there before the
+            first run, other files may come later. False: the files alone count.
+    """
+
+    def __init__(
+        self,
+        record: str | os.PathLike,
+        names: Iterable[str],
+        description: dict,
+        *,
+        owns_folder: bool | str = True,
+    ):
+        self.record, self.names = Path(record), list(names)
+        self.root = self.record.parent
+        self.description = {**description, "files": self.names}
+        self._owns_folder = owns_folder
+
+    def check(self, overwrite: bool = False) -> set[str]:
+        """Refuse the place where it cannot be used; change nothing.
+
+        Returns:
+            The files of this run that are already there: empty with `overwrite`.
+
+        Raises:
+            InputError: files that no record lists, or an unreadable record.
+            OtherRunError: without `overwrite`, a record that differs.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root} exists and is not a folder")
+        old = self.recorded()
+        present = self._present(old)
+        foreign = sorted(n for n in present if n not in _listed(old) and not self._is_own(n))
+        if foreign and not self._owns_folder:
+            raise InputError(
+                f"{self.root / foreign[0]} exists, and no record says that an earlier run wrote "
+                "it; choose another name or move it away"
+            )
+        if foreign:
+            raise InputError(
+                f"{self.root} holds {len(foreign)} files that no earlier run wrote "
+                f"(such as {foreign[0]}); choose another folder or move them away"
+            )
+        if overwrite:
+            return set()
+        where = self.root if self._owns_folder else self.root / self.names[0]
+        if old is None:
+            if any(_is_partial(n) for n in present):
+                raise OtherRunError(where, [_EARLIER])
+            return set()
+        changes = differences(old, self.description)
+        if not changes and old["files"] != self.names:
+            changes = [f"it wrote {len(old['files'])} files, not these {len(self.names)}"]
+        if changes:
+            raise OtherRunError(where, changes)
+        return present & set(self.names)
+
+    def prepare(self, overwrite: bool = False) -> set[str]:
+        """Check, then keep what this run left earlier, or with `overwrite` remove what any left.
+
+        Leftovers of writes that were killed go, too. Returns and raises as :meth:`check`.
+        """
+        kept = self.check(overwrite)
+        old = self.recorded()
+        if old is None or overwrite:
+            self._remove(old)
+            files.write_json(self.record, self.description)
+        self._remove_leftovers(old)
+        return kept
+
+    def finish(self, **result) -> None:
+        """Note in the record that all files are written, and what to tell of the run again."""
+        files.write_json(self.record, {**self.description, "result": result})
+        self._remove_partial()
+
+    @property
+    def result(self) -> dict | None:
+        """What :meth:`finish` noted, if the run has ended and its files are there; else None."""
+        old = self.recorded()
+        there = all((self.root / n).is_file() for n in self.names if not _is_partial(n))
+        return old.get("result") if old and there else None
+
+    def discard(self) -> None:
+        """Remove what an earlier run wrote, its record and, if then empty, the folder.
+
+        For a run that writes nothing here but replaces the rest of the earlier one. Files that no
+        record lists stay, and so does all of a folder whose record is not of this package.
+
+        Raises:
+            OSError: a file cannot be removed.
+        """
+        try:
+            old = self.recorded()
+        except InputError:
+            return
+        if old is None:
+            return
+        self._remove(old)
+        self._remove_leftovers(old)
+        self.record.unlink()  # last: a killed removal is still listed
+        self._remove_empty_folders()
+        if not os.listdir(self.root):
+            self.root.rmdir()
+
+    def _remove_partial(self) -> None:
+        for name in filter(_is_partial, self.names):
+            (self.root / name).unlink(missing_ok=True)
+
+    def _remove(self, old: dict | None) -> None:
+        for name in self._present(old):
+            if name in _listed(old) or (_is_partial(name) and name in self.names):
+                (self.root / name).unlink()
+        if self._owns_folder:
+            self._remove_empty_folders()
+
+    def _remove_leftovers(self, old: dict | None) -> None:
+        names = {*_listed(old), *self.names}
+        files.remove_leftovers([self.record, *(self.root / name for name in names)])
+
+    def _present(self, old: dict | None) -> set[str]:
+        if self._owns_folder and (self._owns_folder != "new" or old is None):
+            return {
+                (Path(folder) / name).relative_to(self.root).as_posix()
+                for folder, _, names in os.walk(self.root)
+                for name in names
+            }
+        names = {*_listed(old), *self.names}
+        return {name for name in names if os.path.lexists(self.root / name)}
+
+    def _is_own(self, name: str) -> bool:
+        if not self._owns_folder and _is_partial(name):
+            return True
+        return name == self.record.name or PurePosixPath(name).name.startswith(".tmp-")
+
+    def recorded(self) -> dict | None:
+        """Return the record that is there, or None; one that is not of cba_fast is refused."""
+        if not self.record.is_file():
+            return None
+        try:
+            record = json.loads(self.record.read_text())
+        except (ValueError, RecursionError) as e:
+            raise InputError(f"{self.record}: not a record of cba_fast: {e}") from e
+        if not is_record(record):
+            raise InputError(f"{self.record}: not a record of cba_fast")
+        return record
+
+    def _remove_empty_folders(self) -> None:
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            if Path(folder) != self.root and not os.listdir(folder):
+                os.rmdir(folder)
+
+
+def beside(output: str | os.PathLike, description: dict, *more: str) -> Outputs:
+    """Return `output`, its partial results and the files `more` of its folder as one run's outputs.
+
+    The record is ``.<name>.run.json`` beside `output`.
+    """
+    output = Path(output)
+    names = [output.name, partial_path(output).name, *more]
+    record = output.parent / f".{output.name}.run.json"
+    return Outputs(record, names, description, owns_folder=False)
+
+
+def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
+    """Prepare all outputs of a run, or none; return what it noted at its end, if it has ended."""
+    for each in outputs:
+        each.check(overwrite)
+    for each in outputs:
+        each.prepare(overwrite)
+    results = [each.result for each in outputs]
+    if None in results:
+        return None
+    for each in outputs:
+        each._remove_partial()  # of a run that was killed after its end
+    return results[0]
+
+
+def partial_path(output: str | os.PathLike) -> Path:
+    """Return where the finished part of `output` lies until its run ends."""
+    output = Path(output)
+    return output.parent / f".{output.name}.partial.npz"
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".partial.npz")
+
+
+def _listed(record: dict | None) -> set[str]:
+    return set(record["files"]) if record else set()
+
+
+def is_record(value: object) -> bool:
+    """Return whether a value that was read from a file is the record of a run."""
+    if not isinstance(value, dict) or value.get("written_by") != "cba_fast":
+        return False
+    names = value.get("files")
+    keys = ("settings", "versions", "inputs") if "format" in value else ("settings",)
+    return (
+        all(isinstance(value.get(key), dict) for key in keys)
+        and all(v is None or isinstance(v, dict) for v in value.get("inputs", {}).values())
+        and isinstance(names, list)
+        and all(isinstance(name, str) and _is_inside(name) for name in names)
+    )
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, *state: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

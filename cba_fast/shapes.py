@@ -1,0 +1,44 @@
+"""How the size of a map is said: a side, height and width, or the size of the network's input."""
+
+import re
+from collections.abc import Sequence
+from numbers import Integral
+
+from .errors import InputError
+
+MOST = 8192  # pixels of a side: a square map in float64 has 512 MB then
+
+Size = int | str | Sequence[int] | None
+
+
+def map_shape(
+    size: Size, of_input: int | Sequence[int] | None = None, name: str = "map_size"
+) -> tuple[int, int]:
+    """Return the height and width that `size` means.
+
+    Args:
+        size: a side, (H, W), text such as "96x128" (height x width), or None or "input" for the
+            size of the input.
+        of_input: the side of the input or its (H, W); None where there is no input.
+        name: what to call `size` in a message.
+
+    Raises:
+        InputError: another value, or sides outside of 1 to 8192.
+    """
+    if (size is None or size == "input") and of_input is not None:
+        return map_shape(of_input)
+    found = size
+    if isinstance(size, str) and (text := re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)):
+        found = (int(text[1]), int(text[2] or text[1]))
+    if isinstance(found, Integral) and not isinstance(found, bool):
+        found = (found, found)
+    sides = tuple(found) if isinstance(found, Sequence) and not isinstance(found, str) else ()
+    if len(sides) != 2 or not all(isinstance(s, Integral) and 1 <= s <= MOST for s in sides):
+        known = "" if of_input is None else ', or "input"'
+        raise InputError(f"`{name}` must be a side of 1 to {MOST} or (H, W){known}, got {size!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return "96x128" for (96, 128)."""
+    return "x".join(map(str, shape))

@@ -1,0 +1,187 @@
+"""What is said, estimated and refused before a training run's first epoch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..data.textlines import counted
+from ..erf.recompute import LEVELS, Kept, kept_in_training
+from ..errors import InputError
+from ..runs.inference import autocast, choose_device
+from ..runs.settings import RunConfig
+from .augment import resize
+from .config import TrainConfig
+from .data import Splits, cut_batches, plan_epoch
+
+# AdamW: each weight has a gradient and two moments.
+_COPIES_OF_WEIGHTS = 4
+# A backward pass holds the gradients of a layer's output and input beside what was kept.
+_TEMPORARIES = 2
+# Estimates leave out what Python, PyTorch and the processes that read images need.
+_SHARE_OF_FREE = 0.9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An estimate of what training takes on its device, in bytes.
+
+    Attributes:
+        checkpoint: the level of recomputing that it is for.
+        state: weights, their gradients, the optimizer's moments, buffers, cached images.
+        kept: what a step keeps for its backward pass at the peak.
+        temporary: of single layers.
+    """
+
+    checkpoint: str
+    state: int
+    kept: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.kept + self.temporary
+
+
+def has_batch_norms(model: nn.Module) -> bool:
+    """Say whether images of a batch depend on each other in training."""
+    return any(isinstance(m, _BatchNorm) for m in model.modules())
+
+
+def prepare(
+    name: str,
+    model: nn.Module,
+    splits: Splits,
+    config: TrainConfig,
+    run: RunConfig,
+    free: int | None,
+    log: Callable[[str], None],
+) -> str:
+    """Say what will be trained and with how much memory; return the level of recomputing.
+
+    Args:
+        name: of the model.
+        model: in its training form, in float32.
+        splits: the images.
+        config, run: settings.
+        free: bytes that were free on the device before the model was made; None if unknown.
+        log: gets the lines.
+
+    Raises:
+        InputError: what a step keeps does not fit into `free`, or a batch norm would see one value
+            per channel.
+    """
+    norms, count = has_batch_norms(model), len(splits.train)
+    batches = plan_epoch(config.seed, 1, count, config.batch_size, join_last=norms).batches
+    parts = [
+        len(part)
+        for batch in {len(b): b for b in batches}.values()
+        for part in cut_batches(batch, config.micro_batch or len(batch), join_last=norms)
+    ]
+    device, classes = choose_device(run), len(splits.train.class_names)
+    weights = sum(p.numel() for p in model.parameters())
+    log(f"Device       : {_described(device)}, {run.precision}")
+    log(f"Model        : {name}, {weights / 1e6:.2f} M weights, {classes} classes")
+    size = config.input_size
+    log(
+        f"Images       : {count} for training, {len(splits.test)} for the test, in batches of "
+        f"{config.batch_size} at {size}x{size}{_deviations(config, batches, norms)}"
+    )
+    if norms and min(parts) == 1:
+        _check_norms(model, config, run)
+    memory = _fitting(model, splits, config, run, max(parts), free)
+    log(f"Memory       : {_sentence(memory, free)}")
+    if free is not None and memory.state + memory.kept > free:
+        raise InputError(_refusal(memory, config, max(parts), free))
+    return memory.checkpoint
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({counted(torch.get_num_threads(), 'thread')})"
+
+
+def _deviations(config: TrainConfig, batches: list, norms: bool) -> str:
+    text = ""
+    if len(batches[-1]) > config.batch_size:
+        text += ", the last image joins the batch before it"
+    if config.micro_batch is not None and config.micro_batch < config.batch_size:
+        text += f", computed in parts of {config.micro_batch}"
+        text += ", which is what batch norms see" if norms else ""
+    return text
+
+
+def _check_norms(model: nn.Module, config: TrainConfig, run: RunConfig) -> None:
+    try:
+        _kept(model, config, run, 1, "none")
+    except ValueError as e:
+        name = "micro_batch" if config.micro_batch == 1 else "batch_size"
+        raise InputError(
+            f"a batch norm cannot learn from one image whose map is 1x1: {name} leaves an image "
+            f"alone at input_size {config.input_size}; take {name} 2 or more, or larger images"
+        ) from e
+
+
+def _kept(model: nn.Module, config: TrainConfig, run: RunConfig, images: int, level: str) -> Kept:
+    def forward(shadow: nn.Module, x: Tensor) -> Tensor:
+        with autocast(run):
+            return shadow(x)
+
+    shape = (images, 3, config.input_size, config.input_size)
+    return kept_in_training(model, shape, level, device=choose_device(run).type, run=forward)
+
+
+def _fitting(
+    model: nn.Module,
+    splits: Splits,
+    config: TrainConfig,
+    run: RunConfig,
+    images: int,
+    free: int | None,
+) -> Memory:
+    """Return the estimate of the first level that fits, else of the one that needs least."""
+    state = _COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
+    state += sum(b.nbytes for b in model.buffers())
+    if config.cache_images and choose_device(run).type == "cpu":
+        for images_of, mode in ((splits.train, config.aug_mode), (splits.test, None)):
+            state += 3 * resize(config.input_size, mode).size[0] ** 2 * len(images_of)
+    found = []
+    for level in LEVELS if config.checkpoint == "auto" else [config.checkpoint]:
+        try:
+            kept = _kept(model, config, run, images, level)
+        except ValueError as e:
+            if level == config.checkpoint or level == "none":
+                raise InputError(str(e)) from e
+            continue
+        found.append(Memory(level, state, kept.peak, _TEMPORARIES * kept.largest))
+        if free is None or found[-1].total <= _SHARE_OF_FREE * free:
+            return found[-1]
+    return min(found, key=lambda memory: memory.total)
+
+
+def _sentence(memory: Memory, free: int | None) -> str:
+    how = "" if memory.checkpoint == "none" else f", recomputed by {memory.checkpoint}"
+    available = "" if free is None else f"; {_gib(free)} are free"
+    return (
+        f"about {_gib(memory.total)}: {_gib(memory.state)} for weights, gradients and AdamW, "
+        f"{_gib(memory.kept + memory.temporary)} for activations{how}{available}"
+    )
+
+
+def _refusal(memory: Memory, config: TrainConfig, images: int, free: int) -> str:
+    fits = int((free - memory.state) * images / memory.kept)
+    ways = [f"micro_batch {fits} (batch norms then see these parts)"] if fits >= 1 else []
+    if config.checkpoint in ("none", "stage"):
+        ways.append("checkpoint auto")
+    ways.append("a smaller input_size or model")
+    return (
+        f"training needs about {_gib(memory.total)} of memory and {_gib(free)} are free; "
+        f"try {' or '.join(ways)}"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
