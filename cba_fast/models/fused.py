@@ -1,10 +1,12 @@
 """The blocks of the four families with no elementwise pass of their own (CPUs, inference)."""
 
+import torch
 from timm.layers import Mlp
+from timm.layers.activations import GELU, GELUTanh
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from ..nn.fused import activation_name, can_fuse, fused_conv, fused_dtype
+from ..nn.fused import can_fuse, fused_conv, fused_dtype
 from .layers import LayerScaleBlock
 from .replknet import ConvFFN, RepLKBlock
 from .slak import SLaKBlock
@@ -33,6 +35,16 @@ def fuse_blocks(model: nn.Module) -> list[str]:
     return changed
 
 
+_ACTIVATIONS = {nn.ReLU: "relu", GELU: "gelu", GELUTanh: "gelu_tanh"}
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Return the name under which `fused_conv` knows an activation, or None."""
+    if type(module) is nn.GELU:
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    return _ACTIVATIONS.get(type(module))
+
+
 class _Fused:
     """A module that computes ``run`` where its layers can be fused, else what its base class does.
 
@@ -41,7 +53,9 @@ class _Fused:
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = None if self.training else fused_dtype(x, *self.bypassed())
+        if self.training or torch.compiler.is_compiling():  # a compiler fuses by itself
+            return super().forward(x)
+        dtype = fused_dtype(x, *self.bypassed())
         return super().forward(x) if dtype is None else self.run(x.to(dtype))
 
 
@@ -163,3 +177,4 @@ _FUSED = {
     SLaKFlexBlock: FusedSLaKFlexBlock,
     ConvNeXtBlock: FusedConvNeXtBlock,
 }
+FUSED_BLOCKS = tuple(cls for base, cls in _FUSED.items() if base is not nn.Sequential)

@@ -21,8 +21,14 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": F.relu,
     "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
 }
-_POST_OPS = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none")}
+_POST_OPS = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}
 ADD = "add"
 
 
@@ -31,14 +37,14 @@ def fused_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
 
     None means that the layers must be called themselves: a gradient is asked for, someone watches
     one of them (a hook, or a ``forward`` set on the instance), PyTorch records or transforms the
-    calls (`torch.compile`, which fuses by itself, tracing, export, `torch.func`), oneDNN is absent
-    or switched off, or x is not a channels_last batch (N, C, H, W) on a CPU in float32 or bfloat16.
+    calls (tracing, export, `torch.func`), oneDNN is absent or switched off, or x is not a
+    channels_last batch (N, C, H, W) on a CPU in float32 or bfloat16.
 
     Args:
         x: the input of the first layer.
         layers: every module whose call is left out.
     """
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if type(x) is not Tensor or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return None
     if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
         return None
@@ -51,13 +57,13 @@ def fused_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
     dtype = x.dtype
     if torch.is_autocast_enabled("cpu") and dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype("cpu")
-    elif any(p.dtype != dtype for layer in layers for p in layer._parameters.values() if p is not None):
+    elif any(p.dtype != dtype for layer in layers for p in layer.parameters(recurse=False)):
         return None  # PyTorch says what is wrong with it
     return dtype if torch.backends.mkldnn.enabled and works("none", dtype) else None
 
 
 def _is_trained(layer: nn.Module) -> bool:
-    return any(p is not None and p.requires_grad for p in layer._parameters.values())
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
 
 
 def _is_watched(layer: nn.Module) -> bool:
@@ -83,27 +89,20 @@ def can_fuse(layer: nn.Module) -> bool:
     return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def activation_name(module: nn.Module) -> str | None:
-    """Return the name under which `fused_conv` knows an activation, or None."""
-    if type(module) is nn.ReLU:
-        return "relu"
-    exact = type(module).__name__ == "GELU" and getattr(module, "approximate", "none") == "none"
-    return "gelu" if exact and type(module).__module__.startswith(("torch.", "timm.")) else None
-
-
 def fused_conv(
     layer: nn.Conv2d | nn.Linear, x: Tensor, activation: str = "none", add: Tensor | None = None
 ) -> Tensor:
     """Return activation(layer(x)), or layer(x) + add, in one pass over the result.
 
     A linear layer maps the channels of each position. The first call brings the weights into
-    oneDNN's order, for the shape of its x, and they are kept beside the layer's own as long as
-    these live and stay the same; changes through ``.data`` are not seen.
+    oneDNN's order and keeps them, beside the layer's own, until these change (not seen: changes
+    through ``.data``) or x has another shape: oneDNN's order is one shape's, and with another it
+    would take a hundred times as long.
 
     Args:
         layer: see `can_fuse`.
         x: (N, C, H, W) in channels_last, of a dtype that `fused_dtype` returned.
-        activation: "none", "relu" or "gelu" (the exact one).
+        activation: "none", "relu", "gelu" (the exact one) or "gelu_tanh".
         add: of the result's shape and dtype; with activation "none".
 
     Returns:
@@ -134,7 +133,7 @@ _PACKED = WeakTensorKeyDictionary()  # weight -> (its state, weight and bias for
 
 def _packed(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the weight in oneDNN's order and the bias, both in x's dtype."""
-    state = (x.dtype, *_version(layer.weight), *_version(layer.bias))
+    state = (x.dtype, x.shape, *_version(layer.weight), *_version(layer.bias))
     found = _PACKED.get(layer.weight)
     if found is None or found[0] != state:
         weight = layer.weight.detach().to(x.dtype)
@@ -158,7 +157,7 @@ def works(kind: str, dtype: torch.dtype) -> bool:
     """Say whether this PyTorch and processor do what a kind of `fused_conv` needs, by a trial.
 
     Args:
-        kind: "none", "relu", "gelu" or "add".
+        kind: an activation of `fused_conv`, or "add".
         dtype: of input and weights.
     """
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():

@@ -15,7 +15,10 @@ def compiled_form(
 ) -> nn.Module:
     """Return a second form of `model` whose ``forward_features`` is compiled by `torch.compile`.
 
-    On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). One
+    On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). On a CPU
+    the weights are taken as constants (``freezing``), so that the compiler brings them into the
+    order of its convolutions once and lets these add biases, activate and add residuals, as
+    `inference_form` does without a compiler. One
     batch shape is compiled, at the first call: a smaller batch is filled up with zeros and the
     result cut. ``forward_head`` stays as it is: `cba_fast.wsol.features.classify` watches it by
     hooks, for which compiled code would have to be compiled anew, and pooling and one linear layer
@@ -43,11 +46,11 @@ class _FixedBatch:
         device = next(model.parameters()).device
         self._graphs = device.type == "cuda"
         self._batch_size = batch_size
+        how: dict = {"mode": "reduce-overhead"} if self._graphs else {}
+        if device.type == "cpu" and backend == "inductor":
+            how = {"options": {"freezing": True}}
         self._compiled = torch.compile(
-            model.forward_features,
-            backend=backend,
-            dynamic=False,
-            mode="reduce-overhead" if self._graphs else None,
+            model.forward_features, backend=backend, dynamic=False, **how
         )
 
     def __call__(self, x: Tensor) -> Tensor:
