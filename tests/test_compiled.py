@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch._inductor.config
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -145,7 +146,13 @@ def test_cuda_graphs_give_the_features_of_the_eager_model(name):
 
 
 def test_on_cpus_the_weights_are_constants_of_the_compiler(monkeypatch):
-    options = []
-    monkeypatch.setattr(torch, "compile", lambda f, **how: options.append(how) or f)
-    compiled_form(small_model(), 2)
-    assert options[0]["options"] == {"freezing": True}
+    seen = []
+
+    def compiled(function, **how):
+        assert how["backend"] == "inductor"
+        return lambda x: seen.append(torch._inductor.config.freezing) or function(x)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    compiled_form(small_model(), 2).forward_features(images(2))
+    assert seen == [True]
+    assert not torch._inductor.config.freezing

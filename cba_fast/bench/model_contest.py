@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..models import inference_form, merge
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
+from ..runs.compiled import compile_frozen
 from .contest import Contest
 from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
@@ -312,7 +313,7 @@ def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
     if name.startswith(COMPILED):
-        function = torch.compile(function, dynamic=False, options={"freezing": True})
+        function = compile_frozen(function)
 
     def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)

@@ -39,6 +39,27 @@ def compiled_form(
     return form
 
 
+def compile_frozen(
+    function: Callable[[Tensor], Tensor], backend: str | Callable = "inductor"
+) -> Callable[[Tensor], Tensor]:
+    """Return `function` compiled for one shape, with weights as constants where no gradient is on.
+
+    Args:
+        function: of one tensor, such as a model.
+        backend: of `torch.compile`.
+    """
+    from torch._inductor import config  # takes a second to import
+
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def run(x: Tensor) -> Tensor:
+        # Tracing, in the first call, looks at this setting, too: `options` would come too late.
+        with config.patch(freezing=True):
+            return compiled(x)
+
+    return run
+
+
 class _FixedBatch:
     """``model.forward_features``, compiled for one number of images."""
 
@@ -46,12 +67,13 @@ class _FixedBatch:
         device = next(model.parameters()).device
         self._graphs = device.type == "cuda"
         self._batch_size = batch_size
-        how: dict = {"mode": "reduce-overhead"} if self._graphs else {}
-        if device.type == "cpu" and backend == "inductor":
-            how = {"options": {"freezing": True}}
-        self._compiled = torch.compile(
-            model.forward_features, backend=backend, dynamic=False, **how
-        )
+        function = model.forward_features
+        if self._graphs:
+            self._compiled = torch.compile(
+                function, backend=backend, dynamic=False, mode="reduce-overhead"
+            )
+        else:
+            self._compiled = compile_frozen(function, backend)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._graphs:
