@@ -108,15 +108,41 @@ def test_results_are_equal_to_rounding(model, plain_form, n, half):
 
 
 @needs_onednn
-@pytest.mark.parametrize("missing", ["add", "gelu", "relu"])
+@pytest.mark.parametrize("missing", ["add", "add into", "gelu", "gelu_tanh", "relu"])
 def test_what_a_torch_version_lacks_is_computed_plainly(model, missing, monkeypatch):
     x = images(2)
+    monkeypatch.setattr(fused, "AT_ONCE", 1 << 12)
     form = inference_form(model)
     expected, _ = features(form, x)
     monkeypatch.setattr(fused, "works", lambda kind, dtype: kind != missing)
     got, ops = features(form, x)
     assert ops.fused
     assert error(got, expected) < 1e-5
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bf16)])
+@pytest.mark.parametrize(("n", "h", "parts"), [(1, 5, 1), (1, 7, 7), (3, 4, 6), (2, 6, 4)])
+def test_large_hidden_maps_are_computed_in_parts(n, h, parts, dtype, monkeypatch):
+    torch.manual_seed(0)
+    first, second = nn.Linear(16, 64), nn.Linear(64, 16)
+    layers = nn.ModuleList([first, second]).to(dtype).requires_grad_(False)
+    x, add = (torch.randn(n, 16, h, 9).to(dtype).contiguous(memory_format=CL) for _ in range(2))
+    limit = -(-n * h * 9 * 64 * x.element_size() // parts)
+    monkeypatch.setattr(fused, "AT_ONCE", limit)
+    before = add.clone()
+    fused.fused_mlp(first, "gelu", second, x, add)  # makes the trials, packs the weights
+    with torch.no_grad(), Ops() as ops:
+        y = fused.fused_mlp(first, "gelu", second, x, add)
+    in_place = ops.seen.count("_convolution_pointwise_")
+    assert (ops.fused, in_place) == ((2, 0) if parts == 1 else (parts, parts))
+    assert torch.equal(add, before)
+    rows = layers.double()
+    exact = rows[1](nn.functional.gelu(rows[0](x.double().permute(0, 2, 3, 1))))
+    exact = exact.permute(0, 3, 1, 2) + add.double()
+    assert y.is_contiguous(memory_format=CL)
+    # Roundings of the hidden map and the result, and of float32 sums over 64 channels.
+    assert error(y, exact) < 2 * torch.finfo(dtype).eps + 64 * torch.finfo(torch.float32).eps
 
 
 def test_without_onednn_the_layers_run_as_they_are(model, plain_form):
@@ -140,12 +166,18 @@ def test_the_trial_fails_where_an_op_is_absent_or_wrong(dtype, monkeypatch):
         def __call__(self, *args):
             return real(*args) * 1.5
 
+    in_place = torch.ops.mkldnn._convolution_pointwise_
+
+    class WrongInPlace:
+        binary = staticmethod(lambda y, *a: in_place.binary(y, *a).mul_(1.5))
+
     class Absent:
         _is_mkldnn_bf16_supported = staticmethod(lambda: True)
 
-    kinds = ("none", "relu", "gelu", "gelu_tanh", "add")
+    kinds = ("none", "relu", "gelu", "gelu_tanh", "add", "add into")
     trial = fused.works.__wrapped__
     monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", Wrong())
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise_", WrongInPlace())
     assert not any(trial(kind, dtype) for kind in kinds)
     monkeypatch.setattr(torch.ops, "mkldnn", Absent())
     assert not any(trial(kind, dtype) for kind in kinds)

@@ -6,7 +6,7 @@ from timm.layers.activations import GELU, GELUTanh
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from ..nn.fused import can_fuse, fused_conv, fused_dtype
+from ..nn.fused import can_fuse, fused_conv, fused_dtype, fused_mlp
 from .layers import LayerScaleBlock
 from .replknet import ConvFFN, RepLKBlock
 from .slak import SLaKBlock
@@ -111,7 +111,7 @@ class FusedConvFFN(_Fused, ConvFFN):
         return self.preffn_bn, pw1, *pw1, self.nonlinear, pw2, *pw2, self.drop_path
 
     def run(self, x: Tensor) -> Tensor:
-        return fused_conv(self.pw2.conv, fused_conv(self.pw1.conv, x, "gelu"), add=x)
+        return fused_mlp(self.pw1.conv, "gelu", self.pw2.conv, x, add=x)
 
 
 def _is_merged(*layers: nn.Sequential) -> bool:
@@ -130,7 +130,7 @@ class _FusedLayerScale(_Fused):
 
     def run(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return fused_conv(self.pwconv2, fused_conv(self.pwconv1, y, "gelu"), add=x)
+        return fused_mlp(self.pwconv1, "gelu", self.pwconv2, y, add=x)
 
 
 class FusedSLaKBlock(_FusedLayerScale, SLaKBlock):
@@ -165,8 +165,7 @@ class FusedConvNeXtBlock(_Fused, ConvNeXtBlock):
             y = self.norm(y)
         else:
             y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        y = fused_conv(self.mlp.fc1, y, activation_name(self.mlp.act))
-        return fused_conv(self.mlp.fc2, y, add=x)
+        return fused_mlp(self.mlp.fc1, activation_name(self.mlp.act), self.mlp.fc2, y, add=x)
 
 
 _FUSED = {
