@@ -1,6 +1,7 @@
 """Compile the CUDA kernels for GPUs that need not be here, and say what they take of them.
 
     python benchmarks/cuda_compile_table.py                       # everything, as a table
+    python benchmarks/cuda_compile_table.py --show benchmarks/results/gpu_compile/nvcc-13.0.jsonl
     python benchmarks/cuda_compile_table.py --source erf_size.cu --arch sm_90
     python benchmarks/cuda_compile_table.py --json benchmarks/results/gpu_compile/nvcc-13.0.jsonl
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 ARCHS = ("sm_80", "sm_90", "sm_100")
-COLUMNS = ("source", "kernel", "arch", "registers", "spills", "stack", "shared")
+COLUMNS = ("nvcc", "source", "kernel", "arch", "registers", "spills", "stack", "shared")
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -101,21 +102,23 @@ def main() -> int:
     names = [path.name for path in sources()]
     parser.add_argument("--source", action="append", choices=names, help="Default: all.")
     parser.add_argument("--arch", action="append", choices=ARCHS, help="Default: all.")
-    parser.add_argument("--json", type=Path, help="Write JSON lines, and the table beside it.")
+    parser.add_argument("--json", type=Path, help="Write the records as JSON lines.")
+    parser.add_argument("--show", type=Path, help="Print a file of records; compile nothing.")
     args = parser.parse_args()
-    todo = [p for p in sources() if not args.source or p.name in args.source]
-    jobs = [(path, arch) for path in todo for arch in args.arch or ARCHS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = pool.map(lambda job: compiled(*job), jobs)
-        version = nvcc_version()
-        records = [{"nvcc": version, **record} for part in parts for record in part]
-    table = [f"nvcc {version}; bytes; shared: without what a launch adds", ""]
-    table += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    table += ["| " + " | ".join(str(r[c]) for c in COLUMNS) + " |" for r in records]
-    print("\n".join(table))
+    if args.show:
+        records = [json.loads(line) for line in args.show.read_text().splitlines()]
+    else:
+        todo = [p for p in sources() if not args.source or p.name in args.source]
+        jobs = [(path, arch) for path in todo for arch in args.arch or ARCHS]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = pool.map(lambda job: compiled(*job), jobs)
+            version = nvcc_version()
+            records = [{"nvcc": version, **record} for part in parts for record in part]
+    print("Bytes; shared: without what a launch adds.\n")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print("\n".join("| " + " | ".join(str(r[c]) for c in COLUMNS) + " |" for r in records))
     if args.json:
         args.json.write_text("".join(json.dumps(r) + "\n" for r in records))
-        args.json.with_suffix(".md").write_text("\n".join(table) + "\n")
     return 1 if any(r["spills"] for r in records) else 0
 
 

@@ -6,7 +6,8 @@ print it as their flag, ``--map_size``. So the same sentence serves Python and t
 
 import re
 
-_FLAGS = {"resize": "resize_maps"}  # arguments whose flag has another name
+# Arguments whose flag has another name.
+_FLAGS = {"resize": "resize_maps", "allow_beyond": "allow_boxes_beyond"}
 
 
 def with_flags(message: str) -> str:

@@ -1,14 +1,17 @@
 """Write files so that a killed or failing run leaves the old or the new one; read JSON warily."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +21,32 @@ from .errors import InputError
 _MOST_DIGITS = 300
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-(.+)", re.DOTALL)
 _MOST_BYTES = 255 - len(".tmp--") - 32  # what a file name leaves for the target's name
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file for reading in binary; what is no regular file is refused and never opened.
+
+    Opening a pipe waits for a writer, perhaps forever, and reading a device may never end.
+
+    Raises:
+        OSError: no such file, not readable, or a folder, pipe, socket or device.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", str(path))
+    return open(path, "rb")
+
+
+def is_plain_relative(path: str) -> bool:
+    """Return whether a path that a file names, with "/", stays below the folder it belongs to.
+
+    The one check of every path read from a list, an annotation, a record or an archive: not empty
+    or absolute, no part "." or "..", no backslash (a separator elsewhere) and no NUL.
+    """
+    parts = path.split("/")
+    return not ("" in parts or "." in parts or ".." in parts or "\0" in path or "\\" in path)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from . import __version__, files
 from .errors import InputError
 
 FORMAT = 2  # raised when records or the files that they speak of change their meaning
 MANIFEST = "manifest.json"
+
+Result = TypeVar("Result")
 
 _EARLIER = "written by an earlier version of cba_fast"
 
@@ -150,7 +153,6 @@ class Outputs:
         record: str | os.PathLike,
         names: Iterable[str],
         description: dict,
-        *,
         owns_folder: bool | str = True,
     ):
         self.record, self.names = Path(record), list(names)
@@ -180,8 +182,8 @@ class Outputs:
             )
         if foreign:
             raise InputError(
-                f"{self.root} holds {len(foreign)} files that no earlier run wrote "
-                f"(such as {foreign[0]}); choose another folder or move them away"
+                f"{self.root} holds files that no earlier run wrote, such as {foreign[0]}; choose "
+                "another folder or move them away"
             )
         if overwrite:
             return set()
@@ -278,12 +280,9 @@ class Outputs:
         """Return the record that is there, or None; one that is not of cba_fast is refused."""
         if not self.record.is_file():
             return None
-        try:
-            record = json.loads(self.record.read_text())
-        except (ValueError, RecursionError) as e:
-            raise InputError(f"{self.record}: not a record of cba_fast: {e}") from e
+        record = files.read_json(self.record)
         if not is_record(record):
-            raise InputError(f"{self.record}: not a record of cba_fast")
+            raise InputError(f"{self.record}: not a record of this version of cba_fast")
         return record
 
     def _remove_empty_folders(self) -> None:
@@ -317,6 +316,17 @@ def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
     return results[0]
 
 
+def continue_or_replace(call: Callable[..., Result]) -> Result:
+    """Call a run that goes on where it was; the files of another run are replaced.
+
+    For parts of a larger run whose own record says whether it is the same.
+    """
+    try:
+        return call(overwrite=False)
+    except OtherRunError:
+        return call(overwrite=True)
+
+
 def partial_path(output: str | os.PathLike) -> Path:
     """Return where the finished part of `output` lies until its run ends."""
     output = Path(output)
@@ -341,13 +351,8 @@ def is_record(value: object) -> bool:
         all(isinstance(value.get(key), dict) for key in keys)
         and all(v is None or isinstance(v, dict) for v in value.get("inputs", {}).values())
         and isinstance(names, list)
-        and all(isinstance(name, str) and _is_inside(name) for name in names)
+        and all(isinstance(name, str) and files.is_plain_relative(name) for name in names)
     )
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 @functools.lru_cache(maxsize=1024)

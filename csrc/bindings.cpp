@@ -1,20 +1,11 @@
 // With bindings_cuda.cpp the only file that knows Python: integers become pointers, the GIL is
 // released, a failed check (std::invalid_argument) becomes a ValueError.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings.h"
 
-#include <algorithm>
-#include <array>
-#include <cstdint>
 #include <memory>
 #include <stdexcept>
-#include <string>
-#include <tuple>
-#include <vector>
 
 #include "build_config.h"
-#include "common/checks.h"
-#include "common/dtype.h"
 #include "common/parallel_for.h"
 #include "cpu/box_sweep.h"
 #include "cpu/dwconv.h"
@@ -22,16 +13,14 @@
 #include "cpu/erf_size.h"
 #include "cpu/isa.h"
 #include "cpu/quantize.h"
-#if CBA_CUDA
-#include "bindings_cuda.h"
-#endif
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-using Int = std::int64_t;
+using cba::Address;
+using cba::GradArgument;
+using cba::Int;
 using cba::pointer;
 using cba::require;
 
@@ -59,21 +48,15 @@ Int quantize(Address source, const std::string& dtype, Address bytes, Int n, con
              int num_threads) {
   const auto* from = pointer<const void>(source, n, "quantize: source");
   auto* to = pointer<std::uint8_t>(bytes, n, "quantize: bytes");
-  const cba::DType type = cba::parse_dtype(dtype);
+  const cba::DType type = cba::parse_dtype(dtype, {"float32", "float64"});
   const cba::Isa set = cba::resolve_isa(isa);
   const py::gil_scoped_release release;
   return cba::quantize(from, type, to, n, set, num_threads);
 }
 
-cba::MapType parse_map_type(const std::string& dtype) {
-  if (dtype == "uint8") return cba::MapType::kUint8;
-  return cba::parse_dtype(dtype) == cba::DType::kFloat32 ? cba::MapType::kFloat32
-                                                         : cba::MapType::kFloat64;
-}
-
 cba::Maps maps_at(Address maps, Int num, Int height, Int width, const std::string& dtype) {
-  return {pointer<const void>(maps, num * height * width, "maps"), parse_map_type(dtype), num,
-          height, width};
+  return {pointer<const void>(maps, num * height * width, "maps"),
+          cba::parse_dtype(dtype, {"uint8", "float32", "float64"}), num, height, width};
 }
 
 cba::SweepOptions sweep_options(const std::string& isa, const std::string& method,
@@ -142,95 +125,78 @@ Int best_iou(Address maps, Int num, Int height, Int width, Address thresholds, I
   return cba::best_iou(m, t, truth, all_contours, out, options);
 }
 
-// (address, height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
-using PlanesArgument = std::tuple<Address, Int, Int, std::array<Int, 4>>;
+// (height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
+using PlanesArgument = std::tuple<Int, Int, std::array<Int, 4>>;
 
 // Kernels count in 32 bits within a plane of 16 channels.
 constexpr Int kMostPixels = Int{1} << 20;
 
-cba::Planes planes_at(const PlanesArgument& argument, const std::string& dtype, const char* name) {
-  const auto& [address, height, width, strides] = argument;
+cba::Planes planes_of(const PlanesArgument& argument, cba::DType type, const char* name) {
+  const auto& [height, width, strides] = argument;
   require(height > 0 && width > 0, std::string(name) + ": empty plane");
   require(height <= kMostPixels && width <= kMostPixels / height,
           std::string(name) + ": more than 2^20 pixels in a plane");
   require(strides[1] == 1 || strides[3] == 1,
           std::string(name) + ": neither channels nor columns are contiguous");
-  return {pointer<void>(address, 1, name),
-          cba::parse_element_type(dtype),
-          height,
-          width,
-          strides[0],
-          strides[1],
-          strides[2],
-          strides[3]};
+  return {nullptr,    type,       height,     width,
+          strides[0], strides[1], strides[2], strides[3]};
 }
 
-void require_kernel(const cba::Planes& taps) {
-  require(taps.height % 2 == 1 && taps.width % 2 == 1 && taps.height <= 63 && taps.width <= 63,
-          "the kernel must be odd and at most 63 x 63");
-}
+// One direction of the depthwise convolution for tensors of one layout: all but the addresses is
+// checked once, and a call costs less than a microsecond beside its kernel.
+class DepthwiseConv {
+ public:
+  // `first` is x or the gradient of y, `second` the kernel or, for its gradient, x.
+  DepthwiseConv(const std::string& direction, const PlanesArgument& first,
+                const PlanesArgument& second, const PlanesArgument& out, const std::string& dtype,
+                Int images, Int channels, const std::string& algorithm, const std::string& isa)
+      : DepthwiseConv(direction, first, second, out,
+                      cba::parse_dtype(dtype, {"float32", "bfloat16", "float16"}),
+                      {images, channels, cba::parse_conv_algorithm(algorithm),
+                       cba::resolve_isa(isa), 1}) {}
 
-cba::ConvCall conv_call(Int images, Int channels, const std::string& algorithm,
-                        const std::string& isa, int num_threads) {
-  require(images > 0 && channels > 0, "depthwise_conv2d: empty batch");
-  return {images, channels, cba::parse_conv_algorithm(algorithm), cba::resolve_isa(isa),
-          num_threads};
-}
+  // `bias`: C float32 values or null.
+  void run(Address first, Address second, Address bias, Address out, int num_threads) const {
+    const cba::Planes a = at(first, first_, "first"), b = at(second, second_, "second");
+    const cba::Planes to = at(out, out_, "out");
+    cba::ConvCall call = call_;
+    call.num_threads = num_threads;
+    const py::gil_scoped_release release;
+    if (sums_) return cba::depthwise_conv2d_grad_weight(a, b, to, call);
+    cba::depthwise_conv2d(a, b, reinterpret_cast<const float*>(bias), to, turned_, call);
+  }
 
-void depthwise_conv2d(const PlanesArgument& x, const PlanesArgument& kernel, Address bias,
-                      const PlanesArgument& y, const std::string& dtype, Int images, Int channels,
-                      bool turned, const std::string& algorithm, const std::string& isa,
-                      int num_threads) {
-  const cba::Planes from = planes_at(x, dtype, "x"), taps = planes_at(kernel, dtype, "kernel");
-  const cba::Planes to = planes_at(y, dtype, "y");
-  require(from.height == to.height && from.width == to.width, "x and y differ in size");
-  require_kernel(taps);
-  const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
-  const auto* add = reinterpret_cast<const float*>(bias);  // null: none
-  const py::gil_scoped_release release;
-  cba::depthwise_conv2d(from, taps, add, to, turned, call);
-}
+ private:
+  DepthwiseConv(const std::string& direction, const PlanesArgument& first,
+                const PlanesArgument& second, const PlanesArgument& out, cba::DType type,
+                const cba::ConvCall& call)
+      : sums_(direction == "grad_weight"),
+        turned_(direction == "grad_x"),
+        first_(planes_of(first, type, "first")),
+        second_(planes_of(second, type, "second")),
+        out_(planes_of(out, type, "out")),
+        call_(call) {
+    require(sums_ || turned_ || direction == "forward", "no direction " + direction);
+    require(call.images > 0 && call.channels > 0, "depthwise_conv2d: empty batch");
+    const cba::Planes &kernel = sums_ ? out_ : second_, &image = sums_ ? second_ : out_;
+    require(first_.height == image.height && first_.width == image.width, "images differ in size");
+    cba::require_kernel(kernel.height, kernel.width);
+  }
 
-void depthwise_conv2d_grad_weight(const PlanesArgument& grad, const PlanesArgument& x,
-                                  const PlanesArgument& kernel, const std::string& dtype,
-                                  Int images, Int channels, const std::string& algorithm,
-                                  const std::string& isa, int num_threads) {
-  const cba::Planes g = planes_at(grad, dtype, "grad"), from = planes_at(x, dtype, "x");
-  const cba::Planes taps = planes_at(kernel, dtype, "kernel");
-  require(from.height == g.height && from.width == g.width, "x and grad differ in size");
-  require_kernel(taps);
-  const cba::ConvCall call = conv_call(images, channels, algorithm, isa, num_threads);
-  const py::gil_scoped_release release;
-  cba::depthwise_conv2d_grad_weight(g, from, taps, call);
-}
+  static cba::Planes at(Address address, cba::Planes planes, const char* name) {
+    planes.data = pointer<void>(address, 1, name);
+    return planes;
+  }
 
-// (address, dtype, (N, C, H, W), strides), strides in elements.
-using GradArgument = std::tuple<Address, std::string, std::array<Int, 4>, std::array<Int, 4>>;
-
-cba::Gradients gradients_at(const GradArgument& argument) {
-  const auto& [address, dtype, shape, strides] = argument;
-  require(*std::min_element(shape.begin(), shape.end()) >= 0, "grad: negative size");
-  // Kernels of ERF sizes rely on it for their error bound.
-  require(shape[2] == 0 || shape[3] < (Int{1} << 31) / shape[2], "grad: 2^31 pixels or more");
-  const Int empty = std::count(shape.begin(), shape.end(), 0);
-  return {pointer<const void>(address, empty ? 0 : 1, "grad"),
-          cba::parse_grad_type(dtype),
-          shape[0],
-          shape[1],
-          shape[2],
-          shape[3],
-          strides[0],
-          strides[1],
-          strides[2],
-          strides[3]};
-}
+  bool sums_, turned_;
+  cba::Planes first_, second_, out_;
+  cba::ConvCall call_;
+};
 
 Int erf_size(const GradArgument& grad, const std::vector<double>& shares, Address sizes,
              const std::string& isa, int num_threads) {
-  const cba::Gradients g = gradients_at(grad);
-  require(g.channels > 0, "erf_size: no channels");
-  require(std::all_of(shares.begin(), shares.end(), [](double p) { return p >= 0 && p <= 1; }),
-          "erf_size: shares must lie in [0, 1]");
+  const cba::Gradients g = cba::gradients_at(grad);
+  cba::require_shares(g, shares);
   auto* to = pointer<Int>(sizes, g.images * static_cast<Int>(shares.size()), "sizes");
   const cba::Isa set = cba::resolve_isa(isa);
   const py::gil_scoped_release release;
@@ -240,9 +206,8 @@ Int erf_size(const GradArgument& grad, const std::vector<double>& shares, Addres
 void erf_accumulate(const GradArgument& grad, const std::string& mode, Address map,
                     const std::array<Int, 2>& map_strides, const std::string& isa,
                     int num_threads) {
-  const cba::Gradients g = gradients_at(grad);
-  const cba::ErfMap to = {pointer<double>(map, g.height * g.width, "map"), map_strides[0],
-                          map_strides[1]};
+  const cba::Gradients g = cba::gradients_at(grad);
+  const cba::ErfMap to = cba::erf_map_at(map, map_strides, g);
   const cba::ErfMode what = cba::parse_erf_mode(mode);
   const cba::Isa set = cba::resolve_isa(isa);
   const py::gil_scoped_release release;
@@ -277,12 +242,14 @@ PYBIND11_MODULE(_C, m) {
 #if CBA_CUDA
   bind_cuda(m);
 #endif
-  m.def("depthwise_conv2d", depthwise_conv2d, py::arg("x"), py::arg("kernel"), py::arg("bias"),
-        py::arg("y"), py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("turned"),
-        py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
-  m.def("depthwise_conv2d_grad_weight", depthwise_conv2d_grad_weight, py::arg("grad"), py::arg("x"),
-        py::arg("kernel"), py::arg("dtype"), py::arg("images"), py::arg("channels"),
-        py::arg("algorithm"), py::arg("isa"), py::arg("num_threads"));
+  py::class_<DepthwiseConv>(m, "DepthwiseConv")
+      .def(py::init<const std::string&, const PlanesArgument&, const PlanesArgument&,
+                    const PlanesArgument&, const std::string&, Int, Int, const std::string&,
+                    const std::string&>(),
+           py::arg("direction"), py::arg("first"), py::arg("second"), py::arg("out"),
+           py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("algorithm"),
+           py::arg("isa"))
+      .def("run", &DepthwiseConv::run);  // by position: names would take as long as the rest
   m.def("erf_size", erf_size, py::arg("grad"), py::arg("shares"), py::arg("sizes"), py::arg("isa"),
         py::arg("num_threads"));
   m.def("erf_accumulate", erf_accumulate, py::arg("grad"), py::arg("mode"), py::arg("map"),

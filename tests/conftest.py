@@ -101,12 +101,12 @@ def a_gpu(monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from cba_fast.kernels import native
-    from cba_fast.ops import dwconv_choice, dwconv_gpu
+    from cba_fast.ops import dwconv, dwconv_gpu
 
     monkeypatch.setattr(native, "_cuda_built_for", ("90-real", (((9, 0), (9, 9)),)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(dwconv_gpu, "measured", lambda: {})
-    monkeypatch.setattr(dwconv_choice, "_found", {})
+    monkeypatch.setattr(dwconv, "_launchers", {})
 
     def make(*shape, dtype=torch.bfloat16, memory_format=torch.contiguous_format):
         return torch.empty(shape, dtype=dtype, device="cuda", memory_format=memory_format)

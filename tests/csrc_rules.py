@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BINDINGS = ("csrc/bindings.cpp", "csrc/bindings_cuda.cpp", "csrc/bindings_cuda.h")
+BINDINGS = ("csrc/bindings.cpp", "csrc/bindings_cuda.cpp", "csrc/bindings.h")
 BUILD_FILES = ("CMakeLists.txt", "setup.py", "pyproject.toml")
 SOURCE_SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".in"}
 
@@ -18,8 +18,9 @@ RELAXED = re.compile(
 )
 # Files compiled for one instruction set, and what they may include.
 _KINDS = "(baseline|avx2|avx512|body|kernels)"
-ONE_SET = re.compile(rf"_{_KINDS}\.(cpp|h)$")
-ONE_SET_INCLUDE = re.compile(rf"^(immintrin\.h|stdint\.h|cpu/\w+_{_KINDS}\.h)$")
+_PLAIN = r"common/(dtype|gradients)\.h"
+ONE_SET = re.compile(rf"(_{_KINDS}\.(cpp|h)|{_PLAIN})$")
+ONE_SET_INCLUDE = re.compile(rf"^(immintrin\.h|stdint\.h|cpu/\w+_{_KINDS}\.h|{_PLAIN})$")
 
 
 def broken_rules(root: Path) -> Iterator[str]:

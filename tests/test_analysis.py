@@ -222,6 +222,8 @@ def test_percent_in_the_csv_is_taken_as_percent(tmp_path):
         ("model_name,family,erf_path,wsol\na,f,a.npy,0.5\na,f,0.5\n", "line 3: 3 values"),
         ("model_name,family,erf_path,wsol\na,f,a.npy,high\n", "line 2: wsol .*'high'"),
         ("model_name,family,erf_path,wsol\na,f,a.npy,nan\n", "line 2: wsol"),
+        ("model_name,family,erf_path,wsol\na,f,a.npy,0.1_0\n", "line 2: wsol is not a number"),
+        ("model_name,family,erf_path,wsol\na,f\0,a.npy,0.1\n", "line 2: a NUL byte"),
         ("model_name,family,erf_path,wsol\na,f,a.npy,-0.1\n", "line 2: wsol"),
         ("model_name,family,erf_path,wsol\na,,a.npy,0.1\n", "line 2: family is empty"),
         ('model_name,family,erf_path,wsol\na,f,"a.npy,0.1\n', "line 2"),

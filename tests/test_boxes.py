@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from data_factory import cub_folder, edit_lines, metadata_folder
+from data_factory import cub_folder, edit_lines, metadata_folder, write_image
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from cba_fast.data import Boxes, load_boxes, open_image_set
+from cba_fast.data.boxes import turned_notes
 from cba_fast.errors import BoxError, ImageError, InputError
 
 BOXES = {"c/x.jpg": [(1, 2, 10, 12)], "d/y,1.jpg": [(0, 0, 5, 5), (4, 4, 9, 9)]}
@@ -50,9 +52,17 @@ def test_metadata_below_an_official_root(tmp_path):
     for where in (
         {"metadata_root": tmp_path, "dataset_name": "ILSVRC"},
         {"metadata_root": tmp_path / "ILSVRC"},
-        {"metadata_root": tmp_path / "ILSVRC" / "test", "split": "val"},
+        {"metadata_root": tmp_path / "ILSVRC" / "test"},
+        {"metadata_root": tmp_path / "ILSVRC" / "test", "split": "test"},
+        {"metadata_root": tmp_path / "ILSVRC" / "test", "dataset_name": "ILSVRC"},
     ):
         assert load_boxes(**where).image_ids == tuple(BOXES)
+        assert load_boxes(**where).source == str(tmp_path / "ILSVRC" / "test")
+    with pytest.raises(InputError, match=r"test holds image_ids.txt itself: .* not 'val'"):
+        load_boxes(metadata_root=tmp_path / "ILSVRC" / "test", split="val")
+    for root in (tmp_path / "ILSVRC" / "test", tmp_path / "ILSVRC"):
+        with pytest.raises(InputError, match="no folder of its path is named 'CUB'"):
+            load_boxes(metadata_root=root, dataset_name="CUB")
     with pytest.raises(InputError, match="sets ILSVRC: choose one with `dataset_name`"):
         load_boxes(metadata_root=tmp_path)
     with pytest.raises(InputError, match=r"no image_ids\.txt in .*ILSVRC.val"):
@@ -101,15 +111,15 @@ def test_missing_files_are_named(meta, name):
 @pytest.mark.parametrize(
     ("name", "line", "want"),
     [
-        ("class_labels.txt", "c/x.jpg;0", "<id>,<0-based label>"),
-        ("class_labels.txt", "c/x.jpg,zero", "<id>,<0-based label>"),
-        ("class_labels.txt", "c/x.jpg,-1", "a label of 0 or more"),
-        ("image_sizes.txt", "c/x.jpg,20", "<id>,<width>,<height>"),
+        ("class_labels.txt", "c/x.jpg;0", "<id>,<0-based label>, numbers below 2**31"),
+        ("class_labels.txt", "c/x.jpg,zero", "<id>,<0-based label>, numbers below 2**31"),
+        ("class_labels.txt", "c/x.jpg,-1", "a label of 0 or more, at most 999999"),
+        ("image_sizes.txt", "c/x.jpg,20", "<id>,<width>,<height>, numbers below 2**31"),
         ("image_sizes.txt", "c/x.jpg,0,30", "a width and a height above 0"),
         ("image_sizes.txt", "c/x.jpg,20,-30", "a width and a height above 0"),
-        ("localization.txt", "c/x.jpg,1,2,3", "<id>,<x0>,<y0>,<x1>,<y1>"),
-        ("localization.txt", "c/x.jpg,1,2,3,4.5", "<id>,<x0>,<y0>,<x1>,<y1>"),
-        ("localization.txt", ",1,2,3,4", "<id>,<x0>,<y0>,<x1>,<y1>"),
+        ("localization.txt", "c/x.jpg,1,2,3", "<id>,<x0>,<y0>,<x1>,<y1>, numbers below 2**31"),
+        ("localization.txt", "c/x.jpg,1,2,3,4.5", "<id>,<x0>,<y0>,<x1>,<y1>, numbers below 2**31"),
+        ("localization.txt", ",1,2,3,4", "<id>,<x0>,<y0>,<x1>,<y1>, numbers below 2**31"),
         (
             "localization.txt",
             f"c/x.jpg,1,2,3,{10**20}",
@@ -117,6 +127,9 @@ def test_missing_files_are_named(meta, name):
         ),
         ("image_sizes.txt", f"c/x.jpg,{2**31},4", "<id>,<width>,<height>, numbers below 2**31"),
         ("class_labels.txt", f"c/x.jpg,{2**31}", "<id>,<0-based label>, numbers below 2**31"),
+        ("class_labels.txt", "c/x.jpg,100000000", "a label of 0 or more, at most 999999"),
+        ("image_sizes.txt", "c/x.jpg,1_0,30", "<id>,<width>,<height>, numbers below 2**31"),
+        ("image_sizes.txt", "c/x.jpg, 20,30", "<id>,<width>,<height>, numbers below 2**31"),
     ],
 )
 def test_malformed_lines_are_quoted(meta, name, line, want):
@@ -154,8 +167,42 @@ def test_boxes_beyond_the_image_are_kept_with_one_warning(meta, caplog):
         found = load_boxes(metadata_root=meta)
     assert found.boxes["c/x.jpg"].tolist() == [[1, 2, 21, 12]]
     assert [r.getMessage() for r in caplog.records] == [
-        "1 image(s) have a box that reaches beyond the image; kept as it is: c/x.jpg"
+        "1 image(s) have a box that reaches beyond the image (1 of them would fit a turned image); "
+        "kept as it is: c/x.jpg"
     ]
+
+
+def test_cub_boxes_beyond_the_image_give_the_same_warning(cub, caplog):
+    edit_lines(cub / "bounding_boxes.txt", lambda lines: [*lines[:4], "5 5 5 23 31"])
+    load_boxes(cub_root=cub)
+    assert [r.getMessage() for r in caplog.records] == [
+        "1 image(s) have a box that reaches beyond the image (1 of them would fit a turned image); "
+        "kept as it is: 003.Wren/Wren_0001.jpg"
+    ]
+
+
+def test_boxes_that_have_nothing_to_do_with_the_images_are_refused(meta, cub):
+    edit_lines(meta / "localization.txt", lambda lines: ["c/x.jpg,20,0,40,12", *lines[1:]])
+    edit_lines(cub / "bounding_boxes.txt", lambda lines: [*lines[:4], "5 5 28 3 3"])
+    for root in ({"metadata_root": meta}, {"cub_root": cub}):
+        with pytest.raises(BoxError, match=r"1 of 3 boxes lie wholly outside .*`allow_beyond`"):
+            load_boxes(**root)
+        assert len(load_boxes(**root, allow_beyond=True).image_ids) > 1
+
+
+def test_photos_turned_by_exif_are_named(tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write_image(tmp_path / "CUB/images/003.Wren/Wren_0001.jpg", (36, 28), exif=exif)
+    data = path.read_bytes()
+    cub = cub_folder(tmp_path / "CUB")
+    path.write_bytes(data)
+    load_boxes(cub_root=cub)
+    assert "1 photo turned by EXIF or against the recorded size" in caplog.text
+    image = write_image(tmp_path / "x.jpg", (30, 20))
+    found = load_boxes(metadata_root=metadata_folder(tmp_path / "m", BOXES, SIZES, LABELS))
+    assert "against the recorded size" in turned_notes(found, {"c/x.jpg": image})[0]
+    assert turned_notes(found, {"d/y,1.jpg": image}) == []
 
 
 def test_cub_boxes_are_truncated_after_the_sum(cub):
@@ -181,7 +228,7 @@ def test_cub_reads_only_the_headers_it_is_asked_for(cub):
         load_boxes(cub_root=cub, image_ids=["002.Grey_Jay/Jay_0007.jpg"])
 
 
-@pytest.mark.parametrize("box", ["-1 2 3 4", "1 2 -3 4", "1 2 3 nan", "1 2 inf 4"])
+@pytest.mark.parametrize("box", ["-1 2 3 4", "1 2 -3 4", "1 2 3 nan", "1 2 inf 4", "1 2 1e300 4"])
 def test_bad_cub_boxes_are_refused(cub, box):
     edit_lines(cub / "bounding_boxes.txt", lambda lines: [f"1 {box}", *lines[1:]])
     with pytest.raises(BoxError, match=r"bounding_boxes\.txt, line 1: box of image 1 is not"):

@@ -112,7 +112,7 @@ def test_families_are_those_of_the_models():
         (["generate-heatmap", "--map_size", "9x"], "'9x' is not a size"),
         (["wsol-eval", "--eval_size", "input"], "'input' is not a size"),
         (["erf-compute", "--p", "nan"], "'nan' is not a number"),
-        (["erf-compute"], "model_family"),
+        (["erf-compute"], "--weights"),
         (["no-such-command"], "No such command"),
     ],
 )

@@ -16,6 +16,7 @@ from cba_fast import erf
 from cba_fast.cli.main import cli
 from cba_fast.errors import CbaError, InputError
 from cba_fast.experiments.erf_shape import Mixture, SweepConfig, run_sweep
+from cba_fast.resume import OtherRunError
 
 SIZE = 64
 
@@ -127,6 +128,9 @@ def test_a_killed_search_continues_to_identical_files(work):
     assert "continued after 4 mixtures" in run(*args).stderr
     for suffix in (".npy", ".json"):
         assert Path(f"erf_shape{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
+    make_checkpoint(Path("w.pth"), "slak_flex", SMALL_MODELS["slak_flex"], num_classes=5, seed=1)
+    with pytest.raises(OtherRunError, match=r"the weights w\.pth are other bytes"):
+        run(*args)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,21 @@ def test_runs_again_and_links_what_is_missing(here, capsys):
         assert path.stat().st_nlink == 2
 
 
+def test_another_set_replaces_the_first_on_request(here, capsys):
+    assert run_cli(capsys, "synth-cub", "--root", "set", *SMALL).status == 0
+    (here / "set" / "masks").mkdir()
+    (here / "set" / "masks" / "mine.png").write_text("mine")
+    first = names(here / "set")
+    other = ("--classes", 2, "--images_per_class", 3, "--test_per_class", 1, "--size", 48)
+    assert run_cli(capsys, "synth-cub", "--root", "set", *other).status == 1
+    assert names(here / "set") == first
+    done = run_cli(capsys, "synth-cub", "--root", "set", *other, "--overwrite")
+    assert done.status == 0, done.err
+    assert run_cli(capsys, "synth-cub", "--root", "new", *other).status == 0
+    assert names(here / "set") == names(here / "new")
+    assert (here / "set" / "masks" / "mine.png").read_text() == "mine"
+
+
 def test_a_set_without_test_images_has_the_baselines_of_all(here, capsys):
     args = ("--classes", 2, "--images_per_class", 2, "--test_per_class", 0, "--size", 32)
     done = run_cli(capsys, "synth-cub", "--root", "set", *args)
@@ -61,8 +76,16 @@ def test_a_set_without_test_images_has_the_baselines_of_all(here, capsys):
         (("--root", "set", "--classes", 1000), 1, "classes must be 1 to 999, got 1000"),
         (("--root", "set", "--size", 16), 1, "size must be 32 to 2048, got 16"),
         (("--root", "set", "--test_per_class", 61), 1, "test_per_class must be 0 to 60, got 61"),
-        (("--root", "full", *SMALL), 1, "full is not empty"),
-        (("--root", "other", *SMALL), 1, "other holds a generated set with other settings"),
+        (
+            ("--root", "full", *SMALL),
+            1,
+            "full holds files that no earlier run wrote",
+        ),
+        (
+            ("--root", "other", *SMALL),
+            1,
+            "other belongs to another run: seed was 7, is 0",
+        ),
     ],
 )
 def test_bad_input_is_named(here, capsys, args, status, message):

@@ -84,7 +84,7 @@ def calls(here, monkeypatch):
     for split in ("train", "test"):
         (here / "split" / split).mkdir(parents=True)
 
-    def train(model, config, run, *, progress, log):
+    def train(model, config, run, *, progress, log, overwrite=False):
         assert model.weights is None
         name = config.exp_name
         calls.append(("train", name))

@@ -24,14 +24,16 @@ from torchvision.datasets import ImageFolder
 
 from cba_fast.data import (
     ImageDataset,
-    check_map_names,
     erf_map_transform,
+    map_names,
     open_image_set,
     read_image,
     resolve_test_dataset,
     study_transform,
 )
+from cba_fast.data.images import read_size
 from cba_fast.data.reading import Report
+from cba_fast.data.textlines import parse_float, parse_int, read_text
 from cba_fast.errors import ImageError, InputError
 
 
@@ -71,6 +73,49 @@ def test_16_bit_grey_keeps_its_high_byte(tmp_path):
     Image.fromarray(values).save(tmp_path / "x.png")
     image, _ = read_image(tmp_path / "x.png")
     np.testing.assert_array_equal(pixels(image), np.repeat((values >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), lambda v: v * 255),
+        (np.linspace(0, 200, 64, dtype=np.float32), lambda v: v),
+        (np.arange(64, dtype=np.int32), lambda v: v),
+        (np.arange(64, dtype=np.int32) * 1000, lambda v: v // 256),
+    ],
+)
+def test_32_bit_grey_is_read_by_its_range(tmp_path, values, want):
+    Image.fromarray(values.reshape(8, 8)).save(tmp_path / "x.tif")
+    image, _ = read_image(tmp_path / "x.tif")
+    expected = want(values.reshape(8, 8)).astype(np.uint8)
+    np.testing.assert_array_equal(pixels(image), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_images_that_would_become_constant_are_refused(tmp_path):
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    for values in (ramp * 1e4, -ramp, np.full((8, 8), np.nan, np.float32)):
+        Image.fromarray(values).save(tmp_path / "x.tif")
+        with pytest.raises(ImageError, match=r"x\.tif: ValueError: 32-bit grey values from"):
+            read_image(tmp_path / "x.tif")
+    Image.fromarray((ramp * 255).astype(np.uint16)).save(tmp_path / "x.png")  # high bytes: all 0
+    with pytest.raises(ImageError, match=r"pixels differ, but as RGB they are all \(0, 0, 0\)"):
+        read_image(tmp_path / "x.png")
+    Image.new("L", (8, 8), 7).save(tmp_path / "flat.png")  # constant in the file, too
+    assert pixels(read_image(tmp_path / "flat.png")[0]).max() == 7
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_turns_nothing(tmp_path):
+    path = write_image(tmp_path / "x.jpg", (30, 20), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12")
+    assert read_size(path) == (30, 20)
+
+
+def test_numbers_in_files_are_plain_ascii():
+    assert (parse_int("-12"), parse_float("1.5e-3"), parse_float(".5")) == (-12, 0.0015, 0.5)
+    for text in ("1_000", " 1", "1\0", "\u0663", "", "0x10", "9" * 5000):
+        for parse in (parse_int, parse_float):
+            with pytest.raises(ValueError, match="not a"):
+                parse(text)
 
 
 def test_exif_orientation_is_ignored(tmp_path):
@@ -254,6 +299,29 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert [r.image_id for r in open_image_set(tmp_path / "root").records] == ["a/1.jpg"]
 
 
+def test_links_to_folders_are_named_and_never_followed_for_ever(tmp_path, caplog):
+    root = image_folder(tmp_path / "root", ["a/1.jpg", "b/2.jpg", "c/sub/3.jpg"])
+    os.symlink(root / "b", root / "a" / "to_b")
+    os.symlink(root / "a", root / "b" / "to_a")
+    os.symlink(root / "c" / "sub", root / "c" / "alias")  # read once, by its own name
+    found = [r.image_id for r in open_image_set(root).records]
+    assert found == ["a/1.jpg", "a/to_b/2.jpg", "b/2.jpg", "b/to_a/1.jpg", "c/sub/3.jpg"]
+    assert f"2 links to folders followed; images come from there: {root}/a/to_b -> {root}/b" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_pipes_and_devices_are_not_opened(tmp_path, make):
+    make(tmp_path / "x.jpg")
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=r"x\.jpg: not a regular file but a pipe"):
+            read(tmp_path / "x.jpg")
+    make(tmp_path / "x.txt")
+    with pytest.raises(InputError, match=r"x\.txt cannot be read: not a regular file"):
+        read_text(tmp_path / "x.txt")
+
+
 def test_empty_class_folders_are_named(tmp_path):
     root = image_folder(tmp_path)
     (root / "empty").mkdir()
@@ -298,14 +366,19 @@ def test_colliding_stems_name_both_images(tmp_path):
     root = image_folder(tmp_path, ["a/x.1.jpg", "a/y.jpg", "a/x.2.png"])
     records = open_image_set(root).records
     with pytest.raises(InputError, match=r"a/x\.1\.jpg and a/x\.2\.png .* score map a/x\.npy"):
-        check_map_names(records)
-    check_map_names(records[1:])
+        map_names(records, "study")
+    assert map_names(records[1:]) == map_names(records[1:], "study") == ["a/x.npy", "a/y.npy"]
+    # the official names are taken where the study's would be the same, or where asked for
+    official = ["a/x.1.jpg.npy", "a/x.2.png.npy", "a/y.jpg.npy"]
+    assert map_names(records) == map_names(records, "official") == official
+    with pytest.raises(InputError, match="`map_names` is 'mine', not one of study, official"):
+        map_names(records, "mine")
 
 
 def test_colliding_parents_name_both_images(tmp_path):
     root = image_folder(tmp_path, ["a/same/x.jpg", "b/same/x.jpg"])
     with pytest.raises(InputError, match=r"a/same/x\.jpg and b/same/x\.jpg .* same/x\.npy"):
-        check_map_names(open_image_set(root).records)
+        map_names(open_image_set(root).records, "study")
 
 
 # ---- CUB and metadata

@@ -1,11 +1,14 @@
 """The demo at its smallest: every file it promises, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from cba_fast.errors import InputError
+from cba_fast.experiments import demo as demo_module
 from cba_fast.experiments.demo import MODELS, DemoScale, run_demo
+from cba_fast.resume import OtherRunError
 
 TINY = DemoScale(2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1)
 
@@ -41,15 +44,37 @@ def test_the_folder_holds_what_the_demo_promises(demo):
             assert len(list((root / f"heatmap_{model.slug}_{method}").glob("*.png"))) == 2
 
 
-def test_a_second_run_in_the_same_folder_replaces_the_first(demo):
+def test_a_second_run_goes_on_and_another_is_refused(demo, monkeypatch):
     root, result, _ = demo
-    again = run_demo(root, scale=TINY)
-    assert [r.max_box_acc for r in again.rows] == [r.max_box_acc for r in result.rows]
-    assert [r.erf_mean for r in again.rows] == [r.erf_mean for r in result.rows]
+    (root / f"{MODELS[0].slug}.json").unlink()  # as if killed before the model was done
+    (root / "weights" / "mine.txt").write_text("mine")
+    lines = []
+    again = run_demo(root, scale=TINY, step=lines.append)
+    assert [replace(r, seconds=0) for r in again.rows] == [
+        replace(r, seconds=0) for r in result.rows
+    ]
+    assert sum(line.endswith("done before") for line in lines) == len(MODELS) - 1
+    with pytest.raises(OtherRunError, match="seed was 0, is 1; scale.quick was False, is True"):
+        run_demo(root, seed=1, scale=replace(TINY, quick=True))
+    stopped, left = RuntimeError("stopped"), []
+    written = ["results.json", *(f"{m.slug}.json" for m in MODELS)]
+    assert all((root / name).exists() for name in written)
+
+    def stop(task, step):
+        left.extend(name for name in written if (root / name).exists())
+        assert task.overwrite
+        raise stopped
+
+    monkeypatch.setattr(demo_module, "_run_models", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run_demo(root, scale=replace(TINY, test_per_class=1), overwrite=True)
+    assert left == []
+    assert len(list((root / "gallery").rglob("*.jpg"))) == 2
+    assert (root / "weights" / "mine.txt").read_text() == "mine"
 
 
 def test_somebody_elses_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "results.json").write_text("mine")
-    with pytest.raises(InputError, match="is not empty and holds no earlier demo"):
+    with pytest.raises(InputError, match="holds files that no earlier run wrote"):
         run_demo(tmp_path, scale=TINY)
     assert (tmp_path / "results.json").read_text() == "mine"

@@ -103,7 +103,7 @@ def test_names_of_experiments_that_break_files_are_refused(name, reason, tmp_pat
     ("name", "reason"), [("n" * 245, "got 245"), ("a\n", "a control char"), ("\ud800", "half a")]
 )
 def test_names_of_trainings_that_break_files_are_refused(name, reason):
-    with pytest.raises(InputError, match=f"exp_name .*{reason}"):
+    with pytest.raises(InputError, match=f"`exp_name` .*{reason}"):
         check_config(MODEL, replace(TrainConfig(Path("d")), exp_name=name))
 
 
@@ -126,7 +126,7 @@ def test_names_of_an_analysis_are_given_once(tmp_path):
 
 def test_sizes_near_the_largest_float_are_refused(tmp_path):
     np.save(tmp_path / "s.npy", [1e308, 1e308])
-    with pytest.raises(InputError, match=r"finite, >= 0 and <= 1e\+15"):
+    with pytest.raises(InputError, match="numbers of pixels"):
         analysis.load_sizes(tmp_path / "s.npy")
 
 

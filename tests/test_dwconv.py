@@ -276,7 +276,7 @@ def test_only_the_gradients_that_are_needed_are_computed(x_grad, w_grad):
 def test_opcheck(backend, layout):
     x, g = (image(layout, 2, 3, 6, 5).requires_grad_() for _ in range(2))
     weight, bias = torch.randn(3, 1, 5, 3, requires_grad=True), torch.randn(3, requires_grad=True)
-    ops, how = torch.ops.cba_fast, ("direct" if backend == "cpp" else backend,) * 3
+    ops, how = torch.ops.cba_fast, (backend, "direct")
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, [5, 3], *how))

@@ -13,6 +13,7 @@ from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
     depthwise_conv2d_grad_x,
+    dwconv,
 )
 from cba_fast.ops.dwconv_choice import fastest
 from cba_fast.reference import dwconv as reference
@@ -27,10 +28,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def check(x, weight, bias, grad, memory_format, algorithm, isa):
     """Compare the three directions with float64."""
     size = tuple(weight.shape[2:])
-    how = (memory_format, algorithm)
-    y = dwconv_cpp.forward(x, weight, bias, *how, isa=isa)
-    gx = dwconv_cpp.grad_x(grad, weight, *how, isa=isa)
-    gw = dwconv_cpp.grad_weight(grad, x, size, algorithm, isa=isa)
+    how = (size, memory_format, algorithm)
+    y = dwconv_cpp.launcher(x, *how, isa=isa)(x, weight, bias)
+    gx = dwconv_cpp.launcher(grad, *how, turned=True, isa=isa)(grad, weight, None)
+    gw = dwconv_cpp.weight_launcher(grad, x, size, algorithm, isa=isa)(grad, x)
     assert y.is_contiguous(memory_format=memory_format)
     if algorithm == "direct":
         assert_forward(y, x, weight, bias)
@@ -111,7 +112,7 @@ def test_all_lengths_of_the_transform():
     # Every sum of size and radius up to 130 meets every factor and combination of factors.
     for size in range(1, 100):
         x, weight = torch.randn(1, 2, size, 3), torch.randn(2, 1, 63, 1)
-        y = dwconv_cpp.forward(x, weight, None, CF, "fft")
+        y = dwconv_cpp.launcher(x, (63, 1), CF, "fft")(x, weight, None)
         y64 = reference.depthwise_conv2d(x.double(), weight.double())
         assert_transform(y, y64, [(x, weight[:, 0])], 4 * (size + 31))
 
@@ -210,11 +211,11 @@ def test_the_rule(direction, size, kernel, channels_last, method):
     assert fastest(direction, size, kernel, channels_last) == method
 
 
-def test_what_was_chosen_is_in_the_graph():
+def test_a_graph_holds_what_was_asked_for():
     x, weight = torch.randn(1, 4, 24, 24), torch.randn(4, 1, 13, 13)
     graph = torch.export.export(Convolution(), (x, weight)).graph
     (call,) = [n for n in graph.nodes if n.op == "call_function"]
-    assert call.args[-3:] == ("fft", "fft", "fft")
+    assert call.args[-2:] == ("auto", "auto")  # chosen where the graph runs
 
 
 class Convolution(torch.nn.Module):
@@ -225,18 +226,60 @@ class Convolution(torch.nn.Module):
 def test_bad_calls_of_the_op_are_refused():
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
     op = torch.ops.cba_fast.depthwise_conv2d.default
-    with pytest.raises(ValueError, match="forward must be one of .*'winograd'"):
-        op(x, weight, None, "winograd", "torch", "torch")
+    with pytest.raises(ValueError, match="algorithm must be one of .*'winograd'"):
+        op(x, weight, None, "auto", "winograd")
     with pytest.raises(ValueError, match=r"'cpp' cannot run: .*torch\.float64"):
-        op(x.double(), weight.double(), None, "fft", "torch", "torch")
+        op(x.double(), weight.double(), None, "cpp", "fft")
     with pytest.raises(ValueError, match="isa|avx9"):
-        dwconv_cpp.forward(x, weight, None, CF, "fft", isa="avx9")
+        dwconv_cpp.launcher(x, (3, 3), CF, "fft", isa="avx9")
+
+
+def test_a_core_that_is_called_wrongly():
+    core, image, kernel = native.load(), (5, 5, (25, 25, 5, 1)), (3, 3, (0, 9, 3, 1))
+
+    def made(direction="forward", first=image, second=kernel, out=image, dtype="float32", n=1):
+        return core.DepthwiseConv(direction, first, second, out, dtype, n, 1, "direct", "")
+
+    for changed, message in [
+        ({"direction": "backward"}, "no direction backward"),
+        ({"first": (5, 4, (20, 20, 4, 1))}, "images differ in size"),
+        ({"first": (5, 5, (25, 25, 1, 5))}, "first: neither channels nor columns"),
+        ({"second": (2, 3, (0, 6, 3, 1))}, "odd and at most 63 x 63"),
+        ({"second": image, "out": (65, 1, (0, 65, 1, 1)), "direction": "grad_weight"}, "63 x 63"),
+        ({"dtype": "float64"}, "dtype must be one of .* got float64"),
+        ({"n": 0}, "empty batch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            made(**changed)
+    for addresses in [(0, 8, 0, 8), (8, 0, 0, 8), (8, 8, 0, 0)]:
+        with pytest.raises(ValueError, match="null pointer"):
+            made().run(*addresses, 1)
+
+
+def test_a_launcher_serves_a_layout_and_no_other(monkeypatch):
+    checked, check = [], dwconv.check_forward
+    monkeypatch.setattr(dwconv, "check_forward", lambda *args: checked.append(check(*args)))
+    monkeypatch.setattr(dwconv, "_launchers", {})
+    weight = torch.randn(4, 1, 5, 5)
+    x = torch.randn(2, 4, 9, 9)
+    wide = torch.randn(2, 4, 9, 18)
+    for image in (x, x.to(memory_format=CL), wide[..., ::2], wide[..., 1:10], x[:1], x.double()):
+        for _ in range(2):  # chosen, and launched again
+            y = depthwise_conv2d(image, weight.to(image.dtype))
+            assert_forward(y, image, weight.to(image.dtype))
+    assert len(dwconv._launchers) == len(checked) == 6
+    depthwise_conv2d(x, weight, weight[:, 0, 0, 0])
+    depthwise_conv2d(x, weight, backend="torch")
+    assert len(dwconv._launchers) == 8
+    monkeypatch.setattr(dwconv, "_MOST_LAUNCHERS", 8)
+    depthwise_conv2d(x, weight, algorithm="direct")
+    assert len(dwconv._launchers) == 1
 
 
 def test_kernels_and_planes_that_are_too_large_are_refused():
-    x, weight = torch.randn(1, 1, 200, 1), torch.randn(1, 1, 401, 1)
+    x = torch.randn(1, 1, 200, 1)
     with pytest.raises(ValueError, match="at most 63 x 63"):
-        dwconv_cpp.forward(x, weight, None, CF, "fft")
+        dwconv_cpp.launcher(x, (401, 1), CF, "fft")
     x = torch.empty(1, 1, 1 << 11, (1 << 9) + 1)
     with pytest.raises(ValueError, match="more than 1048576 pixels"):
         depthwise_conv2d(x, torch.empty(1, 1, 3, 3), backend="cpp")
@@ -259,6 +302,7 @@ def test_a_missing_core_does_not_break_the_compiler(monkeypatch):
     monkeypatch.setattr(native, "_module", None)
     monkeypatch.setattr(native, "_error", ModuleNotFoundError("none", name="cba_fast._C"))
     monkeypatch.setattr(native, "_message", "not built")
+    monkeypatch.setattr(dwconv, "_launchers", {})
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 3, 3)
     compiled = torch.compile(depthwise_conv2d, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x, weight), depthwise_conv2d(x, weight, backend="torch"))

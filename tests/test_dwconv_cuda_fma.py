@@ -129,8 +129,10 @@ def test_every_result_is_written_and_nothing_else(shift, columns, emulated_cuda,
         weight.data_ptr(),
         bias.data_ptr(),
         (y.data_ptr(), y.stride()[:3]),
-        (tuple(x.shape), (3, 5)),
+        "float32",
+        (*x.shape, 3, 5),
         False,
+        (),
         0,
         0,
     )
@@ -215,28 +217,43 @@ def test_empty(shape, emulated_cuda):
     assert torch.equal(fma.grad_weight(x, x, (3, 3)), torch.zeros_like(weight))
 
 
-def test_the_binding_checks_its_arguments(emulated_cuda):
-    x = torch.ones(1, 1, 4, 4)
+TILED = {
+    "fma": ((), ()),
+    "hankel": ((1, 2, 8, 1), (1, 1, 1, 1, 1)),
+    "strip": ((3, 1, 4, 1, 1), None),
+}
+
+
+@pytest.mark.parametrize("family", TILED)
+def test_all_bindings_check_the_same(family, emulated_cuda):
+    dtype = "float32" if family == "fma" else "bfloat16"
+    x = torch.ones(1, 1, 4, 4, dtype=getattr(torch, dtype))
     address = x.data_ptr()
     planes = (address, x.stride()[:3])
+    tile, weight_tile = TILED[family]
 
-    def call(x=planes, kernel=address, sizes=((1, 1, 4, 4), (3, 3)), splits=1):
-        emulated_cuda.dwconv_fma_weight_cuda(planes, x, kernel, 0, splits, sizes, 0, 0)
-        emulated_cuda.dwconv_fma_cuda(x, kernel, 0, planes, sizes, False, 0, 0)
+    def call(x=planes, kernel=address, sizes=(1, 1, 4, 4, 3, 3), splits=1, dtype=dtype, tile=tile):
+        args = (sizes, False, tile, 0, 0)
+        getattr(emulated_cuda, f"dwconv_{family}_cuda")(x, kernel, 0, planes, dtype, *args)
+        if weight_tile is not None:
+            of_weight = getattr(emulated_cuda, f"dwconv_{family}_weight_cuda")
+            of_weight(planes, x, kernel, 0, splits, dtype, sizes, weight_tile, 0, 0)
 
-    with pytest.raises(ValueError, match="x: null pointer"):
-        call(x=(0, x.stride()[:3]))
-    with pytest.raises(ValueError, match="kernel: null pointer"):
-        call(kernel=0)
-    with pytest.raises(ValueError, match="partials: null pointer"):
-        call(splits=2)
-    with pytest.raises(ValueError, match="splits"):
-        call(splits=0)
-    with pytest.raises(ValueError, match="empty plane"):
-        call(sizes=((1, 1, 0, 4), (3, 3)))
-    for sides in ((2, 3), (3, 65), (-1, 3)):
-        with pytest.raises(ValueError, match="odd, at most 63 x 63"):
-            call(sizes=((1, 1, 4, 4), sides))
+    refusals = [
+        ({"x": (0, x.stride()[:3])}, "x: null pointer"),
+        ({"kernel": 0}, "kernel: null pointer"),
+        ({"sizes": (1, 1, 0, 4, 3, 3)}, "empty plane"),
+        ({"sizes": (1, 1, 4, 2**31, 3, 3)}, r"more than 2\^30"),
+        *(({"sizes": (1, 1, 4, 4, *k)}, "odd and at most 63 x 63") for k in [(2, 3), (3, 65)]),
+        ({"sizes": (1, 1, 4, 4, -1, 3)}, "odd and at most 63 x 63"),
+        ({"dtype": "float64"}, "dtype must be one of .* got float64"),
+        ({"dtype": "float16" if family == "fma" else "float32"}, "no kernel for this"),
+    ]
+    if weight_tile is not None:
+        refusals += [({"splits": 2}, "partials: null pointer"), ({"splits": 0}, "splits")]
+    for changed, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            call(**changed)
 
 
 @pytest.mark.parametrize("source", ["dwconv_fma", "dwconv_fma_weight"])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import cuda_core
 from cba_fast.kernels import dwconv_cuda_hankel as hankel
 from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
 
@@ -339,7 +338,7 @@ def test_no_launch_has_more_blocks_than_it_says():
 @one_order
 def test_the_core_refuses_what_it_has_no_kernel_for(emulated_cuda, kernel_size, using):
     x, weight = random(1, 1, 40, 20, dtype=BF16), random(1, 1, *kernel_size, dtype=BF16)
-    with pytest.raises(ValueError, match="no kernel"):
+    with pytest.raises(ValueError, match="no kernel|odd and at most 63"):
         hankel.forward(x, weight, None, CONTIGUOUS, using=using)
 
 
@@ -356,7 +355,7 @@ def test_the_core_refuses_what_it_has_no_kernel_for(emulated_cuda, kernel_size, 
 @one_order
 def test_the_core_refuses_weight_tiles(emulated_cuda, dtype, using):
     x = random(4, 1, 40, 20, dtype=dtype)
-    with pytest.raises(ValueError, match="no kernel"):
+    with pytest.raises(ValueError, match="no kernel|splits"):
         hankel.grad_weight(x, x, (5, 5), using=using)
 
 
@@ -378,14 +377,14 @@ def test_weight_tiles_fit_in_shared_memory():
             assert 16 * rows >= min(kernel_size[0], 2 * h - 1)
             assert 8 * columns >= min(kernel_size[1], 2 * w - 1)
             ring = min(kernel_size[0], 2 * h - 1, h)
-            assert 4 * images * hankel.image_bytes(ring, columns, steps) <= 99 << 10
+            assert 4 * images * hankel.image_bytes(ring, columns, steps, images) <= 99 << 10
 
 
 @one_order
 def test_shared_memory_is_what_the_core_takes(emulated_cuda):
     # The limit is 99 KB; the images are four, so that a block has four warps.
     x = random(4, 1, 9, 5, dtype=BF16)
-    fitting = [4 * hankel.image_bytes(7, 1, steps) <= 99 << 10 for steps in range(1, 64)]
+    fitting = [4 * hankel.image_bytes(7, 1, steps, 1) <= 99 << 10 for steps in range(1, 64)]
     last = fitting.index(False)
     assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=WeightTile(1, 1, last)), x, x)
     with pytest.raises(ValueError, match="no kernel"):
@@ -404,16 +403,6 @@ def test_tiles_of_replknet():
         shape = (64, channels, side, side)
         found = hankel.tile(shape, (taps, taps)), hankel.weight_tile(shape, (taps, taps))
         assert found == tiles
-
-
-@one_order
-def test_a_missing_address_is_an_error(emulated_cuda):
-    x = torch.zeros(1, 1, 4, 4, dtype=BF16)
-    arguments = [x.data_ptr(), (16, 16, 4), 0, 0, x.data_ptr(), (16, 16, 4), "bfloat16"]
-    with pytest.raises(ValueError, match="kernel: null pointer"):
-        cuda_core.load().dwconv_hankel_cuda(
-            *arguments, (1, 1, 4, 4, 3, 3), False, Tile(1, 2, 8), 0, 0
-        )
 
 
 # On a GPU: what the automatic choice of tiles in test_dwconv_gpu.py does not reach.
@@ -438,6 +427,6 @@ def test_any_alignment_on_a_gpu(cuda_device):
 def test_shared_memory_on_a_gpu(cuda_device):
     # As much as a block may have; and many images for each warp.
     x = random(37, 1, 9, 5, dtype=BF16, device=cuda_device)
-    steps = max(s for s in range(1, 64) if 4 * hankel.image_bytes(7, 1, s) <= 99 << 10)
+    steps = max(s for s in range(1, 64) if 4 * hankel.image_bytes(7, 1, s, 1) <= 99 << 10)
     for using in (WeightTile(1, 1, steps), WeightTile(1, 1, 1, 8)):
         assert_grad_weight(hankel.grad_weight(x, x, (7, 3), using=using), x, x)

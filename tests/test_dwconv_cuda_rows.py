@@ -1,13 +1,14 @@
-"""Rows on their way to the tensor cores: their copies on a CPU, the index arithmetic in NumPy."""
+"""Rows on their way to the tensor cores: what is copied of them, the index arithmetic in NumPy."""
 
-import ctypes
 import itertools
-import subprocess
-from pathlib import Path
+from collections import Counter
 
-import cuda_emulator
 import numpy as np
 import pytest
+import torch
+
+from cba_fast.kernels import dwconv_cuda_hankel as hankel
+from cba_fast.kernels.dwconv_cuda_hankel import TILES, Tile, WeightTile
 
 # The index arithmetic of csrc/cuda/dwconv_hankel_rows.h.
 
@@ -59,53 +60,125 @@ def test_rows_of_a_matrix_lie_in_different_banks(steps):
     assert len({row * stride // 16 % 8 for row in range(8)}) == 8
 
 
-# What is copied of a row.
+# Wavefronts: what shared memory needs for one access by a warp, 1 for 128 bytes in different banks.
 
 
-@pytest.fixture(scope="module")
-def copies_of_a_row(tmp_path_factory):
-    """Return a function: what the lanes copy of a row, (to, from, bytes, size) of each copy."""
-    if cuda_emulator.compiler() is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("hankel_rows") / "copies.so"
-    sources, root = Path(__file__).with_name("hankel_rows"), Path(__file__).parent.parent
-    include = [f"-I{path}" for path in (sources, root / "csrc")]
-    build = [*cuda_emulator.compiler(), "-std=c++17", "-shared", "-fPIC", *include]
-    subprocess.run([*build, sources / "copies.cpp", "-o", library], check=True)
-    function = ctypes.CDLL(library).copies_of_a_row
-    function.restype = ctypes.c_size_t
-    out = (ctypes.c_int64 * 4 * 64)()
-
-    def copies(staged, row, start, length, width, lanes):
-        addresses = ctypes.c_size_t(staged), ctypes.c_size_t(row)
-        count = function(*addresses, start, length, width, lanes, out, ctypes.c_size_t(len(out)))
-        assert count <= len(out)
-        return [tuple(out[i]) for i in range(count)]
-
-    return copies
+def wavefronts(addresses, size=4):
+    """Return how many a warp needs that accesses `size` bytes at each address (None: idle lane)."""
+    total, lanes = 0, 128 // size  # that are served at a time
+    for first in range(0, 32, lanes):
+        at = [a for a in addresses[first : first + lanes] if a is not None]
+        words = {a // 4 + i for a in at for i in range(size // 4)}
+        total += max(Counter(word % 32 for word in words).values(), default=0)
+    return total
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
-@pytest.mark.parametrize("length", [32, 48, 128])
-def test_no_byte_beyond_a_row_is_copied(copies_of_a_row, length, lanes):
-    staged, beginning = 1 << 20, 1 << 30
-    room = 16 * ((length + 14) // 8)
-    starts, widths = (-31, -8, -1, 0, 1, 16, 24, 25), (1, 7, 12, 24, 25, 96, 200)
-    for offset, start, width in itertools.product(range(8), starts, widths):
-        first, end = max(start, 0), min(start + length, width)
-        if first >= end:
-            continue  # no tile has such a window
-        row = beginning + 2 * offset
-        held = {}  # which byte of the image a byte of the staged row is
-        for to, source, count, size in copies_of_a_row(staged, row, start, length, width, lanes):
-            assert size == 16
+def least(addresses, size=4):
+    lanes = 128 // size
+    groups = (addresses[first : first + lanes] for first in range(0, 32, lanes))
+    return sum(any(a is not None for a in group) for group in groups)
+
+
+def by_lane(images, stride, item, size, begin=0, end=10**9):
+    """Return the addresses of a warp's lanes: item i of image l % images for lane l."""
+    return [
+        lane % images * stride + item(lane // images) * size
+        if begin <= item(lane // images) < end
+        else None
+        for lane in range(32)
+    ]
+
+
+def turns(images, count):
+    """Yield what the lanes of an image access in turn: the number of lane 0's item."""
+    return range(0, count, 32 // images)
+
+
+def moved_rows(images, stride, elements, pieces):
+    """Yield (addresses, size) of the accesses that bring a row and lay it out.
+
+    The second copy and the pairs at odd places shift all addresses of an access alike.
+    """
+    for first in turns(images, pieces):
+        yield by_lane(images, stride, lambda i, f=first: f + i, 16, end=pieces), 16
+    for first in turns(images, elements // 2):
+        read = by_lane(images, stride, lambda i, f=first: f + i, 4, end=elements // 2)
+        yield from ((read, 4) for _ in range(4))  # low, high; to one copy and to the other
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_images_of_a_warp_lie_in_different_banks(tile, steps):
+    _, columns, images = tile
+    elements = 8 * columns + 16 * steps
+    staged = 16 * ((elements + 14) // 8)
+    stride = hankel.apart(4 * staged + 8 * copy_words(elements), images)
+    for addresses, size in moved_rows(images, stride, elements, staged // 16):
+        assert wavefronts(addresses, size) == least(addresses, size)
+    for first in turns(images, 4 * columns):  # output rows on their way out, tightly packed
+        row = by_lane(images, 16 * columns, lambda i, f=first: f + i, 4, end=4 * columns)
+        assert wavefronts(row) <= 2
+
+
+@pytest.mark.parametrize("images", [1, 2, 4, 8])
+@pytest.mark.parametrize("columns", [1, 2, 4, 6, 8])
+def test_images_of_a_weight_gradient_lie_in_different_banks(images, columns):
+    for steps, ring_rows in itertools.product(range(1, 7), (1, 12, 13, 27, 48)):
+        stride = hankel.image_bytes(ring_rows, columns, steps, images)
+        assert stride % 16 == 0
+        for elements in (16 * steps, 16 * steps + 8 * columns):
+            for addresses, size in moved_rows(images, stride, elements, (elements + 14) // 8):
+                assert wavefronts(addresses, size) == least(addresses, size)
+
+
+@pytest.mark.parametrize(
+    ("tile", "side", "taps", "most"),
+    [(Tile(2, 3, 4), 24, 27, 75), (Tile(1, 2, 8), 12, 13, 70)],
+    ids=["RepLKNet, stage 3", "stage 4"],
+)
+def test_wavefronts_of_a_row(tile, side, taps, most):
+    slots, columns, images, _ = tile
+    steps = -(-taps // 16)
+    elements = 8 * columns + 16 * steps
+    staged = 16 * ((elements + 14) // 8)
+    stride = hankel.apart(4 * staged + 8 * copy_words(elements), images)
+    moved = moved_rows(images, stride, elements, -(-side // 8))
+    count = sum(wavefronts(addresses, size) for addresses, size in moved)
+    count += images * (columns + 1 + 2 * (steps - 1))  # fragments, see `hankel_load`
+    count += 4 * slots * steps  # ldmatrix of the taps
+    count += images * columns  # the sums of a row that is complete, then the row
+    for first in turns(images, 4 * columns):
+        row = by_lane(images, 16 * columns, lambda i, f=first: f + i, 4, end=4 * columns)
+        count += wavefronts(row)
+    assert count <= most
+
+
+# What is copied of a row. Protected pages cannot show that: 16 bytes never cross a page.
+
+
+@pytest.mark.parametrize("emulated_cuda", [2], ids=["shuffled"], indirect=True)
+@pytest.mark.parametrize("direction", ["forward", "grad_weight"])
+@pytest.mark.parametrize("images", [1, 2, 4, 8])
+def test_no_byte_beyond_a_row_is_copied(emulated_cuda, images, direction):
+    weight = torch.ones(1, 1, 3, 17, dtype=torch.bfloat16)
+    tile = {1: Tile(1, 12, 1), 2: Tile(1, 6, 2), 4: Tile(1, 3, 4), 8: Tile(1, 2, 8)}[images]
+    for offset, width in itertools.product(range(8), (1, 7, 24, 25, 100)):
+        pitch = width + 21  # elements from one row to the next
+        memory = torch.zeros(images * 3 * pitch + 16, dtype=torch.bfloat16)
+        x = memory[offset : offset + images * 3 * pitch].view(images, 1, 3, pitch)[..., :width]
+        emulated_cuda.note_copies()
+        if direction == "forward":
+            hankel.forward(x, weight, None, torch.contiguous_format, using=tile)
+        else:
+            hankel.grad_weight(x, x, (3, 17), using=WeightTile(1, 4, 2, images))
+        left = [set(range(2 * width)) for _ in range(3 * images)]
+        for source, count in emulated_cuda.noted_copies():
+            assert source % 16 == 0
             assert 0 < count <= 16
-            assert to % 16 == source % 16 == 0
-            assert staged <= to <= staged + room - 16
             # Nothing lies beyond the last element; before the first one at most its 16 bytes.
-            assert (row + 2 * first) // 16 * 16 <= source
-            assert source + count <= row + 2 * end
-            held.update((to - staged + i, source + i) for i in range(count))
-        aside = (row + 2 * first) % 16
-        for byte in range(2 * (end - first)):
-            assert held[aside + byte] == row + 2 * first + byte
+            row, begin = divmod(source + 16 - x.data_ptr(), 2 * pitch)
+            begin -= 16
+            assert begin > -16
+            assert begin + count <= 2 * width
+            left[row] -= set(range(begin, begin + count))
+        assert not any(left)

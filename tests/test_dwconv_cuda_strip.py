@@ -9,7 +9,7 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import cuda_core, dwconv_cuda, dwconv_cuda_hankel
+from cba_fast.kernels import dwconv_cuda, dwconv_cuda_hankel
 from cba_fast.kernels import dwconv_cuda_strip as strip
 from cba_fast.kernels.dwconv_cuda_strip import KERNELS, Tile
 
@@ -321,7 +321,7 @@ def test_a_nan_in_a_kernel_stays_in_its_channel(emulated_cuda):
 @one_order
 def test_the_core_refuses_what_it_has_no_kernel_for(emulated_cuda, dtype, kernel_size, using):
     x, weight = random(1, 1, 40, 60, dtype=dtype), random(1, 1, *kernel_size, dtype=dtype)
-    with pytest.raises(ValueError, match="no kernel"):
+    with pytest.raises(ValueError, match="no kernel|odd and at most 63"):
         strip.forward(x, weight, None, CONTIGUOUS, using=using)
 
 
@@ -335,7 +335,7 @@ def test_shared_memory_is_what_the_core_takes(emulated_cuda, standing):
     fits = [strip.shared_bytes(sizes, kernel, 1, 6, n) <= 99 << 10 for n in range(1, 200)]
     last = fits.index(False)
     check((last, *shape[1:]), kernel_size, using=Tile(3, 1, 6, last, 1))
-    with pytest.raises(ValueError, match="no kernel"):
+    with pytest.raises(ValueError, match="no kernel|odd and at most 63"):
         check(shape, kernel_size, using=Tile(3, 1, 6, last + 1, 1))
 
 
@@ -402,16 +402,6 @@ def test_strips_are_launched_where_they_are_better(emulated_cuda, monkeypatch, d
     with monkeypatch.context() as patch:
         patch.setattr(strip, "forward", never)
         assert_forward(dwconv_cuda.forward(x, square, None, CONTIGUOUS), x, square)
-
-
-@one_order
-def test_a_missing_address_is_an_error(emulated_cuda):
-    x = torch.zeros(1, 1, 4, 4, dtype=BF16)
-    arguments = [x.data_ptr(), (16, 16, 4), 0, 0, x.data_ptr(), (16, 16, 4), "bfloat16"]
-    with pytest.raises(ValueError, match="kernel: null pointer"):
-        cuda_core.load().dwconv_strip_cuda(
-            *arguments, (1, 1, 4, 4, 3, 5), False, Tile(3, 1, 4, 1, 1), 0, 0
-        )
 
 
 @pytest.mark.gpu

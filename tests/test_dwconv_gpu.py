@@ -184,7 +184,7 @@ def test_offsets_beyond_32_bits(backend, kernel_size, memory_format):
 def test_opcheck(backend, kernel_size, memory_format):
     x, grad, weight, bias = inputs((2, 3, 20, 20), kernel_size, torch.float32, memory_format)
     x, grad, weight, bias = (t.requires_grad_() for t in (x, grad, weight, bias))
-    ops, how = torch.ops.cba_fast, (backend,) * 3
+    ops, how = torch.ops.cba_fast, (backend, "auto")
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (grad, weight, *how))
     weight_arguments = (grad, x, list(kernel_size), *how)

@@ -393,16 +393,45 @@ def test_an_image_that_could_be_two_of_the_ground_truth_is_refused(here):
         match_images(records, replace(boxes, image_ids=ids))
 
 
+def test_names_that_differ_behind_their_first_dot_are_paired_by_the_whole_id(here):
+    twin = write_image(here / "images" / "auk" / "auk_0.v2.jpg")
+    records = open_image_set(here / "images").records
+    boxes = load_boxes(metadata_root=here / "meta")
+    assert len(match_images(records, boxes)[0]) == 7  # the twin has no ground truth
+    with pytest.raises(InputError, match=r"`map_names` official keeps the whole name"):
+        match_images(records, boxes, "study")
+    twin.unlink()
+
+
+def test_a_contradicting_split_is_refused_and_boxes_elsewhere_name_their_flag(here, capsys):
+    save_maps(here / "maps", IDS)
+    metadata_folder(here / "val", BOXES, SIZES, LABELS)
+    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "val"]
+    assert run_cli(capsys, *args, "--split", "val").status == 0
+    done = run_cli(capsys, *args, "--split", "test")
+    assert done.status == 1
+    assert "val holds image_ids.txt itself" in done.err
+    assert "leave out --split" in done.err
+    small = dict.fromkeys(SIZES, (4, 4))
+    metadata_folder(here / "val", BOXES, small, LABELS)
+    done = run_cli(capsys, *args)
+    assert done.status == 1
+    assert "9 of 9 boxes lie wholly outside of their images" in done.err
+    assert "--allow_boxes_beyond" in done.err
+    assert run_cli(capsys, *args, "--allow_boxes_beyond").status == 0
+
+
 def test_results_record_the_ground_truth_that_was_read(here, weights, capsys):
     save_maps(here / "maps", IDS)
     args = ["wsol-eval", "--np_root", "maps", "--json", "r.json"]
-    direct = ["--metadata_root", "meta", "--dataset_name", "CUB", "--split", "val"]
-    assert run_cli(capsys, *args, *direct).status == 0
+    done = run_cli(capsys, *args, "--metadata_root", "meta")
+    assert done.status == 0
+    assert "Ground truth : meta\n" in done.out
     found = read(here / "r.json")["settings"]
     assert found["metadata_folder"] == "meta"
     assert (found["dataset_name"], found["split"]) == (None, None)
     metadata_folder(here / "official" / "CUB" / "val", BOXES, SIZES, LABELS)
-    direct[1] = "official"
+    direct = ["--metadata_root", "official", "--dataset_name", "CUB", "--split", "val"]
     assert run_cli(capsys, *args, *direct).status == 0
     found = read(here / "r.json")["settings"]
     assert found["metadata_folder"] == "official/CUB/val"
@@ -411,6 +440,7 @@ def test_results_record_the_ground_truth_that_was_read(here, weights, capsys):
     args = [a if a != "images" else "birds" for a in model_arguments(weights)]
     done = run_cli(capsys, "evaluate", *args, "--num_samples", 0, "--json", "r.json")
     assert done.status == 0, done.err
+    assert "Images of    : birds, split test\nGround truth : birds, split test\n" in done.out
     found = read(here / "r.json")["settings"]["boxes"]
     assert found["cub_root"] == "birds"
     assert found["contours"] == "both"

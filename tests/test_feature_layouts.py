@@ -18,7 +18,7 @@ VIT = {"embed_dim": 16, "depth": 1, "num_heads": 1}
 # Name, image side, options and layout.
 MODELS = [
     ("test_resnet", 64, {}, FeatureLayout("NCHW")),
-    ("test_maxvit", 160, {}, FeatureLayout("NCHW")),
+    ("test_byobnet", 64, {}, FeatureLayout("NCHW")),
     ("replknet_nano", 64, {}, FeatureLayout("NCHW")),
     ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, **SWIN}, FeatureLayout("NHWC")),
     ("swinv2_tiny_window8_256", 64, {"img_size": 64, **SWIN}, FeatureLayout("NHWC")),
@@ -30,7 +30,12 @@ MODELS = [
     ),
     ("test_mambaout", 64, {}, FeatureLayout("NHWC")),
     ("test_vit", 64, {"img_size": 64}, FeatureLayout("NLC", 1, (4, 4))),
-    ("test_vit_relpos", 64, {"img_size": 64}, FeatureLayout("NLC", 0, (4, 4))),
+    (
+        "vit_relpos_small_patch16_224",
+        64,
+        {"img_size": 64, **VIT},
+        FeatureLayout("NLC", 0, (4, 4)),
+    ),
     (
         "deit_tiny_distilled_patch16_224",
         64,
@@ -121,9 +126,9 @@ def test_a_named_layer_of_another_layout():
     for layer in ("norm", "layers.1"):
         features, _, _ = classify(model, x, layer)
         assert features.shape == (2, 32, 8, 8)
-    gap = build("test_vit_relpos", img_size=64)
+    gap = build("vit_relpos_small_patch16_224", img_size=64, **VIT)
     features, _, _ = classify(gap, x, f"blocks.{len(gap.blocks) - 1}")
-    assert features.shape == (2, 96, 4, 4)
+    assert features.shape == (2, 16, 4, 4)
     assert pc1(gap, x).shape == (2, 64, 64)
 
 

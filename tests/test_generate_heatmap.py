@@ -229,7 +229,11 @@ def test_a_store_takes_the_maps_that_files_would_hold(here, weights, capsys, mon
     assert "method was 'cam', is 'pc1' (--overwrite starts anew" in done.err
     done = run_cli(capsys, *arguments(weights, "slak", *more, "heat"))
     assert done.status == 1
-    assert "heat cannot hold both the overlays and the store" in done.err
+    assert "is a store of maps, not for overlays" in done.err
+    inside = ["--heatmap_output", here / "cut" / "deeper"]
+    done = run_cli(capsys, *arguments(weights, "slak", *inside))
+    assert done.status == 1
+    assert f"{here / 'cut'} is a store of maps, not for overlays" in done.err
 
 
 def test_an_unreadable_image_is_missing_in_the_store(here, weights, capsys):
@@ -346,6 +350,17 @@ def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path)
     assert not np.load(here / "np_heatmap_output" / "a" / "1.npy").any()
 
 
+def test_map_names(here, weights, capsys, caplog):
+    root = here / "datasets" / "tiny"
+    write_file(root / "a" / "1.y.jpg", (root / "a" / "1.jpg").read_bytes())
+    done = run_cli(capsys, *arguments(weights))
+    assert done.status == 0, done.err
+    assert "would write the same score map a/1.npy: maps get official names" in caplog.text
+    assert "Images of    : datasets/tiny\n" in done.out
+    written = snapshot(here / "np_heatmap_output")
+    assert {"a/1.jpg.npy", "a/1.y.jpg.npy"} <= set(map(str, written))
+
+
 def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     def refused(*args):
         done = run_cli(capsys, *args)
@@ -358,9 +373,10 @@ def test_bad_input_is_named_before_anything_is_written(here, weights, capsys):
     assert "empty" in refused(*arguments(weights))
     (root / "empty").rmdir()
     write_file(root / "a" / "1.y.jpg", (root / "a" / "1.jpg").read_bytes())
-    message = refused(*arguments(weights))
+    message = refused(*arguments(weights, "replknet", "--map_names", "study"))
     assert "a/1.jpg" in message
     assert "a/1.y.jpg" in message
+    assert "--map_names official" in message
     (root / "a" / "1.y.jpg").unlink()
     assert "nowhere" in refused(*arguments(weights, "replknet", "--test_dataset", "nowhere"))
     assert "looks like a slak" in refused(*arguments({"replknet": weights["slak"]}))

@@ -406,6 +406,13 @@ def test_measures_that_a_model_lacks_are_left_out():
         find([made_up("a", erf_size=even, object_channels=odd)], SAMPLE)
 
 
+def test_ids_that_a_spreadsheet_would_run_are_told():
+    model = made_up("a")
+    model.image_ids[3] = "=1+1.jpg"
+    (note,) = find([model], SAMPLE, num_resamples=10).notes
+    assert note.endswith("run these ids as formulas: =1+1.jpg")
+
+
 def test_constant_columns_are_undefined_in_words():
     text = answer(made_up("a", erf_size=np.zeros(80)), made_up("b", erf_size=np.zeros(80)))
     assert "IoU with ERF size, within models: undefined (a variable does not vary)" in text
@@ -434,7 +441,7 @@ def test_the_threshold_is_the_lowest_best_one():
         **{k: np.zeros(2) for k in ("pc1_cam_iou", "other_box_channels", "constant")},
         notes=[],
     )
-    subject = subject_stub(cam_curve_interval=0.25, map_size=4)
+    subject = subject_stub(cam_curve_interval=0.25, map_shape=lambda: (4, 4))
     columns = model_columns(subject, Sample([], ["a", "b"], None, 2, [], [], None), found)
     assert (columns.threshold, columns.max_box_acc) == (0.5, 100.0)
     assert columns.image_ids == ["b", "a"]

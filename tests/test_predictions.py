@@ -12,7 +12,9 @@ from cba_fast.errors import InputError
 from cba_fast.runs.score import read_tuned
 from cba_fast.wsol import correct_classes
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=8)
+TEXT = st.text(
+    st.characters(codec="utf-8", exclude_characters="\x00\r/\\"), min_size=1, max_size=8
+).filter(lambda text: text not in (".", ".."))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "json"])
@@ -50,6 +52,10 @@ def test_the_formats_are_those_of_the_docs(tmp_path):
         ("p.csv", "image_id,top1\na,-1\n", "'-1' of image 'a'"),
         ("p.csv", "image_id,top1\na,,1\n", "'' of image 'a'"),
         ("p.csv", "image_id,top1\na,dog\n", "'dog' of image 'a'"),
+        ("p.csv", "image_id,top1\na,1_0\n", "'1_0' of image 'a'"),
+        ("p.csv", "image_id,top1\na,\0\n", "line 2: a NUL byte"),
+        ("p.csv", "image_id,top1\n../a,1\n", "image id '../a' is not a plain relative path"),
+        ("p.json", '{"a": {"b": 1}}', r"\('b', 1\) of image 'a'"),
         ("p.json", "{", "not JSON"),
         ("p.json", "[1]", "expected an object of lists"),
         ("p.json", '{"a": 3}', "image 'a' has no list of classes: 3"),
@@ -57,7 +63,7 @@ def test_the_formats_are_those_of_the_docs(tmp_path):
         ("p.json", '{"a": [true]}', "True of image 'a'"),
         ("p.json", '{"a": []}', "image 'a' has no predicted class"),
         ("p.json", "{}", "holds no predictions"),
-        ("p.csv", "\udcff", "cannot be read"),
+        ("p.csv", "\udcff", "is not UTF-8 text"),
         ("p.csv", f"image_id,top1\n{'a' * 140_000},1\n", "line 2: not CSV: field larger"),
         ("p.csv", f"{'a' * 140_000}\n", "line 1: not CSV"),
         ("p.csv", f"image_id,top1\na,{'7' * 5000}\n", r"line 2: '7{39}\.\.\. of image 'a'"),
@@ -76,7 +82,7 @@ def test_bad_files_are_named(tmp_path, name, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.csv: predictions cannot be read"):
+    with pytest.raises(InputError, match=r"no file .*nowhere\.csv"):
         read_predictions(tmp_path / "nowhere.csv")
 
 

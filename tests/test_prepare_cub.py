@@ -1,7 +1,11 @@
 """prepare-cub: the study's layout from an archive or a folder, safely and repeatably."""
 
+import gzip
 import os
+import stat
 import tarfile
+import time
+import zipfile
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +13,7 @@ from data_factory import add_member, cub_archive, cub_folder, edit_lines, write_
 from torchvision.datasets import ImageFolder
 
 from cba_fast.cli.main import cli
-from cba_fast.data import load_boxes, open_image_set, prepare, prepare_cub
+from cba_fast.data import archives, load_boxes, open_image_set, prepare, prepare_cub
 from cba_fast.errors import InputError
 
 TRAIN = ["001.Red_Finch/Finch_0002.jpg", "002.Grey_Jay/Jay_0007.jpg"]
@@ -98,10 +102,11 @@ def test_symbolic_links_where_hard_links_are_refused(tmp_path, cub, monkeypatch)
     prepare_cub(cub, tmp_path / "out")  # and again
 
 
-@pytest.mark.parametrize("where", ["_extract_one", "_place"])
+@pytest.mark.parametrize("where", ["_write", "_place"])
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_interrupted_run_is_taken_up(tmp_path, cub, archive, monkeypatch, where, after):
-    real, calls = getattr(prepare, where), []
+    module = archives if where == "_write" else prepare
+    real, calls = getattr(module, where), []
 
     def interrupt(*args, **kwargs):
         calls.append(args)
@@ -109,11 +114,11 @@ def test_interrupted_run_is_taken_up(tmp_path, cub, archive, monkeypatch, where,
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    source = archive if where == "_extract_one" else cub
-    monkeypatch.setattr(prepare, where, interrupt)
+    source = archive if where == "_write" else cub
+    monkeypatch.setattr(module, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_cub(source, tmp_path / "out")
-    monkeypatch.setattr(prepare, where, real)
+    monkeypatch.setattr(module, where, real)
     prepare_cub(source, tmp_path / "out")
     check_layout(tmp_path / "out", cub)
 
@@ -124,17 +129,46 @@ def test_leftovers_of_a_killed_extraction_are_replaced(tmp_path, cub, archive):
     check_layout(tmp_path / "out", cub)
 
 
+def test_leftovers_of_killed_copies_go(tmp_path, cub):
+    root = tmp_path / "out/CUB_200_2011"
+    begun = [
+        root / "classes.txt",
+        root / "images" / TEST[0],
+        root / "images_splitted/test" / TEST[0],
+    ]
+    left = [p.with_name(f".tmp-{'0' * 32}-{p.name}") for p in begun]
+    for path in left:
+        write_file(path, "half")
+    mine = left[0].with_name(f".tmp-{'0' * 32}-mine.txt")
+    write_file(mine, "of somebody who is writing")
+    prepare_cub(cub, tmp_path / "out", copy=True)
+    assert not any(p.exists() for p in left)
+    assert mine.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("/etc/evil", {}, "'/etc/evil' leads outside"),
-        ("CUB_200_2011/../../evil", {}, "evil' leads outside"),
-        ("..\\evil", {}, "evil' leads outside"),
+        ("/etc/evil", {}, "'/etc/evil' is not a plain rel"),
+        ("CUB_200_2011/../../evil", {}, "evil' is not a plain relative path"),
+        ("..\\evil", {}, "evil' is not a plain relative path"),
         ("CUB_200_2011/l", {"type": tarfile.SYMTYPE, "linkname": "/etc"}, "is a symbolic link"),
         ("CUB_200_2011/l", {"type": tarfile.SYMTYPE, "linkname": "x"}, "is a symbolic link"),
-        ("CUB_200_2011/l", {"type": tarfile.LNKTYPE, "linkname": "../../x"}, "leads outside"),
-        ("CUB_200_2011/l", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}, "leads outside"),
-        ("CUB_200_2011/l", {"type": tarfile.LNKTYPE, "linkname": "nothing"}, "no file to point to"),
+        (
+            "CUB_200_2011/l",
+            {"type": tarfile.LNKTYPE, "linkname": "../../x"},
+            "is not a plain relative path",
+        ),
+        (
+            "CUB_200_2011/l",
+            {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"},
+            "is not a plain relative path",
+        ),
+        (
+            "CUB_200_2011/images/l.jpg",
+            {"type": tarfile.LNKTYPE, "linkname": "no"},
+            "no file to point to",
+        ),
         ("CUB_200_2011/d", {"type": tarfile.CHRTYPE}, "is a special file"),
         ("CUB_200_2011/d", {"type": tarfile.BLKTYPE}, "is a special file"),
         ("CUB_200_2011/p", {"type": tarfile.FIFOTYPE}, "is a special file"),
@@ -149,23 +183,6 @@ def test_unsafe_members_are_refused(tmp_path, cub, name, fields, message):
         prepare_cub(path, tmp_path / "deep" / "out")
     assert str(path) in str(caught.value)
     assert files_below(tmp_path / "deep") == []
-
-
-def test_older_pythons_have_our_own_checks_only(tmp_path, cub, archive, monkeypatch):
-    monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    prepare_cub(archive, tmp_path / "out")
-    check_layout(tmp_path / "out", cub)
-    test_unsafe_members_are_refused(tmp_path, cub, "CUB_200_2011/../../evil", {}, "leads outside")
-
-
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python has no tar filters")
-def test_what_pythons_filter_refuses_is_refused(tmp_path, archive, monkeypatch):
-    def refuse(member, path):
-        raise tarfile.OutsideDestinationError(member, path)
-
-    monkeypatch.setattr(tarfile, "data_filter", refuse)
-    with pytest.raises(InputError, match=r"CUB_200_2011\.tgz: refused, .*outside the destination"):
-        prepare_cub(archive, tmp_path / "out")
 
 
 def test_inner_hard_links_become_files(tmp_path, cub):
@@ -183,7 +200,7 @@ def test_inner_hard_links_become_files(tmp_path, cub):
 def test_damaged_archive(tmp_path, archive, share):
     data = archive.read_bytes()
     archive.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=r"CUB_200_2011\.tgz is not a complete tar archive"):
+    with pytest.raises(InputError, match=r"CUB_200_2011\.tgz is not a whole archive"):
         prepare_cub(archive, tmp_path / "out")
     assert files_below(tmp_path / "out") == []
 
@@ -238,3 +255,142 @@ def test_command_line(tmp_path, cub, archive):
     done = CliRunner().invoke(cli, ["prepare-cub", "--source", "none", "--output", str(output)])
     assert isinstance(done.exception, InputError)
     assert CliRunner().invoke(cli, ["prepare-cub"]).exit_code == 2
+
+
+def cub_zip(path, cub, prefix="CUB_200_2011", extra=()):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("__MACOSX/._images.txt", "of a Mac")
+        for file in sorted(cub.rglob("*")):
+            out.write(file, f"{prefix}/{file.relative_to(cub).as_posix()}")
+        for info, data in extra:
+            out.writestr(info, data)
+    return path
+
+
+def test_zip(tmp_path, cub):
+    prepare_cub(cub_zip(tmp_path / "CUB.zip", cub), tmp_path / "out")
+    check_layout(tmp_path / "out", cub)
+
+
+def link_info(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ("/etc/evil", "'/etc/evil' is not a plain relative path"),
+        ("CUB_200_2011/../../evil", "not a plain relative path"),
+        ("..\\evil", "not a plain relative path"),
+        (link_info("CUB_200_2011/images/l.jpg"), "is a symbolic link"),
+        ("CUB_200_2011/classes.txt", "holds 'CUB_200_2011/classes.txt' twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_unsafe_members_of_a_zip_are_refused(tmp_path, cub, info, message):
+    path = cub_zip(tmp_path / "evil.zip", cub, extra=[(info, "/etc/passwd")])
+    with pytest.raises(InputError, match=message):
+        prepare_cub(path, tmp_path / "out")
+    assert files_below(tmp_path / "out") == []
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_damage_is_refused_before_anything_is_in_place(tmp_path, cub):
+    tgz = cub_archive(tmp_path / "a.tgz", cub)
+    flip(tgz, -6)  # gzip's checksum
+    tar = tmp_path / "b.tar"
+    with tarfile.open(tar, "w") as out:
+        out.add(cub, "CUB_200_2011")
+        at = out.getmembers()[-3].offset
+    flip(tar, at + 1)  # the name in a header: tarfile takes it for the end of the archive
+    packed = cub_zip(tmp_path / "c.zip", cub)
+    with zipfile.ZipFile(packed) as file:
+        info = next(i for i in file.infolist() if i.filename.endswith(".jpg"))
+    flip(packed, info.header_offset + 30 + len(info.filename) + 300)
+    for path in (tgz, tar, packed):
+        with pytest.raises(InputError, match=rf"{path.name} is not a whole archive"):
+            prepare_cub(path, tmp_path / "out")
+        assert files_below(tmp_path / "out") == []
+
+
+def test_incomplete_archives_are_refused(tmp_path, cub):
+    (cub / "images" / TEST[0]).unlink()
+    path = cub_archive(tmp_path / "a.tgz", cub)
+    with pytest.raises(InputError, match=r"a\.tgz: CUB_200_2011/images lacks 1 of 5 images"):
+        prepare_cub(path, tmp_path / "out")
+    assert files_below(tmp_path / "out") == []
+
+
+class Zeros:
+    """A file of `size` zeros."""
+
+    def __init__(self, size):
+        self.left = size
+
+    def read(self, count):
+        count = min(count, self.left)
+        self.left -= count
+        return bytes(count)
+
+
+@pytest.mark.parametrize("name", ["zeros.bin", "CUB_200_2011/images/001.Red_Finch/big.jpg"])
+def test_what_unpacks_to_far_more_than_cub_is_refused(tmp_path, cub, name, monkeypatch):
+    monkeypatch.setattr(archives, "SLACK", 1 << 20)
+    monkeypatch.setattr(archives, "MOST_OF_ONE", 1 << 20)
+    path = tmp_path / "bomb.tgz"
+    with gzip.open(path, "wb", 1) as raw, tarfile.open(fileobj=raw, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 32 << 20
+        tar.addfile(member, Zeros(member.size))
+        tar.add(cub, "CUB_200_2011")
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"'{name}' unpacks to more bytes than CUB_200_2011"):
+        prepare_cub(path, tmp_path / "out")
+    assert time.monotonic() - start < 5
+    assert files_below(tmp_path / "out") == []
+
+
+def test_links_that_multiply_a_file_are_refused(tmp_path, cub, monkeypatch):
+    monkeypatch.setattr(archives, "SLACK", 0)
+    path = tmp_path / "bomb.tar"
+    with tarfile.open(path, "w") as tar:
+        name = "CUB_200_2011/images/001.Red_Finch/big.jpg"
+        add_member(tar, name, bytes(1 << 20))
+        for i in range(8):
+            add_member(tar, f"{name[:-7]}{i}.jpg", type=tarfile.LNKTYPE, linkname=name)
+        tar.add(cub, "CUB_200_2011")
+    with pytest.raises(InputError, match=r"\d\.jpg' unpacks to more bytes than CUB_200_2011"):
+        prepare_cub(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("name", ["../../../evil.jpg", "/etc/passwd", "a/../../../evil.jpg"])
+def test_lists_that_lead_outside_are_refused(tmp_path, cub, name, copy):
+    write_file(cub.parent.parent / "evil.jpg", "secret")
+    edit_lines(cub / "images.txt", lambda lines: [f"1 {name}", *lines[1:]])
+    with pytest.raises(InputError, match=r"images\.txt: image '.*' is not a plain relative path"):
+        prepare_cub(cub, tmp_path / "out", copy=copy)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_out_of_the_source_are_named(tmp_path, cub, caplog):
+    image = cub / "images" / TEST[0]
+    os.rename(image, tmp_path / "elsewhere.jpg")
+    image.symlink_to(tmp_path / "elsewhere.jpg")
+    prepare_cub(cub, tmp_path / "out")
+    assert f"links lead 1 image out of {cub / 'images'}: {TEST[0]}" in caplog.text
+
+
+def test_boxes_beyond_the_images_are_told(tmp_path, cub, caplog):
+    edit_lines(cub / "bounding_boxes.txt", lambda lines: ["1 100 100 9 9", *lines[1:]])
+    prepare_cub(cub, tmp_path / "out")
+    assert f"1 image(s) have a box that reaches beyond the image; kept as it is: {TRAIN[0]}" in (
+        caplog.text
+    )

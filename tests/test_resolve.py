@@ -12,6 +12,8 @@ from cli_runner import run_cli
 from data_factory import image_folder, metadata_folder
 
 from cba_fast.errors import InputError
+from cba_fast.experiments import per_image
+from cba_fast.experiments.per_image_sample import draw_sample, load_subjects
 from cba_fast.experiments.plan import load_experiments
 from cba_fast.models import (
     ModelDescription,
@@ -183,6 +185,16 @@ def test_evaluate_counts_classes_by_their_names(here, capsys):
     assert found["top1"] == pytest.approx(100 * np.mean(right))
     by_folder = [("auk", "jay", "owl")[best[i]] == i.split("/")[0] for i in IMAGES]
     assert sum(by_folder) != sum(right)
+
+
+def test_the_per_image_study_counts_classes_by_their_names(here):
+    data = {"test_dataset": "images", "metadata_root": "meta", "target": "label"}
+    text = yaml.safe_dump({"experiments": [{"name": "a", "weight_path": "replknet.pth", **data}]})
+    Path("e.yaml").write_text(text)
+    (subject,), _ = load_subjects(Path("e.yaml"))
+    sample = draw_sample(subject.settings)
+    labels = {r.image_id: r.label for r in per_image.labelled(subject, sample).records}
+    assert labels == {i: NANO.class_names.index(i.split("/")[0]) for i in IMAGES}
 
 
 def test_labels_outside_of_the_classes_cost_the_top1_alone(here, capsys):

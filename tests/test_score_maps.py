@@ -1,5 +1,7 @@
 """Stored score maps: names, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -35,8 +37,10 @@ def test_the_official_name_wins_over_the_studys(tmp_path):
     folder = MapFolder(tmp_path)
     assert folder.find("a/b/x.y.jpg") is None
     save(study, np.zeros((2, 2)))
+    folder = MapFolder(tmp_path)  # lists each of its folders once
     assert folder.find("a/b/x.y.jpg") == study
     save(official.with_name("x.y.jpg.npy"), np.zeros((2, 2)))
+    folder = MapFolder(tmp_path)
     assert folder.find("a/b/x.y.jpg") == official
     assert folder.ambiguous == ["a/b/x.y.jpg"]
 
@@ -55,6 +59,15 @@ def test_ids_that_leave_the_folder_are_refused(tmp_path, shape):
     with pytest.raises(InputError, match="not a plain relative path") as e:
         MapFolder(tmp_path / "maps").find(image_id)
     assert repr(image_id) in str(e.value)
+
+
+def test_pipes_named_as_maps_are_not_opened(tmp_path):
+    save(tmp_path / "maps" / "b.npy", np.zeros((2, 2)))
+    os.mkfifo(tmp_path / "maps" / "a.npy")
+    assert MapFolder(tmp_path / "maps").find("a.jpg") is None
+    with pytest.raises(ScoreMapError, match=r"a\.npy: not a readable score map: .*not a regular"):
+        read_score_map(tmp_path / "maps" / "a.npy")
+    assert pack_maps(tmp_path / "maps", tmp_path / "store").stored == 1
 
 
 def test_no_folder_is_an_error(tmp_path):

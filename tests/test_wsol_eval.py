@@ -135,7 +135,7 @@ def test_packing_refuses_what_it_cannot_store(here, capsys):
     assert "--resize_maps needs --eval_size" in refused("--resize_maps")
     assert "(32, 32), but (9, 9) is asked for" in refused("--eval_size", 9)
     write_file(here / "thesis" / "a.txt", "years of work")
-    assert "thesis holds 1 files that no earlier run wrote" in refused(store="thesis")
+    assert "thesis holds files that no earlier run wrote" in refused(store="thesis")
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.zeros((9, 9)))
     assert "jay_03.npy: shape (9, 9), but the maps before it are (32, 32)" in refused()
     files.write_npy(here / "maps" / "jay" / "jay_03.npy", np.full((32, 32), 2.0))
@@ -181,7 +181,7 @@ def test_predictions_add_top1_and_top5(here, capsys):
 
 def test_bad_predictions_are_named(here, capsys):
     args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--predictions", "p.csv"]
-    assert "p.csv: predictions cannot be read" in run_cli(capsys, *args).err
+    assert "no file p.csv" in run_cli(capsys, *args).err
     write_predictions("p.csv", {i: [0] for i in IDS[1:]})
     done = run_cli(capsys, *args, "--json", "r.json")
     assert done.status == 1

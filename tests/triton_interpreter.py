@@ -24,7 +24,7 @@ from cba_fast.kernels import dwconv_triton
 from cba_fast.ops import depthwise_conv2d, depthwise_conv2d_grad_weight, depthwise_conv2d_grad_x
 from cba_fast.reference import dwconv as reference
 
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FP16, BF16 = torch.float16, torch.bfloat16
 CL = torch.channels_last
 CASES: dict[str, Callable[[], None]] = {}
 
@@ -34,7 +34,7 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-def image(layout: str, shape, dtype=FP32):
+def image(layout: str, shape, dtype=FP16):
     n, c, h, w = shape
     if layout == "contiguous":
         t = torch.randn(n, c, h, w)
@@ -111,8 +111,7 @@ def passes(shape, kernel_size, dtype, layout="contiguous", seed=0, **family):
             gx = dwconv_triton.forward(
                 grad, weight, None, torch.contiguous_format, flip=True, **family
             )
-            weight_family = {k: v for k, v in family.items() if v != "toeplitz"}
-            gw = dwconv_triton.grad_weight(grad, x, kernel_size, **weight_family)
+            gw = dwconv_triton.grad_weight(grad, x, kernel_size)
         else:
             how = {"backend": "triton"}
             y = depthwise_conv2d(x, weight, bias, **how)
@@ -127,45 +126,41 @@ def passes(shape, kernel_size, dtype, layout="contiguous", seed=0, **family):
 
 CASES |= {
     # Bands: tiles and blocks that do not divide the image, whole rows, wide windows.
-    "band_many_tiles_fp32": passes((1, 1, 11, 40), (9, 9), FP32),
+    "band_many_tiles": passes((1, 1, 11, 40), (9, 9), FP16),
     "band_many_tiles_fp16": passes((2, 1, 19, 37), (13, 15), FP16),
     "band_many_tiles_bf16": passes((1, 1, 9, 50), (11, 9), BF16),
-    "band_whole_rows_fp32": passes((2, 1, 9, 24), (19, 27), FP32),
+    "band_whole_rows": passes((2, 1, 9, 24), (19, 27), FP16),
     "band_whole_rows_bf16": passes((3, 1, 10, 16), (13, 13), BF16),
     "band_widest_window": passes((1, 1, 5, 65), (17, 63), FP16),
     "band_kernel_exceeds_image": passes((2, 1, 13, 12), (31, 27), FP16),
     "band_one_column": passes((2, 1, 150, 1), (9, 9), FP16),
     "band_one_row": passes((2, 2, 1, 150), (9, 9), BF16),
-    "band_many_images": passes((20, 1, 13, 12), (9, 9), FP32),
-    "band_splits_of_the_batch": passes((9, 1, 3, 49), (3, 9), FP32),
-    "band_single_pixel": passes((2, 3, 1, 1), (9, 3), FP32, family="band"),
+    "band_many_images": passes((20, 1, 13, 12), (9, 9), FP16),
+    "band_splits_of_the_batch": passes((9, 1, 3, 49), (3, 9), FP16),
+    "band_single_pixel": passes((2, 3, 1, 1), (9, 3), FP16, family="band"),
     # Strips; tall ones lie down first.
     "strip_51x5": passes((1, 2, 40, 10), (51, 5), FP16),
     "strip_5x51": passes((1, 2, 10, 40), (5, 51), BF16, "channels_last"),
     "strip_63x1": passes((2, 1, 70, 3), (63, 1), BF16),
-    "strip_1x63": passes((2, 1, 3, 70), (1, 63), FP32),
+    "strip_1x63": passes((2, 1, 3, 70), (1, 63), FP16),
     # Dense matrices on small maps.
-    "toeplitz_fp32": passes((3, 2, 5, 7), (9, 9), FP32),
     "toeplitz_fp16": passes((2, 1, 12, 12), (13, 13), FP16),
     "toeplitz_bf16": passes((2, 3, 7, 7), (5, 13), BF16, "channels_last"),
-    "toeplitz_single_pixel": passes((2, 3, 1, 1), (13, 13), FP32),
+    "toeplitz_single_pixel": passes((2, 3, 1, 1), (13, 13), FP16),
     "toeplitz_many_images": passes((70, 1, 4, 3), (9, 3), FP16),
     "toeplitz_sliced": passes((2, 2, 4, 8), (9, 9), FP16, "sliced"),
-    # Small kernels, tap by tap.
-    "direct_1x1": passes((2, 3, 5, 6), (1, 1), FP32),
-    "direct_7x7": passes((1, 3, 2, 6), (7, 7), FP16, "channels_last"),
-    "direct_3x5": passes((1, 2, 17, 18), (3, 5), BF16),
-    "direct_5x3_channels_last": passes((1, 66, 2, 3), (5, 3), BF16, "channels_last"),
-    "direct_kernel_exceeds_image": passes((1, 2, 1, 2), (7, 5), FP32),
+    # Small kernels.
+    "small_1x1": passes((2, 3, 5, 6), (1, 1), FP16),
+    "small_7x7": passes((1, 2, 17, 18), (7, 7), BF16, "channels_last"),
+    "small_5x1": passes((1, 2, 17, 18), (5, 1), FP16),
 }
 for _layout in LAYOUTS[2:]:
     CASES[f"band_{_layout}"] = passes((2, 2, 8, 19), (3, 9), FP16, _layout)
-    CASES[f"direct_{_layout}"] = passes((2, 2, 3, 4), (1, 3), FP32, _layout)
 
 
 @case
 def delta_kernel_is_the_identity():
-    for dtype in (FP32, FP16, BF16):
+    for dtype in (FP16, BF16):
         for kernel_size in ((3, 1), (3, 11)):
             for shape in ((2, 1, 5, 6), (1, 1, 8, 20)):
                 x = image("contiguous", shape, dtype)
@@ -181,7 +176,7 @@ def memory_formats_are_those_of_conv2d():
         for layout in LAYOUTS:
             for kernel_size in ((1, 1), (9, 1)):
                 x = image(layout, shape)
-                weight = torch.randn(shape[1], 1, *kernel_size)
+                weight = torch.randn(shape[1], 1, *kernel_size, dtype=FP16)
                 pad = [k // 2 for k in kernel_size]
                 expected = torch.nn.functional.conv2d(x, weight, padding=pad, groups=shape[1])
                 y = depthwise_conv2d(x, weight, backend="triton")
@@ -193,8 +188,8 @@ def memory_formats_are_those_of_conv2d():
 @case
 def empty_tensors():
     for shape in ((0, 3, 5, 5), (2, 0, 5, 5), (2, 3, 0, 5)):
-        x = torch.randn(shape, requires_grad=True)
-        weight = torch.randn(shape[1], 1, 9, 9, requires_grad=True)
+        x = torch.randn(shape, dtype=FP16, requires_grad=True)
+        weight = torch.randn(shape[1], 1, 9, 9, dtype=FP16, requires_grad=True)
         y = depthwise_conv2d(x, weight, backend="triton")
         y.sum().backward()
         assert y.shape == x.grad.shape == x.shape
@@ -202,36 +197,15 @@ def empty_tensors():
 
 
 @case
-def direct_keeps_a_nan_local():
-    x, weight = torch.randn(1, 1, 9, 9), torch.randn(1, 1, 3, 3)
-    x[0, 0, 0, 0] = torch.nan
-    y = depthwise_conv2d(x, weight, backend="triton", algorithm="direct")
-    expected = torch.zeros(9, 9, dtype=torch.bool)
-    expected[:2, :2] = True
-    assert torch.equal(y[0, 0].isnan(), expected)
-
-
-@case
 def opcheck():
-    ops, how = torch.ops.cba_fast, ("triton",) * 3
+    ops, how = torch.ops.cba_fast, ("triton", "auto")
     x = image("channels_last", (1, 2, 2, 3)).requires_grad_()
     g = image("transposed", (1, 2, 2, 3)).requires_grad_()
-    weight, bias = torch.randn(2, 1, 9, 1, requires_grad=True), torch.randn(2, requires_grad=True)
+    weight = torch.randn(2, 1, 9, 1, dtype=FP16, requires_grad=True)
+    bias = torch.randn(2, dtype=FP16, requires_grad=True)
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, [9, 1], *how))
-
-
-@case
-def gradients_are_adjoint_to_the_forward_pass():
-    for shape, kernel_size in (((2, 3, 9, 7), (11, 5)), ((1, 2, 7, 33), (9, 9))):
-        x, g = torch.randn(2, *shape)
-        weight = torch.randn(shape[1], 1, *kernel_size)
-        forward = (depthwise_conv2d(x, weight, backend="triton").double() * g).sum()
-        gx = depthwise_conv2d_grad_x(g, weight, backend="triton")
-        gw = depthwise_conv2d_grad_weight(g, x, kernel_size, backend="triton")
-        for value in ((x * gx.double()).sum(), (weight * gw.double()).sum()):
-            torch.testing.assert_close(value, forward, rtol=1e-4, atol=1e-3)
 
 
 def unusable() -> str | None:
@@ -240,7 +214,7 @@ def unusable() -> str | None:
     Triton 3.6 (and others) convert the bounds of loops as NumPy 2.4 no longer lets them.
     """
     try:
-        CASES["direct_1x1"]()
+        CASES["small_1x1"]()
     except Exception as e:
         if "only 0-dimensional arrays can be converted" in f"{e} {e.__cause__}":
             import numpy

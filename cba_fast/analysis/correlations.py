@@ -14,8 +14,8 @@ WITHIN, POOLED, BETWEEN = "within", "pooled", "between"
 _MOST = 0.95
 
 
-@dataclass(frozen=True)
-class Question:
+@dataclass(frozen=True, repr=False)
+class Question(Short):
     """One relation: of the outcome with `xs`, with what `given` explains taken out of both.
 
     Attributes:

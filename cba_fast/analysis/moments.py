@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ..short import Short
+
 # Below this share of its own variance, what is left of a variable is rounding.
 _NOTHING = 1e-10
 # A sum of squares below this is rounding: values are scaled to [-1, 1], ranks to (0, 1].
@@ -14,8 +16,8 @@ _NO_SPREAD = 1e-18
 _CHUNK = 1 << 22
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, repr=False)
+class Rows(Short):
     """Observations of several models on the same images, from :func:`make_rows`.
 
     Attributes:

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from ..data.textlines import unprintable
+from ..data.textlines import parse_float, read_text, shown, unprintable
 from ..errors import InputError
 from ..files import write_text
 
@@ -43,7 +43,7 @@ def read_points(path: str | os.PathLike) -> list[Point]:
         InputError: the file cannot be read, its header lacks a column, names one twice or another
             one, or a line breaks the format; the message names file and line.
     """
-    header, points = _parse(path, _read(path))
+    header, points = _parse(path, read_text(path))
     if header is None:
         raise InputError(f"{path}: empty; the first line must be {','.join(COLUMNS)}")
     return points
@@ -62,7 +62,7 @@ def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
     for point in points:
         _check(point, f"point {point.model_name!r}")
     with _locked(path):
-        text = _read(path) if Path(path).exists() else ""
+        text = read_text(path) if Path(path).exists() else ""
         header, _ = _parse(path, text)
         out = io.StringIO()
         out.write(text)
@@ -102,7 +102,7 @@ def put_points(
     for point in points:
         _check(point, f"point {point.model_name!r}")
     with _locked(path):
-        text = _read(path) if Path(path).exists() else ""
+        text = read_text(path) if Path(path).exists() else ""
         _parse(path, text)
         rows = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if any(r)]
         header = [cell.strip() for cell in rows[0]] if rows else list(COLUMNS)
@@ -120,14 +120,6 @@ def put_points(
         writer.writerow(header)
         writer.writerows([row for row in [*placed, *ordered] if row is not None])
         write_text(path, out.getvalue())
-
-
-def _read(path: str | os.PathLike) -> str:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            return f.read()
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path}: not UTF-8 text: {e}") from e
 
 
 def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[Point]]:
@@ -157,9 +149,9 @@ def _point(row: dict[str, str], width: int, where: str) -> Point:
     if width != len(COLUMNS):
         raise InputError(f"{where}: {width} values, expected {len(COLUMNS)}")
     try:
-        wsol = float(row["wsol"])
+        wsol = parse_float(row["wsol"])
     except ValueError:
-        raise InputError(f"{where}: wsol is not a number: {row['wsol']!r}") from None
+        raise InputError(f"{where}: wsol is not a number: {shown(row['wsol'])}") from None
     if 1 < wsol <= 100:
         wsol /= 100
     point = Point(row["model_name"], row["family"], row["erf_path"], wsol)

@@ -56,7 +56,7 @@ def read_records(path: str | os.PathLike) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise InputError(f"{path}: line {number} is no JSON: {e}") from e
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number} is no JSON object")

@@ -132,13 +132,13 @@ def _per_image(
     subjects, notes = load_subjects(config, num_samples, seed)
     sample = draw_sample(subjects[0].settings)
     warn(notes + sample.notes())
-    settings = {"score": score, "num_samples": subjects[0].settings.num_samples}
-    settings |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
-    outputs = check_findings(output, {**settings, "models": [s.name for s in subjects]}, overwrite)
+    used = {"score": score, "num_samples": subjects[0].settings.num_samples}
+    used |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
+    outputs = check_findings(output, {**used, "models": [s.name for s in subjects]}, overwrite)
     models = []
     for subject in subjects:
-        settings = subject.settings
-        click.echo(resolve(settings.model_of(subject.weights), settings.data()).line, err=True)
+        of_model = subject.settings.model_of(subject.weights)
+        click.echo(resolve(of_model, subject.settings.data()).line, err=True)
         try:
             found = measure(
                 subject,
@@ -162,8 +162,7 @@ def _per_image(
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
-    settings = {"config": str(config), **settings}
-    paths = write_findings(output, findings, settings, answer)
+    paths = write_findings(output, findings, {"config": str(config), **used}, answer)
     paths += _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
     if show:

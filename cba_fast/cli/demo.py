@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .options import SEED
+from .options import SEED, overwrite_option
 
 
 @click.command()
@@ -13,11 +13,12 @@ from .options import SEED
     "--output",
     type=click.Path(path_type=Path),
     default=Path("cba_fast_demo"),
-    help="Folder of all files; an earlier demo there is replaced.",
+    help="Folder of all files.",
 )
 @click.option("--seed", type=SEED, default=0, help="Of the images and of the training.")
 @click.option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
-def command(output, seed, quick):
+@overwrite_option()
+def command(output, seed, quick, overwrite):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.
 
     Draws a CUB-like data set, trains small models of three families from scratch, and takes them
@@ -30,6 +31,7 @@ def command(output, seed, quick):
         output,
         seed=seed,
         scale=QUICK if quick else FULL,
+        overwrite=overwrite,
         step=lambda text: click.echo(f"-- {text}"),
     )
     _print_table(result)

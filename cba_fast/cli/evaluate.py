@@ -21,6 +21,7 @@ from .scores import (
     print_accuracies,
     print_classification,
     print_scores,
+    print_source,
     transferred_json,
     write_scores,
 )
@@ -149,6 +150,8 @@ def _with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
 
 def _print(found, threshold_from: Path | None) -> None:
     print_scores(found.result, found.box_config.iou_thr)
+    for label, source in zip(("Images of", "Ground truth"), found.sources, strict=True):
+        print_source(label, source)
     if found.classification is not None:
         print_classification(found.classification)
     if found.erf is not None:

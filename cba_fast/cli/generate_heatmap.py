@@ -14,6 +14,7 @@ from .options import (
     run_options,
 )
 from .progress import bar, warn
+from .scores import print_source
 
 
 @click.command()
@@ -40,7 +41,8 @@ def command(
     """Make CAM or PC1 heatmaps of an image folder.
 
     Writes overlays to HEATMAP_OUTPUT/heatmap_<number>.png and score maps (float64, 0 to 1) to
-    np_HEATMAP_OUTPUT/<class>/<stem>.npy. The same command, started again, goes on where it was.
+    np_HEATMAP_OUTPUT/<class>/<stem>.npy, or as --map_names says. The same command, started again,
+    goes on where it was.
     """
     from ..runs.generate import generate_heatmaps
 
@@ -65,6 +67,7 @@ def command(
     warn(result.notes)
     kept = f", {result.kept} were there" if result.kept else ""
     rate = f"{seconds / result.made:.2f} s per image, " if result.made else ""
+    print_source("Images of", result.source)
     click.echo(f"Heatmaps     : {result.made} made{kept} ({rate}{seconds:.1f} s in all)")
     click.echo(f"Score maps   : {result.map_folder}")
     if result.overlay_folder is not None:

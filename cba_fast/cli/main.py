@@ -24,7 +24,7 @@ COMMANDS = {
     "analysis-erf-vs-wsol": ("analysis_erf_vs_wsol", "Correlate ERF size and MaxBoxAcc."),
     "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
     "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
-    "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz or folder) for the study."),
+    "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz, .zip or folder) for the study."),
     "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
     "bench": ("bench", "Time depthwise layers or whole networks on this machine."),

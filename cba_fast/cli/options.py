@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from ..data.records import MAP_NAMES
 from ..errors import InputError
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from ..shapes import MOST, map_shape
@@ -179,7 +180,11 @@ _METADATA_OPTIONS = [
         help="wsolevaluation metadata: the folder with image_ids.txt, or the root above it.",
     ),
     click.option("--dataset_name", help="Folder below the metadata root, e.g. CUB."),
-    click.option("--split", default="test", help="Of CUB_200_2011, or below the metadata root."),
+    click.option(
+        "--split",
+        help="Split of CUB_200_2011 (train, test or all), or folder below the metadata root, such"
+        " as val.  [default: test, or the split whose folder --metadata_root is]",
+    ),
 ]
 
 
@@ -313,12 +318,19 @@ def map_options() -> Callable:
             default="wrap",
             help="PC1 values outside [0, 1]: wrap as the study's code does, clip, or rescale.",
         ),
+        click.option(
+            "--map_names",
+            type=click.Choice(MAP_NAMES),
+            help="Names of the maps: study, <class>/<name up to its first dot>, or official, the"
+            " whole image id.  [default: study, unless two images would get the same name]",
+        ),
     ]
     fields = {
         "localization_method": "method",
         "target": "target",
         "map_size": "map_size",
         "pc1_range": "pc1_range",
+        "map_names": "map_names",
     }
     return _collect("map_config", MapConfig, fields, options)
 
@@ -345,6 +357,11 @@ def box_options(with_metadata: bool, contours: str | None, scored: bool = True) 
         ),
         click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224."),
         click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead."),
+        click.option(
+            "--allow_boxes_beyond",
+            is_flag=True,
+            help="Go on where more than a tenth of the boxes lie outside of their images.",
+        ),
     ]
     names = ["cub_root", "iou_thr", "cam_curve_interval", "eval_size", "resize_maps"]
     if scored:
@@ -362,7 +379,8 @@ def box_options(with_metadata: bool, contours: str | None, scored: bool = True) 
         text = "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."
         options.append(click.option("--contours", type=kind, default=contours, help=text))
         names.append("contours")
-    return _collect("box_config", BoxConfig, {k: k for k in names}, options, _check_boxes)
+    fields = {k: k for k in names} | {"allow_boxes_beyond": "allow_beyond"}
+    return _collect("box_config", BoxConfig, fields, options, _check_boxes)
 
 
 def _check_boxes(config: BoxConfig) -> None:

@@ -1,11 +1,14 @@
-"""``cba-fast prepare-cub``: CUB_200_2011 (.tgz or folder) in the layouts that the study reads."""
+"""``cba-fast prepare-cub``: CUB_200_2011 (.tgz, .zip or folder) as the study reads it."""
 
 import click
 
 
 @click.command(name="prepare-cub")
 @click.option(
-    "--source", required=True, type=click.Path(), help="CUB_200_2011.tgz or the extracted folder."
+    "--source",
+    required=True,
+    type=click.Path(),
+    help="CUB_200_2011.tgz (or .tar, .zip) or the extracted folder.",
 )
 @click.option(
     "--output", default="datasets/cub-200-2011", type=click.Path(), help="The data set's folder."

@@ -7,6 +7,11 @@ import click
 from .. import files
 
 
+def print_source(label: str, source: str) -> None:
+    """Print which folder was read for the images or the ground truth."""
+    click.echo(f"{label:<13}: {source}")
+
+
 def print_scores(result, iou_thr: float, bootstrap=None) -> None:
     """Print the box metrics of a `BoxResult` at the IoU threshold asked for.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import POSITIVE
+from .options import POSITIVE, overwrite_option
 
 
 @click.command(name="synth-cub")
@@ -20,8 +20,11 @@ from .options import POSITIVE
 @click.option("--size", type=POSITIVE, default=256, help="Side of the images in pixels.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the drawing.")
 @click.option("--num_workers", type=POSITIVE, help="Threads; one per core, 8 at most, if absent.")
+@overwrite_option()
 @click.option("--split/--no_split", default=True, help="Make images_splitted/{train,test}, too.")
-def command(root, classes, images_per_class, test_per_class, size, seed, num_workers, split):
+def command(
+    root, classes, images_per_class, test_per_class, size, seed, num_workers, overwrite, split
+):
     """Draw a CUB_200_2011 folder of animals with tight boxes: no download.
 
     The same options and library versions give the same files; an interrupted run is taken up. With
@@ -45,6 +48,7 @@ def command(root, classes, images_per_class, test_per_class, size, seed, num_wor
             size=size,
             seed=seed,
             num_workers=num_workers,
+            overwrite=overwrite,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     num_test = classes * test_per_class

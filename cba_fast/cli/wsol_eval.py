@@ -10,6 +10,7 @@ from .scores import (
     print_accuracies,
     print_pixel_scores,
     print_scores,
+    print_source,
     print_statistics,
     transferred_json,
     write_scores,
@@ -21,6 +22,7 @@ BOXES_ONLY = (
     "contours",
     "threshold",
     "threshold_from",
+    "allow_boxes_beyond",
     *("predictions", "per_class", "bootstrap", "confidence", "seed"),
     *("compare", "compare_predictions"),
 )
@@ -71,6 +73,7 @@ def command(
     result, found = scored.result, scored.statistics
     warn(scored.notes)
     print_scores(result, box_config.iou_thr, found.bootstrap)
+    print_source("Ground truth", scored.evaluator.boxes.source)
     print_statistics(found, box_config.iou_thr, statistics.compare)
     print_accuracies(scored.fixed, "At the threshold asked for")
     print_accuracies(scored.transferred, f"At the thresholds of {threshold_from}")
@@ -106,6 +109,7 @@ def _check_pixel_options(context: click.Context) -> None:
 
 
 def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
+    from ..data.metadata import find_folder
     from ..runs.score import versions
     from ..runs.score_pixels import PixelConfig, score_pixels
     from ..runs.settings import settings
@@ -125,7 +129,9 @@ def _score_pixels(np_root, mask_root, config, num_workers, json_path) -> None:
     )
     result, notes = score_pixels(np_root, pixel_config, bar("scoring"), num_workers)
     warn(notes)
+    folder = find_folder(config.metadata_root, config.dataset_name, config.split)
     print_pixel_scores(result)
+    print_source("Ground truth", str(folder))
     if json_path:
         used = settings(pixel_config) | {"np_root": str(np_root)}
         write_scores(json_path, result, {"settings": used, "versions": versions()})

@@ -9,8 +9,8 @@ import importlib
 _WHERE = {
     "ImageRecord": "records",
     "ImageSet": "records",
-    "check_map_names": "records",
     "map_name": "records",
+    "map_names": "records",
     "open_image_set": "image_sets",
     "resolve_test_dataset": "image_sets",
     "read_image": "images",

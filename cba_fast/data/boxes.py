@@ -2,34 +2,40 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import BoxError, InputError
+from ..errors import BoxError, ImageError, InputError
 from ..short import Short
 from . import cub, metadata
-from .images import read_size
-from .textlines import some
+from .images import read_header
+from .records import DEFAULT_SPLIT
+from .textlines import counted, some
 
 log = logging.getLogger("cba_fast")
+MOST_OUTSIDE = 0.1  # share of the boxes; more of them have nothing to do with the images
 
 
 class HeaderSizes(dict):
     """Image sizes by id, each read from the image's header when first asked for.
 
     A score needs the sizes of the images that have a map; the others need not even be there.
+    `turned` holds the ids of the images read so far whose EXIF turns them by a quarter.
     """
 
     def __init__(self, root: Path):
         super().__init__()
         self.root = root
+        self.turned: list[str] = []
 
     def __missing__(self, image_id: str) -> tuple[int, int]:
-        self[image_id] = size = read_size(self.root / image_id)
-        return size
+        self[image_id], turned = read_header(self.root / image_id)
+        if turned:
+            self.turned.append(image_id)
+        return self[image_id]
 
 
 @dataclass(repr=False)
@@ -41,12 +47,14 @@ class Boxes(Short):
         boxes: (G,4) int64 x0, y0, x1, y1 in pixels of the original image, G >= 1, per id.
         sizes: (width, height) of the original image, per id; for CUB a `HeaderSizes`.
         labels: 0-based class per id, or None where the data set has none.
+        source: what was read, for a line of a command: a folder, perhaps its split.
     """
 
     image_ids: tuple[str, ...]
     boxes: dict[str, np.ndarray]
     sizes: dict[str, tuple[int, int]]
     labels: dict[str, int] | None
+    source: str = ""
 
     def scaled(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
         """Return the boxes of `image_id` in the coordinates of a map of `size`.
@@ -76,8 +84,9 @@ def load_boxes(
     cub_root: str | os.PathLike | None = None,
     metadata_root: str | os.PathLike | None = None,
     dataset_name: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     image_ids: Sequence[str] | None = None,
+    allow_beyond: bool = False,
 ) -> Boxes:
     """Read the ground-truth boxes of a split.
 
@@ -86,15 +95,18 @@ def load_boxes(
         metadata_root: instead, the folder with the four text files of the official metadata, or
             the official root above ``<dataset_name>/<split>``.
         dataset_name: "CUB", "ILSVRC", ... below an official root.
-        split: "train", "test" or "all" for CUB, a folder of the metadata.
+        split: "train", "test" or "all" for CUB, a folder of the metadata; None means "test", or the
+            split whose folder `metadata_root` is.
         image_ids: only these, in this order; None takes the whole split.
+        allow_beyond: keep boxes that lie outside of their images, however many they are.
 
     Raises:
         InputError: not exactly one root is given, a file is missing or malformed, ids are duplicate
-            or missing in one of the files, the annotation is by masks, or an id of `image_ids` is
-            not in the split.
-        BoxError: a box is negative or reversed. Boxes of metadata that reach beyond the image are
-            kept as they are, with one warning in the log.
+            or missing in one of the files, the annotation is by masks, an id of `image_ids` is not
+            in the split, or `metadata_root` is the folder of another split or data set.
+        BoxError: a box is negative or reversed, or more than a tenth of the boxes lie wholly
+            outside of their images. Boxes that reach beyond their image are kept as they are, with
+            a warning in the log; so are photos that EXIF turns by a quarter.
     """
     if (cub_root is None) == (metadata_root is None):
         raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
@@ -103,11 +115,12 @@ def load_boxes(
     else:
         folder = metadata.find_folder(metadata_root, dataset_name, split)
         found = _from_metadata(folder, image_ids)
-        _warn_beyond(found)
+    _check_inside(found, allow_beyond)
     return found
 
 
-def _from_cub(root: Path, split: str, image_ids: Sequence[str] | None) -> Boxes:
+def _from_cub(root: Path, split: str | None, image_ids: Sequence[str] | None) -> Boxes:
+    split = DEFAULT_SPLIT if split is None else split
     index = cub.read_index(root)
     path = root / "bounding_boxes.txt"
     all_boxes = cub.read_boxes(root)
@@ -119,6 +132,7 @@ def _from_cub(root: Path, split: str, image_ids: Sequence[str] | None) -> Boxes:
         {n: np.array([all_boxes[by_name[n]]], dtype=np.int64) for n in wanted},
         HeaderSizes(root / "images"),
         {n: index.labels[by_name[n]] for n in wanted},
+        f"{root}, split {split}",
     )
 
 
@@ -128,11 +142,14 @@ def _from_metadata(folder: Path, image_ids: Sequence[str] | None) -> Boxes:
     sizes = metadata.read_sizes(folder, ids)
     labels = metadata.read_labels(folder, ids)
     wanted = _choose(ids, image_ids, str(folder))
+    if image_ids is None:
+        return Boxes(wanted, boxes, sizes, labels, str(folder))
     return Boxes(
         wanted,
-        {i: np.array(boxes[i], dtype=np.int64) for i in wanted},
+        {i: boxes[i] for i in wanted},
         {i: sizes[i] for i in wanted},
         None if labels is None else {i: labels[i] for i in wanted},
+        str(folder),
     )
 
 
@@ -146,12 +163,68 @@ def _choose(have: tuple[str, ...], wanted: Sequence[str] | None, where: str) -> 
     return tuple(wanted)
 
 
-def _warn_beyond(found: Boxes) -> None:
-    """Log once which boxes end beyond their image; they count as they are (SPEC: never clipped)."""
-    beyond = [i for i in found.image_ids if (found.boxes[i][:, 2:] > found.sizes[i]).any()]
-    if beyond:
-        log.warning(
-            "%d image(s) have a box that reaches beyond the image; kept as it is: %s",
-            len(beyond),
-            some(beyond),
+def _check_inside(found: Boxes, allow_beyond: bool) -> None:
+    """Warn of boxes that reach beyond their images; refuse many that lie wholly outside of them.
+
+    Boxes count as they are, never clipped. Images that are not there have no say.
+    """
+    sizes = {i: size for i in found.image_ids if (size := _size(found, i)) is not None}
+    if not sizes:
+        return
+    parts = [found.boxes[i] for i in sizes]
+    boxes, counts = np.concatenate(parts), [len(part) for part in parts]
+    owners = np.repeat(np.array(list(sizes), object), counts)
+    size = np.repeat(np.array(list(sizes.values())), counts, axis=0)  # (boxes, 2): width, height
+    beyond, outside = (boxes[:, 2:] > size).any(1), (boxes[:, :2] >= size).any(1)
+    if outside.sum() > MOST_OUTSIDE * len(boxes) and not allow_beyond:
+        raise BoxError(
+            f"{found.source}: {outside.sum()} of {len(boxes)} boxes lie wholly outside of their "
+            f"images ({_named(owners, outside)}): the images were resized, cropped or turned, or "
+            "are others; give `allow_beyond` to score them as they are"
         )
+    if beyond.any():
+        turned = beyond & (boxes[:, 2:] <= size[:, ::-1]).all(1)
+        hint = f" ({turned.sum()} of them would fit a turned image)" if turned.any() else ""
+        log.warning(
+            "%d image(s) have a box that reaches beyond the image%s; kept as it is: %s",
+            *(len(set(owners[beyond])), hint, _named(owners, beyond)),
+        )
+    if turned_photos := getattr(found.sizes, "turned", []):
+        log.warning("%s", _turned_line(turned_photos))
+
+
+def turned_notes(found: Boxes, paths: Mapping[str, Path]) -> list[str]:
+    """Return a note on images whose header contradicts the ground truth by a quarter turn.
+
+    Args:
+        found: the ground truth; sizes that come from headers have been looked at before.
+        paths: the image files, by id.
+    """
+    turned = []
+    for image_id, path in () if isinstance(found.sizes, HeaderSizes) else paths.items():
+        try:
+            size, rotated = read_header(path)
+        except ImageError:
+            continue  # reported when it is read
+        if rotated or (size != found.sizes[image_id] == size[::-1]):
+            turned.append(image_id)
+    return [_turned_line(turned)] if turned else []
+
+
+def _turned_line(image_ids: Sequence[str]) -> str:
+    return (
+        f"{counted(len(image_ids), 'photo')} turned by EXIF or against the recorded size: images "
+        "are read as their pixels are stored, unturned, and boxes that were drawn on the turned "
+        f"photo do not fit: {some(image_ids)}"
+    )
+
+
+def _size(found: Boxes, image_id: str) -> tuple[int, int] | None:
+    try:
+        return found.sizes[image_id]
+    except ImageError:
+        return None  # an image without a map need not be there; the others are read again
+
+
+def _named(owners: np.ndarray, rows: np.ndarray) -> str:
+    return some(dict.fromkeys(owners[rows]))

@@ -1,14 +1,13 @@
 """Read the text files of a CUB_200_2011 folder (Wah et al., 2011, The Caltech-UCSD Birds)."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BoxError, InputError
 from ..short import Short
-from .records import ImageSet, make_record
-from .textlines import bad_line, duplicate, read_lines, some
+from .records import DEFAULT_SPLIT, ImageSet, make_record
+from .textlines import bad_line, check_relative, duplicate, parse_float, parse_int, read_lines, some
 
 FOLDER = "CUB_200_2011"
 SPLITS = ("train", "test", "all")
@@ -59,8 +58,9 @@ class CubIndex(Short):
     is_training: dict[int, bool]
     class_names: tuple[str, ...]
 
-    def ids(self, split: str) -> list[int]:
-        """Return the image ids of `split` ("train", "test" or "all") in file order."""
+    def ids(self, split: str | None = None) -> list[int]:
+        """Return the image ids of `split` ("train", "test" (None) or "all") in file order."""
+        split = DEFAULT_SPLIT if split is None else split
         if split not in SPLITS:
             raise InputError(f"CUB_200_2011 has the splits {', '.join(SPLITS)}, not {split!r}")
         if split == "all":
@@ -79,7 +79,7 @@ def read_index(root: Path) -> CubIndex:
     if sorted(classes) != list(range(1, len(classes) + 1)):
         raise InputError(f"{root / 'classes.txt'}: class ids are not 1..{len(classes)}")
     names = _read_table(root / "images.txt", "<image id> <path below images/>", str)
-    labels = _read_table(root / "image_class_labels.txt", "<image id> <class id>", int)
+    labels = _read_table(root / "image_class_labels.txt", "<image id> <class id>", parse_int)
     is_training = _read_table(root / "train_test_split.txt", "<image id> <0 or 1>", _flag)
     if not names:
         raise InputError(f"{root / 'images.txt'} lists no images")
@@ -93,6 +93,7 @@ def read_index(root: Path) -> CubIndex:
             )
     seen: dict[str, int] = {}
     for image, name in names.items():
+        check_relative(name, str(root / "images.txt"), "image")
         first = seen.setdefault(name, image)
         if first != image:
             raise InputError(f"{root / 'images.txt'}: {name} has the ids {first} and {image}")
@@ -105,7 +106,7 @@ def read_index(root: Path) -> CubIndex:
     )
 
 
-def image_set(root: Path, split: str) -> ImageSet:
+def image_set(root: Path, split: str | None = None) -> ImageSet:
     """Return the images of `split`; see :func:`cba_fast.data.open_image_set`."""
     index = read_index(root)
     where = str(root / "images.txt")
@@ -113,9 +114,10 @@ def image_set(root: Path, split: str) -> ImageSet:
         make_record(index.names[i], root / "images" / index.names[i], index.labels[i], where)
         for i in index.ids(split)
     )
+    split = DEFAULT_SPLIT if split is None else split
     if not records:
         raise InputError(f"{root / 'train_test_split.txt'} has no images in the split {split!r}")
-    return ImageSet(root, "cub", records, index.class_names)
+    return ImageSet(root, "cub", records, index.class_names, f"{root}, split {split}")
 
 
 def read_boxes(root: Path) -> dict[int, tuple[int, int, int, int]]:
@@ -126,23 +128,25 @@ def read_boxes(root: Path) -> dict[int, tuple[int, int, int, int]]:
 
     Raises:
         InputError: a line is malformed or an id is duplicate.
-        BoxError: a box is not finite, starts below 0 or has a negative width or height.
+        BoxError: a box is not finite, starts below 0, has a negative width or height, or ends
+            beyond 2**31.
     """
     path = root / "bounding_boxes.txt"
     boxes: dict[int, tuple[int, int, int, int]] = {}
     for number, text in read_lines(path):
         try:
             image, *rest = text.split()
-            image = int(image)
-            x, y, w, h = map(float, rest)
+            image = parse_int(image)
+            x, y, w, h = map(parse_float, rest)
         except ValueError:
             raise bad_line(path, number, text, "<image id> <x> <y> <width> <height>") from None
         if image in boxes:
             raise duplicate(path, number, str(image))
-        if not all(map(math.isfinite, (x, y, w, h))) or x < 0 or y < 0 or w < 0 or h < 0:
+        # NaN is below and above nothing, so that the comparison fails.
+        if not (min(x, y, w, h) >= 0 and x + w < 2**31 and y + h < 2**31):
             raise BoxError(
-                f"{path}, line {number}: box of image {image} is not finite, negative or reversed: "
-                f"x={x:g} y={y:g} width={w:g} height={h:g}"
+                f"{path}, line {number}: box of image {image} is not finite, negative, reversed or "
+                f"beyond 2**31: x={x:g} y={y:g} width={w:g} height={h:g}"
             )
         boxes[image] = (int(x), int(y), int(x + w), int(y + h))
     return boxes
@@ -154,6 +158,8 @@ def check_same_ids(path_a: Path, a: dict, path_b: Path, b: dict) -> None:
     Raises:
         InputError: an id is in one of them only; the message names the file that lacks it.
     """
+    if a.keys() == b.keys():
+        return
     for path, have, other, want in ((path_b, b, path_a, a), (path_a, a, path_b, b)):
         missing = [i for i in want if i not in have]
         if missing:
@@ -171,7 +177,7 @@ def _read_table(path: Path, want: str, parse) -> dict:
     for number, text in read_lines(path):
         try:
             key, value = text.split(maxsplit=1)
-            key, value = int(key), parse(value)
+            key, value = parse_int(key), parse(value)
         except ValueError:
             raise bad_line(path, number, text, want) from None
         if key in table:

@@ -1,13 +1,15 @@
 """Find the images of a data set: class folders, a CUB_200_2011 folder or official metadata."""
 
+import logging
 import os
 from pathlib import Path
 
 from ..errors import InputError
 from . import cub, metadata
 from .records import ImageRecord, ImageSet, make_record
-from .textlines import some
+from .textlines import counted, some
 
+log = logging.getLogger("cba_fast")
 # The extensions that torchvision's ImageFolder takes, compared in lower case as there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Folders of these names that hold class folders; read as classes they would give maps of all
@@ -35,7 +37,7 @@ def resolve_test_dataset(name: str | os.PathLike) -> Path:
 def open_image_set(
     root: str | os.PathLike,
     *,
-    split: str = "test",
+    split: str | None = None,
     metadata_root: str | os.PathLike | None = None,
     dataset_name: str | None = None,
 ) -> ImageSet:
@@ -48,14 +50,15 @@ def open_image_set(
     Args:
         root: the folder of the images.
         split: "train", "test" or "all" for CUB, a folder of the metadata; class folders have none.
+            None means "test", or the split whose folder `metadata_root` is.
         metadata_root: the folder with the four text files, or the official root above
             ``<dataset_name>/<split>``.
         dataset_name: "CUB", "ILSVRC", ... below an official metadata root.
 
     Raises:
         InputError: a folder or file is missing, a class folder is empty, the folders are splits, a
-            line is malformed, ids are duplicate or missing in one of the files, or not one image of
-            the set exists.
+            line is malformed, ids are duplicate or missing in one of the files, `metadata_root` is
+            the folder of another split or data set, or not one image of the set exists.
     """
     root = Path(root)
     if not root.is_dir():
@@ -79,7 +82,8 @@ def _image_folder(root: Path) -> ImageSet:
     """List `root` in the order of torchvision's ImageFolder, hidden files and folders left out.
 
     torchvision takes hidden ones, which turns ``.ipynb_checkpoints`` into a class and the
-    ``._x.jpg`` companions of macOS archives into unreadable images.
+    ``._x.jpg`` companions of macOS archives into unreadable images. Links to folders are followed,
+    with a warning that names them.
     """
     classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     if not classes:
@@ -92,9 +96,10 @@ def _image_folder(root: Path) -> ImageSet:
             f"{root / classes[0]}"
         )
     records: list[ImageRecord] = []
-    empty = []
+    empty: list[str] = []
+    links: list[str] = []
     for label, name in enumerate(classes):
-        paths = _images_below(root / name)
+        paths = _images_below(root / name, links)
         if not paths:
             empty.append(name)
         for path in paths:
@@ -105,24 +110,40 @@ def _image_folder(root: Path) -> ImageSet:
             f"{root}: no images in the class folder(s) {some(empty, 10)} "
             f"(extensions looked for: {' '.join(IMAGE_EXTENSIONS)}); remove the folder or fill it"
         )
-    return ImageSet(root, "imagefolder", tuple(records), tuple(classes))
+    if links:
+        log.warning(
+            "%s: %s followed; images come from there: %s",
+            *(root, counted(len(links), "link") + " to folders", some(links)),
+        )
+    return ImageSet(root, "imagefolder", tuple(records), tuple(classes), str(root))
 
 
 def _has_folders(folder: Path) -> bool:
     return any(e.is_dir() for e in os.scandir(folder))
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, links: list[str]) -> list[Path]:
+    """Return the images below a class folder; links to folders that were followed go to `links`.
+
+    A folder is read once, by its own name where it has one here: links that point at each other's
+    folder would be followed for ever.
+    """
+
     def stop(error: OSError):
         raise error  # os.walk would leave an unreadable folder out silently
 
-    found = []
-    # ImageFolder sorts the walked folders by their full path, then the files in each.
-    for parent, folders, names in sorted(os.walk(folder, onerror=stop, followlinks=True)):
-        del folders
-        if any(p.startswith(".") for p in Path(parent).relative_to(folder).parts):
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
             continue
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS):
-                found.append(Path(parent, name))
-    return found
+        seen.add((status.st_dev, status.st_ino))
+        if os.path.islink(parent):
+            links.append(f"{parent} -> {os.path.realpath(parent)}")
+        folders[:] = (name for name in folders if not name.startswith("."))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        kept = (n for n in sorted(names) if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != ".")
+        found.append((parent, [Path(parent, name) for name in kept]))
+    # ImageFolder sorts the walked folders by their full path, then the files in each.
+    return [path for _, paths in sorted(found) for path in paths]

@@ -4,13 +4,16 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
+from ..files import open_regular
 
 _EOI = b"\xff\xd9"  # JPEG's end-of-image marker
 # The modes in which Pillow opens 16-bit grey files ("I" before Pillow 11 for PNG).
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations whose photo is shown with width and height swapped
 
 
 def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
@@ -18,7 +21,8 @@ def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
 
     The EXIF orientation is ignored, as in the study. Alpha is dropped, palettes, grey and CMYK are
     converted by Pillow; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour (its own
-    conversion clips at 255 and leaves a white image).
+    conversion clips at 255 and leaves a white image). 32-bit grey is read by its range: floats of 0
+    to 1 are scaled to 0 to 255, values up to 255 taken as they are, integers up to 65535 as 16-bit.
 
     A JPEG that ends early is decoded as far as it goes; what lacks is grey, or the coarser scans
     of a progressive file. The end is supplied by this reader for this file only, instead of
@@ -29,13 +33,14 @@ def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
         The image in mode "RGB", and whether the file was truncated.
 
     Raises:
-        ImageError: the file is missing or not an image, its header is cut, it is truncated in
-            another format than JPEG, or it has more pixels than Pillow's limit against
-            decompression bombs; the message names the file.
+        ImageError: the file is missing, not a regular file or not an image, its header is cut, it
+            is truncated in another format than JPEG, it has more pixels than Pillow's limit against
+            decompression bombs, 32-bit grey values of another range, or becomes one constant colour
+            which it is not in the file; the message names the file.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             try:
                 return _decode(f)
             except _CutInTables:
@@ -53,13 +58,32 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """Return (width, height) from an image's header without decoding it.
 
     Raises:
-        ImageError: the file is missing or its header cannot be read.
+        ImageError: the file is missing, not a regular file, or its header cannot be read.
+    """
+    return read_header(path)[0]
+
+
+def read_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
+    """Return the (width, height) of an image's pixels, and whether EXIF turns it by a quarter.
+
+    Raises:
+        ImageError: as :func:`read_size`.
     """
     try:
-        with Image.open(path) as image:
-            return image.size
+        with open_regular(path) as f, Image.open(f) as image:
+            return image.size, _is_turned(image)
     except Exception as e:
         raise ImageError(f"cannot read image {path}: {_reason(e)}") from e
+
+
+def _is_turned(image: Image.Image) -> bool:
+    # Cameras write JPEG; to look for EXIF in a PNG, Pillow would decode all of it.
+    if image.format not in ("JPEG", "MPO") or "exif" not in image.info:
+        return False
+    try:
+        return image.getexif().get(0x0112) in _TURNED
+    except Exception:  # damaged EXIF, of which Pillow raises many types, turns nothing
+        return False
 
 
 class _CutInTables(Exception):
@@ -97,11 +121,42 @@ def _finishing_reader(image: Image.Image, supplied: list[bool]):
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.convert("RGB")
     if image.mode in _GREY16 or (image.mode == "I" and image.format == "PNG"):
-        return image.point(lambda v: v / 256).convert("L").convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # same pixels, without Pillow's warning
-    return image.convert("RGB")
+        rgb = image.point(lambda v: v / 256).convert("L").convert("RGB")
+    elif image.mode in ("F", "I"):
+        rgb = _from_grey32(np.asarray(image)).convert("RGB")
+    elif image.mode == "P" and "transparency" in image.info:
+        rgb = image.convert("RGBA").convert("RGB")  # same pixels, without Pillow's warning
+    else:
+        rgb = image.convert("RGB")
+    if _is_constant(rgb) and not _is_constant(image):
+        raise ValueError(
+            f"its {image.mode} pixels differ, but as RGB they are all {rgb.getpixel((0, 0))}"
+        )
+    return rgb
+
+
+def _from_grey32(values: np.ndarray) -> Image.Image:
+    """Return 32-bit values (H, W), floating or integer, as 8-bit grey."""
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1 and values.dtype.kind == "f":
+        values = values * 255
+    elif low >= 0 and 255 < high <= 65535 and values.dtype.kind != "f":
+        values = values >> 8
+    elif not (low >= 0 and high <= 255):  # also NaN
+        raise ValueError(
+            f"32-bit grey values from {low:g} to {high:g}: only 0 to 1, 0 to 255 and integers up "
+            "to 65535 have a known meaning"
+        )
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _is_constant(image: Image.Image) -> bool:
+    ranges = image.getextrema()
+    ranges = ranges if isinstance(ranges[0], tuple) else (ranges,)
+    return all(low == high for low, high in ranges)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError, InputError
+from ..files import open_regular
 from ..shapes import Size, map_shape
 from ..short import Short
 from . import metadata
@@ -65,10 +66,13 @@ class Masks(Short):
 
     def _read_one(self, path: str) -> np.ndarray:
         try:
-            data = np.fromfile(self.root / path, np.uint8)
+            with open_regular(self.root / path) as f:
+                data = np.frombuffer(f.read(), np.uint8)
+            grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
         except OSError as e:
             raise ImageError(f"{self.root / path}: cannot be read: {e.strerror}") from e
-        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        except cv2.error:  # more pixels than OpenCV's limit
+            grey = None
         if grey is None:
             raise ImageError(f"{self.root / path}: not a readable image")
         return cv2.resize(grey, self.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
@@ -79,7 +83,7 @@ def load_masks(
     mask_root: str | os.PathLike,
     *,
     dataset_name: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     size: Size = OFFICIAL_SIZE,
     image_ids: Sequence[str] | None = None,
 ) -> Masks:

@@ -6,16 +6,20 @@ label>``), ``image_sizes.txt`` (``<id>,<w>,<h>``) and ``localization.txt`` (``<i
 """
 
 import os
+import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import numpy as np
 
 from ..errors import BoxError, InputError
 from ..short import Short
 from .cub import check_same_ids
-from .records import ImageSet, make_record
-from .textlines import bad_line, duplicate, read_lines, some
+from .records import DEFAULT_SPLIT, ImageSet, check_image_id, make_record
+from .textlines import bad_line, check_relative, duplicate, read_lines, read_text, shown, some
 
-MAX_NUMBER = 2**31 - 1  # of labels, sizes and box corners
+MAX_NUMBER = 2**31 - 1  # of sizes and box corners
+MAX_LABEL = 10**6 - 1  # lists of classes are as long as the largest label
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,29 +36,48 @@ class MaskPaths(Short):
 
 
 def find_folder(
-    metadata_root: str | os.PathLike, dataset_name: str | None = None, split: str = "test"
+    metadata_root: str | os.PathLike, dataset_name: str | None = None, split: str | None = None
 ) -> Path:
     """Return the folder with the four text files.
 
-    It is `metadata_root` itself (`split` is not looked at then), ``metadata_root/<split>`` or
-    ``metadata_root/<dataset_name>/<split>``.
+    It is ``metadata_root/<dataset_name>/<split>``, `metadata_root` itself or
+    ``metadata_root/<split>``, the first of them that is there; without `split`, "test" is meant.
 
     Raises:
-        InputError: none of them holds ``image_ids.txt``; the message lists the places tried.
+        InputError: none of them holds ``image_ids.txt`` (the message lists the places tried), or
+            the one that does is not of the `split` or the `dataset_name` given: `metadata_root` is
+            the folder of another split, or no folder of its path has the data set's name.
     """
-    root = Path(metadata_root)
-    tried = [root, root / split]
+    root, wanted = Path(metadata_root), DEFAULT_SPLIT if split is None else split
+    tried = [root, root / wanted]
     if dataset_name is not None:
-        tried = [root / dataset_name / split, *tried]
+        tried = [root / dataset_name / wanted, *tried]
     for folder in tried:
         if (folder / "image_ids.txt").is_file():
+            if folder in (root, root / wanted):  # else both names are in the path
+                _check_agrees(folder, root, dataset_name, split)
             return folder
     hint = ""
     if dataset_name is None:
-        names = sorted(p.parent.parent.name for p in root.glob(f"*/{split}/image_ids.txt"))
+        names = sorted(p.parent.parent.name for p in root.glob(f"*/{wanted}/image_ids.txt"))
         if names:
             hint = f"; it holds the data sets {', '.join(names)}: choose one with `dataset_name`"
     raise InputError(f"no image_ids.txt in {some(tried)}{hint}")
+
+
+def _check_agrees(folder: Path, root: Path, dataset_name: str | None, split: str | None) -> None:
+    """Refuse a folder that is not of the split and the data set which were asked for by name."""
+    real = folder.resolve()
+    if folder == root and split is not None and split not in (folder.name, real.name):
+        raise InputError(
+            f"{folder} holds image_ids.txt itself: it is the folder of one split, whose name is "
+            f"not {split!r}; give the folder of that split, or leave out `split`"
+        )
+    if dataset_name is not None and dataset_name not in (*folder.parts, *real.parts):
+        raise InputError(
+            f"{folder} was found, but no folder of its path is named {dataset_name!r} as the data "
+            "set that was asked for; give that folder, or leave out `dataset_name`"
+        )
 
 
 def read_ids(folder: Path) -> tuple[str, ...]:
@@ -66,7 +89,7 @@ def read_ids(folder: Path) -> tuple[str, ...]:
     path = folder / "image_ids.txt"
     ids: dict[str, int] = {}
     for number, text in read_lines(path):
-        make_record(text, path, None, str(path))  # refuses other than plain paths
+        check_image_id(text, str(path))
         if text in ids:
             raise duplicate(path, number, repr(text))
         ids[text] = number
@@ -85,16 +108,10 @@ def read_labels(folder: Path, ids: tuple[str, ...]) -> dict[str, int] | None:
     path = folder / "class_labels.txt"
     if not path.exists():
         return None
-    labels: dict[str, int] = {}
-    for number, text in read_lines(path):
-        image_id, values = _split(path, number, text, 1, "<id>,<0-based label>")
-        if values[0] < 0:
-            raise bad_line(path, number, text, "a label of 0 or more")
-        if image_id in labels:
-            raise duplicate(path, number, repr(image_id))
-        labels[image_id] = values[0]
-    check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, labels)
-    return labels
+    owners, values = _read_table(path, 1, "<id>,<0-based label>")
+    bad = (values < 0) | (values > MAX_LABEL)
+    _refuse_row(path, bad, f"a label of 0 or more, at most {MAX_LABEL}")
+    return _by_id(folder, path, ids, owners, values[:, 0].tolist())
 
 
 def read_sizes(folder: Path, ids: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -105,20 +122,13 @@ def read_sizes(folder: Path, ids: tuple[str, ...]) -> dict[str, tuple[int, int]]
             not those of ``image_ids.txt``.
     """
     path = folder / "image_sizes.txt"
-    sizes: dict[str, tuple[int, int]] = {}
-    for number, text in read_lines(path):
-        image_id, (w, h) = _split(path, number, text, 2, "<id>,<width>,<height>")
-        if w <= 0 or h <= 0:
-            raise bad_line(path, number, text, "a width and a height above 0")
-        if image_id in sizes:
-            raise duplicate(path, number, repr(image_id))
-        sizes[image_id] = (w, h)
-    check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, sizes)
-    return sizes
+    owners, values = _read_table(path, 2, "<id>,<width>,<height>")
+    _refuse_row(path, values <= 0, "a width and a height above 0")
+    return _by_id(folder, path, ids, owners, list(zip(*values.T.tolist())))
 
 
-def read_boxes(folder: Path, ids: tuple[str, ...]) -> dict[str, list[tuple[int, int, int, int]]]:
-    """Read the boxes of ``localization.txt``: x0, y0, x1, y1 in pixels, in file order.
+def read_boxes(folder: Path, ids: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read the boxes of ``localization.txt``: (G, 4) int64 x0, y0, x1, y1 in pixels, in file order.
 
     Raises:
         InputError: a line is malformed or describes a mask, or the ids are not those of
@@ -126,23 +136,21 @@ def read_boxes(folder: Path, ids: tuple[str, ...]) -> dict[str, list[tuple[int, 
         BoxError: a box is negative or reversed.
     """
     path = folder / "localization.txt"
-    boxes: dict[str, list[tuple[int, int, int, int]]] = {}
-    for number, text in read_lines(path):
-        if text.count(",") <= 2 and text.rstrip(",").lower().endswith(".png"):
-            raise InputError(
-                f"{path}, line {number} describes a mask ({text!r}): this data set is scored by "
-                "pixels (PxAP), it has no boxes"
-            )
-        image_id, box = _split(path, number, text, 4, "<id>,<x0>,<y0>,<x1>,<y1>")
-        x0, y0, x1, y1 = box
-        if min(x0, y0) < 0 or x1 < x0 or y1 < y0:
-            raise BoxError(
-                f"{path}, line {number}: box of {image_id} is negative or reversed: "
-                f"x0={x0} y0={y0} x1={x1} y1={y1}"
-            )
-        boxes.setdefault(image_id, []).append((x0, y0, x1, y1))
-    check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, boxes)
-    return boxes
+    owners, boxes = _read_table(path, 4, "<id>,<x0>,<y0>,<x1>,<y1>")
+    bad = (boxes[:, :2] < 0).any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if bad.any():
+        row = int(bad.argmax())
+        x0, y0, x1, y1 = boxes[row]
+        raise BoxError(
+            f"{path}, line {_line(path, row)[0]}: box of {owners[row]} is negative or reversed: "
+            f"x0={x0} y0={y0} x1={x1} y1={y1}"
+        )
+    number = {image_id: k for k, image_id in enumerate(ids)}
+    check_same_ids(folder / "image_ids.txt", number, path, dict.fromkeys(owners))
+    numbers = np.fromiter(map(number.__getitem__, owners), np.int64, len(owners))
+    boxes = boxes[np.argsort(numbers, kind="stable")]
+    ends = np.cumsum(np.bincount(numbers, minlength=len(ids))).tolist()
+    return {image_id: boxes[i:j] for image_id, i, j in zip(ids, [0, *ends], ends)}
 
 
 def read_masks(folder: Path, ids: tuple[str, ...]) -> dict[str, MaskPaths]:
@@ -166,8 +174,7 @@ def read_masks(folder: Path, ids: tuple[str, ...]) -> dict[str, MaskPaths]:
                 "boxes (MaxBoxAcc), it has no masks"
             )
         for one in filter(None, paths):
-            if PurePosixPath(one).is_absolute() or ".." in one.split("/") or "\\" in one:
-                raise InputError(f"{path}, line {number}: {one!r} is not a plain relative path")
+            check_relative(one, f"{path}, line {number}", "mask")
         if image_id not in found:
             found[image_id] = MaskPaths((paths[0],), paths[1] or None)
         elif paths[1]:
@@ -179,7 +186,7 @@ def read_masks(folder: Path, ids: tuple[str, ...]) -> dict[str, MaskPaths]:
 
 
 def image_set(
-    root: Path, metadata_root: str | os.PathLike, dataset_name: str | None, split: str
+    root: Path, metadata_root: str | os.PathLike, dataset_name: str | None, split: str | None
 ) -> ImageSet:
     """Return the images that the metadata lists; see :func:`cba_fast.data.open_image_set`."""
     folder = find_folder(metadata_root, dataset_name, split)
@@ -187,7 +194,7 @@ def image_set(
     labels = read_labels(folder, ids)
     where = str(folder / "image_ids.txt")
     records = tuple(make_record(i, root / i, labels[i] if labels else None, where) for i in ids)
-    return ImageSet(root, "metadata", records, _class_names(records))
+    return ImageSet(root, "metadata", records, _class_names(records), f"{root}, listed by {folder}")
 
 
 def _class_names(records) -> tuple[str, ...]:
@@ -201,15 +208,50 @@ def _class_names(records) -> tuple[str, ...]:
     return tuple(str(label) for label in range(count))
 
 
-def _split(path: Path, number: int, text: str, count: int, want: str) -> tuple[str, list[int]]:
-    # From the right: an id may hold commas, the numbers behind it may not.
-    image_id, *values = text.rsplit(",", count)
-    try:
-        if len(values) != count or not image_id:
-            raise ValueError
-        numbers = [int(v) for v in values]
-    except ValueError:
-        raise bad_line(path, number, text, want) from None
-    if max(map(abs, numbers)) > MAX_NUMBER:
+def _read_table(path: Path, count: int, want: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Read lines of an id and `count` integers: the ids, and (lines, count) int64.
+
+    The whole file is matched at once: it may have millions of lines.
+
+    Raises:
+        InputError: no such file, or a line that is not of this form.
+    """
+    # Greedy: an id may hold commas, the numbers behind it may not.
+    pattern = re.compile("^(.+)" + ",(-?[0-9]{1,10})" * count + "$", re.MULTILINE)
+    lines = [text for line in read_text(path).split("\n") if (text := line.strip())]
+    found = pattern.findall("\n".join(lines))
+    if len(found) != len(lines):
+        row = next(i for i, line in enumerate(lines) if pattern.fullmatch(line) is None)
+        number, text = _line(path, row)
+        if count == 4 and text.count(",") <= 2 and text.rstrip(",").lower().endswith(".png"):
+            raise InputError(
+                f"{path}, line {number} describes a mask ({shown(text)}): this data set is "
+                "scored by pixels (PxAP), it has no boxes"
+            )
         raise bad_line(path, number, text, f"{want}, numbers below 2**31")
-    return image_id, numbers
+    owners, *columns = zip(*found) if found else [()] * (count + 1)
+    values = np.array([list(map(int, column)) for column in columns], np.int64).T
+    _refuse_row(path, abs(values) > MAX_NUMBER, f"{want}, numbers below 2**31")
+    return owners, values
+
+
+def _line(path: Path, row: int) -> tuple[int, str]:
+    """Return number and text of the line that a row of :func:`_read_table` comes from."""
+    return next(line for i, line in enumerate(read_lines(path)) if i == row)
+
+
+def _refuse_row(path: Path, bad: np.ndarray, want: str) -> None:
+    """Raise an `InputError` about the first row of which a value is `bad` (rows, count)."""
+    if bad.any():
+        raise bad_line(path, *_line(path, int(bad.any(1).argmax())), want)
+
+
+def _by_id(folder: Path, path: Path, ids: tuple[str, ...], owners: tuple, values: list) -> dict:
+    """Return the value of each id, which must be those of ``image_ids.txt``, each once."""
+    found = dict(zip(owners, values))
+    if len(found) != len(owners):
+        seen: set[str] = set()
+        row = next(i for i, owner in enumerate(owners) if owner in seen or seen.add(owner))
+        raise duplicate(path, _line(path, row)[0], repr(owners[row]))
+    check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, found)
+    return found

@@ -4,6 +4,7 @@ CSV with a header, one line per image: ``image_id,top1,top2,...``, 0-based class
 id with a comma is quoted, as CSV has it). Or JSON, an object of lists: ``{"<id>": [best, ...]}``.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from .. import files
 from ..errors import InputError
+from .textlines import check_relative, parse_int, read_text, shown
 
 HEADER = "image_id"
-MAX_DIGITS = 40  # of a class, with leading zeros, and of a value that a message quotes
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
@@ -30,13 +31,11 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
             and value.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: predictions cannot be read: {e}") from e
+    text = read_text(path)
     rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
     found: dict[str, list[int]] = {}
     for where, image_id, classes in rows:
+        check_relative(image_id, where, "image id")
         if image_id in found:
             raise InputError(f"{where}: image {image_id!r} was given before")
         if not classes:
@@ -71,13 +70,16 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
 
     try:
         items = json.loads(text, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as e:
+    except RecursionError as e:
+        raise InputError(f"{path}: not JSON: it is nested too deeply") from e
+    except ValueError as e:
         raise InputError(f"{path}: not JSON: {e}") from e
     if text.lstrip()[:1] != "{":
         raise InputError(f"{path}: expected an object of lists, one per image id")
     for image_id, classes in items:
         if not isinstance(classes, list):
-            raise InputError(f"{path}: image {image_id!r} has no list of classes: {classes!r}")
+            message = f"{path}: image {shown(image_id)} has no list of classes: {shown(classes)}"
+            raise InputError(message)
     return [(str(path), image_id, classes) for image_id, classes in items]
 
 
@@ -86,7 +88,9 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
     lines = _csv_lines(path, reader)
     header = next(lines, [])
     if header[:1] != [HEADER]:
-        raise InputError(f"{path}, line 1: expected the header {HEADER},top1,..., got {header}")
+        raise InputError(
+            f"{path}, line 1: expected the header {HEADER},top1,..., got {shown(header)}"
+        )
     rows = []
     for row in lines:
         if row:
@@ -107,11 +111,11 @@ def _csv_lines(path: Path, reader) -> Iterator[list[str]]:
 
 def _label(where: str, image_id: str, value: object) -> int:
     number = value
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < MAX_DIGITS:
-        number = int(value)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = parse_int(value)
     if type(number) is int and 0 <= number < 2**31:
         return number
-    text = repr(value)
-    if len(text) > MAX_DIGITS:
-        text = f"{text[:MAX_DIGITS]}..."
-    raise InputError(f"{where}: {text} of image {image_id!r} is not a 0-based class below 2**31")
+    raise InputError(
+        f"{where}: {shown(value, 40)} of image {image_id!r} is not a 0-based class below 2**31"
+    )

@@ -1,19 +1,20 @@
-"""Lay out CUB_200_2011 for the study: safe extraction of the archive, and the train/test split."""
+"""Lay out CUB_200_2011 for the study: from an archive or a folder, with the train/test split."""
 
+import logging
 import os
 import shutil
-import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import atomic_path, remove_leftovers
 from ..short import Short
-from . import cub
-from .textlines import some
+from . import archives, cub
+from .boxes import load_boxes
+from .textlines import counted, some
+
+log = logging.getLogger("cba_fast")
 
 SPLIT_FOLDER = "images_splitted"
 _EXTRACTING = ".tmp-extracting"
@@ -53,15 +54,17 @@ def prepare_cub(
     overwritten but the temporary folder.
 
     Args:
-        source: CUB_200_2011.tgz, or the extracted folder (or the folder that holds it).
+        source: CUB_200_2011.tgz (or .tar, .zip), or the extracted folder (or the folder that holds
+            it). Of an archive only the lists and images are unpacked.
         output: the data set's folder.
         copy: copy the images; else hard links, and relative symbolic links where the file system
             has no hard links or the source lies on another one.
         progress: called as ``progress(what, done, total)``.
 
     Raises:
-        InputError: the source is neither, the archive is damaged or has unsafe members, the lists
-            are inconsistent, or a file in the way differs from the one to be placed.
+        InputError: the source is neither, the archive is damaged, incomplete or far larger than
+            CUB, has members that lead outside, links or devices, the lists are inconsistent or name
+            paths that lead outside, or a file in the way differs from the one to be placed.
     """
     source, output = Path(source), Path(output)
     report = progress or (lambda what, done, total: None)
@@ -77,7 +80,9 @@ def prepare_cub(
         raise InputError(f"no file or folder {source}")
     if not cub.is_cub(target):
         raise InputError(f"{target} is in the way: it is not a CUB_200_2011 folder (no images.txt)")
-    return split_images(target, copy=copy, progress=progress)
+    done = split_images(target, copy=copy, progress=progress)
+    load_boxes(cub_root=target, split="all", allow_beyond=True)  # warns of boxes beyond the images
+    return done
 
 
 def split_images(
@@ -96,12 +101,7 @@ def split_images(
     root = Path(root)
     report = progress or (lambda what, done, total: None)
     index = cub.read_index(root)
-    absent = [n for n in index.names.values() if not (root / "images" / n).is_file()]
-    if absent:
-        raise InputError(
-            f"{root / 'images'} lacks {len(absent)} of {len(index.names)} images "
-            f"({some(absent)}); remove {root} and run again to start afresh"
-        )
+    _check_complete(root, index, f"; remove {root} and run again to start afresh")
     split_root = root / SPLIT_FOLDER
     counts = {}
     for split in ("train", "test"):
@@ -109,15 +109,30 @@ def split_images(
         for done, name in enumerate(names):
             _place(root / "images" / name, split_root / split / name, copy)
             report(f"{split} images", done + 1, len(names))
+        remove_leftovers(split_root / split / name for name in names)
         _refuse_strangers(split_root / split, set(names))
         counts[split] = len(names)
     return Prepared(root, split_root, counts, len(index.class_names))
+
+
+def _check_complete(root: Path, index: cub.CubIndex, hint: str = "") -> None:
+    absent = [n for n in index.names.values() if not (root / "images" / n).is_file()]
+    if absent:
+        raise InputError(
+            f"{root / 'images'} lacks {len(absent)} of {len(index.names)} images "
+            f"({some(absent)}){hint}"
+        )
 
 
 def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> None:
     """Place lists and images of `root` below `target`; ``images.txt`` last marks it complete."""
     index = cub.read_index(root)
     names = list(index.names.values())
+    real = (root / "images").resolve()
+    led = [n for n in names if not (root / "images" / n).resolve().is_relative_to(real)]
+    if led:
+        count = counted(len(led), "image")
+        log.warning("%s: links lead %s out of %s: %s", root, count, real, some(led))
     for done, name in enumerate(names):
         if not (root / "images" / name).is_file():
             raise InputError(f"{root} lacks the image images/{name} that images.txt lists")
@@ -126,6 +141,7 @@ def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> No
     for name in sorted(cub.TEXT_FILES, key=lambda n: n == "images.txt"):
         # Always copied: a list that is edited later must not change the source's.
         _place(root / name, target / name, copy=True)
+    remove_leftovers(target / name for name in [*cub.TEXT_FILES, *(f"images/{n}" for n in names)])
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:
@@ -167,71 +183,15 @@ def _extract(archive: Path, output: Path, report: Progress) -> None:
         shutil.rmtree(work)  # what a killed run has left
     work.mkdir(parents=True)
     try:
-        with open(archive, "rb") as raw:
-            _extract_members(archive, raw, work, report)
+        archives.extract(archive, work, lambda done, total: report("extract", done, total))
         if not cub.is_cub(work / cub.FOLDER):
             raise InputError(
                 f"{archive} does not hold {cub.FOLDER}/images.txt and {cub.FOLDER}/images/"
             )
+        try:
+            _check_complete(work / cub.FOLDER, cub.read_index(work / cub.FOLDER))
+        except InputError as e:
+            raise InputError(f"{archive}: {str(e).replace(str(work) + os.sep, '')}") from e
         os.rename(work / cub.FOLDER, output / cub.FOLDER)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _extract_members(archive: Path, raw: BinaryIO, work: Path, report: Progress) -> None:
-    total = archive.stat().st_size
-    try:
-        # As a stream: one pass over the 1.1 GB of gzip, and the position in the file is progress.
-        with tarfile.open(fileobj=raw, mode="r|*") as tar:
-            for member in tar:
-                name = _safe_name(archive, member, work)
-                if name.parts[:1] == (cub.FOLDER,):
-                    _extract_one(archive, tar, member, name, work)
-                report("extract", raw.tell(), total)
-    except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise InputError(f"{archive} is not a complete tar archive: {e}") from e
-
-
-def _safe_name(archive: Path, member: tarfile.TarInfo, work: Path) -> PurePosixPath:
-    """Return the member's path below the archive's root.
-
-    Raises:
-        InputError: it is absolute, climbs with "..", or is a symbolic link, a device or a pipe; a
-            hard link's goal is checked in the same way.
-    """
-    names = [member.name, member.linkname] if member.islnk() else [member.name]
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise InputError(f"{archive}: refused, the member {member.name!r} leads outside")
-    if not (member.isreg() or member.isdir() or member.islnk()):
-        kind = "symbolic link" if member.issym() else "special file"
-        raise InputError(f"{archive}: refused, the member {member.name!r} is a {kind}")
-    if hasattr(tarfile, "data_filter"):  # Python >= 3.10.12, 3.11.4 and 3.12
-        try:
-            tarfile.data_filter(member, str(work))
-        except tarfile.FilterError as e:
-            raise InputError(f"{archive}: refused, {e}") from e
-    return PurePosixPath(member.name)
-
-
-def _extract_one(
-    archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath, work: Path
-) -> None:
-    """Write one checked member; owners, modes and times of the archive are not taken over.
-
-    Only files and folders are made here, never a link that a later member could write through.
-    """
-    target = work / name
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if member.islnk():
-        goal = work / PurePosixPath(member.linkname)
-        if not goal.is_file():
-            raise InputError(f"{archive}: the link {member.name!r} has no file to point to")
-        shutil.copyfile(goal, target)
-        return
-    with tar.extractfile(member) as source, open(target, "wb") as f:
-        shutil.copyfileobj(source, f, 1 << 20)

@@ -1,11 +1,17 @@
 """What one image of a data set is, and the name that its score map gets."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..short import Short
+from .textlines import check_relative
+
+log = logging.getLogger("cba_fast")
+DEFAULT_SPLIT = "test"  # what a split that is not given means
+MAP_NAMES = ("study", "official")
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class ImageRecord:
 
     @property
     def map_name(self) -> str:
-        """The path of this image's score map below the map folder, ``<folder>/<stem>.npy``."""
+        """The study's path of this image's score map below the map folder; see :func:`map_name`."""
         return map_name(self.image_id)
 
 
@@ -41,12 +47,14 @@ class ImageSet(Short):
         kind: "imagefolder", "cub" or "metadata".
         records: the images.
         class_names: the name of each label.
+        source: what was read to list them, for a line of a command: a folder, perhaps its split.
     """
 
     root: Path
     kind: str
     records: tuple[ImageRecord, ...]
     class_names: tuple[str, ...]
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -59,35 +67,62 @@ def map_name(image_id: str) -> str:
     return f"{folder.rpartition('/')[2]}/{stem}.npy" if folder else f"{stem}.npy"
 
 
+def check_image_id(image_id: str, where: str) -> None:
+    """Refuse an image id whose score map would lie outside of the map folder, or be hidden.
+
+    Raises:
+        InputError: the id is not a plain relative path, or has nothing before its first dot; the
+            message starts with `where` (file and line).
+    """
+    check_relative(image_id, where, "image id")
+    if image_id.rpartition("/")[2].startswith("."):
+        raise InputError(f"{where}: image id {image_id!r} has nothing before its first dot")
+
+
 def make_record(image_id: str, path: Path, label: int | None, where: str) -> ImageRecord:
     """Return the record of `image_id`; `where` (file and line) opens the message if it is refused.
 
-    Score maps are written to a path made from the id, so an id that is absolute, climbs with ".."
-    or has no stem would write outside the map folder, or a hidden file.
+    Raises:
+        InputError: as :func:`check_image_id`.
+    """
+    check_image_id(image_id, where)
+    folder, _, name = image_id.rpartition("/")
+    stem = name.split(".", 1)[0]
+    return ImageRecord(image_id, path, folder.rpartition("/")[2], stem, label)
+
+
+def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[str]:
+    """Return the path of each image's score map below the map folder.
+
+    Args:
+        records: the images.
+        rule: "study": ``<folder>/<name up to its first dot>.npy``; "official": the whole id and
+            ``.npy``, as wsolevaluation names maps; None: the study's, or the official ones if two
+            of the study's would be the same.
 
     Raises:
-        InputError: the id is not a plain relative path with "/".
+        InputError: two images would write the same map under the study's rule, which was asked for;
+            the message names both images and the map. Or no such rule.
     """
-    parts = image_id.split("/")
-    if any(p in ("", ".", "..") for p in parts) or "\0" in image_id or "\\" in image_id:
-        raise InputError(f"{where}: image id {image_id!r} is not a plain relative path")
-    stem = parts[-1].split(".", 1)[0]
-    if not stem:
-        raise InputError(f"{where}: image id {image_id!r} has nothing before its first dot")
-    return ImageRecord(image_id, path, parts[-2] if len(parts) > 1 else "", stem, label)
-
-
-def check_map_names(records: Iterable[ImageRecord]) -> None:
-    """Make sure that no two images would write the same score map.
-
-    Raises:
-        InputError: two would; the message names both images and the map.
-    """
-    seen: dict[str, ImageRecord] = {}
-    for record in records:
-        first = seen.setdefault(record.map_name, record)
-        if first is not record:
-            raise InputError(
-                f"{first.image_id} and {record.image_id} would write the same score map "
-                f"{record.map_name} (folder and file name up to the first dot are equal)"
-            )
+    if rule not in (None, *MAP_NAMES):
+        raise InputError(f"`map_names` is {rule!r}, not one of {', '.join(MAP_NAMES)}")
+    if rule != "official":
+        seen: dict[str, ImageRecord] = {}
+        for record in records:
+            first = seen.setdefault(record.map_name, record)
+            if first is not record:
+                if rule is None:
+                    log.warning(
+                        "%s and %s would write the same score map %s: maps get official names, the "
+                        "whole image id",
+                        *(first.image_id, record.image_id, record.map_name),
+                    )
+                    break
+                raise InputError(
+                    f"{first.image_id} and {record.image_id} would write the same score map "
+                    f"{record.map_name}: the study's names end at the first dot of a file name; "
+                    "`map_names` official keeps the whole name"
+                )
+        else:
+            return list(seen)
+    return [f"{record.image_id}.npy" for record in records]

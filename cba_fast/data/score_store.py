@@ -21,7 +21,7 @@ import numpy as np
 from .. import files
 from ..errors import InputError, ScoreMapError
 from .npy_header import NPY_ERRORS, check_npy
-from .records import make_record, map_name
+from .records import check_image_id, map_name
 from .textlines import duplicate, read_lines
 
 MAPS, NAMES, PRESENT = "maps.npy", "names.txt", "present.npy"
@@ -91,7 +91,7 @@ class ScoreStore:
         Raises:
             InputError: the id is no plain relative path.
         """
-        make_record(image_id, self.root / image_id, None, str(self.root))
+        check_image_id(image_id, str(self.root))
         official = self._rows.get(image_id)
         study_name = map_name(image_id).removesuffix(".npy")
         study = self._rows.get(study_name)
@@ -200,7 +200,7 @@ def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int
     for name in names:
         if name != name.strip() or len(name.splitlines()) != 1:
             raise InputError(f"{root}: the name {name!r} does not fit into one line of {NAMES}")
-        make_record(name, root / name, None, str(root))
+        check_image_id(name, str(root))
         if name in seen:
             raise InputError(f"{root}: two maps have the name {name!r}")
         seen.add(name)
@@ -216,6 +216,7 @@ def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int
 def _read_names(path: Path) -> tuple[str, ...]:
     names: dict[str, int] = {}
     for number, name in read_lines(path):
+        check_image_id(name, f"{path}, line {number}")
         if name in names:
             raise duplicate(path, number, repr(name))
         names[name] = number
@@ -226,7 +227,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 def _open_npy(path: Path) -> np.memmap:
     try:
-        with open(path, "rb") as f:
+        with files.open_regular(path) as f:
             check_npy(f)
         return np.lib.format.open_memmap(path, "r")
     except NPY_ERRORS as e:

@@ -4,7 +4,6 @@ It stands in for CUB where nothing may be downloaded: small, varied enough that 
 full image scores badly, and drawn so that class activation maps light up a part of the object.
 """
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import atomic_path, write_json, write_text
+from ..files import atomic_path, write_text
+from ..resume import Outputs, describe
 from . import cub
+from .prepare import SPLIT_FOLDER
 from .synth_animals import species
 from .synth_scene import Drawing, draw
 
@@ -50,6 +51,7 @@ def generate(
     size: int = 256,
     seed: int = 0,
     num_workers: int | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the data set in the layout of CUB_200_2011.
@@ -69,14 +71,16 @@ def generate(
         size: side of the images in pixels, at least 32.
         seed: 0 or more.
         num_workers: threads; default one per core, 8 at most.
+        overwrite: draw anew and replace the set of an earlier run, its split included; files of
+            others are neither replaced nor removed.
         progress: called as ``progress(done, total)`` after each image.
 
     Returns:
         `root`.
 
     Raises:
-        InputError: an argument is out of range, or `root` holds anything else than this data set
-            with these settings.
+        InputError: an argument is out of range, or `root` holds files of others.
+        OtherRunError: without `overwrite`, a set of other settings.
     """
     root = Path(root)
     settings = {
@@ -88,33 +92,56 @@ def generate(
         "seed": seed,
     }
     _check(settings)
-    total = classes * images_per_class
-    if _finished(root, settings):
-        if progress:
-            progress(total, total)
-        return root
-    write_json(root / MANIFEST, settings)
-    _write(root, settings, num_workers or min(8, os.cpu_count() or 1), progress)
+    names = _names(settings)
+    outputs = Outputs(root / MANIFEST, _files(names, settings), _described(settings), "new")
+    outputs.prepare(overwrite)
+    if not cub.is_cub(root):
+        _write(root, settings, names, num_workers or min(8, os.cpu_count() or 1), progress)
+    elif progress:
+        progress(len(names), len(names))
     return root
 
 
-def _write(root: Path, settings: dict, workers: int, progress) -> None:
-    classes, seed, size = settings["classes"], settings["seed"], settings["size"]
-    images_per_class = settings["images_per_class"]
-    names = [species(seed, label).name for label in range(classes)]
-    folders = [f"{label + 1:03d}.{name}" for label, name in enumerate(names)]
-    jobs = [(label, i) for label in range(classes) for i in range(images_per_class)]
-    files = [f"{folders[label]}/{names[label]}_{i + 1:04d}.jpg" for label, i in jobs]
+def _described(settings: dict) -> dict:
+    # `GENERATOR` says which pixels it draws, so that no other version counts.
+    return {**describe(settings), "versions": {}}
 
+
+def _folders(settings: dict) -> list[str]:
+    kinds = [species(settings["seed"], label).name for label in range(settings["classes"])]
+    return [f"{label:03d}.{name}" for label, name in enumerate(kinds, 1)]
+
+
+def _names(settings: dict) -> dict[str, tuple[int, int]]:
+    """Return the images by their names: class and number within the class."""
+    return {
+        f"{folder}/{folder[4:]}_{i + 1:04d}.jpg": (label, i)
+        for label, folder in enumerate(_folders(settings))
+        for i in range(settings["images_per_class"])
+    }
+
+
+def _files(names: dict[str, tuple[int, int]], settings: dict) -> list[str]:
+    """Return what belongs to a set: images, lists, and the links of its split."""
+    first_test = settings["images_per_class"] - settings["test_per_class"]
+    split = [
+        f"{SPLIT_FOLDER}/{'train' if i < first_test else 'test'}/{name}"
+        for name, (_, i) in names.items()
+    ]
+    return [*(f"images/{name}" for name in names), *cub.TEXT_FILES, *split]
+
+
+def _write(root: Path, settings: dict, names: dict, workers: int, progress) -> None:
     def write(job: tuple[int, int], name: str) -> tuple[int, int, int, int]:
-        drawing = draw_image(seed, *job, size)
+        drawing = draw_image(settings["seed"], *job, settings["size"])
         with atomic_path(root / "images" / name) as tmp:
             Image.fromarray(drawing.image).save(tmp, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return drawing.box
 
-    boxes = _run(write, jobs, files, workers, progress)
-    first_test = images_per_class - settings["test_per_class"]
-    _write_lists(root, jobs, files, boxes, folders, first_test)
+    jobs = list(names.values())
+    boxes = _run(write, jobs, names, workers, progress)
+    first_test = settings["images_per_class"] - settings["test_per_class"]
+    _write_lists(root, jobs, names, boxes, _folders(settings), first_test)
 
 
 def _run(write, jobs, files, workers: int, progress) -> list[tuple[int, int, int, int]]:
@@ -160,21 +187,3 @@ def _check(settings: dict) -> None:
     for key, (low, high) in limits.items():
         if not low <= settings[key] <= high:
             raise InputError(f"{key} must be {low} to {high}, got {settings[key]}")
-
-
-def _finished(root: Path, settings: dict) -> bool:
-    """Tell whether `root` holds the finished data set; refuse a folder that holds another thing."""
-    if not root.exists() or not any(root.iterdir()):
-        return False
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            f"{root} is not empty and was not made by this generator (no {MANIFEST})"
-        ) from None
-    if found != settings:
-        raise InputError(
-            f"{root} holds a generated set with other settings ({found}); "
-            f"remove it or choose another folder for {settings}"
-        )
-    return cub.is_cub(root)

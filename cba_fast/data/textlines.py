@@ -1,10 +1,40 @@
-"""Read the line-based annotation files; every complaint names the file, the line and its text."""
+"""Read annotation files, their paths and numbers; complaints name the file, the line, its text."""
 
+import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import is_plain_relative, open_regular
+
+MAX_DIGITS = 40  # of a number in a file, sign, point and leading zeros included
+_INT = re.compile(r"[+-]?[0-9]+")
+_FLOAT = re.compile(
+    r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,6})?|nan|inf(inity)?)", re.IGNORECASE
+)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark, line ends as they are.
+
+    Raises:
+        InputError: no such file, not a regular file, not readable, not UTF-8, or a NUL byte.
+    """
+    try:
+        with open_regular(path) as f:
+            text = f.read().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
+        raise InputError(f"no file {path}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is not UTF-8 text (byte {e.start})") from e
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror or e}") from e
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}, line {line}: a NUL byte")
+    return text
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -14,23 +44,64 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Windows. White space around a line is removed.
 
     Raises:
-        InputError: `path` does not exist or is not UTF-8 text.
+        InputError: as :func:`read_text`.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
-        raise InputError(f"no file {path}") from e
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} is not UTF-8 text (byte {e.start})") from e
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
         if line:
             yield number, line
 
 
+def parse_int(text: str) -> int:
+    """Return an integer of ASCII digits and a sign; Python's ``int`` also takes ``1_000``, spaces
+    around it and the digits of other scripts.
+
+    Raises:
+        ValueError: `text` is no such number, or of more than `MAX_DIGITS` characters.
+    """
+    if len(text) > MAX_DIGITS or not _INT.fullmatch(text):
+        raise ValueError(f"not an integer: {shown(text)}")
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    """Return a decimal number, as strict as :func:`parse_int`; "nan" and "inf" are numbers too.
+
+    Raises:
+        ValueError: `text` is no such number, or of more than `MAX_DIGITS` characters.
+    """
+    if len(text) > MAX_DIGITS or not _FLOAT.fullmatch(text):
+        raise ValueError(f"not a number: {shown(text)}")
+    return float(text)
+
+
+def check_relative(path: str, where: str, what: str = "path") -> None:
+    """Refuse a path that is no plain relative one; see :func:`cba_fast.files.is_plain_relative`.
+
+    Args:
+        path: as a file names it.
+        where: that file and the line, for the message.
+        what: what to call the path there.
+
+    Raises:
+        InputError: it could lead out of the folder that it belongs to.
+    """
+    if not is_plain_relative(path):
+        raise InputError(f"{where}: {what} {shown(path)} is not a plain relative path")
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return `value` as a message quotes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists nested as deep
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def bad_line(path: Path, number: int, text: str, want: str) -> InputError:
     """Return the error for a line that breaks the format of `path`."""
-    return InputError(f"{path}, line {number}: expected {want}, got {text!r}")
+    return InputError(f"{path}, line {number}: expected {want}, got {shown(text)}")
 
 
 def duplicate(path: Path, number: int, what: str) -> InputError:
@@ -48,12 +119,6 @@ def some(items: Iterable[object], limit: int = 3) -> str:
     items = list(items)
     text = ", ".join(str(i) for i in items[:limit])
     return text + (f" and {len(items) - limit} more" if len(items) > limit else "")
-
-
-def shown(value: object, most: int = 100) -> str:
-    """Return `value` as a message quotes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def unprintable(text: str) -> str:

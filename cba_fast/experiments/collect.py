@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -196,7 +195,7 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
                 progress=run.bar("training"),
                 log=run.log,
             )
-            ended = _continue_or_replace(training) if run.overwrite else training()
+            ended = resume.continue_or_replace(training) if run.overwrite else training()
         except Exception as e:
             run.trained[name] = f"{type(e).__name__}: {e}"
             raise
@@ -213,13 +212,6 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
     if isinstance(summary, str):
         raise InputError(f"its training {name} failed before: {summary}")
     return summary
-
-
-def _continue_or_replace(call: Callable) -> Any:
-    try:
-        return call()
-    except resume.OtherRunError:
-        return call(overwrite=True)
 
 
 def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[dict, list[str]]:
@@ -239,7 +231,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
         erf_path(run.plan, experiment.name),
         progress=run.bar("ERF sizes"),
     )
-    sizes = _continue_or_replace(measure)
+    sizes = resume.continue_or_replace(measure)
     (stats,) = sizes.stats.values()
     erf = {
         "num_samples": stats.count,

@@ -1,10 +1,10 @@
 """``demo``: the whole study on generated images, in one folder, without download or GPU."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import queue
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from .. import data as cba_data
-from .. import files
+from .. import files, resume
 from ..analysis.models import fit_models, report_lines, score_points
 from ..analysis.plots import plot_points, save_figure
 from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
-from ..errors import InputError
 from ..models import build_model, save_state_dict_file
+from ..resume import Outputs
 from ..runs.erf import ErfMapConfig, SizeConfig, compute_map, compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.generate import generate_heatmaps
@@ -129,6 +129,12 @@ class DemoTask:
     gallery: Path
     seed: int
     scale: DemoScale
+    overwrite: bool
+
+    def part(self, run: Callable, *args, **options):
+        """Run a part of the demo, which goes on where it was; the demo's record speaks for it."""
+        call = functools.partial(run, *args, **options)
+        return call(overwrite=True) if self.overwrite else resume.continue_or_replace(call)
 
 
 def run_demo(
@@ -136,6 +142,7 @@ def run_demo(
     *,
     seed: int = 0,
     scale: DemoScale = FULL,
+    overwrite: bool = False,
     step: Callable[[str], None] = lambda text: None,
 ) -> DemoResult:
     """Draw images, train small models, then heatmaps, MaxBoxAcc, ERF and the scatter.
@@ -143,19 +150,25 @@ def run_demo(
     Each model runs in a process of its own with one thread: small layers gain nothing from more.
 
     Args:
-        root: the folder that everything is written to; an earlier demo there is replaced.
+        root: the folder that everything is written to.
         seed: of the images and of the training.
         scale: how many images and epochs.
+        overwrite: start anew and replace what an earlier demo wrote; else the same one goes on and
+            any other is refused.
         step: called with a line for each step.
 
     Raises:
         InputError: `root` is neither empty nor the folder of an earlier demo.
+        OtherRunError: a demo of another seed, scale or version.
     """
-    _claim(root)
+    _outputs(root, seed, scale).prepare(overwrite)
     per_class = scale.train_per_class + scale.test_per_class
+    data = root / f"data_{scale.classes}x{per_class}_seed{seed}"
+    task = DemoTask(root, data / "CUB_200_2011", root / "gallery", seed, scale, overwrite)
     step(f"drawing {scale.classes * per_class} images")
-    cub = cba_data.generate(
-        root / f"data_{scale.classes}x{per_class}_seed{seed}" / "CUB_200_2011",
+    cub = task.part(
+        cba_data.generate,
+        task.cub,
         classes=scale.classes,
         images_per_class=per_class,
         test_per_class=scale.test_per_class,
@@ -163,8 +176,8 @@ def run_demo(
         seed=seed,
     )
     cba_data.prepare_cub(cub, cub.parent)
-    gallery = _gallery(cub, root / "gallery", scale.gallery_per_class)
-    rows = _run_models(DemoTask(root, cub, gallery, seed, scale), step)
+    _copy_gallery(task)
+    rows = _run_models(task, step)
     csv = root / "erf_wsol_points.csv"
     csv.unlink(missing_ok=True)
     for model, row in zip(MODELS, rows, strict=True):
@@ -181,27 +194,29 @@ def run_demo(
     return DemoResult(rows, baselines, analysis)
 
 
-def _claim(root: Path) -> None:
-    """Mark `root` as the demo's; refuse a folder of somebody else's files."""
-    marker = root / "cba_fast_demo.json"
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} exists and is not a folder")
-    if root.is_dir() and any(root.iterdir()) and not marker.is_file():
-        raise InputError(f"{root} is not empty and holds no earlier demo; choose another `output`")
-    files.write_json(marker, {"written_by": "cba_fast demo"})
+def _outputs(root: Path, seed: int, scale: DemoScale) -> Outputs:
+    """Return the demo's own files; what its parts write has records of its own."""
+    names = ["results.json", "erf_wsol_points.csv", "erf_vs_wsol.png"]
+    for model in MODELS:
+        names += [f"{model.slug}.json", f"erf_map_{model.slug}.png"]
+        names += [f"weights/{model.slug}_init.pth"]
+    described = resume.describe({"seed": seed, "scale": asdict(scale)}, torch=torch.__version__)
+    return Outputs(root / "cba_fast_demo.json", names, described, owns_folder="new")
 
 
-def _gallery(cub: Path, folder: Path, per_class: int) -> Path:
+def _copy_gallery(task: DemoTask) -> None:
     """Copy the first test images of each class: the demo stores heatmaps of these alone."""
-    shutil.rmtree(folder, ignore_errors=True)
     counts: dict[int, int] = {}
-    for record in open_image_set(cub).records:
+    chosen: dict[str, Path] = {}
+    for record in open_image_set(task.cub).records:
         counts[record.label] = counts.get(record.label, 0) + 1
-        if counts[record.label] <= per_class:
-            target = folder / record.image_id
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record.path, target)
-    return folder
+        if counts[record.label] <= task.scale.gallery_per_class:
+            chosen[f"{task.gallery.name}/{record.image_id}"] = record.path
+    described = resume.describe({}, {"images": resume.list_fingerprint(chosen.items())})
+    outputs = Outputs(task.root / ".gallery.run.json", chosen, described, owns_folder=False)
+    kept = task.part(outputs.prepare)
+    for name in chosen.keys() - kept:
+        files.write_bytes(task.root / name, chosen[name].read_bytes())
 
 
 def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
@@ -225,9 +240,14 @@ def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
 
 def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
     """Train and measure one model; runs in a process of its own."""
+    done = task.root / f"{model.slug}.json"
+    if done.exists():
+        said.put(f"{model.title}: done before")
+        return DemoRow(**files.read_json(done))
     torch.set_num_threads(1)
     weights, seconds = _train(model, task, said)
     row = _measure(model, weights, seconds, task)
+    files.write_json(done, asdict(row))
     said.put(f"{model.title}: CAM {row.max_box_acc['cam']:.1f} %, ERF {row.erf_mean:.0f} pixels")
     return row
 
@@ -257,7 +277,7 @@ def _train(model: DemoModel, task: DemoTask, said) -> tuple[Path, float]:
             said.put(f"{model.title}: {line}")
 
     run = RunConfig(num_workers=0, device="cpu")
-    result = train(model.config(), config, run, log=log)
+    result = task.part(train, model.config(), config, run, log=log)
     said.put(
         f"{model.title}: trained in {result.seconds:.0f} s, test top-1 {result.best_top1:.1f} %"
     )
@@ -298,16 +318,16 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
         maps = MapConfig(method=method)
         scores[method] = evaluate(config, data, run, maps, BoxConfig(), num_samples=0)
         heatmaps = root / f"heatmap_{model.slug}_{method}"
-        generate_heatmaps(config, shown, run, maps, heatmaps, overwrite=True)
+        task.part(generate_heatmaps, config, shown, run, maps, heatmaps)
     common = (load_model(config, run), open_images(data), config, data, run)
     sizes = SizeConfig(num_samples=scale.erf_samples, seed=task.seed)
     output = root / f"erf_sizes_{model.slug}.npy"
-    (stats,) = compute_sizes(*common, sizes, output, overwrite=True).stats.values()
-    erf_map = compute_map(
+    (stats,) = task.part(compute_sizes, *common, sizes, output).stats.values()
+    erf_map = task.part(
+        compute_map,
         *common,
         ErfMapConfig(scale.erf_map_images, 2 * INPUT_SIZE),
         root / f"erf_map_{model.slug}.npy",
-        overwrite=True,
     )
     figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
     save_figure(figure, root / f"erf_map_{model.slug}.png")

@@ -125,7 +125,7 @@ def _run(
 ) -> dict[str, np.ndarray]:
     settings, run = subject.settings, _how(subject.settings)
     if settings.target == "label":
-        sample = _labelled(subject, sample)
+        sample = labelled(subject, sample)
     model = load_model(settings.model_of(subject.weights), run)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, run)
@@ -146,7 +146,7 @@ def _run(
     return {k: v.numpy() for k, v in state.items()} | {"report": np.array(report.dumps())}
 
 
-def _labelled(subject: Subject, sample: Sample) -> Sample:
+def labelled(subject: Subject, sample: Sample) -> Sample:
     """Return the sample with labels that are the model's classes."""
     resolved = resolve(subject.settings.model_of(subject.weights), subject.settings.data())
     truth = sample.boxes.labels

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
+from ..data.textlines import some
 from ..errors import InputError
 from ..runs.score import versions
 from ..short import Short
@@ -163,6 +164,8 @@ def find(
     for i, m in enumerate(models):
         if not (whole & (of_model == i)).any():
             raise InputError(f"{m.name}: no image has all measures ({', '.join(predictors)})")
+    if run := sorted({i for i in ids if i[0] in "=+-@"}):
+        notes.append(f"in per_image.csv a spreadsheet would run these ids as formulas: {some(run)}")
     quality = [q for q in QUALITY if q in predictors]
     questions, contrast = _questions(predictors, quality)
     correlations = correlate(

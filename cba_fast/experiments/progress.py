@@ -99,6 +99,7 @@ def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
     settings, name = experiment.settings, experiment.name
     inputs = {
         "weights": resume.file_fingerprint(weights_of(settings)),
+        "classes": resume.file_fingerprint(settings.classes),
         "images": images or {"sha256": None},
     }
     record = resume.describe(settings.described(), inputs, torch=torch.__version__)

@@ -85,7 +85,7 @@ class Settings(BaseModel):
     target: Literal["predicted", "label"] | NonNegativeInt = "predicted"
     map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
     test_dataset: str = "cub-200-2011/CUB_200_2011"
-    split: str = "test"
+    split: str | None = None
     classes: PathText | None = None
     cub_root: PathText | None = None
     metadata_root: PathText | None = None
@@ -133,7 +133,7 @@ class Settings(BaseModel):
             try:
                 check_config(self.model_of(None), self.training())
             except InputError as e:
-                yield "training", str(e)
+                yield "training", str(e).replace("`", "")  # keys of a file, not flags
         if self.cub_root is not None and self.metadata_root is not None:
             yield "cub_root", "cannot be combined with metadata_root"
         side = -(-self.input_size // self.output_stride)

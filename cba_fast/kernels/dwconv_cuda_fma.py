@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import cuda_core
+from . import dwconv_cuda_call as call
 
 # Blocks that fill the largest present GPU several times; a constant, so that the order of additions
 # is the same on all of them.
@@ -33,21 +33,9 @@ def forward(
     Args:
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
     """
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if y.numel() > 0:
-        x, weight = _with_unit_columns(x), weight.contiguous()
-        if bias is not None:
-            bias = bias.contiguous()
-        cuda_core.load().dwconv_fma_cuda(
-            _planes(x),
-            weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            _planes(y),
-            (tuple(x.shape), tuple(weight.shape[2:])),
-            flip,
-            *cuda_core.where(x),
-        )
-    return y.contiguous(memory_format=memory_format)
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=memory_format)
+    return call.forward("dwconv_fma_cuda", x, weight, bias, memory_format, flip=flip)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -57,23 +45,11 @@ def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
-    out_shape = (x.shape[1], 1, *kernel_size)
     if x.numel() == 0:
-        return x.new_zeros(out_shape)
-    grad, x = _with_unit_columns(grad), _with_unit_columns(x)
-    out = x.new_empty(out_shape)
+        return x.new_zeros((x.shape[1], 1, *kernel_size))
     parts = splits(tuple(x.shape))
-    partials = x.new_empty((parts, *out_shape)) if parts > 1 else None
-    cuda_core.load().dwconv_fma_weight_cuda(
-        _planes(grad),
-        _planes(x),
-        out.data_ptr(),
-        0 if partials is None else partials.data_ptr(),
-        parts,
-        (tuple(x.shape), tuple(kernel_size)),
-        *cuda_core.where(x),
-    )
-    return out
+    kernel = "dwconv_fma_weight_cuda"
+    return call.grad_weight(kernel, grad, x, kernel_size, parts, partials=parts > 1)
 
 
 def splits(shape: tuple[int, int, int, int]) -> int:
@@ -81,12 +57,3 @@ def splits(shape: tuple[int, int, int, int]) -> int:
     n, c, h, w = shape
     at_once = _IMAGES_AT_ONCE if h * w <= _SMALL_PLANE else 1
     return max(1, min(-(-n // at_once), -(-_BLOCKS // c)))
-
-
-def _with_unit_columns(x: Tensor) -> Tensor:
-    """Return x, copied if its columns do not lie side by side."""
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
-
-
-def _planes(x: Tensor) -> tuple[int, tuple[int, int, int]]:
-    return x.data_ptr(), x.stride()[:3]

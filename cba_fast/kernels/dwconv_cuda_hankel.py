@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import cuda_core
+from . import dwconv_cuda_call as call
 
 DTYPES = (torch.bfloat16, torch.float16)
 WARPS = 1056  # two for each scheduler of an H200
@@ -116,8 +116,10 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     tiles = -(-w // (16 * _MOST_STEPS))
     steps = -(-w // (16 * tiles))
     images = 1  # narrow ones are brought together while their rows are few and warps remain
-    size = image_bytes(min(kernel_h, h), columns, steps)
-    while 2 * images * size <= _WARP_BYTES and images < min(n, 8):
+    ring_rows = min(kernel_h, h)
+    while images < min(n, 8):
+        if 2 * images * image_bytes(ring_rows, columns, steps, 2 * images) > _WARP_BYTES:
+            break
         if c * tiles * -(-n // (2 * images)) < WARPS:
             break
         images *= 2
@@ -127,16 +129,25 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     return WeightTile(rows, columns, steps, images, bands)
 
 
-def image_bytes(ring_rows: int, columns: int, steps: int) -> int:
-    """Return how much shared memory a weight gradient takes for one image of one warp.
+def image_bytes(ring_rows: int, columns: int, steps: int, images: int) -> int:
+    """Return how much shared memory a weight gradient takes for each of a warp's images.
 
     A ring of rows of the gradient and one of zeros, four rows each of the gradient and of the
-    input in pieces of 16 bytes, and a row of the input laid out twice, 16 banks apart.
+    input in pieces of 16 bytes, and a row of the input laid out twice, 16 banks apart; then what
+    keeps the images in different banks.
     """
     window = 16 * steps + 8 * columns
     staged = sum(16 * ((elements + 14) // 8) for elements in (16 * steps, window))
     laid_out = 8 * ((window // 2 + 15) // 32 * 32 + 16)
-    return 2 * (ring_rows + 1) * (16 * steps + 8) + 4 * staged + laid_out
+    return apart(2 * (ring_rows + 1) * (16 * steps + 8) + 4 * staged + laid_out, images)
+
+
+def apart(size: int, images: int) -> int:
+    """Return the bytes from one image of a warp to the next (`hankel_image_bytes` in csrc)."""
+    banks = 128 // images
+    while images > 1 and size % (2 * banks) != banks:
+        size += 16
+    return size
 
 
 def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
@@ -170,28 +181,10 @@ def forward(
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
         using: the tile; None for the one of `tile`.
     """
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    if y.numel() == 0:
-        return y
-    out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, weight = with_unit_columns(x), weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
-    kernel_size = tuple(weight.shape[2:])
-    cuda_core.load().dwconv_hankel_cuda(
-        x.data_ptr(),
-        x.stride()[:3],
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        out.stride()[:3],
-        cuda_core.name_of(x.dtype),
-        (*x.shape, *kernel_size),
-        flip,
-        using or tile(tuple(x.shape), kernel_size),
-        *cuda_core.where(x),
-    )
-    return y if out is y else y.copy_(out)
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=memory_format)
+    using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
+    return call.forward("dwconv_hankel_cuda", x, weight, bias, memory_format, using, flip=flip)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -214,27 +207,6 @@ def grad_weight(
     shape, kernel_size = tuple(x.shape), tuple(kernel_size)
     if x.numel() == 0:
         return x.new_zeros((shape[1], 1, *kernel_size))
-    grad, x = with_unit_columns(grad), with_unit_columns(x)
     using = using or weight_tile(shape, kernel_size)
     parts = splits(shape, using)
-    gw = torch.empty((shape[1], 1, *kernel_size), dtype=x.dtype, device=x.device)
-    partials = torch.empty((parts, *gw.shape), dtype=torch.float32, device=x.device)
-    cuda_core.load().dwconv_hankel_weight_cuda(
-        grad.data_ptr(),
-        grad.stride()[:3],
-        x.data_ptr(),
-        x.stride()[:3],
-        gw.data_ptr(),
-        partials.data_ptr(),
-        parts,
-        cuda_core.name_of(x.dtype),
-        (*shape, *kernel_size),
-        using,
-        *cuda_core.where(x),
-    )
-    return gw
-
-
-def with_unit_columns(x: Tensor) -> Tensor:
-    """Return x, copied if its columns do not lie side by side."""
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+    return call.grad_weight("dwconv_hankel_weight_cuda", grad, x, kernel_size, parts, using)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import cuda_core
+from . import dwconv_cuda_call as call
 from . import dwconv_cuda_hankel as hankel
 
 DTYPES = hankel.DTYPES
@@ -222,28 +222,10 @@ def forward(
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
         using: the tile; None for the one of `tile`.
     """
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    if y.numel() == 0:
-        return y
-    out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, weight = hankel.with_unit_columns(x), weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
-    kernel_size = tuple(weight.shape[2:])
-    cuda_core.load().dwconv_strip_cuda(
-        x.data_ptr(),
-        x.stride()[:3],
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        out.stride()[:3],
-        cuda_core.name_of(x.dtype),
-        (*x.shape, *kernel_size),
-        flip,
-        using or tile(tuple(x.shape), kernel_size),
-        *cuda_core.where(x),
-    )
-    return y if out is y else y.copy_(out)
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=memory_format)
+    using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
+    return call.forward("dwconv_strip_cuda", x, weight, bias, memory_format, using, flip=flip)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:

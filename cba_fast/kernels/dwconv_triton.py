@@ -1,6 +1,6 @@
-"""Launches the Triton depthwise convolution (CUDA tensors; float32, bfloat16 or float16).
+"""Launches the Triton depthwise convolution (CUDA tensors; bfloat16 or float16).
 
-``dwconv_triton_plan`` says what is launched, ``dwconv_triton_{band,direct,toeplitz}`` hold the
+``dwconv_triton_plan`` says what is launched, ``dwconv_triton_{band,toeplitz}`` hold the
 kernels. They are imported, and Triton with them, at the first call.
 """
 
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from . import dwconv_triton_plan as plan
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16)  # float32 would be slower than PyTorch at every size
 _OLDEST = (8, 0)  # bfloat16 and asynchronous copies
 _KERNELS = {
     "dwconv_band": "dwconv_triton_band",
     "dwconv_sum": "dwconv_triton_band",
-    "dwconv_direct": "dwconv_triton_direct",
     "dwconv_toeplitz": "dwconv_triton_toeplitz",
 }
 
@@ -41,17 +40,9 @@ def is_interpreted() -> bool:
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
-def arch_of(device: torch.device) -> str | None:
-    """Return the key of the device's blocks, None if it is too old for the kernels.
-
-    Compute capability 12 has the tensor cores and the shared memory of 8.x.
-    """
-    if device.type != "cuda":
-        return "sm_80"  # the interpreter
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < _OLDEST:
-        return None
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+def is_too_old(device: torch.device) -> bool:
+    """Say whether a GPU lacks what the kernels need."""
+    return torch.cuda.get_device_capability(device) < _OLDEST
 
 
 def forward(
@@ -67,24 +58,20 @@ def forward(
 
     Args:
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
-        family: "direct", "toeplitz" or "band"; None for what the shape calls for.
+        family: "toeplitz" or "band"; None for what the shape calls for.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-    size, kernel_size = tuple(x.shape[2:]), tuple(weight.shape[2:])
-    family = family or plan.family(size, kernel_size)
+    kernel_size = tuple(weight.shape[2:])
+    family = family or plan.family(tuple(x.shape[2:]))
     if bias is not None:
         bias = bias.contiguous()
-    if family == "direct":
-        _run(plan.direct(x, _planes(weight), bias, y, flip=flip, arch=arch_of(x.device)))
-        return y
     turned = family == "band" and plan.is_transposed(kernel_size)
     if turned:
         x, weight = x.transpose(2, 3), weight.transpose(2, 3)
     x = _with_unit_columns(x) if family == "band" else _with_unit_pixels(x)
     out = y if y.is_contiguous() and not turned else x.new_empty(x.shape)
     make = plan.band if family == "band" else plan.toeplitz
-    how = {"flip": flip, "arch": arch_of(x.device), "upcast": _upcast(x)}
-    _run(make(x, _planes(weight), bias, out, **how))
+    _run(make(x, _planes(weight), bias, out, flip=flip, upcast=_upcast(x)))
     if out is not y:
         y.copy_(out.transpose(2, 3) if turned else out)
     return y
@@ -95,26 +82,14 @@ def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> 
     return forward(grad, weight, None, memory_format, flip=True)
 
 
-def grad_weight(
-    grad: Tensor, x: Tensor, kernel_size: tuple[int, int], *, family: str | None = None
-) -> Tensor:
-    """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time.
-
-    Args:
-        family: "direct" or "band"; None for what the kernel calls for.
-    """
-    channels, arch = x.shape[1], arch_of(x.device)
-    family = family or ("direct" if max(kernel_size) <= plan.SMALL_KERNEL else "band")
-    if family == "direct":
-        gw = x.new_empty((channels, *kernel_size))
-        _run(plan.direct_weight(grad, x, gw, arch=arch))
-        return gw.unsqueeze(1)
+def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
     turned = plan.is_transposed(kernel_size)
     if turned:
         grad, x, kernel_size = grad.transpose(2, 3), x.transpose(2, 3), kernel_size[::-1]
     grad, x = _with_unit_columns(grad), _with_unit_columns(x)
-    gw = x.new_empty((channels, *kernel_size))
-    _run(plan.band_weight(grad, x, gw, arch=arch, upcast=_upcast(x)))
+    gw = x.new_empty((x.shape[1], *kernel_size))
+    _run(plan.band_weight(grad, x, gw, upcast=_upcast(x)))
     return (gw.transpose(1, 2).contiguous() if turned else gw).unsqueeze(1)
 
 

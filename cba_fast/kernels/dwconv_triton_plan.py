@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dwconv_triton_table import Blocks, blocks
+from .dwconv_triton_table import TABLE, Blocks
 
-SMALL_KERNEL = 7  # largest side of the kernels that are convolved tap by tap
 SMALL_MAP = 144  # pixels of the largest maps whose convolution becomes a dense matrix
 _TILES = (32, 16)
 _PIECE = 64
@@ -53,10 +52,8 @@ class Window(NamedTuple):
     offset: int
 
 
-def family(size: tuple[int, int], kernel_size: tuple[int, int]) -> str:
-    """Return which forward kernel is for maps (H, W): "direct", "toeplitz" or "band"."""
-    if max(kernel_size) <= SMALL_KERNEL:
-        return "direct"
+def family(size: tuple[int, int]) -> str:
+    """Return which forward kernel is for maps (H, W): "toeplitz" or "band"."""
     return "toeplitz" if size[0] * size[1] <= SMALL_MAP else "band"
 
 
@@ -108,7 +105,6 @@ def band(
     y: Tensor,
     *,
     flip: bool,
-    arch: str,
     upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by banded products.
@@ -119,7 +115,6 @@ def band(
         bias: (C,) or None.
         y: (N, C, H, W), contiguous.
         flip: turn the kernel by 180 degrees.
-        arch: a key of the table of blocks.
         upcast: compute on float32 operands, for the interpreter.
     """
     n, c, height, width = x.shape
@@ -127,7 +122,7 @@ def band(
     cut = window(width, kw)
     strides = _strides(x)
     tiles = -(-height // _rows(kh, height, 128 // cut.tile)) * n * cut.tiles
-    chosen = blocks("band", "few" if tiles <= 32 else "many", arch, x.dtype)
+    chosen = TABLE["band", "few" if tiles <= 32 else "many"]
     rows = _rows(kh, height, chosen.n // cut.tile)
     row_blocks = -(-height // rows)
     scale = unit(x.dtype, width, *strides[:3])
@@ -207,13 +202,13 @@ def _in_units(name: str, strides: tuple[int, ...], scale: int) -> dict[str, int]
     return {f"{name}_stride_{d}": s // scale for d, s in zip("nch", strides, strict=False)}
 
 
-def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool) -> list[Launch]:
+def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, upcast: bool) -> list[Launch]:
     """Plan the weight gradient gw (C, KH, KW), contiguous, by banded products.
 
     Args:
         grad, x: (N, C, H, W), their columns side by side.
         gw: (C, KH, KW), contiguous.
-        arch, upcast: as `band`.
+        upcast: as `band`.
     """
     n, c, height, width = x.shape
     kh, kw = gw.shape[1:]
@@ -223,7 +218,7 @@ def band_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str, upcast: bool)
     strides, grad_strides = _strides(x), _strides(grad)
     scale = unit(x.dtype, width, *strides[:3], *grad_strides[:3])
     shape = "scattered" if scale == 1 else "wide" if piece > 32 else "narrow"
-    chosen = blocks("band_weight", shape, arch, x.dtype)
+    chosen = TABLE["band_weight", shape]
     rows = min(chosen.n // cut.tile, _power_of_2(kh))
     lanes = max(1, min(height, chosen.k // (n * cut.tiles)))
     chunks = -(-(lanes * n * cut.tiles) // chosen.k)
@@ -293,7 +288,6 @@ def toeplitz(
     y: Tensor,
     *,
     flip: bool,
-    arch: str,
     upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by a dense matrix per channel; arguments as `band`.
@@ -306,7 +300,7 @@ def toeplitz(
     length = _round_up(pixels, 16)
     strides = _strides(x)
     scale = unit(x.dtype, pixels, *strides[:2])
-    chosen = blocks("toeplitz", "few" if n <= 16 else "many", arch, x.dtype)
+    chosen = TABLE["toeplitz", "few" if n <= 16 else "many"]
     matrix = torch.empty((c, pixels, length), dtype=x.dtype, device=x.device)
     rows = 16
     return [
@@ -352,86 +346,3 @@ def toeplitz(
             chosen,
         ),
     ]
-
-
-def direct(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, flip: bool, arch: str
-) -> list[Launch]:
-    """Plan y = conv(x, weight) + bias tap by tap; x and y of any strides."""
-    n, c, height, width = x.shape
-    neighbours = _neighbours(x)
-    chosen = blocks("direct", neighbours, arch, x.dtype)
-    taps = weight.flatten(1)
-    if neighbours == "channels":  # then a tap's weights lie side by side too
-        taps = taps.t().contiguous().t()
-    programs = n * -(-c // chosen.n) * -(-(height * width) // chosen.m)
-    return [
-        Launch(
-            "dwconv_direct_kernel",
-            programs,
-            {
-                "x_ptr": x,
-                "weight_ptr": taps,
-                "bias_ptr": y if bias is None else bias,
-                "y_ptr": y,
-                "channels": c,
-                "height": height,
-                "width": width,
-                "kernel_h": weight.shape[1],
-                **_all_strides("x", x),
-                "weight_stride_c": taps.stride(0),
-                "weight_stride_tap": taps.stride(1),
-                **_all_strides("y", y),
-            },
-            {
-                "KERNEL_W": weight.shape[2],
-                "FLIP": flip,
-                "HAS_BIAS": bias is not None,
-                "BLOCK_P": chosen.m,
-                "BLOCK_C": chosen.n,
-            },
-            chosen,
-        )
-    ]
-
-
-def direct_weight(grad: Tensor, x: Tensor, gw: Tensor, *, arch: str) -> list[Launch]:
-    """Plan the weight gradient gw (C, KH, KW) tap by tap; grad and x of any strides."""
-    n, c, height, width = x.shape
-    kh, kw = gw.shape[1:]
-    chosen = blocks("direct_weight", _neighbours(x), arch, x.dtype)
-    items = n * -(-(height * width) // chosen.m)
-    programs = -(-c // chosen.n) * kh
-    splits = max(1, min(items, 4 * _PROGRAMS // programs))
-    partial = torch.empty((splits, c, kh, kw, 1), dtype=torch.float32, device=x.device)
-    return [
-        Launch(
-            "dwconv_direct_weight_kernel",
-            programs * splits,
-            {
-                "grad_ptr": grad,
-                "x_ptr": x,
-                "partial_ptr": partial,
-                "batch": n,
-                "channels": c,
-                "height": height,
-                "width": width,
-                "kernel_h": kh,
-                "kernel_w": kw,
-                "splits": splits,
-                **_all_strides("grad", grad),
-                **_all_strides("x", x),
-            },
-            {"BLOCK_P": chosen.m, "BLOCK_S": _power_of_2(kw), "BLOCK_C": chosen.n},
-            chosen,
-        ),
-        _sum_partials(partial, gw, 0, kw),
-    ]
-
-
-def _neighbours(x: Tensor) -> str:
-    return "channels" if x.stride(1) == 1 and x.shape[1] > 1 else "planes"
-
-
-def _all_strides(name: str, x: Tensor) -> dict[str, int]:
-    return {f"{name}_stride_{d}": s for d, s in zip("nchw", x.stride(), strict=True)}

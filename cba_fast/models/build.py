@@ -40,7 +40,7 @@ def build_model(
         model: a model name of that family, as in ``timm.create_model``; None for the one that the
             checkpoint records, or the study's (`DEFAULT_MODELS`). For convnext any ConvNeXt of
             timm's.
-        checkpoint: a file, see `load_state_dict_file`; None for random weights.
+        checkpoint: a file, see `read_checkpoint`; None for random weights.
         num_classes: None for the checkpoint's, or 1000 without one.
         alpha, beta: the mixture of slak_flex, finite; None for the recorded one, or for 1 and 0,
             SLaK's cross.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_path
+from ..short import Short
 from .description import KEY, ModelDescription
 from .layouts import detect_layout, in_known_names
 
@@ -38,8 +39,8 @@ def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
     return _read(path)[0]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Short):
     """What a checkpoint file holds.
 
     Attributes:

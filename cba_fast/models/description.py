@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from ..errors import CheckpointError
+from ..short import Short
 
 # Where the description lies: in the state dict's ``_metadata`` and in the header of safetensors.
 KEY = "cba_fast"
@@ -11,8 +12,8 @@ PREPROCESSING = "study"
 LARGEST_INPUT = 8192
 
 
-@dataclass(frozen=True)
-class ModelDescription:
+@dataclass(frozen=True, repr=False)
+class ModelDescription(Short):
     """The model that weights belong to, and the images that it was trained on.
 
     None stands for what is not known.

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..short import Short
 
-@dataclass(frozen=True)
-class Layout:
+
+@dataclass(frozen=True, repr=False)
+class Layout(Short):
     """A checkpoint layout, as its keys show it.
 
     Attributes:

@@ -6,6 +6,7 @@ import timm
 from timm.models import is_model_in_modules
 
 from ..errors import CheckpointError, InputError
+from ..short import Short
 from .checkpoints import Checkpoint
 from .description import PREPROCESSING, ModelDescription
 from .layouts import Layout, detect_layout
@@ -23,8 +24,8 @@ DEFAULT_MODELS = {
 MOST_CLASSES = 2**20
 
 
-@dataclass(frozen=True)
-class Resolved:
+@dataclass(frozen=True, repr=False)
+class Resolved(Short):
     """What a model is built from.
 
     Attributes:

@@ -4,10 +4,11 @@ With y = conv(x, w): grad_x(g, w) is linear in both arguments with derivatives c
 grad_weight(g, .), and grad_weight(g, x) has conv(x, .) and grad_x(g, .). So each backward pass is a
 public op, and derivatives of any order run through the same three kernels.
 
-How each of the three is computed is chosen once, by the public function, for the shape, dtype and
-number of threads at hand (`dwconv_choice`), and travels with the op as three strings: graphs that
-`torch.compile` or `torch.export` make show it, and every derivative knows its own.
+How each of the three is computed is chosen inside the op (`dwconv_choice`), and remembered with the
+launcher for tensors of the same layout: the first call checks and chooses, the next ones launch.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,13 +19,10 @@ from .dwconv_checks import (
     check_forward,
     check_grad_weight,
     check_grad_x,
-    check_image,
-    check_kernel_size,
-    check_shapes,
     kernel_sides,
     output_format,
 )
-from .dwconv_choice import check_method, choose
+from .dwconv_choice import ALGORITHMS, COMPILED, choose
 from .library import AUTO, backend_argument, check_tensors, refuse_forward_mode, register
 
 
@@ -48,9 +46,10 @@ def depthwise_conv2d(
         weight: (C, 1, kh, kw) of x's dtype and device, kh and kw odd, 1 to 63.
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
-            capability 8.0 and later, all dtypes but float64), "cuda" (the same, if built with
-            nvcc), "torch" (PyTorch's own), "reference" (slow), or None for the fastest for these
-            arguments. The backward passes use the same one; with None each its own fastest.
+            capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
+            nvcc; all dtypes but float64), "torch" (PyTorch's own), "reference" (slow), or None for
+            the fastest for these arguments. The backward passes use the same one; with None each
+            its own fastest.
         algorithm: "fft" (transforms; compiled only), "direct" (tap by tap) or "auto" for the
             faster one.
 
@@ -70,10 +69,10 @@ def depthwise_conv2d(
         everywhere in its plane, and a NaN or an infinity spreads over all of it. "direct" keeps
         both under the kernel.
 
-        The Triton kernels for sides above 7 are products of matrices: a NaN or an infinity spreads
-        over up to 80 columns, on maps of up to 144 pixels over the map. So are the CUDA kernels for
-        half types: over less than 96 rows and 64 columns; for float32 they keep it under the
-        kernel. The sums of both are float32 throughout (no TF32) and come out the same every time.
+        The Triton kernels are products of matrices: a NaN or an infinity spreads over up to 80
+        columns, on maps of up to 144 pixels over the map. So are the CUDA kernels for half types:
+        over less than 96 rows and 64 columns; for float32 they keep it under the kernel. The sums
+        of both are float32 throughout (no TF32) and come out the same every time.
 
         Half types are accumulated in float32 and rounded once. Under autocast the arguments are
         cast as those of `conv2d`. On CUDA the torch backend follows
@@ -82,11 +81,12 @@ def depthwise_conv2d(
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
     """
-    check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    check_shapes("x", x, weight)
+    check_tensors(x=x, weight=weight)
+    if bias is not None:
+        check_tensors(bias=bias)
     refuse_forward_mode("depthwise_conv2d", x, weight, bias)
-    methods = choose(x, weight.shape[2:], backend_argument(backend), algorithm)
-    return torch.ops.cba_fast.depthwise_conv2d.default(x, weight, bias, *methods)
+    op = torch.ops.cba_fast.depthwise_conv2d.default
+    return op(x, weight, bias, *_how(backend, algorithm))
 
 
 def depthwise_conv2d_grad_x(
@@ -108,10 +108,9 @@ def depthwise_conv2d_grad_x(
         TypeError, ValueError: as `depthwise_conv2d`.
     """
     check_tensors(grad=grad, weight=weight)
-    check_shapes("grad", grad, weight)
     refuse_forward_mode("depthwise_conv2d_grad_x", grad, weight)
-    methods = choose(grad, weight.shape[2:], backend_argument(backend), algorithm)
-    return torch.ops.cba_fast.depthwise_conv2d_grad_x.default(grad, weight, *methods)
+    op = torch.ops.cba_fast.depthwise_conv2d_grad_x.default
+    return op(grad, weight, *_how(backend, algorithm))
 
 
 def depthwise_conv2d_grad_weight(
@@ -140,33 +139,70 @@ def depthwise_conv2d_grad_weight(
     """
     check_tensors(grad=grad, x=x)
     size = kernel_sides(kernel_size)
-    check_image("x", x)
-    check_kernel_size(size)
     refuse_forward_mode("depthwise_conv2d_grad_weight", grad, x)
-    methods = choose(x, size, backend_argument(backend), algorithm)
-    return torch.ops.cba_fast.depthwise_conv2d_grad_weight.default(grad, x, size, *methods)
+    op = torch.ops.cba_fast.depthwise_conv2d_grad_weight.default
+    return op(grad, x, size, *_how(backend, algorithm))
 
 
-# Kernels, fakes and derivatives. `how` are the methods of the three directions.
+def _how(backend: str | None, algorithm: str) -> tuple[str, str]:
+    """Return the last two arguments of the ops; whether the names are known, the ops say."""
+    if not isinstance(algorithm, str):
+        raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
+    return backend_argument(backend), algorithm
+
+
+# The launchers that calls of each kind were given, by all that they depend on: a check and a choice
+# take 20 microseconds, the convolution of a 7x7 map 3 on a CPU.
+_launchers: dict[tuple, Callable[..., Tensor]] = {}
+_MOST_LAUNCHERS = 4096  # a data set of images of all sizes must not fill the memory
+
+
+def _layout(t: Tensor) -> tuple:
+    return t.shape, t.stride(), t.dtype, t.device
+
+
+def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if len(_launchers) >= _MOST_LAUNCHERS:
+        _launchers.clear()
+    _launchers[key] = launcher
+    return launcher
+
+
+# Kernels, fakes and derivatives. `how` are a backend's name or "auto", and an algorithm.
 
 
 def _forward(x, weight, bias, *how):
+    key = ("forward", *how, _layout(x), _layout(weight), None if bias is None else _layout(bias))
+    launch = _launchers.get(key) or _remember(key, _forward_launcher(x, weight, bias, how))
+    return launch(x, weight, bias)
+
+
+def _forward_launcher(x, weight, bias, how):
     check_forward(x, weight, bias)
-    method = check_method("forward", how, x, weight.shape[2:])
-    if x.numel() == 0:
-        return _forward_fake(x, weight, bias, *how)
-    memory_format = output_format(x, weight)
+    return _image_launcher("forward", x, weight, how)
+
+
+def _image_launcher(direction, image, weight, how) -> Callable[..., Tensor]:
+    """Return the function (image, weight, bias) -> y, or its input gradient."""
+    size, memory_format = tuple(weight.shape[2:]), output_format(image, weight)
+    turned = direction == "grad_x"
+    method = choose(direction, image, size, *how)
+    if image.numel() == 0:
+        return lambda image, weight, bias: _empty(image, memory_format)
+    if method in COMPILED:
+        return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned)
+    if method in ("triton", "cuda"):
+        kernels = dwconv_triton if method == "triton" else dwconv_cuda
+        if turned:
+            return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
+        return lambda x, weight, bias: kernels.forward(x, weight, bias, memory_format)
     if method == "torch":
-        y = dwconv_torch.forward(x, weight, bias)
-    elif method == "reference":
-        y = reference.depthwise_conv2d(x, weight, bias)
-    elif method == "triton":
-        return dwconv_triton.forward(x, weight, bias, memory_format)
-    elif method == "cuda":
-        return dwconv_cuda.forward(x, weight, bias, memory_format)
+        forward, grad_x = dwconv_torch.forward, dwconv_torch.grad_x
     else:
-        return dwconv_cpp.forward(x, weight, bias, memory_format, method)
-    return y.contiguous(memory_format=memory_format)
+        forward, grad_x = reference.depthwise_conv2d, reference.depthwise_conv2d_grad_x
+    if turned:
+        return lambda grad, weight, _: grad_x(grad, weight).contiguous(memory_format=memory_format)
+    return lambda *args: forward(*args).contiguous(memory_format=memory_format)
 
 
 def _forward_fake(x, weight, bias, *how):
@@ -175,22 +211,14 @@ def _forward_fake(x, weight, bias, *how):
 
 
 def _grad_x(grad, weight, *how):
+    key = ("grad_x", *how, _layout(grad), _layout(weight))
+    launch = _launchers.get(key) or _remember(key, _grad_x_launcher(grad, weight, how))
+    return launch(grad, weight, None)
+
+
+def _grad_x_launcher(grad, weight, how):
     check_grad_x(grad, weight)
-    method = check_method("grad_x", how, grad, weight.shape[2:])
-    if grad.numel() == 0:
-        return _grad_x_fake(grad, weight, *how)
-    memory_format = output_format(grad, weight)
-    if method == "torch":
-        gx = dwconv_torch.grad_x(grad, weight)
-    elif method == "reference":
-        gx = reference.depthwise_conv2d_grad_x(grad, weight)
-    elif method == "triton":
-        return dwconv_triton.grad_x(grad, weight, memory_format)
-    elif method == "cuda":
-        return dwconv_cuda.grad_x(grad, weight, memory_format)
-    else:
-        return dwconv_cpp.grad_x(grad, weight, memory_format, method)
-    return gx.contiguous(memory_format=memory_format)
+    return _image_launcher("grad_x", grad, weight, how)
 
 
 def _grad_x_fake(grad, weight, *how):
@@ -199,24 +227,28 @@ def _grad_x_fake(grad, weight, *how):
 
 
 def _grad_weight(grad, x, kernel_size, *how):
-    check_grad_weight(grad, x, kernel_size)
     size = tuple(kernel_size)
-    method = check_method("grad_weight", how, x, size)
-    if x.numel() == 0:
-        return x.new_zeros((x.shape[1], 1, *size))
-    if method == "torch":
-        gw = dwconv_torch.grad_weight(grad, x, size)
-    elif method == "reference":
-        gw = reference.depthwise_conv2d_grad_weight(grad, x, size)
-    elif method == "triton":
-        gw = dwconv_triton.grad_weight(grad, x, size)
-    elif method == "cuda":
-        gw = dwconv_cuda.grad_weight(grad, x, size)
-    else:
-        gw = dwconv_cpp.grad_weight(grad, x, size, method)
+    key = ("grad_weight", *how, _layout(grad), _layout(x), size)
+    launch = _launchers.get(key) or _remember(key, _grad_weight_launcher(grad, x, size, how))
     # (C, 1, kh, kw) is contiguous and channels_last at once and `contiguous` leaves such strides as
     # they are, but DistributedDataParallel compares them with the parameter's, size 1 or not.
-    return gw.reshape(-1, *size).unsqueeze(1)
+    return launch(grad, x).reshape(-1, *size).unsqueeze(1)
+
+
+def _grad_weight_launcher(grad, x, size, how):
+    check_grad_weight(grad, x, size)
+    method = choose("grad_weight", x, size, *how)
+    if x.numel() == 0:
+        return lambda grad, x: x.new_zeros((x.shape[1], 1, *size))
+    if method in COMPILED:
+        return dwconv_cpp.weight_launcher(grad, x, size, method)
+    grad_weight = {
+        "torch": dwconv_torch.grad_weight,
+        "triton": dwconv_triton.grad_weight,
+        "cuda": dwconv_cuda.grad_weight,
+        "reference": reference.depthwise_conv2d_grad_weight,
+    }[method]
+    return lambda grad, x: grad_weight(grad, x, size)
 
 
 def _grad_weight_fake(grad, x, kernel_size, *how):
@@ -254,7 +286,7 @@ def _forward_backward(ctx, grad):
         )
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_weight, grad_bias, None, None
 
 
 def _restrided(t: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -282,7 +314,7 @@ def _grad_x_backward(ctx, v):
             grad_grad = ops.depthwise_conv2d.default(v, weight, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_weight = ops.depthwise_conv2d_grad_weight.default(grad, v, ctx.kernel_size, *ctx.how)
-    return grad_grad, grad_weight, None, None, None
+    return grad_grad, grad_weight, None, None
 
 
 def _grad_weight_setup(ctx, inputs, output):
@@ -301,7 +333,7 @@ def _grad_weight_backward(ctx, v):
             grad_grad = ops.depthwise_conv2d.default(x, v, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_x = ops.depthwise_conv2d_grad_x.default(grad, v, *ctx.how)
-    return grad_grad, grad_x, None, None, None, None
+    return grad_grad, grad_x, None, None, None
 
 
 def _flops(image_shape: tuple[int, ...], kernel_size: tuple[int, int]) -> int:
@@ -318,7 +350,7 @@ def _grad_weight_flops(grad_shape, x_shape, kernel_size, *args, **kwargs) -> int
     return _flops(grad_shape, kernel_size)
 
 
-_HOW = "str forward, str grad_x, str grad_weight"
+_HOW = "str backend, str algorithm"
 
 register(
     f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_HOW}) -> Tensor",

@@ -4,12 +4,8 @@ A method is one of `METHODS`: an algorithm of the compiled kernel, or another ba
 NVIDIA GPUs is in `dwconv_gpu`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels import dwconv_triton, native
 from .backends import Backend, BackendTable
@@ -19,17 +15,9 @@ from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
 METHODS = ("fft", "direct", "torch", "triton", "cuda", "reference")
-_COMPILED = ("fft", "direct")
+COMPILED = ("fft", "direct")  # of the methods
 _MOST_PIXELS = 1 << 20  # some algorithms keep whole planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Methods(NamedTuple):
-    """The methods of the three directions."""
-
-    forward: str
-    grad_x: str
-    grad_weight: str
 
 
 def fastest(
@@ -46,8 +34,8 @@ def fastest(
         kernel_size: (kh, kw).
         channels_last: whether the image is in that format.
     """
-    taps = kernel_size[0] * kernel_size[1]
-    small = not _exceeds(size, 100)
+    taps, pixels = kernel_size[0] * kernel_size[1], size[0] * size[1]
+    small = pixels <= 100
     if direction == "grad_weight":
         # PyTorch's is level with these for 3x3 in channels_last, else 2 to 400 times slower.
         return "direct" if max(kernel_size) <= 9 or small else "fft"
@@ -59,22 +47,9 @@ def fastest(
         if 1 in kernel_size:
             return "torch"  # 51x1 and 1x51 at 96x96: 0.9 to 1.6 times as fast as "fft"
         # 5x5: PyTorch's is up to 1.7 times as fast; 7x7: 0.8 to 1 times, at 96x96 and batch 8 1.3.
-        return "torch" if taps < (81 if _exceeds(size, 64 * 64, symbols=False) else 49) else "fft"
+        return "torch" if taps < (81 if pixels > 64 * 64 else 49) else "fft"
     # 3x3: PyTorch's is 0.5 to 1.2 times as fast; 5x5 at 14x14 1.2, from 20x20 on 0.5 to 0.96.
-    return "torch" if taps < (25 if _exceeds(size, 200) else 81) else "fft"
-
-
-def _exceeds(size: tuple[int, int], pixels: int, symbols: bool = True) -> bool:
-    """Say whether H * W > `pixels`; for a size that is only a symbol say `symbols`.
-
-    A comparison with a symbol would tie an exported graph to one side of it.
-    """
-    area = size[0] * size[1]
-    if isinstance(area, int):
-        return area > pixels
-    if symbols:
-        return not statically_known_true(area <= pixels)
-    return statically_known_true(area > pixels)
+    return "torch" if taps < (25 if pixels > 200 else 81) else "fft"
 
 
 # The backends, best first. Predicates get (image, kernel_size, algorithm).
@@ -85,7 +60,7 @@ def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
         return f"it runs on CPUs, not on {image.device.type}"
     if image.dtype not in _CPP_DTYPES:
         return f"it computes in float32, not for {image.dtype}"
-    if _exceeds(image.shape[2:], _MOST_PIXELS, symbols=False):
+    if image.shape[2] * image.shape[3] > _MOST_PIXELS:
         return f"a plane has more than {_MOST_PIXELS} pixels"
     return None
 
@@ -112,15 +87,15 @@ TABLES = {
     "grad_x": _table("depthwise_conv2d_grad_x"),
     "grad_weight": _table("depthwise_conv2d_grad_weight"),
 }
-_PLACES = {direction: place for place, direction in enumerate(TABLES)}
-# The first call loads the compiled core; `torch.compile` could not trace that.
-native.unavailable()
 
 
-def choose(image: Tensor, kernel_size: Sequence[int], backend: str, algorithm: str) -> Methods:
-    """Return how to compute the op and its derivatives.
+def choose(
+    direction: str, image: Tensor, kernel_size: tuple[int, int], backend: str, algorithm: str
+) -> str:
+    """Return the method for one direction of the op.
 
     Args:
+        direction: "forward", "grad_x" or "grad_weight".
         image: x or grad, (N, C, H, W).
         kernel_size: (kh, kw).
         backend: a backend's name or "auto".
@@ -131,46 +106,12 @@ def choose(image: Tensor, kernel_size: Sequence[int], backend: str, algorithm: s
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
-    size = (kernel_size[0], kernel_size[1])
-    key = _key(image, size, "choose", backend, algorithm)
-    methods = None if key is None else _found.get(key)
-    if methods is None:
-        methods = Methods(*(_method(d, image, size, backend, algorithm) for d in TABLES))
-        _remember(key, methods)
-    return methods
-
-
-# What was found: a choice takes 15 microseconds, a convolution of 7x7 maps 100 on a CPU.
-_found: dict[tuple, Methods | str] = {}
-_MOST_FOUND = 4096  # a data set of images of all sizes must not fill the memory
-
-
-def _key(image: Tensor, kernel_size: tuple[int, int], *names: str) -> tuple | None:
-    """Return `names` and all that a choice depends on; None where it cannot be remembered."""
-    device = image.device.type
-    if torch.compiler.is_compiling() or device not in ("cpu", "cuda"):
-        return None
-    shape = tuple(image.shape)
-    if any(type(size) is not int for size in shape):  # a symbol
-        return None
-    if device == "cpu":
-        shape = shape[2:]
-    channels_last, reason = is_channels_last(image), native.unavailable()
-    return *names, image.dtype, image.device, *shape, *kernel_size, channels_last, reason
-
-
-def _remember(key: tuple | None, value: Methods | str) -> None:
-    if key is None:
-        return
-    if len(_found) >= _MOST_FOUND:
-        _found.clear()
-    _found[key] = value
-
-
-def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm: str) -> str:
     table = TABLES[direction]
     if image.device.type == "cuda" and backend == AUTO and algorithm != "fft":
-        return _gpu_method(direction, image, kernel_size, algorithm)
+        best = fastest_on_gpu(direction, image, kernel_size)
+        if table.backends[best].reason(image, kernel_size, algorithm):
+            best = "torch"
+        return table.resolve(best, image, kernel_size, algorithm)
     best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
     if backend == AUTO and best == "torch" and algorithm != "fft":
         backend = "torch"
@@ -179,30 +120,4 @@ def _method(direction: str, image: Tensor, kernel_size, backend: str, algorithm:
         return name
     if algorithm != AUTO:
         return algorithm
-    return best if best in _COMPILED else "direct"
-
-
-def _gpu_method(direction: str, image: Tensor, kernel_size, algorithm: str) -> str:
-    table = TABLES[direction]
-    best = fastest_on_gpu(direction, image, kernel_size)
-    if table.backends[best].reason(image, kernel_size, algorithm):
-        best = "torch"
-    return table.resolve(best, image, kernel_size, algorithm)
-
-
-def check_method(direction: str, how: Sequence[str], image: Tensor, kernel_size) -> str:
-    """Return the method of `direction` out of the three strings that an op got.
-
-    Raises:
-        ValueError: it is unknown, or cannot run for this image.
-    """
-    method = how[_PLACES[direction]]
-    key = _key(image, (kernel_size[0], kernel_size[1]), "check", direction, method)
-    if key is not None and key in _found:
-        return method
-    if method not in METHODS:
-        raise ValueError(f"{direction} must be one of {METHODS}, got {method!r}")
-    name = "cpp" if method in _COMPILED else method
-    TABLES[direction].resolve(name, image, kernel_size, method)
-    _remember(key, method)
-    return method
+    return best if best in COMPILED else "direct"

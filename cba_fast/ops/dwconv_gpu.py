@@ -13,10 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels import cuda_core, dwconv_cuda, dwconv_triton
-from ..kernels.dwconv_triton_plan import SMALL_KERNEL
 from .dwconv_checks import is_channels_last
 
 TABLE = Path(__file__).with_name("dwconv_gpu_table.json")
@@ -40,8 +38,7 @@ _LONGEST_GRID = 2**31 - 1
 def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str | None:
     """Return the kind of a call as the table names it, None for one that is never measured.
 
-    A number of images that is only a symbol counts as large; other symbols are not measured, nor
-    are slices and transposed maps, whose rows may lie anywhere.
+    Not measured are slices and transposed maps, whose rows may lie anywhere.
     """
     n, c, h, w = image.shape
     if image.dtype not in _DTYPES:
@@ -50,8 +47,8 @@ def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str |
         return None  # PyTorch has other kernels for these than for bfloat16
     sides = [_at_most(side, KERNEL_SIDES) for side in kernel_size]
     area = _at_most(h * w, _MAP_AREAS)
-    images = next((step for step in reversed(IMAGES) if not _known(n < step)), None)
-    channels = next((step for step in reversed(CHANNELS) if _known(c >= step)), None)
+    images = next((step for step in reversed(IMAGES) if n >= step), None)
+    channels = next((step for step in reversed(CHANNELS) if c >= step), None)
     channels_last = is_channels_last(image)
     if None in (*sides, area, images, channels) or not _are_dense(image, channels_last):
         return None
@@ -64,19 +61,8 @@ def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str |
     )
 
 
-# Comparisons of symbols are asked for what is known of them: `torch.compile` would take an answer
-# for one that the graph depends on, and even `isinstance(symbol, int)` is true where it traces.
-
-
-def _known(condition) -> bool:
-    """Say whether a comparison of sizes certainly holds."""
-    if condition is True or condition is False:  # which versions before 2.8 can trace
-        return condition
-    return statically_known_true(condition)
-
-
 def _at_most(value: int, steps: Sequence[int]) -> int | None:
-    return next((step for step in steps if _known(value <= step)), None)
+    return next((step for step in steps if value <= step), None)
 
 
 def _are_dense(images: Tensor, channels_last: bool) -> bool:
@@ -84,7 +70,7 @@ def _are_dense(images: Tensor, channels_last: bool) -> bool:
     _, c, h, w = images.shape
     dense = (1, w * c, c) if channels_last else (h * w, w, 1)
     strides = zip((c, h, w), images.stride()[1:], dense, strict=True)
-    return all(_known(size == 1) or _known(stride == wanted) for size, stride, wanted in strides)
+    return all(size == 1 or stride == wanted for size, stride, wanted in strides)
 
 
 def smallest_share(kernel_size: tuple[int, int]) -> float:
@@ -102,7 +88,6 @@ def fastest_on_gpu(direction: str, image: Tensor, kernel_size: tuple[int, int]) 
     return methods.get(bucket(direction, image, kernel_size), "torch") if methods else "torch"
 
 
-# Read here: `torch.compile` traces the choice, and through a cache to what it caches, but no file.
 _MEASURED: dict[str, dict] = json.loads(TABLE.read_text(encoding="utf-8"))
 
 
@@ -119,33 +104,30 @@ def arch_of(device: torch.device) -> str:
 
 def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) -> str | None:
     """Return why the Triton kernels cannot run for these arguments, or None."""
-    if algorithm == "direct" and max(kernel_size) > SMALL_KERNEL:
-        return (
-            f"kernels larger than {SMALL_KERNEL} become products of matrices, in which a NaN "
-            "reaches beyond the kernel: not 'direct'"
-        )
-    reason = _refuses_any(image, algorithm)
+    if algorithm == "direct":
+        return "products of matrices let a NaN reach beyond the kernel: not 'direct'"
+    reason = _refuses_any(image, algorithm, dwconv_triton.DTYPES)
     if reason is not None:
         interpreted = image.device.type == "cpu" and dwconv_triton.is_interpreted()
         return None if interpreted and reason.startswith(_NOT_HERE) else reason
     n, c, h, w = image.shape
     # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
-    if any(_known(programs > _LONGEST_GRID) for programs in most):
+    if max(most) > _LONGEST_GRID:
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"
     return None
 
 
 def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) -> str | None:
     """Return why the CUDA kernels cannot run for these arguments, or None."""
-    reason = _refuses_any(image, algorithm)
+    reason = _refuses_any(image, algorithm, dwconv_cuda.DTYPES)
     if reason is not None:
         return reason
     if algorithm == "direct" and image.dtype not in dwconv_cuda.EXACT_WINDOWS:
         return (
             "tensor cores multiply whole rows, where a NaN reaches beyond the kernel: not 'direct'"
         )
-    if _known(dwconv_cuda.most_blocks(image) > _LONGEST_GRID):
+    if dwconv_cuda.most_blocks(image) > _LONGEST_GRID:
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
     return cuda_core.refuses(image.device)
 
@@ -153,20 +135,20 @@ def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) ->
 _NOT_HERE = "it runs on NVIDIA GPUs"
 
 
-def _refuses_any(image: Tensor, algorithm: str) -> str | None:
-    """Return why no kernel of ours can run on a GPU, or None."""
+def _refuses_any(image: Tensor, algorithm: str, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Return why kernels for these dtypes cannot run on a GPU, or None."""
     if algorithm == "fft":
         return "algorithm 'fft' is a compiled kernel's; use backend 'cpp' or 'auto'"
-    if image.dtype not in _DTYPES:
-        return f"it computes in float32, not for {image.dtype}"
+    if image.dtype not in dtypes:
+        return f"it has no kernels for {image.dtype}"
     if image.device.type != "cuda":
         return f"{_NOT_HERE}, not on {image.device.type}"
     if torch.version.hip is not None:
         return "it was never compiled for AMD GPUs"
-    if dwconv_triton.arch_of(image.device) is None:
+    if dwconv_triton.is_too_old(image.device):
         return "the GPU is older than compute capability 8.0"
-    if _known(image.shape[0] > _MOST):
+    if image.shape[0] > _MOST:
         return f"there are more than {_MOST} images"
-    if _known(image.shape[2] * image.shape[3] > _MOST):
+    if image.shape[2] * image.shape[3] > _MOST:
         return f"a plane has more than {_MOST} pixels"
     return None

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from ..data import ImageRecord, ImageSet, check_map_names, map_name
-from ..data.boxes import Boxes
+from ..data import ImageRecord, ImageSet, map_name, map_names
+from ..data.boxes import Boxes, turned_notes
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
@@ -56,6 +56,7 @@ class EvaluateResult(Short):
         fixed, transferred: see `ScoreResult`.
         notes: what to tell at the end of the run.
         predictions: the five best classes of each scored image, best first.
+        sources: which folder was read for the images, and for the ground truth.
     """
 
     result: BoxResult
@@ -68,6 +69,7 @@ class EvaluateResult(Short):
     transferred: list[dict] | None
     notes: list[str]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    sources: tuple[str, str] = ("", "")
 
 
 def evaluate(
@@ -106,7 +108,9 @@ def evaluate(
     model_config, data = resolved.model, resolved.data
     images, maps = open_images(data), maps.at(data.input_size)
     box_config = _both_modes(box_config, images, maps)
-    records, image_ids, notes = match_images(images.records, boxes := open_boxes(box_config))
+    boxes = open_boxes(box_config)
+    records, image_ids, notes = match_images(images.records, boxes, maps.map_names)
+    notes += turned_notes(boxes, {i: r.path for i, r in zip(image_ids, records)})
     records, unknown = _labelled(resolved, records, images, boxes, maps)
     notes += unknown
     evaluator = make_evaluator(boxes, box_config, tuned)
@@ -131,6 +135,7 @@ def evaluate(
         transferred_accuracies(result, tuned) if tuned else None,
         notes + constant_lines(seen.constant) + report.lines(),
         seen.top5,
+        (images.source, boxes.source),
     )
     if scored:
         scored(done)
@@ -211,9 +216,11 @@ def _score(
 
 
 def match_images(
-    records: Iterable[ImageRecord], boxes: Boxes
+    records: Iterable[ImageRecord], boxes: Boxes, rule: str | None = None
 ) -> tuple[list[ImageRecord], list[str], list[str]]:
     """Pair images with ground truth by the name of their map, as ``wsol-eval`` does.
+
+    `rule` says how maps are named; see :func:`cba_fast.data.map_names`.
 
     Returns:
         The records that have boxes and exist, with the ground truth's labels where it has them;
@@ -225,18 +232,19 @@ def match_images(
             of two of the ground truth.
     """
     records = list(records)
-    check_map_names(records)
-    wanted = {r.map_name: r for r in records}
+    names = map_names(records, rule)
+    official = names[:1] == [f"{records[0].image_id}.npy"]
+    wanted = dict(zip(names, records))
     ids: dict[str, str] = {}
     for image_id in boxes.image_ids:
-        name = map_name(image_id)
+        name = f"{image_id}.npy" if official else map_name(image_id)
         if ids.setdefault(name, image_id) != image_id and name in wanted:
             raise InputError(
                 f"the image {wanted[name].image_id} could be {ids[name]} or {image_id} of the "
                 f"ground truth: the name of their maps, {name}, is the same"
             )
-    known = [r for r in records if r.map_name in ids]
-    paired = [r for r in known if r.path.is_file()]
+    known = [(r, ids[name]) for name, r in wanted.items() if name in ids]
+    paired = [(r, i) for r, i in known if r.path.is_file()]
     if not paired:
         raise InputError(
             f"none of the {len(records)} images is in the ground truth of {len(ids)} images "
@@ -246,11 +254,10 @@ def match_images(
     if len(known) < len(records):
         unknown = counted(len(records) - len(known), "image")
         notes.append(f"without ground truth, left out: {unknown}")
-    image_ids = [ids[r.map_name] for r in paired]
     if boxes.labels is not None:
         # Class folders number their classes by name, the ground truth perhaps in another order.
-        paired = [replace(r, label=boxes.labels[i]) for r, i in zip(paired, image_ids)]
-    return paired, image_ids, notes
+        paired = [(replace(r, label=boxes.labels[i]), i) for r, i in paired]
+    return [r for r, _ in paired], [i for _, i in paired], notes
 
 
 def _labelled(

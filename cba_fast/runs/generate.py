@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from .. import files
-from ..data import ImageRecord, ImageSet, check_map_names, read_image
+from ..data import ImageRecord, ImageSet, map_names, read_image
 from ..data.reading import cut
+from ..data.score_store import is_store
 from ..data.textlines import some
 from ..errors import InputError
 from ..shapes import map_shape
@@ -27,7 +28,8 @@ class GenerateResult(Short):
     """Where the results are, and how many were made now and were there before.
 
     `map_folder` is the folder of the maps, or the store that took them.
-    `notes` tells of constant maps and of truncated and unreadable images.
+    `notes` tells of constant maps and of truncated and unreadable images; `source` says which
+    folder was read.
     """
 
     map_folder: Path
@@ -35,6 +37,7 @@ class GenerateResult(Short):
     made: int
     kept: int
     notes: list[str]
+    source: str = ""
 
 
 def map_folder(heatmap_output: Path) -> Path:
@@ -78,13 +81,13 @@ def generate_heatmaps(
     found = resolve(model_config, data)
     model_config, data = found.model, found.data
     images, maps = open_images(data), maps.at(data.input_size)
-    check_map_names(images.records)
+    names = map_names(images.records, maps.map_names)
     if maps.target == "label":
         images = replace(images, records=tuple(found.labelled(images.records, images)))
     model = load_model(model_config, run)
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
-    outputs = _open_outputs(images, heatmap_output, overlay, described, store, shape)
+    outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
     present = set().union(*[folder.check(overwrite) for folder in outputs.written])
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
@@ -99,7 +102,8 @@ def generate_heatmaps(
     results = itertools.chain(first, located)
     made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
     notes = constant_lines(constant) + report.lines()
-    return GenerateResult(outputs.maps.root, heatmap_output if overlay else None, made, kept, notes)
+    drawn = heatmap_output if overlay else None
+    return GenerateResult(outputs.maps.root, drawn, made, kept, notes, images.source)
 
 
 def _described(
@@ -136,18 +140,19 @@ class _Outputs:
 
 def _open_outputs(
     images: ImageSet,
+    names: list[str],
     heatmap_output: Path,
     overlay: bool,
     described: dict,
     store: Path | None,
     shape: tuple[int, int],
 ) -> _Outputs:
-    names = [record.map_name for record in images.records]
+    for folder in (heatmap_output.resolve(), *heatmap_output.resolve().parents):
+        if is_store(folder) or (store is not None and folder == store.resolve()):
+            raise InputError(f"{heatmap_output}: {folder} is a store of maps, not for overlays")
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
     if store is None:
         maps = NpyFolder(map_folder(heatmap_output), names, described)
-    elif store.resolve() == heatmap_output.resolve():
-        raise InputError(f"{store} cannot hold both the overlays and the store")
     else:
         maps = StoreFolder(store, names, described, shape)
     drawn = Outputs(heatmap_output / MANIFEST, overlays, described)

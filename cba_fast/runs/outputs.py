@@ -17,9 +17,13 @@ from ..resume import MANIFEST, Outputs
 
 
 def describe_run(settings: dict, weights: Path | None, records: Iterable[ImageRecord]) -> dict:
-    """Return the record of a run of these settings and weights over these images."""
+    """Return the record of a run of these settings and weights over these images.
+
+    A setting ``classes`` is a file, which counts by what it holds.
+    """
     inputs = {
         "weights": resume.file_fingerprint(weights),
+        "classes": resume.file_fingerprint(settings.get("classes")),
         "images": resume.list_fingerprint((r.image_id, r.path) for r in records),
     }
     return resume.describe(settings, inputs, torch=torch.__version__)

@@ -100,5 +100,5 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path, (*above, real))
-        else:
+        elif path.is_file():  # no pipe or device, which would never end
             yield path

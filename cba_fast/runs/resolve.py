@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from ..data import ImageRecord, ImageSet, model_labels, read_class_names
 from ..models import Checkpoint, ModelDescription, read_checkpoint
 from ..models.resolve import Resolved, resolve_description
+from ..short import Short
 from .settings import DataConfig, ModelConfig
 
 STUDY_INPUT_SIZE = 384
 
 
-@dataclass(frozen=True)
-class ResolvedRun:
+@dataclass(frozen=True, repr=False)
+class ResolvedRun(Short):
     """Settings without gaps.
 
     Attributes:

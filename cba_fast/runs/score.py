@@ -122,6 +122,7 @@ def open_boxes(config: BoxConfig) -> Boxes:
         metadata_root=config.metadata_root,
         dataset_name=config.dataset_name,
         split=config.split,
+        allow_beyond=config.allow_beyond,
     )
 
 

@@ -17,7 +17,7 @@ class PixelConfig:
     mask_root: Path
     metadata_root: Path
     dataset_name: str | None = None
-    split: str = "test"
+    split: str | None = None
     cam_curve_interval: float = 0.01
     eval_size: Size = None
     resize_maps: bool = False

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..data.records import DEFAULT_SPLIT
 from ..shapes import Size
 
 
@@ -31,7 +32,7 @@ class DataConfig:
     """
 
     test_dataset: str
-    split: str = "test"
+    split: str | None = None
     metadata_root: Path | None = None
     dataset_name: str | None = None
     input_size: int | None = None
@@ -59,13 +60,15 @@ class MapConfig:
     """Which map of which class.
 
     `target` is ``predicted``, ``label`` or a class index; `map_size` a side, (H, W), "HxW", or
-    "input" (or None) for the size of the network's input.
+    "input" (or None) for the size of the network's input; `map_names` a rule of
+    :func:`cba_fast.data.map_names`.
     """
 
     method: str = "cam"
     target: str = "predicted"
     map_size: Size = "input"
     pc1_range: str = "wrap"
+    map_names: str | None = None
 
     def at(self, input_size: int) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
@@ -82,7 +85,7 @@ class BoxConfig:
     cub_root: Path | None = None
     metadata_root: Path | None = None
     dataset_name: str | None = None
-    split: str = "test"
+    split: str | None = None
     iou_thr: float = 0.5
     cam_curve_interval: float = 0.01
     contours: str = "largest"
@@ -90,10 +93,13 @@ class BoxConfig:
     resize_maps: bool = False
     missing_as_miss: bool = False
     clip: float = 0.0
+    allow_beyond: bool = False
     threshold: float | None = None
 
 
 def settings(*configs) -> dict:
     """Return the fields of the configs in one dict of JSON values, for manifests and results."""
     merged = {k: v for config in configs for k, v in asdict(config).items()}
+    if "split" in merged and merged["split"] is None:
+        merged["split"] = DEFAULT_SPLIT
     return {k: str(v) if isinstance(v, Path) else v for k, v in merged.items()}

@@ -80,7 +80,7 @@ def best_path(model_config: ModelConfig, config: TrainConfig) -> Path:
 
 
 def last_path(model_config: ModelConfig, config: TrainConfig) -> Path:
-    """Return ``<save_dir>/<exp_name>_last.pth``: all that `resume` needs."""
+    """Return ``<save_dir>/<exp_name>_last.pth``: the state after the last epoch."""
     return Path(config.save_dir) / f"{exp_name(model_config, config)}_last.pth"
 
 
@@ -105,65 +105,67 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
     family, name = model_config.family, exp_name(model_config, config)
     name_bytes = len(name.encode(errors="surrogatepass"))
     rules = [
-        (config.epochs >= 1, f"epochs must be at least 1, got {config.epochs}"),
-        (config.batch_size >= 1, f"batch_size must be at least 1, got {config.batch_size}"),
-        (_positive(config.lr), f"lr must be positive and finite, got {config.lr}"),
+        (config.epochs >= 1, f"`epochs` must be at least 1, got {config.epochs}"),
+        (config.batch_size >= 1, f"`batch_size` must be at least 1, got {config.batch_size}"),
+        (_positive(config.lr), f"`lr` must be positive and finite, got {config.lr}"),
         (
             config.weight_decay == 0 or _positive(config.weight_decay),
-            f"weight_decay must be 0 or positive and finite, got {config.weight_decay}",
+            f"`weight_decay` must be 0 or positive and finite, got {config.weight_decay}",
         ),
         (
             config.input_size >= SMALLEST_INPUT,
-            f"input_size must be at least {SMALLEST_INPUT}, got {config.input_size}",
+            f"`input_size` must be at least {SMALLEST_INPUT}, got {config.input_size}",
         ),
-        (config.seed >= 0, f"seed must not be negative, got {config.seed}"),
-        (config.aug_mode in AUG_MODES, f"aug_mode {config.aug_mode!r} is not one of {AUG_MODES}"),
-        (config.schedule in SCHEDULES, f"schedule {config.schedule!r} is not one of {SCHEDULES}"),
+        (config.seed >= 0, f"`seed` must not be negative, got {config.seed}"),
+        (config.aug_mode in AUG_MODES, f"`aug_mode` {config.aug_mode!r} is not one of {AUG_MODES}"),
+        (config.schedule in SCHEDULES, f"`schedule` {config.schedule!r} is not one of {SCHEDULES}"),
         (
             config.checkpoint in CHECKPOINTS,
-            f"checkpoint {config.checkpoint!r} is not one of {CHECKPOINTS}",
+            f"`checkpoint` {config.checkpoint!r} is not one of {CHECKPOINTS}",
         ),
         (
             config.micro_batch is None or 1 <= config.micro_batch <= config.batch_size,
-            f"micro_batch must be in 1 to batch_size {config.batch_size}, got {config.micro_batch}",
+            f"`micro_batch` must be in 1 to `batch_size` {config.batch_size}, got "
+            f"{config.micro_batch}",
         ),
         (
             config.drop_path is None or 0 <= config.drop_path < 1,
-            f"drop_path must be in [0, 1), got {config.drop_path}",
+            f"`drop_path` must be in [0, 1), got {config.drop_path}",
         ),
         (
             config.ls_init is None or _positive(config.ls_init),
-            f"ls_init must be positive and finite, got {config.ls_init}",
+            f"`ls_init` must be positive and finite, got {config.ls_init}",
         ),
         (
             config.ls_init is None or family != "replknet",
-            "ls_init belongs to convnext, slak and slak_flex; replknet has no layer scale",
+            "`ls_init` belongs to convnext, slak and slak_flex; replknet has no layer scale",
         ),
         (
             not config.pretrained or family == "convnext",
-            f"pretrained weights come with convnext alone; give a file of {family} as init_weights",
+            f"pretrained weights come with convnext alone; give a file of {family} as "
+            "`init_weights`",
         ),
         (
             not (config.pretrained and config.init_weights),
-            "pretrained and init_weights are two starts; choose one",
+            "`pretrained` and `init_weights` are two starts; choose one",
         ),
         (
             not config.study_softmax or family in ("convnext", "slak_flex"),
-            f"study_softmax belongs to convnext and slak_flex; in the study {family} has none",
+            f"`study_softmax` belongs to convnext and slak_flex; in the study {family} has none",
         ),
         (
             model_config.weights is None,
-            f"training starts from init_weights; the model's weights must be None, not "
+            f"training starts from `init_weights`; the model's weights must be None, not "
             f"{model_config.weights}",
         ),
         (
             bool(name) and Path(name).name == name,
-            f"exp_name must be a file name without folders, got {name!r}",
+            f"`exp_name` must be a file name without folders, got {name!r}",
         ),
-        (not unprintable(name), f"exp_name {name!r} holds {unprintable(name)}"),
+        (not unprintable(name), f"`exp_name` {name!r} holds {unprintable(name)}"),
         (
             name_bytes <= MOST_NAME_BYTES,
-            f"exp_name must have at most {MOST_NAME_BYTES} bytes, since files are named after it, "
+            f"`exp_name` must have at most {MOST_NAME_BYTES} bytes, as files are named after it, "
             f"got {name_bytes}: {shown(name)}",
         ),
     ]

@@ -17,6 +17,7 @@ from ..errors import ImageError, InputError
 from ..resume import list_fingerprint
 from ..runs.inference import choose_device, report_on
 from ..runs.settings import RunConfig
+from ..short import Short
 
 SPLITS = ("train", "test")
 # A run goes on without a few unreadable images; without more than this share it would train on
@@ -80,8 +81,8 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
     return Splits(train, test)
 
 
-@dataclass(frozen=True)
-class EpochPlan:
+@dataclass(frozen=True, repr=False)
+class EpochPlan(Short):
     """All randomness of one epoch's images.
 
     Attributes:
@@ -129,8 +130,8 @@ def cut_batches(items: np.ndarray, size: int, *, join_last: bool) -> list[np.nda
     return batches
 
 
-@dataclass
-class PixelBatch:
+@dataclass(repr=False)
+class PixelBatch(Short):
     """The readable images of one batch, (N,S,S,3) uint8; `pixels` is None if there are none."""
 
     indices: list[int]

@@ -60,7 +60,7 @@ def initial_model(
         model = _build(model_config, num_classes=num_classes, **options)
     if config.study_softmax and not model.study_softmax:
         raise InputError(
-            f"study_softmax: the layout of {config.init_weights} has no softmax in the study"
+            f"`study_softmax`: the layout of {config.init_weights} has no softmax in the study"
         )
     model.description = replace(
         model.description,
@@ -91,7 +91,7 @@ def _pretrained(model_config: ModelConfig, num_classes: int, options: dict) -> n
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise InputError(
             f"the pretrained weights of {model_config.name or model_config.family} cannot be "
-            f"loaded ({reason}); init_weights takes a file instead"
+            f"loaded ({reason}); `init_weights` takes a file instead"
         ) from e
 
 

@@ -120,8 +120,8 @@ def _check_norms(model: nn.Module, config: TrainConfig, run: RunConfig) -> None:
     except ValueError as e:
         name = "micro_batch" if config.micro_batch == 1 else "batch_size"
         raise InputError(
-            f"a batch norm cannot learn from one image whose map is 1x1: {name} leaves an image "
-            f"alone at input_size {config.input_size}; take {name} 2 or more, or larger images"
+            f"a batch norm cannot learn from one image whose map is 1x1: `{name}` leaves an image "
+            f"alone at `input_size` {config.input_size}; take `{name}` 2 or more, or larger images"
         ) from e
 
 
@@ -173,10 +173,10 @@ def _sentence(memory: Memory, free: int | None) -> str:
 
 def _refusal(memory: Memory, config: TrainConfig, images: int, free: int) -> str:
     fits = int((free - memory.state) * images / memory.kept)
-    ways = [f"micro_batch {fits} (batch norms then see these parts)"] if fits >= 1 else []
+    ways = [f"`micro_batch` {fits} (batch norms then see these parts)"] if fits >= 1 else []
     if config.checkpoint in ("none", "stage"):
-        ways.append("checkpoint auto")
-    ways.append("a smaller input_size or model")
+        ways.append("`checkpoint` auto")
+    ways.append("a smaller `input_size` or `model`")
     return (
         f"training needs about {_gib(memory.total)} of memory and {_gib(free)} are free; "
         f"try {' or '.join(ways)}"

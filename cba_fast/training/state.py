@@ -1,7 +1,7 @@
 """The files of a training run, and how a run is continued or replaced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,13 +10,14 @@ from ..errors import CheckpointError, InputError
 from ..files import atomic_path, remove_leftovers
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
+from ..short import Short
 from .config import TrainConfig, best_path, drop_path_rate, last_path, log_folder
 
 WRITTEN_BY = "cba_fast train-wsol"
 
 
-@dataclass
-class Progress:
+@dataclass(repr=False)
+class Progress(Short):
     """How far a run has come.
 
     Attributes:
@@ -138,7 +139,7 @@ def load_state(path: Path) -> dict:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        written_by, _ = state["written_by"], state["progress"]["epoch"]
+        written_by = state["written_by"]
     except OSError:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
@@ -151,6 +152,7 @@ def load_state(path: Path) -> dict:
     try:
         progress = Progress(**state["progress"])
         progress.epoch + progress.best_epoch + progress.best_top1
+        state["progress"] = asdict(progress)
     except TypeError as e:
         raise CheckpointError(f"{path}: its 'progress' is not that of a training run") from e
     return state

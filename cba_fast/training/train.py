@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError
-from ..models import DEFAULT_MODELS, save_state_dict_file
+from ..models import save_state_dict_file
 from ..runs.inference import choose_device
 from ..runs.settings import ModelConfig, RunConfig
+from ..short import Short
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
 from .model import initial_model
@@ -28,8 +29,8 @@ __all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", 
 _PATIENCE = 5
 
 
-@dataclass
-class TrainResult:
+@dataclass(repr=False)
+class TrainResult(Short):
     """What a run ended with.
 
     Attributes:
@@ -98,8 +99,7 @@ def train(
     model = initial_model(
         model_config, config, len(names), log, continued=continued, class_names=names
     )
-    name = model_config.name or DEFAULT_MODELS[model_config.family]
-    checkpoint = prepare(name, model, splits, config, run, free, log)
+    checkpoint = prepare(model.description.model, model, splits, config, run, free, log)
     trainer = Trainer(model, splits, config, run, checkpoint=checkpoint)
     if state is None:
         files.begin(trainer.state())

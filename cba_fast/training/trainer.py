@@ -158,7 +158,8 @@ class Trainer:
         """
         self.model.eval()
         hits, count, finite = [], 0, []
-        for batch in self._test.batches(cut(range(len(self._test_labels)), self.config.batch_size)):
+        size = self.config.micro_batch or self.config.batch_size
+        for batch in self._test.batches(cut(range(len(self._test_labels)), size)):
             if batch.pixels is None:
                 continue
             labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
@@ -225,11 +226,11 @@ class Trainer:
             )
 
     def _hint(self) -> str:
-        tried = [f"a lower lr than {self.config.lr:g}"]
+        tried = [f"a lower `lr` than {self.config.lr:g}"]
         if self.config.schedule != "onecycle":
-            tried.append("schedule onecycle, which warms up")
+            tried.append("`schedule` onecycle, which warms up")
         if self.run.precision != "fp32":
-            tried.append(f"precision fp32 instead of {self.run.precision}")
+            tried.append(f"`precision` fp32 instead of {self.run.precision}")
         return f"try {' or '.join(tried)}"
 
 

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+
+#include "common/dtype.h"
 
 namespace cba {
 
@@ -14,12 +17,27 @@ inline void require(bool condition, const std::string& message) {
 // Turns an address from Python into a pointer. A null address for data that is not empty means that
 // somebody asked a fake or meta tensor for its data; dereferencing it would end the process.
 template <class T>
-T* pointer(std::uintptr_t address, std::int64_t count, const char* name) {
-  require(count >= 0, std::string(name) + ": negative size " + std::to_string(count));
-  require(address != 0 || count == 0, std::string(name) + ": null pointer for " +
-                                          std::to_string(count) +
-                                          " elements (a fake or meta tensor has no data)");
+T* pointer(std::uintptr_t address, std::int64_t count, const std::string& name) {
+  if (count < 0) throw std::invalid_argument(name + ": negative size " + std::to_string(count));
+  if (address == 0 && count != 0) {  // not `require`: its text would be made for every pointer
+    throw std::invalid_argument(name + ": null pointer for " + std::to_string(count) +
+                                " elements (a fake or meta tensor has no data)");
+  }
   return reinterpret_cast<T*>(address);
+}
+
+// The element type that PyTorch and NumPy call `name`, one of those that `allowed` names.
+inline DType parse_dtype(const std::string& name, std::initializer_list<const char*> allowed) {
+  static constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16", "uint8"};
+  std::string text;
+  for (const char* one : allowed) {
+    text += (text.empty() ? "" : ", ") + std::string(one);
+    if (name != one) continue;
+    for (int type = 0;; ++type) {
+      if (name == kNames[type]) return static_cast<DType>(type);
+    }
+  }
+  throw std::invalid_argument("dtype must be one of " + text + ", got " + name);
 }
 
 }  // namespace cba

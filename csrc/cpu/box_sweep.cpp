@@ -71,9 +71,9 @@ class MapSweep {
  private:
   std::int64_t read_row(std::int64_t first, std::uint8_t* bytes) const {
     switch (maps_.type) {
-      case MapType::kFloat32:
+      case DType::kFloat32:
         return quantizers_.float32(static_cast<const float*>(maps_.values) + first, bytes, width_);
-      case MapType::kFloat64:
+      case DType::kFloat64:
         return quantizers_.float64(static_cast<const double*>(maps_.values) + first, bytes, width_);
       default:
         std::memcpy(bytes, static_cast<const std::uint8_t*>(maps_.values) + first, width_);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/dtype.h"
 #include "cpu/isa.h"
 #include "cpu/level_sets.h"
 
@@ -16,12 +17,9 @@ namespace cba {
 // Maps of as many pixels as this, border included, are refused: twice an area must fit 31 bits.
 constexpr std::int64_t kMaxPixels = std::int64_t{1} << 30;
 
-// kUint8 is u itself; other maps are quantized row by row as they are read, u = uint8(255 * m).
-enum class MapType { kUint8, kFloat32, kFloat64 };
-
 struct Maps {
   const void* values;  // [num, height, width]
-  MapType type;
+  DType type;          // uint8: u itself; float32 and float64 are quantized row by row, as read
   std::int64_t num;
   std::int64_t height, width;
 };

@@ -96,13 +96,6 @@ void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const Conv
 
 }  // namespace
 
-ElementType parse_element_type(const std::string& name) {
-  if (name == "float32") return ElementType::kFloat32;
-  if (name == "bfloat16") return ElementType::kBFloat16;
-  if (name == "float16") return ElementType::kFloat16;
-  throw std::invalid_argument("dtype must be float32, bfloat16 or float16, got " + name);
-}
-
 ConvAlgorithm parse_conv_algorithm(const std::string& name) {
   if (name == "fft") return ConvAlgorithm::kFft;
   if (name == "direct") return ConvAlgorithm::kDirect;

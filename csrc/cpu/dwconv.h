@@ -12,7 +12,6 @@ namespace cba {
 
 enum class ConvAlgorithm { kFft, kDirect };
 
-ElementType parse_element_type(const std::string& name);
 ConvAlgorithm parse_conv_algorithm(const std::string& name);
 
 struct ConvCall {

@@ -114,27 +114,27 @@ void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, i
 inline void load_row(const Planes& p, int64_t n, int64_t c, int lanes, int64_t h, int64_t w,
                      int count, float* to) {
   switch (p.type) {
-    case ElementType::kFloat32:
-      return load_lanes(element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
-    case ElementType::kBFloat16:
+    case DType::kBfloat16:
       return load_lanes(element<BFloat16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
-    case ElementType::kFloat16:
+    case DType::kFloat16:
       return load_lanes(element<Float16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
+    default:
+      return load_lanes(element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count, to);
   }
 }
 
 inline void store_row(const float* from, const Planes& p, int64_t n, int64_t c, int lanes,
                       int64_t h, int64_t w, int count, Vec scale, Vec bias) {
   switch (p.type) {
-    case ElementType::kFloat32:
-      return store_lanes(from, element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count,
-                         scale, bias);
-    case ElementType::kBFloat16:
+    case DType::kBfloat16:
       return store_lanes(from, element<BFloat16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
                          count, scale, bias);
-    case ElementType::kFloat16:
+    case DType::kFloat16:
       return store_lanes(from, element<Float16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
                          count, scale, bias);
+    default:
+      return store_lanes(from, element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count,
+                         scale, bias);
   }
 }
 

@@ -12,14 +12,14 @@
 
 #include <stdint.h>
 
-namespace cba {
+#include "common/dtype.h"
 
-enum class ElementType : int { kFloat32, kBFloat16, kFloat16 };
+namespace cba {
 
 // A tensor (N,C,H,W); one of stride_c and stride_w is 1. A kernel (C,1,kh,kw) is one of N = 1.
 struct Planes {
   void* data;
-  ElementType type;
+  DType type;
   int64_t height, width;
   int64_t stride_n, stride_c, stride_h, stride_w;
 };

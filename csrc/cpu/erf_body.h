@@ -240,10 +240,10 @@ inline void add_compensated(const double* __restrict values, int64_t n, double* 
 template <ErfMode Mode>
 constexpr void set_sums(ErfKernels& kernels) {
   auto& sums = kernels.sum[static_cast<int>(Mode)];
-  sums[static_cast<int>(GradType::kFloat32)] = sum_of_channels<Mode, float>;
-  sums[static_cast<int>(GradType::kFloat64)] = sum_of_channels<Mode, double>;
-  sums[static_cast<int>(GradType::kFloat16)] = sum_of_channels<Mode, Float16>;
-  sums[static_cast<int>(GradType::kBFloat16)] = sum_of_channels<Mode, BFloat16>;
+  sums[static_cast<int>(DType::kFloat32)] = sum_of_channels<Mode, float>;
+  sums[static_cast<int>(DType::kFloat64)] = sum_of_channels<Mode, double>;
+  sums[static_cast<int>(DType::kFloat16)] = sum_of_channels<Mode, Float16>;
+  sums[static_cast<int>(DType::kBfloat16)] = sum_of_channels<Mode, BFloat16>;
 }
 
 constexpr ErfKernels erf_kernels() {

@@ -1,16 +1,15 @@
 #include "cpu/erf_grad.h"
 
-#include <stdexcept>
 #include <utility>
 
 namespace cba {
 namespace {
 
-std::int64_t bytes_of(GradType type) {
+std::int64_t bytes_of(DType type) {
   switch (type) {
-    case GradType::kFloat32:
+    case DType::kFloat32:
       return 4;
-    case GradType::kFloat64:
+    case DType::kFloat64:
       return 8;
     default:
       return 2;
@@ -18,21 +17,6 @@ std::int64_t bytes_of(GradType type) {
 }
 
 }  // namespace
-
-GradType parse_grad_type(const std::string& name) {
-  if (name == "float32") return GradType::kFloat32;
-  if (name == "float64") return GradType::kFloat64;
-  if (name == "float16") return GradType::kFloat16;
-  if (name == "bfloat16") return GradType::kBFloat16;
-  throw std::invalid_argument("dtype must be float32, float64, float16 or bfloat16, got " + name);
-}
-
-ErfMode parse_erf_mode(const std::string& name) {
-  if (name == "relu") return ErfMode::kRelu;
-  if (name == "abs") return ErfMode::kAbs;
-  if (name == "square") return ErfMode::kSquare;
-  throw std::invalid_argument("mode must be relu, abs or square, got " + name);
-}
 
 Runs::Runs(const Gradients& grad, const ErfMap& map) : grad_(grad), map_(map) {
   // The stride of an axis of size 1 may be anything.

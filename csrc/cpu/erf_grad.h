@@ -1,31 +1,13 @@
-// Input gradients as the ERF ops take them, and the runs of pixels they are read in.
+// The runs of pixels that input gradients are read in.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 #include "cpu/erf_kernels.h"
 #include "cpu/isa.h"
 
 namespace cba {
-
-// A tensor (N,C,H,W), strides in elements.
-struct Gradients {
-  const void* data;
-  GradType type;
-  std::int64_t images, channels, height, width;
-  std::int64_t stride_n, stride_c, stride_h, stride_w;
-};
-
-// A float64 tensor (H,W) that is written alongside.
-struct ErfMap {
-  double* data;
-  std::int64_t stride_h, stride_w;
-};
-
-GradType parse_grad_type(const std::string& name);
-ErfMode parse_erf_mode(const std::string& name);
 
 // All pixels of a map, cut into runs along the axis that memory follows most closely; where rows
 // follow each other in memory, the whole map is one row.

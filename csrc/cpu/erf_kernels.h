@@ -4,14 +4,9 @@
 
 #include <stdint.h>
 
+#include "common/gradients.h"
+
 namespace cba {
-
-enum class GradType : int { kFloat32, kFloat64, kFloat16, kBFloat16 };
-constexpr int kGradTypes = 4;
-
-// What a gradient x adds to the map: max(x, 0), |x| or x * x.
-enum class ErfMode : int { kRelu, kAbs, kSquare };
-constexpr int kErfModes = 3;
 
 // Pixels x = 0 .. count - 1 of one image; value (c, x) is at data + c * stride_c + x * stride_x.
 struct PixelRun {
@@ -52,8 +47,8 @@ struct ErfKernels {
                              uint64_t* patterns);
 
   // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order, in float64, before them the old
-  // sum[x] unless `first`; by ErfMode and GradType.
-  void (*sum[kErfModes][kGradTypes])(const PixelRun& run, bool first, double* sum);
+  // sum[x] unless `first`; by ErfMode and DType.
+  void (*sum[kErfModes][kFloatTypes])(const PixelRun& run, bool first, double* sum);
 
   // Adds `values` to `sums`; what rounding takes away is added to `errors`.
   void (*add_compensated)(const double* values, int64_t n, double* sums, double* errors);

@@ -353,11 +353,11 @@ std::int64_t erf_size(const Gradients& grad, const std::vector<double>& shares, 
                       Isa isa, int num_threads) {
   const ErfKernels& kernels = kernels_for<ErfKernels>(isa);
   switch (grad.type) {
-    case GradType::kFloat64:
+    case DType::kFloat64:
       return run(grad, kernels.mean_float64, shares, sizes, kernels, num_threads);
-    case GradType::kFloat16:
+    case DType::kFloat16:
       return run(grad, kernels.mean_float16, shares, sizes, kernels, num_threads);
-    case GradType::kBFloat16:
+    case DType::kBfloat16:
       return run(grad, kernels.mean_bfloat16, shares, sizes, kernels, num_threads);
     default:
       return run(grad, kernels.mean_float32, shares, sizes, kernels, num_threads);

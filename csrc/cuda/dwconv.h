@@ -9,6 +9,9 @@
 
 namespace cba {
 
+// The sizes below have been checked: images and channels may be none, a plane is not empty, sides
+// are at most 2^30, those of a kernel odd and at most 63.
+
 // A tensor (N,C,H,W) in device memory whose columns lie side by side; strides in elements.
 struct CudaImages {
   void* data;
@@ -21,7 +24,7 @@ struct CudaConvParams {
   CudaImages x, y;
   const void* kernel;  // [C, KH, KW], contiguous
   const void* bias;    // [C], or null
-  FloatType type;      // of all of them
+  DType type;      // of all of them
   std::int64_t images, channels, height, width;
   int kernel_height, kernel_width;
   bool turned;
@@ -34,9 +37,9 @@ struct CudaConvParams {
 struct CudaConvWeightParams {
   CudaImages grad, x;
   void* kernel;     // [C, KH, KW], contiguous, written
-  float* partials;  // [splits, C, KH, KW], scratch
+  float* partials;  // [splits, C, KH, KW], scratch; null with one split where that needs none
   int splits;
-  FloatType type;  // of grad, x and kernel
+  DType type;  // of grad, x and kernel
   std::int64_t images, channels, height, width;
   int kernel_height, kernel_width;
   int device;

@@ -224,7 +224,11 @@ cudaError_t run(const CudaConvParams& p, const Plan& plan) {
 
 }  // namespace
 
-cudaError_t dwconv_fma_cuda(const CudaConvParams& params) {
+bool fma_can_run(const CudaConvParams& params, const FmaTile&) {
+  return params.type == DType::kFloat32;
+}
+
+cudaError_t dwconv_fma_cuda(const CudaConvParams& params, const FmaTile&) {
   if (params.images == 0 || params.channels == 0) return cudaSuccess;
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();

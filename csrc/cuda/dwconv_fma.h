@@ -8,11 +8,17 @@
 
 namespace cba {
 
-// The convolution, or with `turned` its input gradient. float32, odd kernel sides up to 63, columns
-// side by side. Returns once the kernel is launched, with the error code of the launch.
-cudaError_t dwconv_fma_cuda(const CudaConvParams& params);
+struct FmaTile {};  // tiles are chosen here, by the shapes
+
+// Whether these are of float32.
+bool fma_can_run(const CudaConvParams& params, const FmaTile&);
+bool fma_can_run(const CudaConvWeightParams& params, const FmaTile&);
+
+// The convolution, or with `turned` its input gradient. Returns once the kernel is launched, with
+// the error code of the launch.
+cudaError_t dwconv_fma_cuda(const CudaConvParams& params, const FmaTile&);
 
 // The weight gradient. With one split the partial sums are the result, and not written.
-cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params);
+cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params, const FmaTile&);
 
 }  // namespace cba

@@ -334,7 +334,11 @@ cudaError_t run(const CudaConvWeightParams& p, const Plan& plan) {
 
 }  // namespace
 
-cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params) {
+bool fma_can_run(const CudaConvWeightParams& params, const FmaTile&) {
+  return params.type == DType::kFloat32;
+}
+
+cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params, const FmaTile&) {
   if (params.channels == 0) return cudaSuccess;
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();

@@ -18,15 +18,10 @@ struct Plan {
   int column_tiles, bands, band_rows;
   std::int64_t units;  // of work per channel, one for a warp
   unsigned blocks;     // per channel
-  int weight_stride, weight_bytes, copy_words, staged_bytes, warp_bytes;
+  int weight_stride, weight_bytes, copy_words, staged_bytes, image_bytes, warp_bytes;
   bool turned;
   bool paired;  // outputs are stored two by two
 };
-
-__device__ __forceinline__ void store_one(__nv_bfloat16* to, float a) {
-  *to = __float2bfloat16_rn(a);
-}
-__device__ __forceinline__ void store_one(__half* to, float a) { *to = __float2half_rn(a); }
 
 // The channel's taps in shared memory, rows of 16 * steps and a last row of zeros.
 template <class Half>
@@ -74,8 +69,16 @@ __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, 
   }
 }
 
+// Blocks that a multiprocessor holds at least: three leave a thread 168 registers, for which the
+// compiler has to spill on sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 3;
+#endif
+
 template <class Half, int kM, int kJ, int kI, int kSteps>
-__global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan<Half> p) {
+__global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(const Plan<Half> p) {
   constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that bring the rows of an image
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t channel = blockIdx.x / p.blocks;
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
   const int end_row = min(end + margin, p.height);
 
   // This lane brings and stores rows of one image; of none if it would be beyond the batch.
-  const int mine = lane / kLanes, place = lane % kLanes;
+  const int mine = lane % kI, place = lane / kI;
   const std::int64_t image = unit / (p.column_tiles * p.bands) * kI + mine;
   const bool present = image < p.images;
   const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
@@ -104,12 +107,13 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
                                present ? p.width : 0};
 
   unsigned char* own = dynamic_shared() + p.weight_bytes + warp * p.warp_bytes;
-  auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * kI * p.staged_bytes);
-  auto* finished = laid + 2 * kI * p.copy_words;
-  std::uint32_t* x_row = laid + mine * 2 * p.copy_words;
+  auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * p.staged_bytes);
+  auto* finished = reinterpret_cast<std::uint32_t*>(own + kI * p.image_bytes);
+  const int image_words = p.image_bytes / 4;
+  std::uint32_t* x_row = laid + mine * image_words;
   const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
   const auto staged = [&](int row) {
-    return own + (row % kHankelStages * kI + mine) * p.staged_bytes;
+    return own + mine * p.image_bytes + row % kHankelStages * p.staged_bytes;
   };
   const auto stage = [&](int row) {
     if (row < end_row && present) {
@@ -151,7 +155,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_kernel(const Plan
     for (int step = 0; step < steps; ++step) {
 #pragma unroll
       for (int i = 0; i < kI; ++i) {
-        hankel_load(b[i], fragments + i * 2 * p.copy_words, 2 * step, step > 0);
+        hankel_load(b[i], fragments + i * image_words, 2 * step, step > 0);
       }
       std::uint32_t a[kM][4];
 #pragma unroll
@@ -243,8 +247,9 @@ Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
   q.weight_bytes = 2 * (q.taps.rows + 1) * q.weight_stride;
   q.copy_words = hankel_copy_words(window);
   q.staged_bytes = hankel_staged_bytes(window);
-  q.warp_bytes =
-      tile.images * (kHankelStages * q.staged_bytes + 8 * q.copy_words + 16 * tile.columns);
+  q.image_bytes =
+      hankel_image_bytes(kHankelStages * q.staged_bytes + 8 * q.copy_words, tile.images);
+  q.warp_bytes = tile.images * (q.image_bytes + 16 * tile.columns);
   q.turned = p.turned;
   q.paired = (reinterpret_cast<std::uintptr_t>(p.y.data) / 2 | p.y.stride_n | p.y.stride_c |
               p.y.stride_h) %
@@ -265,9 +270,9 @@ cudaError_t launch_as(const CudaConvParams& p, const HankelTile& tile) {
 }  // namespace
 
 bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
-  if (!hankel_takes(p.type, p.height, p.width, p.kernel_height, p.kernel_width)) return false;
+  if (p.type != DType::kBfloat16 && p.type != DType::kFloat16) return false;
   if (tile.bands < 1) return false;
-  if (p.images * p.channels * p.height * p.width == 0) return true;
+  if (p.images * p.channels == 0) return true;
   const Plan<__half> q = plan<__half>(p, tile);
   return entry<__half>(tile, q.steps) != nullptr &&
          16 * tile.slots >= std::min(q.taps.rows, q.band_rows) &&
@@ -275,11 +280,7 @@ bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
 }
 
 cudaError_t dwconv_hankel_cuda(const CudaConvParams& p, const HankelTile& tile) {
-  if (p.images * p.channels * p.height * p.width == 0) return cudaSuccess;
-  const DeviceGuard guard(p.device);
-  if (guard.status() != cudaSuccess) return guard.status();
-  return p.type == FloatType::kBfloat16 ? launch_as<__nv_bfloat16>(p, tile)
-                                        : launch_as<__half>(p, tile);
+  return launch_halves(p, [&](auto half) { return launch_as<decltype(half)>(p, tile); });
 }
 
 }  // namespace cba

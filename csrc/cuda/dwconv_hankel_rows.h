@@ -14,7 +14,6 @@ namespace {
 
 constexpr int kHankelStages = 4;  // rows on their way, the one in use among them
 constexpr int kHankelWarps = 4;   // of a block, at most; they share a channel
-constexpr std::int64_t kHankelLongestSide = 1 << 30;
 
 // The taps that can meet the image: `rows` by `columns` in the middle of the kernel.
 struct HankelTaps {
@@ -28,13 +27,6 @@ inline HankelTaps hankel_taps(int kernel_height, int kernel_width, std::int64_t 
   return {rows, columns, (kernel_height - rows) / 2, (kernel_width - columns) / 2};
 }
 
-inline bool hankel_takes(FloatType type, std::int64_t height, std::int64_t width, int kernel_height,
-                         int kernel_width) {
-  const auto side = [](int taps) { return taps % 2 == 1 && 1 <= taps && taps <= 63; };
-  return (type == FloatType::kBfloat16 || type == FloatType::kFloat16) && side(kernel_height) &&
-         side(kernel_width) && height <= kHankelLongestSide && width <= kHankelLongestSide;
-}
-
 inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of a row of `elements` as it is copied: in pieces of 16 bytes, aligned in global memory.
@@ -45,6 +37,15 @@ __host__ __device__ inline int hankel_staged_bytes(int elements) {
 // Words of a row that is laid out twice, so that the second copy begins 16 banks after the first.
 __host__ __device__ inline int hankel_copy_words(int elements) {
   return (elements / 2 + 15) / 32 * 32 + 16;
+}
+
+// Bytes from one image of a warp to the next, at least `bytes`, which 16 divides. Lane l works on
+// image l % images: the 32 / images neighbouring words, or the 16 bytes, that the lanes of each
+// image access at the same time are then in banks that no other image's are in.
+inline int hankel_image_bytes(int bytes, int images) {
+  const int banks = 128 / images;
+  while (images > 1 && bytes % (2 * banks) != banks) bytes += 16;
+  return bytes;
 }
 
 // `length` columns of an image of `width`, from column `start`, which may lie outside.

@@ -1,4 +1,5 @@
 #include "cuda/dwconv_hankel_rows.h"
+#include "cuda/floating.h"
 
 namespace cba {
 namespace {
@@ -18,7 +19,7 @@ struct Plan {
   std::int64_t units;                     // of work per channel, one for a warp at a time
   unsigned splits;                        // blocks per channel
   int ring_rows, ring_stride, ring_size;  // size: with the row of zeros
-  int copy_words, grad_bytes, x_bytes, warp_bytes;
+  int copy_words, grad_bytes, x_bytes, image_bytes, warp_bytes;
 };
 
 // Adds up the warps' sums, one warp after the other, in `total`, kM * 16 rows of kN * 8 taps.
@@ -86,16 +87,16 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
   const int margin = p.taps.rows / 2;  // rows of padding
 
   // This lane brings rows of one of the images that the warp has abreast.
-  const int lanes = 32 / p.abreast, mine = lane / lanes, place = lane % lanes;
+  const int lanes = 32 / p.abreast, mine = lane % p.abreast, place = lane / p.abreast;
   const int stage_bytes = p.grad_bytes + p.x_bytes;
   unsigned char* own = dynamic_shared() + warp * p.warp_bytes;
   auto* rings = reinterpret_cast<Half*>(own);
-  unsigned char* staged = own + 2 * p.abreast * p.ring_size + mine * kHankelStages * stage_bytes;
-  auto* laid = reinterpret_cast<std::uint32_t*>(
-      own + p.abreast * (2 * p.ring_size + kHankelStages * stage_bytes));
+  unsigned char* staged = own + mine * p.image_bytes + 2 * p.ring_size;
+  auto* laid =
+      reinterpret_cast<std::uint32_t*>(own + 2 * p.ring_size + kHankelStages * stage_bytes);
   const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
-  Half* ring = rings + mine * p.ring_size;
-  auto* x_row = laid + mine * 2 * p.copy_words;
+  Half* ring = rings + mine * (p.image_bytes / 2);
+  auto* x_row = laid + mine * (p.image_bytes / 4);
   for (int i = place; i < p.ring_stride / 2; i += lanes) {
     reinterpret_cast<std::uint32_t*>(ring + p.ring_rows * p.ring_stride)[i] = 0;
   }
@@ -153,8 +154,8 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
         }
         __syncwarp();
         for (int i = 0; i < count; ++i) {
-          multiply<Half, kM, kN>(sum, p, row, rings + i * p.ring_size, slot,
-                                 fragments + i * 2 * p.copy_words);
+          multiply<Half, kM, kN>(sum, p, row, rings + i * (p.image_bytes / 2), slot,
+                                 fragments + i * (p.image_bytes / 4));
         }
       }
       newest = newest + 1 == p.ring_rows ? 0 : newest + 1;
@@ -174,11 +175,6 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
   }
 }
 
-__device__ __forceinline__ void store(__nv_bfloat16* to, float value) {
-  *to = __float2bfloat16_rn(value);
-}
-__device__ __forceinline__ void store(__half* to, float value) { *to = __float2half_rn(value); }
-
 constexpr int kSumThreads = 256;
 
 // Adds up the splits in their order; taps out of use have no partial sums, and the gradient 0.
@@ -196,7 +192,7 @@ __global__ void __launch_bounds__(kSumThreads)
     const bool used = r >= 0 && r < taps.rows && s >= 0 && s < taps.columns;
     float sum = 0;
     for (unsigned split = 0; used && split < splits; ++split) sum += partials[split * count + i];
-    store(kernel + i, sum);
+    store_one(kernel + i, sum);
   }
 }
 
@@ -258,8 +254,10 @@ Plan<Half> plan(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
   q.copy_words = hankel_copy_words(window);
   q.grad_bytes = hankel_staged_bytes(16 * tile.steps);
   q.x_bytes = hankel_staged_bytes(window);
-  q.warp_bytes = tile.images *
-                 (2 * q.ring_size + kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words);
+  const int bytes =
+      2 * q.ring_size + kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words;
+  q.image_bytes = hankel_image_bytes(bytes, tile.images);
+  q.warp_bytes = tile.images * q.image_bytes;
   return q;
 }
 
@@ -290,8 +288,8 @@ cudaError_t launch_as(const CudaConvWeightParams& p, const HankelWeightTile& til
 }  // namespace
 
 bool hankel_can_run(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
-  if (!hankel_takes(p.type, p.height, p.width, p.kernel_height, p.kernel_width)) return false;
-  if (p.images * p.channels * p.height * p.width == 0) return false;  // no partial sums
+  if (p.type != DType::kBfloat16 && p.type != DType::kFloat16) return false;
+  if (p.images * p.channels == 0 || p.partials == nullptr) return false;
   if (entry<__half>(tile) == nullptr || tile.bands < 1) return false;
   if (tile.steps < 1 || tile.steps > 64) return false;
   if (tile.images < 1 || tile.images > 8 || 32 % tile.images != 0) return false;
@@ -302,10 +300,7 @@ bool hankel_can_run(const CudaConvWeightParams& p, const HankelWeightTile& tile)
 }
 
 cudaError_t dwconv_hankel_weight_cuda(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
-  const DeviceGuard guard(p.device);
-  if (guard.status() != cudaSuccess) return guard.status();
-  return p.type == FloatType::kBfloat16 ? launch_as<__nv_bfloat16>(p, tile)
-                                        : launch_as<__half>(p, tile);
+  return launch_halves(p, [&](auto half) { return launch_as<decltype(half)>(p, tile); });
 }
 
 }  // namespace cba

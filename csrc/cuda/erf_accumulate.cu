@@ -18,16 +18,16 @@ constexpr unsigned kPixels = 32;     // of a block: threadIdx.x
 constexpr unsigned kMostGroups = 8;  // that a block adds up at the same time: threadIdx.y
 
 // A NaN stays one in all three.
-template <CudaErfMode kMode>
+template <ErfMode kMode>
 __device__ double term(double x) {
-  if constexpr (kMode == CudaErfMode::kRelu) return x < 0 ? 0.0 : x;
-  if constexpr (kMode == CudaErfMode::kAbs) return fabs(x);
-  if constexpr (kMode == CudaErfMode::kSquare) return __dmul_rn(x, x);
+  if constexpr (kMode == ErfMode::kRelu) return x < 0 ? 0.0 : x;
+  if constexpr (kMode == ErfMode::kAbs) return fabs(x);
+  if constexpr (kMode == ErfMode::kSquare) return __dmul_rn(x, x);
 }
 
 // The sum of one group at one pixel. Terms are >= 0, so starting with zero, and the zeros that
 // for_each_channel appends, change nothing.
-template <CudaErfMode kMode, class T>
+template <ErfMode kMode, class T>
 __device__ double sum_of_group(const T* at, const ErfPixels& pixels, std::int64_t images) {
   double sum = 0;
   for (std::int64_t n = 0; n < images; ++n, at += pixels.stride_n) {
@@ -47,7 +47,7 @@ __device__ void add_compensated(double value, double& sum, double& error) {
 
 // Block b has the pixels from b * kPixels on; each of its rows of threads has every blockDim.y-th
 // group.
-template <CudaErfMode kMode, class T>
+template <ErfMode kMode, class T>
 __global__ void __launch_bounds__(kPixels* kMostGroups, 6)
     accumulate_kernel(const T* __restrict__ values, ErfPixels pixels, std::int64_t images,
                       double* map) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPixels* kMostGroups, 6)
   to = __dadd_rn(to, __dadd_rn(sum, error));
 }
 
-template <CudaErfMode kMode>
+template <ErfMode kMode>
 cudaError_t launch_as(const CudaErfAccumulateParams& p) {
   const ErfPixels pixels = erf_pixels(p.grad, p.map);
   const std::int64_t groups = (p.grad.images + kGroup - 1) / kGroup;
@@ -92,19 +92,19 @@ cudaError_t launch_as(const CudaErfAccumulateParams& p) {
 }  // namespace
 
 cudaError_t erf_accumulate_cuda(const CudaErfAccumulateParams& params) {
-  const CudaGradients& grad = params.grad;
+  const Gradients& grad = params.grad;
   if (grad.images == 0 || grad.channels == 0 || grad.height == 0 || grad.width == 0) {
     return cudaSuccess;
   }
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();
   switch (params.mode) {
-    case CudaErfMode::kAbs:
-      return launch_as<CudaErfMode::kAbs>(params);
-    case CudaErfMode::kSquare:
-      return launch_as<CudaErfMode::kSquare>(params);
+    case ErfMode::kAbs:
+      return launch_as<ErfMode::kAbs>(params);
+    case ErfMode::kSquare:
+      return launch_as<ErfMode::kSquare>(params);
     default:
-      return launch_as<CudaErfMode::kRelu>(params);
+      return launch_as<ErfMode::kRelu>(params);
   }
 }
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "cuda/erf_grad.h"
+#include "common/gradients.h"
 #include "cuda/floating.h"
 
 namespace cba {
@@ -19,7 +19,7 @@ struct ErfPixels {
   unsigned count, width;
 };
 
-inline ErfPixels erf_pixels(CudaGradients grad, CudaErfMap map = {nullptr, 0, 0}) {
+inline ErfPixels erf_pixels(Gradients grad, ErfMap map = {nullptr, 0, 0}) {
   // The stride of an axis of size 1 may be anything.
   const bool across = grad.height > 1 && grad.stride_h < grad.stride_w;
   if (grad.width == 1 || across) {
@@ -70,13 +70,13 @@ __device__ __forceinline__ void for_each_channel(const T* at, const ErfPixels& p
 
 // Calls f(static_cast<const T*>(data)) for the element type T of `grad`.
 template <class F>
-cudaError_t with_values(const CudaGradients& grad, const F& f) {
+cudaError_t with_values(const Gradients& grad, const F& f) {
   switch (grad.type) {
-    case FloatType::kFloat16:
+    case DType::kFloat16:
       return f(static_cast<const __half*>(grad.data));
-    case FloatType::kBfloat16:
+    case DType::kBfloat16:
       return f(static_cast<const __nv_bfloat16*>(grad.data));
-    case FloatType::kFloat64:
+    case DType::kFloat64:
       return f(static_cast<const double*>(grad.data));
     default:
       return f(static_cast<const float*>(grad.data));

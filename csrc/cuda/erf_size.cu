@@ -418,7 +418,7 @@ template <class T>
 cudaError_t launch_means(const CudaErfSizeParams& p, const T* values) {
   using Scalar = decltype(widened(T{}));
   using Bits = std::conditional_t<std::is_same_v<Scalar, double>, std::uint64_t, std::uint32_t>;
-  const CudaGradients& grad = p.grad;
+  const Gradients& grad = p.grad;
   const std::int64_t pixels = grad.height * grad.width;
   const Scratch<Bits> scratch(p.scratch, grad.images, pixels);
   const std::size_t tables = grad.images * kTable * sizeof(Word);
@@ -448,14 +448,14 @@ cudaError_t launch_means(const CudaErfSizeParams& p, const T* values) {
 
 }  // namespace
 
-std::size_t erf_size_cuda_scratch(const CudaGradients& grad) {
+std::size_t erf_size_cuda_scratch(const Gradients& grad) {
   const std::int64_t pixels = grad.height * grad.width;
-  const bool wide = grad.type == FloatType::kFloat64;
+  const bool wide = grad.type == DType::kFloat64;
   return wide ? Scratch<std::uint64_t>::bytes(pixels) : Scratch<std::uint32_t>::bytes(pixels);
 }
 
 cudaError_t erf_size_cuda(const CudaErfSizeParams& params) {
-  const CudaGradients& grad = params.grad;
+  const Gradients& grad = params.grad;
   if (grad.images == 0 || params.num_shares == 0) return cudaSuccess;
   const DeviceGuard guard(params.device);
   if (guard.status() != cudaSuccess) return guard.status();

@@ -2,10 +2,12 @@
 // cpu/erf_size.h for the definition.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/erf_grad.h"
+#include "common/gradients.h"
 
 namespace cba {
 
@@ -14,7 +16,7 @@ constexpr std::int64_t kErfNotFinite = -1;  // a channel mean is NaN or infinite
 constexpr std::int64_t kErfUndecided = -2;  // roundings may count, or the sum may be infinite
 
 struct CudaErfSizeParams {
-  CudaGradients grad;    // at least one channel, fewer than 2^31 pixels
+  Gradients grad;        // at least one channel
   const double* shares;  // [num_shares], host memory, read before the call returns
   int num_shares;
   std::int64_t* sizes;  // [N, num_shares], device memory; sizes or the codes above
@@ -24,7 +26,7 @@ struct CudaErfSizeParams {
 };
 
 // Bytes of scratch memory per image.
-std::size_t erf_size_cuda_scratch(const CudaGradients& grad);
+std::size_t erf_size_cuda_scratch(const Gradients& grad);
 
 // Returns once the kernels are launched, with the error code of the first launch that failed.
 cudaError_t erf_size_cuda(const CudaErfSizeParams& params);

@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "common/dtype.h"
+
 namespace cba {
 
 // A value in the type that sums are made in.
@@ -11,6 +13,12 @@ __device__ __forceinline__ double widened(double value) { return value; }
 __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ float widened(__half value) { return __half2float(value); }
 __device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+// Rounds a value and stores it.
+__device__ __forceinline__ void store_one(__nv_bfloat16* to, float a) {
+  *to = __float2bfloat16_rn(a);
+}
+__device__ __forceinline__ void store_one(__half* to, float a) { *to = __float2half_rn(a); }
 
 // Rounds two values and stores them in one piece; `to` is aligned for that.
 __device__ __forceinline__ void store_pair(__nv_bfloat16* to, float a, float b) {

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/floating.h"
+
 namespace cba {
 
 // Makes `device` current for the lifetime of the object. What is current belongs to the driver and
@@ -34,6 +36,16 @@ class DeviceGuard {
   bool changed_ = false;
   cudaError_t status_;
 };
+
+// The one way into the tensor-core kernels: calls launches(Half{}) for the half type of `params` on
+// their device, unless there is nothing to compute.
+template <class Params, class F>
+cudaError_t launch_halves(const Params& params, const F& launches) {
+  if (params.images == 0 || params.channels == 0) return cudaSuccess;
+  const DeviceGuard guard(params.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  return params.type == DType::kBfloat16 ? launches(__nv_bfloat16{}) : launches(__half{});
+}
 
 // Where a kernel runs: its grid, its dynamic shared memory in bytes, the stream.
 struct Launch {

@@ -27,6 +27,9 @@ constexpr std::size_t kStack = 128 << 10;
 constexpr std::size_t kMostShared = 101376;  // 99 KB: what every chip since sm_80 has
 constexpr int kMostThreads = 1024;
 
+bool notes_copies = false;
+std::vector<std::pair<std::uintptr_t, int>> copies;
+
 enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
 
 struct Copy {
@@ -289,6 +292,14 @@ void copy_later(void* to, const void* from, int bytes, int size) {
   if (bytes < 0 || bytes > size) fail("cp.async", "copies more than its size");
   races::begin_copy(to, size, from, bytes, __builtin_return_address(0));
   fibers[current].open.push_back({to, from, bytes, size});
+  if (notes_copies) copies.emplace_back(reinterpret_cast<std::uintptr_t>(from), bytes);
+}
+
+void note_copies() { notes_copies = true; }
+
+std::vector<std::pair<std::uintptr_t, int>> noted_copies() {
+  notes_copies = false;
+  return std::exchange(copies, {});
 }
 
 void close_copies() {

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
+#include <vector>
 
 // Instructions are inlined: so calls of the emulator return to a line of the kernel, and compilers
 // instrument where a struct goes that comes out of one (they do not if it comes out of a call).
@@ -69,6 +71,9 @@ void require_shared(const void* address, std::size_t size, const char* what);
 
 // cp.async, and what matrix.cpp has of the other instructions in ptx.h.
 void copy_later(void* to, const void* from, int bytes, int size);
+// What is copied from now on: where from, how many bytes.
+void note_copies();
+std::vector<std::pair<std::uintptr_t, int>> noted_copies();  // and no more from now on
 void close_copies();
 void finish_copies(int pending);
 void load_matrices(std::uint32_t (&matrix)[4], const void* row, bool transposed);

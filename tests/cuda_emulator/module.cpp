@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "bindings_cuda.h"
+#include "bindings.h"
 #include "emulator.h"
 #include "races.h"
 #include "racing_selftest.h"
@@ -84,6 +84,8 @@ PYBIND11_MODULE(cuda_emulated, m) {
   bind_cuda(m);
   bind_selftest(m);
   m.def("set_order", emulator::set_order, py::arg("order"));
+  m.def("note_copies", emulator::note_copies);
+  m.def("noted_copies", emulator::noted_copies);
   m.def("seeks_races", races::are_sought);
   m.def("found_races", found_races);
   m.def("ordering_sites", ordering_sites);

@@ -1,0 +1,29 @@
+// Input gradients and ERF maps as the ERF ops take them, on CPUs and GPUs; no C++ library header,
+// see csrc/README.md.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/dtype.h"
+
+namespace cba {
+
+// A tensor (N,C,H,W) of floating type with fewer than 2^31 pixels; strides in elements.
+struct Gradients {
+  const void* data;
+  DType type;
+  int64_t images, channels, height, width;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+};
+
+// A float64 tensor (H,W) that is written alongside.
+struct ErfMap {
+  double* data;
+  int64_t stride_h, stride_w;
+};
+
+// What a gradient x adds to the map: max(x, 0), |x| or x * x.
+enum class ErfMode : int { kRelu, kAbs, kSquare };
+constexpr int kErfModes = 3;
+
+}  // namespace cba
