@@ -157,10 +157,10 @@ class FusedConvNeXtBlock(_Fused, ConvNeXtBlock):
 
     def bypassed(self) -> tuple[nn.Module, ...]:
         mlp = self.mlp
-        return mlp, *mlp.children(), self.shortcut, self.drop_path
+        return self.conv_dw, mlp, *mlp.children(), self.shortcut, self.drop_path
 
     def run(self, x: Tensor) -> Tensor:
-        y = self.conv_dw(x)
+        y = fused_conv(self.conv_dw, x) if can_fuse(self.conv_dw) else self.conv_dw(x)
         if self.use_conv_mlp:
             y = self.norm(y)
         else:
