@@ -250,3 +250,15 @@ def test_contiguous_images_and_training_run_plainly():
     form = inference_form(model).train()
     _, ops = features(form, images())
     assert not ops.fused
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_form_holds_plain_layers_for_images_of_any_size():
+    form = inference_form(make_model("replknet", SMALL_MODELS["replknet"], num_classes=5))
+    with torch.no_grad():
+        form(images(1, 64, 64))
+        traced = torch.jit.trace(form, images(1, 64, 64), check_trace=False)
+        assert "mkldnn" not in str(traced.inlined_graph)
+        y, expected = traced(images(2, 96, 64)), form(images(2, 96, 64))
+    assert error(y, expected) < 1e-5
