@@ -35,7 +35,8 @@ def _machine(record: dict) -> str:
     where = record["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     isa = where["isa"] or "no compiled core"
-    return f"{where['cpu']}, {isa}, {where['threads']} threads ({versions})"
+    clock = f", {where['clock']}" if "clock" in where else ""  # another than the wall's
+    return f"{where['cpu']}, {isa}, {where['threads']} threads{clock} ({versions})"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
