@@ -17,7 +17,7 @@ from cba_fast.bench import tables as bench_tables
 from cba_fast.bench.contest import Contest, Timing
 from cba_fast.bench.dwconv_contest import Case, DwconvContest
 from cba_fast.errors import InputError
-from cba_fast.kernels import dwconv_cpp, dwconv_torch
+from cba_fast.ops import dwconv
 from cba_fast.reference import dwconv as reference
 
 ROOT = Path(__file__).parents[1]
@@ -191,16 +191,19 @@ def test_a_wrong_kernel_in_a_training_step_is_noticed(monkeypatch, wrong):
         kernel[..., kernel.shape[-2] // 2, kernel.shape[-1] // 2] *= 1.001
         return kernel
 
-    def harmed(kernels, direction):
-        if direction == "grad_weight":
-            return lambda *args: off(kernels(*args))
-        # The C++ input gradient is a forward pass with a turned kernel: that one stays right.
-        return lambda image, kernel, *args, **turned: kernels(
-            image, kernel if turned else off(kernel), *args, **turned
-        )
+    def harmed(make):
+        def launcher(*args):
+            launch = make(*args)
+            if wrong == "grad_weight":
+                return lambda *args: off(launch(*args))
+            return lambda image, kernel, *args: launch(image, off(kernel), *args)
 
-    for backend in (dwconv_cpp, dwconv_torch) if wrong else ():
-        monkeypatch.setattr(backend, wrong, harmed(getattr(backend, wrong), wrong))
+        return launcher
+
+    monkeypatch.setattr(dwconv, "_launchers", {})
+    if wrong:
+        name = f"_{wrong}_launcher"
+        monkeypatch.setattr(dwconv, name, harmed(getattr(dwconv, name)))
     errors = model_contest.layer_errors(model_contest.create("replknet_nano"), 32, 2)
     assert len(errors) == 3 * (1 + 4 * 2)  # the stem's, a large and a small kernel in each stage
     found = [name for name, e in errors.items() if not e <= dwconv_contest.WRONG["float32"]]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from cli_runner import run_cli
 
 import cba_fast
 from cba_fast.cli import options
-from cba_fast.cli.main import COMMANDS, LazyGroup
+from cba_fast.cli.main import COMMANDS, EXAMPLES, LazyGroup
+from cba_fast.cli.moved import of_today
 from cba_fast.errors import InputError, with_flags
 
 NO_TORCH = """
@@ -47,6 +49,51 @@ def test_every_command_has_help(capsys, name):
     done = run_cli(capsys, name, "--help")
     assert done.status == 0
     assert "Usage: cba-fast" in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_an_example_that_is_understood(capsys, monkeypatch, name):
+    example = run_cli(capsys, name, "--help").out.splitlines()[-1].split()
+    assert example == ["cba-fast", name, *EXAMPLES[name].split()]
+    command = LazyGroup().get_command(None, name)
+    for param in command.params:
+        if isinstance(param.type, click.Path):  # the files of an example are not here
+            monkeypatch.setattr(param.type, "exists", False)
+    command.make_context(name, example[2:])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("wsol-evla", "Did you mean wsol-eval?"),
+        ("erf_compote", "Did you mean erf-compute?"),
+        ("no-such-thing", "`cba-fast --help` lists all."),
+    ],
+)
+def test_a_mistyped_command_gets_a_suggestion(capsys, name, hint):
+    done = run_cli(capsys, name)
+    assert done.status == 2
+    assert f"Error: No such command '{name}'. {hint}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "today"),
+    [
+        ("wsol-eval --mask-root=m --json r", "pixel-eval --mask_root m --json r"),
+        ("analysis-erf-vs-wsol --per_image --seed 1", "analysis-per-image --seed 1"),
+        (
+            "erf-compute --definition=replknet --num_samples=2 --map m --map-fig f",
+            "erf-map --num_images 2 --output m --save_fig f",
+        ),
+        ("erf-compute --definition study --p 1", "erf-compute --p 1"),
+        ("erf-compute --num-samples=2", "erf-compute --num-samples=2"),
+        ("evaluate --per_image", "evaluate --per_image"),
+    ],
+)
+def test_earlier_modes_become_commands(capsys, line, today):
+    assert of_today(line.split()) == today.split()
+    told = capsys.readouterr().err
+    assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
 
 
 def texts(path):

@@ -75,7 +75,7 @@ def command(
 
     alpha = 1 - s and beta = s, with s from 0 (SLaK's cross) to 1 (RepLKNet's square kernel); only
     beta / (alpha + beta) counts, since a norm follows the mixture. Each mixture's ERF map is that
-    of `erf-compute --definition replknet` at --input_size, with the weights as they are.
+    of `erf-map` at --input_size, with the weights as they are.
     """
     from ..experiments import erf_shape
     from ..runs.inference import open_images

@@ -1,4 +1,4 @@
-"""``erf-compute``: ERF sizes and ERF maps of a data set, written to files, continued if killed."""
+"""``erf-compute`` and ``erf-map``: ERF sizes and maps, written to files, continued if killed."""
 
 import os
 from collections.abc import Callable, Sequence

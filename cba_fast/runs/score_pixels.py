@@ -1,4 +1,4 @@
-"""``wsol-eval --mask_root``: score stored maps against masks (PxAP)."""
+"""``pixel-eval``: score stored maps against masks (PxAP)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
 @dataclass(repr=False)
 class PixelResult(Short):
-    """What `PixelEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``.
+    """What `PixelEvaluator.compute` returns; `to_json` gives the fields of ``pixel-eval --json``.
 
     Attributes:
         num_images: how many images count.
