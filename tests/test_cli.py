@@ -63,6 +63,24 @@ def test_every_help_ends_with_an_example_that_is_understood(capsys, monkeypatch,
     command.make_context(name, example[2:])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_each_option_once(capsys, name):
+    text = re.split(r"^\w.*:$", run_cli(capsys, name, "--help").out, maxsplit=1, flags=re.M)[1]
+    for param in LazyGroup().get_command(None, name).params:
+        assert len(re.findall(rf"^  {param.opts[0]}\b", text, re.M)) == (not param.hidden), param
+
+
+def test_many_options_are_grouped(capsys):
+    def titles(name):
+        return re.findall(r"^(\w.*):$", run_cli(capsys, name, "--help").out, re.M)
+
+    computing = ["Compute", "Output"]
+    assert titles("erf-compute") == ["Model", "Images", "ERF", *computing]
+    assert titles("generate-heatmap") == ["Model", "Images", "Map", *computing]
+    assert titles("wsol-eval") == ["Map", "Score", *computing]
+    assert titles("info") == ["Output"]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -95,6 +113,12 @@ def test_earlier_modes_become_commands(capsys, line, today):
     assert of_today(line.split()) == today.split()
     told = capsys.readouterr().err
     assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
+
+
+def test_tables_are_made_in_one_place():
+    root = Path(cba_fast.__file__).parent
+    made = [p.name for p in root.rglob("*.py") if "rich.table" in p.read_text()]
+    assert made == ["tables.py"]
 
 
 def texts(path):

@@ -15,10 +15,12 @@ from ..errors import InputError
 from ..models import inference_form, merge
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
+from ..runs.compiled import compile_frozen
 from .contest import Contest
 from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
 DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
+COMPILED = "channels_last_compiled"
 OURS = "ours"
 # Relative L2 errors of a network's results above which a form is wrong: rounding through up to a
 # hundred layers of random weights (measured: features 1e-6 to 1e-5, and 1e-2 in bfloat16; gradients
@@ -111,28 +113,37 @@ class ModelContest:
         """Return the errors and the milliseconds as JSON values."""
         return {
             "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
+            "first_call_s": {n: round(s, 2) for n, s in self.contest.first.items()},
             "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
         }
 
 
 def inference(
-    model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
+    model: nn.Module,
+    input_size: int,
+    batch: int = 1,
+    bfloat16: bool = False,
+    compiled: bool = True,
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Return functions that give the features of random images, one tensor.
 
     ``default``: as PyTorch runs it, with `torch.nn.Conv2d` and contiguous tensors;
     ``channels_last``; ``channels_last_merged``: also with merged branches and folded norms, where
-    `cba_fast.models.merge` knows the model; ``ours``: `cba_fast.models.inference_form`. With
-    `bfloat16` the last two also as ``..._bf16``, under autocast.
+    `cba_fast.models.merge` knows the model; ``channels_last_compiled``: the second by
+    `torch.compile` with weights as constants (``freezing``), compiled in the first call; ``ours``:
+    `cba_fast.models.inference_form`. With `bfloat16` the last three also as ``..._bf16``, under
+    autocast.
 
     Args:
         model: from `create`.
         input_size: side of the images.
         batch: number of images.
         bfloat16: whether the forms in bfloat16 are wanted too.
+        compiled: whether PyTorch's compiler takes part, which needs minutes and a C++ compiler.
     """
     x = _images(input_size, batch)
-    return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
+    forms = _forms(model, bfloat16, compiled)
+    return {name: _features(form, x, name) for name, form in forms.items()}
 
 
 def training(
@@ -267,7 +278,7 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
+def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Module]:
     channels_last = torch.channels_last
     forms = {
         DEFAULT: _plain(model),
@@ -275,10 +286,11 @@ def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
     }
     with contextlib.suppress(TypeError):  # a model that `merge` does not know
         forms[MERGED] = _plain(merge(model)).to(memory_format=channels_last)
+    if compiled:
+        forms[COMPILED] = forms[CHANNELS_LAST]
     forms[OURS] = inference_form(model)
     if bfloat16:
-        if MERGED in forms:
-            forms[f"{MERGED}_bf16"] = forms[MERGED]
+        forms |= {f"{n}_bf16": forms[n] for n in (MERGED, COMPILED) if n in forms}
         forms[f"{OURS}_bf16"] = inference_form(model, dtype=torch.bfloat16)
     return forms
 
@@ -300,6 +312,8 @@ def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor
     """Return a function that gives the features of `x`, or the output of a model without."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
+    if name.startswith(COMPILED):
+        function = compile_frozen(function)
 
     def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)

@@ -2,11 +2,11 @@
 
 import click
 
-from .options import Command, option
+from .options import option
 from .progress import warn
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--config",
     type=click.Path(exists=True, dir_okay=False),

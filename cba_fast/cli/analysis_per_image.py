@@ -7,12 +7,12 @@ import click
 
 from ..choices import CORRELATION_RESAMPLES
 from ..runs.settings import SizeConfig, Statistics
-from .options import Command, config_option, option, overwrite_option
+from .options import config_option, option, overwrite_option
 from .progress import bar, continuable, warn
 from .tables import new_table, print_tables
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -156,9 +156,8 @@ def _print_tables(found) -> None:
     c = found.correlations
     names = [n for n in COLUMNS if not found.undefined(n)]
     columns = ("model", "images", "MaxBoxAcc %", "threshold")
-    models = new_table(*columns, title="Means over the images")
-    for name in names:
-        models.add_column(TITLES[name], justify="right", overflow="fold")
+    right = [TITLES[name] for name in names]
+    models = new_table(*columns, right=right, title="Means over the images")
     for m in found.models:
         figures = [f"{_mean(m.columns[n]):.3g}" for n in names]
         models.add_row(
@@ -174,9 +173,8 @@ def _print_tables(found) -> None:
         rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
         cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]
         related.add_row(title_of(question), *cells, text_of(rows[0].r2, ""))
-    each = new_table("", title="Pearson's r of the IoU, model by model")
-    for m in found.models:
-        each.add_column(m.name, overflow="fold")
+    columns = ("", *(m.name for m in found.models))
+    each = new_table(*columns, title="Pearson's r of the IoU, model by model")
     for question in dict.fromkeys(r.question for r in c.relations if r.pearson is not None):
         cells = [
             text_of(c.find("model", question.xs, question.given, m.name).pearson)

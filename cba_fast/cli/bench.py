@@ -3,12 +3,12 @@
 import click
 
 from ..choices import INPUT_SIZE
-from .options import POSITIVE, Command, FiniteRange, json_option, option
+from .options import POSITIVE, FiniteRange, json_option, option
 
 DIRECTIONS = ("forward", "grad_x", "grad_weight")
 
 
-@click.command(cls=Command)
+@click.command()
 @option("--model", group="Model", default="replknet_31b", help="A model of timm's or of the study.")
 @option(
     "--input_size",
@@ -57,6 +57,12 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
     help="Algorithm of our convolution: transforms, tap by tap, or the faster one.",
 )
 @option(
+    "--compiled/--no-compiled",
+    group="Compute",
+    default=True,
+    help="With --what model: whether PyTorch's compiler takes part, which needs some minutes.",
+)
+@option(
     "--seconds",
     group="Compute",
     type=FiniteRange(0, 600, min_open=True),
@@ -74,6 +80,7 @@ def command(
     directions,
     dtype,
     algorithm,
+    compiled,
     seconds,
     threads,
     json_path,
@@ -94,7 +101,8 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     if what == "model":
-        found = iter([bench.bench_model(model, input_size, batch_size, dtype, seconds)])
+        record = bench.bench_model(model, input_size, batch_size, dtype, seconds, compiled)
+        found = iter([record])
     else:
         chosen = [Case.parse(c) for c in cases]
         chosen = chosen or bench.layer_cases(model, input_size, batch_size)

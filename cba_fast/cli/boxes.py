@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from .options import FILE, Command, box_options, np_root_option, option, threads_option
+from .options import FILE, box_options, np_root_option, option, threads_option
 from .progress import bar, warn
 
 
-@click.command(cls=Command)
+@click.command()
 @np_root_option()
 @option(
     "--threshold",

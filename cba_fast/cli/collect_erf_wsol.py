@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from .options import Command, option, overwrite_option
+from .options import option, overwrite_option
 from .progress import bar
 from .tables import new_table, print_tables
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--config",
     "config_path",

@@ -9,7 +9,6 @@ from ..runs.declare import declared
 from ..runs.settings import ErfMapConfig, SizeConfig
 from .erf_map import FILE, measure_map, npy_file, show_map
 from .options import (
-    Command,
     config_options,
     erf_options,
     option,
@@ -31,7 +30,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(shares)
 
 
-@click.command(cls=Command)
+@click.command()
 @erf_options()
 @config_options(
     SizeConfig,

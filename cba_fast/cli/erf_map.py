@@ -8,7 +8,6 @@ import click
 from ..runs.settings import ErfMapConfig
 from .options import (
     FILE,
-    Command,
     config_option,
     erf_options,
     option,
@@ -18,7 +17,7 @@ from .options import (
 from .progress import bar, continuable, warn
 
 
-@click.command(cls=Command)
+@click.command()
 @erf_options(input_size={"default": ErfMapConfig.input_size, "otherwise": None})
 @config_option(ErfMapConfig, "num_images")
 @option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")

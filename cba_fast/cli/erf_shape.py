@@ -9,7 +9,6 @@ from ..runs.settings import ModelConfig, SweepConfig
 from .options import (
     FILE,
     PATH,
-    Command,
     config_option,
     config_options,
     erf_options,
@@ -21,7 +20,7 @@ from .options import (
 from .progress import bar, warn
 
 
-@click.command(cls=Command)
+@click.command()
 @erf_options()
 @config_options(SweepConfig, "config")
 @option(

@@ -8,7 +8,6 @@ import click
 from ..runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from .options import (
     PATH,
-    Command,
     box_options,
     config_option,
     data_options,
@@ -31,7 +30,7 @@ from .scores import (
 )
 
 
-@click.command(cls=Command)
+@click.command()
 @model_options()
 @data_options()
 @map_options()

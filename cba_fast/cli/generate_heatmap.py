@@ -7,7 +7,6 @@ import click
 
 from .options import (
     PATH,
-    Command,
     data_options,
     map_options,
     model_options,
@@ -20,7 +19,7 @@ from .progress import bar, warn
 from .scores import print_source
 
 
-@click.command(cls=Command)
+@click.command()
 @model_options()
 @data_options()
 @map_options()

@@ -1,4 +1,4 @@
-"""The command line ``cba-fast``: one Command per file of this folder, imported when called."""
+"""The command line ``cba-fast``: one subcommand per file of this folder, imported when called."""
 
 import difflib
 import importlib
@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from ..errors import CbaError, CbaWarning, with_flags
+from .grouped import with_example
 from .moved import of_today
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
@@ -61,7 +62,7 @@ EXAMPLES = {
 
 
 class LazyGroup(click.Group):
-    """A click group that imports a Command's module only when that Command is called."""
+    """A click group that imports a subcommand's module only when that subcommand is called."""
 
     def list_commands(self, ctx):
         return list(COMMANDS)
@@ -70,9 +71,8 @@ class LazyGroup(click.Group):
         cmd_name = cmd_name.replace("_", "-")
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}").command
-        command.epilog = f"\b\nExample:\n  cba-fast {cmd_name} {EXAMPLES[cmd_name]}"
-        return command
+        module = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}")
+        return with_example(module.command, cmd_name, EXAMPLES[cmd_name])
 
     def resolve_command(self, ctx, args):
         name = args[0].replace("_", "-")

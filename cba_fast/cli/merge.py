@@ -8,10 +8,10 @@ import click
 from ..errors import InputError
 from ..runs.settings import DataConfig
 from ..shapes import MOST
-from .options import PATH, POSITIVE, Command, config_option, model_options, option
+from .options import PATH, POSITIVE, config_option, model_options, option
 
 
-@click.command(cls=Command)
+@click.command()
 @model_options(required=True)
 @option("--output", type=PATH, required=True, help="The file to write.")
 @config_option(

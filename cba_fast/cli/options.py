@@ -41,21 +41,6 @@ def option(*names: str, group: str = GROUPS[-1], **kwargs) -> Callable:
     return click.option(*names, cls=Option, group=group, **kwargs)
 
 
-class Command(click.Command):
-    """A command whose help shows the options in groups."""
-
-    def format_options(self, ctx, formatter):
-        """Write the options, group by group."""
-        rows: dict[str, list] = {group: [] for group in GROUPS}
-        for param in self.get_params(ctx):
-            if (row := param.get_help_record(ctx)) is not None:
-                rows[getattr(param, "group", GROUPS[-1])].append(row)
-        for group, found in rows.items():
-            if found:
-                with formatter.section(group):
-                    formatter.write_dl(found)
-
-
 class FiniteRange(click.FloatRange):
     """A number in a range; click's own range lets NaN pass, of which no comparison is true."""
 

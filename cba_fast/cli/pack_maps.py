@@ -5,7 +5,6 @@ import click
 from ..runs.settings import BoxConfig
 from .options import (
     PATH,
-    Command,
     config_option,
     np_root_option,
     option,
@@ -15,7 +14,7 @@ from .options import (
 from .progress import bar
 
 
-@click.command(cls=Command)
+@click.command()
 @np_root_option("Folder of .npy maps.")
 @option("--store", type=PATH, required=True, help="Folder to write.")
 @config_option(BoxConfig, "eval_size")

@@ -3,12 +3,12 @@
 import click
 
 from ..runs.settings import PixelConfig
-from .options import Command, config_options, json_option, np_root_option, sized, threads_option
+from .options import config_options, json_option, np_root_option, sized, threads_option
 from .progress import bar, warn
 from .scores import print_counts, print_end, print_source, write_scores
 
 
-@click.command(cls=Command)
+@click.command()
 @np_root_option("Folder of floating maps.")
 @config_options(
     PixelConfig, "config", make=sized(PixelConfig), eval_size={"otherwise": "224, the official"}

@@ -2,10 +2,10 @@
 
 import click
 
-from .options import Command, option
+from .options import option
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--csv",
     "csv_path",

@@ -3,10 +3,10 @@
 import click
 
 from ..choices import CUB_FOLDER
-from .options import Command, option
+from .options import option
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--source",
     required=True,

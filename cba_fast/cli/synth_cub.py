@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from ..choices import SYNTH_CLASSES, SYNTH_IMAGES, SYNTH_SIZE, SYNTH_TEST
-from .options import POSITIVE, Command, option, overwrite_option
+from .options import POSITIVE, option, overwrite_option
 
 
-@click.command(cls=Command)
+@click.command()
 @option(
     "--root",
     required=True,

@@ -7,11 +7,11 @@ import click
 
 from ..runs.settings import ModelConfig, RunConfig
 from ..training.config import TrainConfig, log_folder
-from .options import Command, config_options, overwrite_option
+from .options import config_options, overwrite_option
 from .progress import bar, warn
 
 
-@click.command(cls=Command)
+@click.command()
 @config_options(
     ModelConfig,
     "model_config",

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from .options import (
-    Command,
     box_options,
     json_option,
     np_root_option,
@@ -25,7 +24,7 @@ from .scores import (
 )
 
 
-@click.command(cls=Command)
+@click.command()
 @np_root_option()
 @box_options(with_metadata=True, contours=True)
 @statistics_options()

@@ -1,4 +1,4 @@
-"""What ``wsol-eval`` tells beside the scores: top-1, classes, intervals, another run."""
+"""Statistics of ``wsol-eval`` beyond the scores: top-1, classes, intervals, comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,7 +27,7 @@ Predictions = Mapping[str, list[int]]
 
 @dataclass(repr=False)
 class FoundStatistics(Short):
-    """What was found; None for what was not asked for."""
+    """The statistics; None for what was not asked for, and `notes` to print at the end."""
 
     classification: dict[str, float | None] | None = None
     bootstrap: BootstrapResult | None = None
@@ -36,7 +36,7 @@ class FoundStatistics(Short):
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
-        """Return the fields that were asked for as JSON values."""
+        """Return the statistics that were asked for as JSON values."""
         out: dict = {}
         if self.classification is not None:
             out["classification"] = self.classification
@@ -68,18 +68,18 @@ def find_statistics(
     other: BoxEvaluator | None,
     missing_as_miss: bool,
 ) -> FoundStatistics:
-    """Find what is asked for.
+    """Compute the statistics that are asked for.
 
     Args:
-        asked: what.
+        asked: which statistics.
         predictions: from :func:`read_all_predictions`.
-        evaluator, result: this run.
-        other: the other run; None without a comparison.
+        evaluator, result: the evaluator and the scores of this run.
+        other: the evaluator of the other run; None without a comparison.
         missing_as_miss: as for `BoxEvaluator.compute`.
 
     Raises:
-        InputError: labels or predictions that are needed are not there, top-1 without the contour
-            mode "largest", or runs that cannot be compared.
+        InputError: needed labels or predictions are missing, top-1 is asked for without the contour
+            mode "largest", or the runs cannot be compared.
     """
     found = FoundStatistics()
     correct = _correct(evaluator, predictions[0], asked.predictions, found.notes)
