@@ -15,7 +15,7 @@ from .options import (
     resolved,
     run_options,
 )
-from .progress import bar, warn
+from .progress import bar, continuable, warn
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -92,7 +92,7 @@ def command(
     config = erf_shape.SweepConfig(steps, num_samples, evaluations)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
-    try:
+    with continuable():
         if match is not None:
             used = (images, data_config, run_config)
             target = _target(match, match_family, match_model, used, num_samples, output, options)
@@ -110,9 +110,6 @@ def command(
             progress=bar("ERF map"),
             **options,
         )
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-        raise
     _show(found, match, target, save_fig)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"
