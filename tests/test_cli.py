@@ -13,6 +13,7 @@ from cli_runner import run_cli
 import cba_fast
 from cba_fast.cli.main import COMMANDS, EXAMPLES, LazyGroup
 from cba_fast.cli.moved import of_today
+from cba_fast.cli.progress import continuable
 from cba_fast.errors import InputError, with_flags
 
 NO_TORCH = """
@@ -212,3 +213,12 @@ def test_hyphens_and_underscores_are_the_same(capsys, tmp_path):
         done = run_cli(capsys, "wsol_eval", spelling, tmp_path / "nowhere")
         assert done.status == 1
         assert "nowhere: no such folder" in done.err
+
+
+def test_commands_that_go_on_say_so_when_interrupted(capsys):
+    with pytest.raises(KeyboardInterrupt), continuable():
+        raise KeyboardInterrupt
+    assert "the same command goes on from the finished part" in capsys.readouterr().err
+    with pytest.raises(InputError), continuable():
+        raise InputError("x")
+    assert not capsys.readouterr().err

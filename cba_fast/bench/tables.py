@@ -1,4 +1,4 @@
-"""Benchmark records as Markdown tables, losses included."""
+"""Prints benchmark records as Markdown tables, losses included."""
 
 import math
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from .dwconv_contest import CL, FFT, NCHW, OURS, OURS_CL, RIVALS
 
 
 def tables(records: list[dict]) -> str:
-    """Return the tables of records, which may be of several benchmarks and machines.
+    """Return the tables of records, which may come from several benchmarks and machines.
 
-    Times are medians in milliseconds with the 20th and 80th percentiles. A ratio below 1 is a loss
-    and marked as one; what computed a wrong result shows its relative error instead of a time.
+    Times are medians in milliseconds with the 20th and 80th percentiles. A ratio below 1 is marked
+    as a loss. A wrong result shows its relative error in place of a time.
     """
     parts = []
     for where, of_machine in _groups(records, _machine).items():
-        # Measured anew in each session; the best one is nearest to the truth.
+        # The peak was measured with each record; the largest one is nearest to the truth.
         peaks = [r["machine"].get("fma_peak_gflops") for r in of_machine]
         peak = max((p for p in peaks if p), default=None)
         parts.append(f"# {where}{f', FMA peak {peak:.0f} GFLOP/s' if peak else ''}\n\n")
@@ -40,18 +40,18 @@ def _machine(record: dict) -> str:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of positive numbers; NaN of none."""
+    """Return the geometric mean of positive numbers, or NaN if there are none."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def ratios(record: dict) -> dict[str, float]:
-    """Return how many times faster ours is, per candidate of ours, than the rivals.
+    """Return how many times as fast as PyTorch our op is.
 
     Returns:
-        ``best`` and ``best_channels_last``: the fastest of PyTorch's ways over ours, on contiguous
-        and on channels_last tensors; ``nchw``: PyTorch's convolution on contiguous tensors over
-        ours on the same. What was not timed (a wrong result) is left out.
+        ``best`` and ``best_channels_last``: the time of PyTorch's fastest way over ours on
+        contiguous and on channels_last tensors. ``nchw``: the time of PyTorch's convolution over
+        ours, both on contiguous tensors. Ratios of what was not timed are left out.
     """
     ms = {name: t["median_ms"] for name, t in record["timings"].items()}
     rivals = [ms[n] for n in RIVALS if n in ms]
@@ -66,10 +66,11 @@ def ratios(record: dict) -> dict[str, float]:
 
 
 def dwconv_table(records: list[dict]) -> str:
-    """Return records of `DwconvContest` as one table per direction, dtype and algorithm.
+    """Return records of `DwconvContest` as a table for each direction, dtype and algorithm.
 
-    GFLOP/s are those of our faster layout, counted as a direct convolution needs them, the share is
-    that of the machine's measured peak; a transform does less work and can exceed 100 %.
+    GFLOP/s are the operations of a direct convolution over the time of our faster layout; the last
+    column is their share of the machine's measured peak. A transform needs fewer operations, so
+    that it can exceed 100 %.
     """
     parts = []
     groups = _groups(records, lambda r: (r["direction"], r["dtype"], r["algorithm"]))
@@ -128,7 +129,7 @@ def _model_row(record: dict, dtype: str) -> str:
 
 
 def memory_table(records: list[dict]) -> str:
-    """Return peaks of memory in MiB as one table per direction; a tenth more is a loss."""
+    """Return peaks of memory in MiB as a table for each direction; more than a tenth is a loss."""
     parts = []
     for direction, group in _groups(records, lambda r: r["direction"]).items():
         parts.append(

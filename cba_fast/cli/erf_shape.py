@@ -17,7 +17,7 @@ from .options import (
     overwrite_option,
     resolved,
 )
-from .progress import bar, warn
+from .progress import bar, continuable, warn
 
 
 @click.command()
@@ -87,7 +87,7 @@ def command(
     model = erf_shape.load_mixable(model_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
-    try:
+    with continuable():
         if match is not None:
             used = (images, data_config, run_config)
             target = _target(
@@ -107,9 +107,6 @@ def command(
             progress=bar("ERF map"),
             **options,
         )
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-        raise
     _show(found, match, target, save_fig)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"
