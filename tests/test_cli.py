@@ -75,11 +75,11 @@ def test_many_options_are_grouped(capsys):
     def titles(name):
         return re.findall(r"^(\w.*):$", run_cli(capsys, name, "--help").out, re.M)
 
-    computing = ["Compute", "Output"]
+    computing = ["Compute", "Options"]
     assert titles("erf-compute") == ["Model", "Images", "ERF", *computing]
     assert titles("generate-heatmap") == ["Model", "Images", "Map", *computing]
     assert titles("wsol-eval") == ["Map", "Score", *computing]
-    assert titles("info") == ["Output"]
+    assert titles("info") == ["Options"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cba_fast.errors import InputError
 from cba_fast.experiments import settings as experiments
 from cba_fast.experiments.plan import load_experiments
 from cba_fast.runs import settings as runs
-from cba_fast.runs.declare import MANY, Range, check_values, declared, setting
+from cba_fast.runs.declare import MANY, Range, check_values, declared
 from cba_fast.runs.runtime import Runtime
 from cba_fast.training.config import TrainConfig
 
@@ -214,7 +214,7 @@ def test_help_is_grouped(capsys, name):
     text = run_cli(capsys, name, "--help").out
     at = [text.find(f"\n{group}:\n") for group in GROUPS]
     assert [i for i in at if i >= 0] == sorted(i for i in at if i >= 0)
-    assert at[-1] > 0, "no group of the output"
+    assert at[-1] > 0
     for option in COMMAND[name].params:
         assert getattr(option, "group", GROUPS[-1]) in GROUPS
 
@@ -239,7 +239,3 @@ def test_devices_are_chosen_in_one_place():
     files = [path for floor in floors for path in (ROOT / floor).rglob("*.py")]
     words = ("cuda.is_available(", "torch.device(")
     assert [p.name for p in files if any(w in p.read_text() for w in words)] == ["runtime.py"]
-
-
-def test_a_setting_can_have_no_default():
-    assert setting(help="x").default is MISSING

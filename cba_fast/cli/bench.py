@@ -9,18 +9,11 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 
 
 @click.command()
-@option("--model", group="Model", default="replknet_31b", help="A model of timm's or of the study.")
-@option(
-    "--input_size",
-    group="Images",
-    type=POSITIVE,
-    default=INPUT_SIZE,
-    help="Side of the images.",
-)
-@option("--batch_size", group="Images", type=POSITIVE, default=1, help="Images at once.")
+@option("--model", default="replknet_31b", help="A model of timm's or of the study.")
+@option("--input_size", type=POSITIVE, default=INPUT_SIZE, help="Side of the images.")
+@option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
 @option(
     "--what",
-    group="Model",
     type=click.Choice(["layers", "model"]),
     default="layers",
     help="Each different depthwise convolution, or the whole network at inference.",
@@ -28,7 +21,6 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 @option(
     "--case",
     "cases",
-    group="Model",
     multiple=True,
     metavar="NxCxHxW_kKHxKW",
     help="Measure this convolution instead of a model's; may be repeated.",
@@ -36,7 +28,6 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 @option(
     "--direction",
     "directions",
-    group="Model",
     type=click.Choice(DIRECTIONS),
     multiple=True,
     default=["forward"],
@@ -44,32 +35,28 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 )
 @option(
     "--dtype",
-    group="Compute",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     help="Numbers of the layers; bfloat16 with --what model: the forms in both.",
 )
 @option(
     "--algorithm",
-    group="Compute",
     type=click.Choice(["auto", "fft", "direct"]),
     default="auto",
     help="Algorithm of our convolution: transforms, tap by tap, or the faster one.",
 )
 @option(
     "--compiled/--no-compiled",
-    group="Compute",
     default=True,
     help="With --what model: whether PyTorch's compiler takes part, which needs some minutes.",
 )
 @option(
     "--seconds",
-    group="Compute",
     type=FiniteRange(0, 600, min_open=True),
     default=0.5,
     help="Seconds of each timing, such as 2.",
 )
-@option("--threads", group="Compute", type=POSITIVE, help="PyTorch's number if absent.")
+@option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
 @json_option("Add the records to this JSON file.")
 def command(
     model,

@@ -10,18 +10,9 @@ from .tables import new_table, print_tables
 
 
 @click.command()
-@option(
-    "--output",
-    type=PATH,
-    default=Path("cba_fast_demo"),
-    help="Folder of all files.",
-)
-@option(
-    "--seed", type=SEED, default=0, help="Seed of the images and of the training.", group="Training"
-)
-@option(
-    "--quick", is_flag=True, group="Training", help="Fewer epochs: two models learn, two only run."
-)
+@option("--output", type=PATH, default=Path("cba_fast_demo"), help="Folder of all files.")
+@option("--seed", type=SEED, default=0, help="Seed of the images and of the training.")
+@option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
 @overwrite_option()
 def command(output, seed, quick, overwrite):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.

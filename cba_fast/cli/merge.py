@@ -20,8 +20,8 @@ from .options import PATH, POSITIVE, config_option, model_options, option
     type=click.IntRange(32, MOST),
     help="Side of the random inputs, such as 384.",
 )
-@option("--num_samples", type=POSITIVE, default=2, help="Random inputs, such as 4.", group="Images")
-@option("--seed", type=int, default=0, help="Seed of the random inputs.", group="Images")
+@option("--num_samples", type=POSITIVE, default=2, help="Random inputs, such as 4.")
+@option("--seed", type=int, default=0, help="Seed of the random inputs.")
 def command(model_config, output, input_size, num_samples, seed):
     """Merge the parallel branches of a checkpoint, and compare the outputs.
 

@@ -24,8 +24,8 @@ STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
 POSITIVE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
-# The order of the groups in a command's help; options without a group come last, with the output.
-GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Output")
+# The order of the groups in a command's help; options of the command alone come last.
+GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Options")
 
 
 class Option(click.Option):

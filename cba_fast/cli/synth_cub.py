@@ -15,37 +15,22 @@ from .options import POSITIVE, option, overwrite_option
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to be made.",
 )
-@option("--classes", type=POSITIVE, default=SYNTH_CLASSES, help="Kinds of animals.", group="Images")
+@option("--classes", type=POSITIVE, default=SYNTH_CLASSES, help="Kinds of animals.")
 @option(
     "--images_per_class",
     type=POSITIVE,
     default=SYNTH_IMAGES,
     help="Training and test together.",
-    group="Images",
 )
 @option(
     "--test_per_class",
     type=click.IntRange(min=0),
     default=SYNTH_TEST,
     help="How many of them are for the test.",
-    group="Images",
 )
-@option(
-    "--size",
-    type=POSITIVE,
-    default=SYNTH_SIZE,
-    help="Side of the images.",
-    group="Images",
-)
-@option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Seed of the drawing.", group="Images"
-)
-@option(
-    "--num_workers",
-    type=POSITIVE,
-    help="Threads; one per core, 8 at most, if absent.",
-    group="Compute",
-)
+@option("--size", type=POSITIVE, default=SYNTH_SIZE, help="Side of the images.")
+@option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the drawing.")
+@option("--num_workers", type=POSITIVE, help="Threads; one per core, 8 at most, if absent.")
 @overwrite_option()
 @option("--split/--no_split", default=True, help="Make images_splitted/{train,test}, too.")
 def command(

@@ -8,7 +8,6 @@ text in `setting`. The command's option (`cba_fast.cli.options`), the key of a f
 import dataclasses
 import math
 import types
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -134,23 +133,17 @@ def _parts(hint: Any) -> tuple[Any, tuple, tuple, bool]:
     return hint, (), (), False
 
 
-def problems(config: Any) -> Iterator[str]:
-    """Yield what is wrong with the values of a config: out of range, or none of the choices."""
-    for name, found in declared(type(config)).items():
-        value = getattr(config, name)
-        if (value is None and found.optional) or MANY in found.marks:
-            continue
-        if found.range and not found.range.holds(value):
-            yield f"`{name}` must be {found.range}, got {value}"
-        if found.choices and value not in found.choices:
-            yield f"`{name}` {value!r} is not one of {found.choices}"
-
-
 def check_values(config: Any) -> None:
     """Refuse a config with a value that is out of range or none of the choices.
 
     Raises:
         InputError: the message names the setting and its value.
     """
-    for problem in problems(config):
-        raise InputError(problem)
+    for name, found in declared(type(config)).items():
+        value = getattr(config, name)
+        if (value is None and found.optional) or MANY in found.marks:
+            continue
+        if found.range and not found.range.holds(value):
+            raise InputError(f"`{name}` must be {found.range}, got {value}")
+        if found.choices and value not in found.choices:
+            raise InputError(f"`{name}` {value!r} is not one of {found.choices}")
