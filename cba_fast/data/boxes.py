@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -171,13 +172,16 @@ def _check_inside(found: Boxes, allow_beyond: bool) -> None:
 
     Images whose size cannot be read are passed over.
     """
-    sizes = {i: size for i in found.image_ids if (size := _size(found, i)) is not None}
+    sizes = found.sizes
+    if isinstance(sizes, HeaderSizes):
+        sizes = {i: size for i in found.image_ids if (size := _size(found, i)) is not None}
     if not sizes:
         return
     parts = [found.boxes[i] for i in sizes]
     boxes, counts = np.concatenate(parts), [len(part) for part in parts]
     owners = np.repeat(np.array(list(sizes), object), counts)
-    size = np.repeat(np.array(list(sizes.values())), counts, axis=0)  # (boxes, 2): width, height
+    size = np.fromiter(chain.from_iterable(sizes.values()), np.int64).reshape(-1, 2)
+    size = np.repeat(size, counts, axis=0)  # (boxes, 2): width, height
     beyond, outside = (boxes[:, 2:] > size).any(1), (boxes[:, :2] >= size).any(1)
     if outside.sum() > MOST_OUTSIDE * len(boxes) and not allow_beyond:
         raise BoxError(

@@ -118,7 +118,7 @@ def image_set(root: Path, split: str | None = None) -> ImageSet:
     index = read_index(root)
     where = str(root / "images.txt")
     records = tuple(
-        make_record(index.names[i], root / "images" / index.names[i], index.labels[i], where)
+        make_record(index.names[i], root / "images", index.labels[i], where)
         for i in index.ids(split)
     )
     split = DEFAULT_SPLIT if split is None else split

@@ -104,7 +104,7 @@ def _image_folder(root: Path) -> ImageSet:
             empty.append(name)
         for path in paths:
             image_id = path.relative_to(root).as_posix()
-            records.append(make_record(image_id, path, label, str(root)))
+            records.append(make_record(image_id, root, label, str(root)))
     if empty:
         raise InputError(
             f"{root}: no images in the class folder(s) {some(empty, 10)} "

@@ -1,4 +1,4 @@
-"""Check the header of an ``.npy`` file before memory is allocated for what it promises."""
+"""Read ``.npy`` files; headers are checked before memory is allocated for what they promise."""
 
 import math
 import os
@@ -6,6 +6,8 @@ import tokenize
 from typing import BinaryIO
 
 import numpy as np
+
+from ..files import open_regular
 
 # NumPy parses the header as a Python literal, so a damaged header can raise whatever the parser and
 # the constructor of dtypes raise.
@@ -46,3 +48,20 @@ def check_npy(file: BinaryIO) -> None:
     if have < want:
         raise ValueError(f"{shape} {dtype} needs {want} bytes, the file has {have}")
     file.seek(0)
+
+
+def read_npy(path: str | os.PathLike) -> np.ndarray:
+    """Return the array of an ``.npy`` file, which may be anything that a user has named.
+
+    Raises:
+        OSError: no such file, not readable, or not a regular file.
+        ValueError: no whole ``.npy`` of plain values; the message does not name the file.
+    """
+    try:
+        with open_regular(path) as f:
+            check_npy(f)
+            return np.lib.format.read_array(f, allow_pickle=False)
+    except OSError:
+        raise
+    except NPY_ERRORS as e:
+        raise ValueError(str(e) or type(e).__name__) from e

@@ -20,17 +20,30 @@ class ImageRecord:
 
     Attributes:
         image_id: path below the data root with "/" (for official metadata, the official id).
-        path: where the file should be; it is opened only when the image is read.
-        folder: name of the image's immediate parent in the id, "" for an id without folders.
-        stem: file name up to its *first* dot, as the study cuts it.
+        root: the folder that the id is relative to.
         label: 0-based class, or None where the data set has none.
     """
 
     image_id: str
-    path: Path
-    folder: str
-    stem: str
+    root: Path
     label: int | None
+
+    # The rest is computed when asked for: a set may have millions of images.
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or should be: it is opened only when the image is read."""
+        return self.root / self.image_id
+
+    @property
+    def folder(self) -> str:
+        """Name of the image's immediate parent inside the id, "" for a flat id."""
+        return self.image_id.rpartition("/")[0].rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """File name up to its *first* dot, as the study cuts it."""
+        return self.image_id.rpartition("/")[2].split(".", 1)[0]
 
     @property
     def map_name(self) -> str:
@@ -79,16 +92,14 @@ def check_image_id(image_id: str, where: str) -> None:
         raise InputError(f"{where}: image id {image_id!r} has nothing before its first dot")
 
 
-def make_record(image_id: str, path: Path, label: int | None, where: str) -> ImageRecord:
+def make_record(image_id: str, root: Path, label: int | None, where: str) -> ImageRecord:
     """Return the record of an image.
 
     Raises:
         InputError: as :func:`check_image_id`; the message starts with `where` (file and line).
     """
     check_image_id(image_id, where)
-    folder, _, name = image_id.rpartition("/")
-    stem = name.split(".", 1)[0]
-    return ImageRecord(image_id, path, folder.rpartition("/")[2], stem, label)
+    return ImageRecord(image_id, root, label)
 
 
 def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..files import atomic_path
+from ..files import atomic_path, open_regular
 from ..resume import partial_path
 
 log = logging.getLogger("cba_fast")
@@ -37,7 +37,7 @@ class Partial:
         if not self.path.exists():
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
+            with open_regular(self.path) as f, np.load(f, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
             log.warning("%s cannot be read (%s): starting from the beginning", self.path, e)

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from .. import resume
 from ..data import ImageRecord, ImageSet
+from ..data.npy_header import read_npy
 from ..data.reading import Report
 from ..erf import (
     AreaRatio,
@@ -338,9 +339,9 @@ def load_target(path: str | os.PathLike) -> np.ndarray:
         InputError: the file cannot be read as one; the message names it.
     """
     try:
-        erf = np.load(path, allow_pickle=False)
+        erf = read_npy(path)
         erf_shape(erf)
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError) as e:
         raise InputError(f"{path}: no ERF map: {e}") from e
     return erf
 

@@ -19,7 +19,7 @@ from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
 from ..errors import ImageError, InputError
-from ..files import write_bytes
+from ..files import open_regular, write_bytes
 from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
 from ..runs.outputs import describe_run
 from ..runs.resolve import resolve
@@ -272,7 +272,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e

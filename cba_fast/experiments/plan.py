@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
+from ..files import open_regular
 from ..models import read_checkpoint
 from ..models.resolve import resolve_description
 from ..short import Short
@@ -278,7 +279,8 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> dict:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with open_regular(path) as f:
+            content = yaml.load(f.read().decode(), _Loader)
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not UTF-8 text: {e}") from e
     except RecursionError as e:

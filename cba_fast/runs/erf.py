@@ -1,4 +1,4 @@
-"""The command ``erf-compute``: measure ERF sizes and ERF maps of a data set and write them."""
+"""The commands ``erf-compute`` and ``erf-map``: measure and write ERF sizes and maps."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from ..erf import (
 )
 from ..erf.report import MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
-from ..files import write_npy
+from ..files import open_regular, write_npy
 from ..resume import Outputs
 from ..short import Short
 from .inference import autocast, choose_device, memory_format, report_on
@@ -348,7 +348,8 @@ def _claim(outputs: Sequence[Outputs], overwrite: bool, run: RunConfig) -> dict 
 
 def _read(path: str | os.PathLike) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        with open_regular(path) as f:
+            return np.load(f, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 

@@ -1,4 +1,4 @@
-"""Score stored maps against masks by PxAP, as ``wsol-eval --mask_root`` does."""
+"""The command ``pixel-eval``: score stored maps against masks by PxAP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError, InputError
-from ..files import atomic_path, remove_leftovers
+from ..files import atomic_path, open_regular, remove_leftovers
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
 from ..short import Short
@@ -141,7 +141,8 @@ def load_state(path: Path) -> dict:
         CheckpointError: the file is damaged or not the state of a training run.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as f:
+            state = torch.load(f, map_location="cpu", weights_only=True)
         written_by = state["written_by"]
     except OSError:
         raise

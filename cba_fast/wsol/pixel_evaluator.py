@@ -18,7 +18,7 @@ KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
 @dataclass(repr=False)
 class PixelResult(Short):
-    """The result of `PixelEvaluator.compute`, with the fields of ``wsol-eval --json``.
+    """The result of `PixelEvaluator.compute`, with the fields of ``pixel-eval --json``.
 
     Attributes:
         num_images: number of images that count.

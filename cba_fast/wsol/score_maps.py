@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.npy_header import NPY_ERRORS, check_npy
+from ..data.npy_header import read_npy
 from ..data.records import check_image_id, map_name
 from ..data.textlines import counted
 from ..errors import InputError, ScoreMapError
-from ..files import open_regular
 from ..ops import quantize
 from ..shapes import Size, map_shape
 
@@ -93,11 +92,9 @@ def read_score_map(
             names the file.
     """
     try:
-        with open_regular(path) as f:
-            check_npy(f)
-            scoremap = np.lib.format.read_array(f, allow_pickle=False)
-    except NPY_ERRORS as e:
-        raise ScoreMapError(f"{path}: not a readable score map: {e or type(e).__name__}") from e
+        scoremap = read_npy(path)
+    except (OSError, ValueError) as e:
+        raise ScoreMapError(f"{path}: not a readable score map: {e}") from e
     scoremap = check_score_map(scoremap, str(path), clip)
     return fitted(scoremap, str(path), eval_size, resize)
 
