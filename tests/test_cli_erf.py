@@ -165,6 +165,18 @@ def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
     assert "m.npy (1 image of 80x80)" in run(*absent).output
 
 
+def test_the_settings_line_has_the_size_at_which_the_map_is_measured(work, monkeypatch):
+    monkeypatch.setattr("cba_fast.cli.erf_compute.MAP_SIDE", 80)
+    args = erf_args(definition="replknet", num_samples=1)
+    at = args.index("--input_size")
+    absent = args[:at] + args[at + 2 :]
+    for more, side in (((), 80), (("--input_size", 72, "--overwrite"), 72)):
+        told = run(*absent, *more).output
+        line = next(line for line in told.splitlines() if line.startswith("Model"))
+        assert f", input {side}," in line
+        assert f"(1 image of {side}x{side})" in told
+
+
 def test_the_map_of_the_study_is_the_mean_gradient(work):
     run(*erf_args(num_samples=3, seed=4, save_map="g", map_fig="g.pdf", score="logit"))
     found = np.load("g.npy")

@@ -115,14 +115,14 @@ def command(
     from ..runs.inference import load_model, open_images
 
     _refuse_unused(definition, map_path)
+    map_input_size = map_input_size or data_config.input_size or MAP_SIDE
+    if definition == "replknet":
+        data_config = replace(data_config, input_size=map_input_size)
     model_config, data_config = resolved(model_config, data_config)
-    if not map_input_size:
-        map_input_size = data_config.input_size if _given("input_size") else MAP_SIDE
     if definition == "replknet":
         map_path = _only_map(model_config.family, output, save_map, map_path)
         save_map = None
         map_images = num_samples if _given("num_samples") else MAP_IMAGES
-        data_config = replace(data_config, input_size=map_input_size)
     output = _npy(output or Path(f"erf_sizes_{model_config.family}"))
     save_map, map_path = save_map and _npy(save_map), map_path and _npy(map_path)
     sizes_path = output if definition == "study" else None
