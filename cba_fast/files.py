@@ -129,7 +129,8 @@ def read_json(path: str | os.PathLike) -> object:
             or holds an integer of more than 300 digits; the message names the file.
         OSError: the file cannot be read.
     """
-    data = Path(path).read_bytes()
+    with open_regular(path) as f:
+        data = f.read()
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
     except UnicodeDecodeError as e:

@@ -13,7 +13,7 @@ from cba_fast.errors import InputError
 def folders(*names, kind="imagefolder", labels=None):
     labels = range(len(names)) if labels is None else labels
     records = [
-        make_record(f"{name}/1.png", Path(f"{name}/1.png"), label, "test")
+        make_record(f"{name}/1.png", Path(), label, "test")
         for name, label in zip(names, labels, strict=True)
     ]
     return ImageSet(Path("root"), kind, tuple(records), tuple(names))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.npy_header import read_npy
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..files import read_json
@@ -68,14 +69,14 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
             or values that are no numbers of pixels: NaN, negative, or above `MOST_PIXELS`.
     """
     try:
-        sizes = np.load(path, allow_pickle=False)
+        sizes = read_npy(path)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file (paths are relative to the working directory)"
         ) from None
-    except (ValueError, EOFError) as e:
+    except (OSError, ValueError) as e:
         raise InputError(f"{path}: not a .npy file of numbers: {e}") from e
-    if not isinstance(sizes, np.ndarray) or sizes.dtype.kind not in "fiu":
+    if sizes.dtype.kind not in "fiu":
         raise InputError(f"{path}: not a .npy file of real numbers")
     if sizes.ndim == 2 and sizes.shape[1] == 1:
         sizes = sizes[:, 0]

@@ -46,13 +46,15 @@ def bench_layers(
             yield contest.record() | {"machine": where}
 
 
-def bench_model(name: str, input_size: int, batch: int, dtype: str, seconds: float) -> dict:
+def bench_model(
+    name: str, input_size: int, batch: int, dtype: str, seconds: float, compiled: bool
+) -> dict:
     """Return the record of a whole network at inference (see `ModelContest`).
 
     Raises:
         InputError: timm knows no such model, or one of its forms computes other features.
     """
-    functions = inference(create(name), input_size, batch, dtype == "bfloat16")
+    functions = inference(create(name), input_size, batch, dtype == "bfloat16", compiled)
     contest = ModelContest(functions, seconds)
     if contest.wrong():
         raise InputError(f"{name}: forms differ, relative errors {contest.wrong()}")

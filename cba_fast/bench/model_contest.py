@@ -15,10 +15,12 @@ from ..errors import InputError
 from ..models import inference_form, merge
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
+from ..runs.compiled import compile_frozen
 from .contest import Contest
 from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
 DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
+COMPILED = "channels_last_compiled"
 OURS = "ours"
 # A form with a larger relative L2 error is wrong. Rounding through up to a hundred layers of random
 # weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16) and 1e-5 to 3e-5 in gradients. A lost
@@ -109,28 +111,37 @@ class ModelContest:
         """Return the errors and the milliseconds as JSON values."""
         return {
             "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
+            "first_call_s": {n: round(s, 2) for n, s in self.contest.first.items()},
             "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
         }
 
 
 def inference(
-    model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
+    model: nn.Module,
+    input_size: int,
+    batch: int = 1,
+    bfloat16: bool = False,
+    compiled: bool = True,
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Return functions that compute the features of random images, each a list of one tensor.
 
     ``default`` uses `torch.nn.Conv2d` and contiguous tensors, ``channels_last`` the same in that
     format. ``channels_last_merged`` also merges branches and folds norms, where
-    `cba_fast.models.merge` knows the model. ``ours`` is `cba_fast.models.inference_form`. With
-    `bfloat16` the last two also run under autocast, as ``..._bf16``.
+    `cba_fast.models.merge` knows the model. ``channels_last_compiled`` is ``channels_last`` by
+    `torch.compile` with weights as constants (``freezing``), which compiles in the first call.
+    ``ours`` is `cba_fast.models.inference_form`. With `bfloat16` the last three also run under
+    autocast, as ``..._bf16``.
 
     Args:
         model: a model from `create`.
         input_size: the side of the images.
         batch: the number of images.
         bfloat16: whether to add the forms in bfloat16.
+        compiled: whether to add the compiled form, which takes minutes and needs a C++ compiler.
     """
     x = _images(input_size, batch)
-    return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
+    forms = _forms(model, bfloat16, compiled)
+    return {name: _features(form, x, name) for name, form in forms.items()}
 
 
 def training(
@@ -265,7 +276,7 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
+def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Module]:
     channels_last = torch.channels_last
     forms = {
         DEFAULT: _plain(model),
@@ -273,10 +284,11 @@ def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
     }
     with contextlib.suppress(TypeError):  # `merge` does not know the model
         forms[MERGED] = _plain(merge(model)).to(memory_format=channels_last)
+    if compiled:
+        forms[COMPILED] = forms[CHANNELS_LAST]
     forms[OURS] = inference_form(model)
     if bfloat16:
-        if MERGED in forms:
-            forms[f"{MERGED}_bf16"] = forms[MERGED]
+        forms |= {f"{n}_bf16": forms[n] for n in (MERGED, COMPILED) if n in forms}
         forms[f"{OURS}_bf16"] = inference_form(model, dtype=torch.bfloat16)
     return forms
 
@@ -298,6 +310,8 @@ def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor
     """Return a function that computes the features of `x`, or a model's output if it has none."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
+    if name.startswith(COMPILED):
+        function = compile_frozen(function)
 
     def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)

@@ -35,7 +35,8 @@ def _machine(record: dict) -> str:
     where = record["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     isa = where["isa"] or "no compiled core"
-    return f"{where['cpu']}, {isa}, {where['threads']} threads ({versions})"
+    clock = f", {where['clock']}" if "clock" in where else ""  # set if it is not the wall clock
+    return f"{where['cpu']}, {isa}, {where['threads']} threads{clock} ({versions})"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -85,26 +86,46 @@ def dwconv_table(records: list[dict]) -> str:
     return "".join(parts)
 
 
+# The columns of `models_table` and the ways that they show. Rows in bfloat16 have the same columns.
+_MODEL_COLUMNS = {
+    "default": forms.DEFAULT,
+    "channels_last": forms.CHANNELS_LAST,
+    "merged": forms.MERGED,
+    "compiled": forms.COMPILED,
+    "ours": forms.OURS,
+}
+
+
 def models_table(records: list[dict]) -> str:
-    """Return records of `ModelContest` as a table for each kind of run."""
-    names = (forms.DEFAULT, forms.CHANNELS_LAST, forms.MERGED, forms.OURS)
-    names += (f"{forms.MERGED}_bf16", f"{forms.OURS}_bf16")
+    """Return records of `ModelContest` as a table for each kind of run, with a row for each dtype.
+
+    ``vs best`` compares with the fastest of PyTorch's ways in that dtype, compiled or not.
+    ``compiling`` is the time of the first call of the compiled form.
+    """
     parts = []
     for kind, group in _groups(records, lambda r: r["direction"]).items():
-        parts.append(
-            f"## Whole networks, {kind}\n\n"
-            "| network | default | channels_last | channels_last, merged | ours "
-            "| channels_last, merged, bf16 | ours, bf16 | vs default | vs channels_last "
-            f"| vs merged |\n|{'---|' * 10}\n"
-        )
+        columns = ["network", "dtype", *_MODEL_COLUMNS, "compiling", "vs default", "vs best"]
+        parts.append(f"## Whole networks, {kind}\n\n| {' | '.join(columns)} |\n")
+        parts.append(f"|{'---|' * len(columns)}\n")
         for record in group:
-            ms = {n: t["median_ms"] for n, t in record["timings"].items()}
-            ours = ms.get(forms.OURS)
-            against = [ms[n] / ours if n in ms and ours else None for n in names[:3]]
-            cells = [record["case"], *(_time(record, n) for n in names), *map(_ratio, against)]
-            parts.append(f"| {' | '.join(cells)} |\n")
+            parts.extend(_model_row(record, dtype) for dtype in ("float32", "bfloat16"))
         parts.append("\n")
     return "".join(parts)
+
+
+def _model_row(record: dict, dtype: str) -> str:
+    names = {c: n if dtype == "float32" else f"{n}_bf16" for c, n in _MODEL_COLUMNS.items()}
+    ms = {c: record["timings"][n]["median_ms"] for c, n in names.items() if n in record["timings"]}
+    ours = ms.pop("ours", None)
+    if ours is None:
+        return ""
+    first = record.get("first_call_s", {}).get(names["compiled"])
+    default = record["timings"].get(forms.DEFAULT)
+    cells = [record["case"], dtype, *(_time(record, n) for n in names.values())]
+    cells.append(f"{first:.0f} s" if first else "")
+    cells.append(_ratio(default["median_ms"] / ours if default else None))
+    cells.append(_ratio(min(ms.values()) / ours if ms else None))
+    return f"| {' | '.join(cells)} |\n"
 
 
 def memory_table(records: list[dict]) -> str:

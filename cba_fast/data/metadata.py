@@ -6,7 +6,6 @@ label>``), ``image_sizes.txt`` (``<id>,<w>,<h>``) and ``localization.txt`` (``<i
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,11 @@ import numpy as np
 from ..errors import BoxError, InputError
 from ..short import Short
 from .cub import check_same_ids
-from .records import DEFAULT_SPLIT, ImageSet, check_image_id, make_record
+from .records import DEFAULT_SPLIT, ImageRecord, ImageSet, check_image_id
 from .textlines import bad_line, check_relative, duplicate, read_lines, read_text, shown, some
 
-MAX_NUMBER = 2**31 - 1  # of sizes and box corners
-MAX_LABEL = 10**6 - 1  # lists of classes are as long as the largest label
+MAX_NUMBER = 2**31 - 1  # largest side of an image and coordinate of a box
+MAX_LABEL = 10**6 - 1  # bounds the lists of classes, which are as long as the largest label
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,8 +26,8 @@ class MaskPaths(Short):
     """Where the masks of an image lie, below the mask root.
 
     Attributes:
-        masks: one mask per object; their union is the foreground.
-        ignore: the mask of what is not scored (outside of the foreground), or None.
+        masks: the files of the objects' masks; their union is the foreground.
+        ignore: the file of the region that is not scored (outside of the foreground), or None.
     """
 
     masks: tuple[str, ...]
@@ -40,8 +39,8 @@ def find_folder(
 ) -> Path:
     """Return the folder with the four text files.
 
-    It is ``metadata_root/<dataset_name>/<split>``, `metadata_root` itself or
-    ``metadata_root/<split>``, the first of them that is there; without `split`, "test" is meant.
+    It is the first that exists of ``metadata_root/<dataset_name>/<split>``, `metadata_root` itself
+    and ``metadata_root/<split>``; a `split` of None means "test".
 
     Raises:
         InputError: none of them holds ``image_ids.txt`` (the message lists the places tried), or
@@ -54,7 +53,7 @@ def find_folder(
         tried = [root / dataset_name / wanted, *tried]
     for folder in tried:
         if (folder / "image_ids.txt").is_file():
-            if folder in (root, root / wanted):  # else both names are in the path
+            if folder in (root, root / wanted):  # the other folder's path holds both names
                 _check_agrees(folder, root, dataset_name, split)
             return folder
     hint = ""
@@ -87,15 +86,27 @@ def read_ids(folder: Path) -> tuple[str, ...]:
         InputError: an id is duplicate or not a plain relative path, or there is none.
     """
     path = folder / "image_ids.txt"
-    ids: dict[str, int] = {}
-    for number, text in read_lines(path):
-        check_image_id(text, str(path))
-        if text in ids:
-            raise duplicate(path, number, repr(text))
-        ids[text] = number
+    ids = [text for line in read_text(path).split("\n") if (text := line.strip())]
+    text = "\n".join(["", *ids, ""])
+    # The two checks of each id, for all of them at once; lines are looked at for a message alone.
+    if any(part in text for part in _NOT_IN_IDS) or len(set(ids)) < len(ids):
+        _check_ids(path)
     if not ids:
         raise InputError(f"{path} lists no images")
     return tuple(ids)
+
+
+# No id that `check_image_id` refuses is without one of these; there are good ones that hold one.
+_NOT_IN_IDS = ("\n.", "/.", "\n/", "/\n", "//", "\\")
+
+
+def _check_ids(path: Path) -> None:
+    seen: set[str] = set()
+    for number, text in read_lines(path):
+        check_image_id(text, str(path))
+        if text in seen:
+            raise duplicate(path, number, repr(text))
+        seen.add(text)
 
 
 def read_labels(folder: Path, ids: tuple[str, ...]) -> dict[str, int] | None:
@@ -145,6 +156,8 @@ def read_boxes(folder: Path, ids: tuple[str, ...]) -> dict[str, np.ndarray]:
             f"{path}, line {_line(path, row)[0]}: box of {owners[row]} is negative or reversed: "
             f"x0={x0} y0={y0} x1={x1} y1={y1}"
         )
+    if owners == ids:  # one box per image, in the same order
+        return dict(zip(ids, boxes[:, None]))
     number = {image_id: k for k, image_id in enumerate(ids)}
     check_same_ids(folder / "image_ids.txt", number, path, dict.fromkeys(owners))
     numbers = np.fromiter(map(number.__getitem__, owners), np.int64, len(owners))
@@ -192,8 +205,7 @@ def image_set(
     folder = find_folder(metadata_root, dataset_name, split)
     ids = read_ids(folder)
     labels = read_labels(folder, ids)
-    where = str(folder / "image_ids.txt")
-    records = tuple(make_record(i, root / i, labels[i] if labels else None, where) for i in ids)
+    records = tuple(ImageRecord(i, root, labels[i] if labels else None) for i in ids)
     return ImageSet(root, "metadata", records, _class_names(records), f"{root}, listed by {folder}")
 
 
@@ -211,43 +223,68 @@ def _class_names(records) -> tuple[str, ...]:
 def _read_table(path: Path, count: int, want: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Read lines of an id and `count` integers: the ids, and (lines, count) int64.
 
-    The whole file is matched at once: it may have millions of lines.
+    All lines are parsed at once, as an array of bytes: there may be millions of them.
 
     Raises:
         InputError: no such file, or a line that is not of this form.
     """
-    # Greedy: an id may hold commas, the numbers behind it may not.
-    pattern = re.compile("^(.+)" + ",(-?[0-9]{1,10})" * count + "$", re.MULTILINE)
     lines = [text for line in read_text(path).split("\n") if (text := line.strip())]
-    found = pattern.findall("\n".join(lines))
-    if len(found) != len(lines):
-        row = next(i for i, line in enumerate(lines) if pattern.fullmatch(line) is None)
-        number, text = _line(path, row)
+    data = np.frombuffer("".join(f"{line}\n" for line in lines).encode(), np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    starts = np.concatenate([[0], ends + 1])[:-1]
+    # An id may hold commas, the numbers behind it may not: the last commas of a line count.
+    commas = np.concatenate([np.full(count, -1), np.flatnonzero(data == ord(","))])
+    behind = np.searchsorted(commas, ends)  # the first comma behind each line
+    fields = commas[behind[:, None] - np.arange(count, 0, -1)]
+    values, good = _integers(data, fields + 1, np.c_[fields[:, 1:], ends])
+    bad = ~(good.all(1) & (fields[:, 0] > starts))
+    if bad.any():
+        number, text = _line(path, int(bad.argmax()))
         if count == 4 and text.count(",") <= 2 and text.rstrip(",").lower().endswith(".png"):
             raise InputError(
                 f"{path}, line {number} describes a mask ({shown(text)}): this data set is "
                 "scored by pixels (PxAP), it has no boxes"
             )
         raise bad_line(path, number, text, f"{want}, numbers below 2**31")
-    owners, *columns = zip(*found) if found else [()] * (count + 1)
-    values = np.array([list(map(int, column)) for column in columns], np.int64).T
     _refuse_row(path, abs(values) > MAX_NUMBER, f"{want}, numbers below 2**31")
-    return owners, values
+    lengths = (ends - fields[:, 0]).tolist()  # of all behind an id, which is ASCII
+    return tuple(line[:-length] for line, length in zip(lines, lengths)), values
+
+
+def _integers(data: np.ndarray, start: np.ndarray, end: np.ndarray):
+    """Return the integers in `data` from `start` to `end`, and which of them are integers.
+
+    Such are 1 to 10 ASCII digits, perhaps with a minus sign before them.
+    """
+    if not data.size:
+        return np.zeros(start.shape, np.int64), np.ones(start.shape, bool)
+    negative = data[start] == ord("-")
+    start = start + negative
+    length = end - start
+    values, good = np.zeros(start.shape, np.int64), (length >= 1) & (length <= 10)
+    for k in range(length[good].max(initial=0)):
+        digit = data[np.minimum(start + k, data.size - 1)] - np.uint8(ord("0"))  # wraps below "0"
+        inside = k < length
+        good &= ~inside | (digit <= 9)
+        values = np.where(inside, 10 * values + digit, values)
+    return np.where(negative, -values, values), good
 
 
 def _line(path: Path, row: int) -> tuple[int, str]:
-    """Return number and text of the line that a row of :func:`_read_table` comes from."""
+    """Return the number and the text of the line that a row of :func:`_read_table` comes from."""
     return next(line for i, line in enumerate(read_lines(path)) if i == row)
 
 
 def _refuse_row(path: Path, bad: np.ndarray, want: str) -> None:
-    """Raise an `InputError` about the first row of which a value is `bad` (rows, count)."""
+    """Raise an `InputError` about the first row of `bad` (rows, count) that holds a True."""
     if bad.any():
         raise bad_line(path, *_line(path, int(bad.any(1).argmax())), want)
 
 
 def _by_id(folder: Path, path: Path, ids: tuple[str, ...], owners: tuple, values: list) -> dict:
-    """Return the value of each id, which must be those of ``image_ids.txt``, each once."""
+    """Return the values by id; the ids must be those of ``image_ids.txt``, each given once."""
+    if owners == ids:  # the strings of `ids` know their hashes already
+        return dict(zip(ids, values))
     found = dict(zip(owners, values))
     if len(found) != len(owners):
         seen: set[str] = set()

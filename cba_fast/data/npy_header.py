@@ -1,4 +1,4 @@
-"""Check the header of an ``.npy`` file before memory is allocated for what it promises."""
+"""Read ``.npy`` files; headers are checked before memory is allocated for what they promise."""
 
 import math
 import os
@@ -7,7 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-# NumPy parses the header as a Python literal: a damaged one raises what the parser or a dtype does.
+from ..files import open_regular
+
+# NumPy parses the header as a Python literal, so a damaged header can raise whatever the parser and
+# the constructor of dtypes raise.
 NPY_ERRORS = (
     *(OSError, ValueError, EOFError, TypeError, ArithmeticError, LookupError, AttributeError),
     *(SyntaxError, RecursionError, MemoryError, tokenize.TokenError),
@@ -16,7 +19,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 def is_plain_shape(shape: tuple) -> bool:
-    """Return whether all of `shape` are integers above 0; NumPy's parser lets -1 and True pass."""
+    """Return whether all of `shape` are integers above 0; NumPy's parser accepts -1 and True."""
     return all(type(n) is int and n > 0 for n in shape)
 
 
@@ -35,7 +38,7 @@ def check_npy(file: BinaryIO) -> None:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # 3.0 is 2.0 in UTF-8, and only names of fields are not ASCII
+    else:  # version 3.0 differs from 2.0 only in names of fields that are not ASCII
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not unpickled")
@@ -45,3 +48,20 @@ def check_npy(file: BinaryIO) -> None:
     if have < want:
         raise ValueError(f"{shape} {dtype} needs {want} bytes, the file has {have}")
     file.seek(0)
+
+
+def read_npy(path: str | os.PathLike) -> np.ndarray:
+    """Return the array of an ``.npy`` file, which may be anything that a user has named.
+
+    Raises:
+        OSError: no such file, not readable, or not a regular file.
+        ValueError: no whole ``.npy`` of plain values; the message does not name the file.
+    """
+    try:
+        with open_regular(path) as f:
+            check_npy(f)
+            return np.lib.format.read_array(f, allow_pickle=False)
+    except OSError:
+        raise
+    except NPY_ERRORS as e:
+        raise ValueError(str(e) or type(e).__name__) from e
