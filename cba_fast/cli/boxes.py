@@ -4,36 +4,36 @@ from pathlib import Path
 
 import click
 
-from .options import box_options
+from .options import FILE, box_options, np_root_option, option, threads_option
 from .progress import bar, warn
 
 
 @click.command()
-@click.option(
-    "--np_root",
-    type=click.Path(path_type=Path),
-    default=Path("np_heatmap_output"),
-    help="Folder of maps, or a store of them.",
-)
-@click.option(
+@np_root_option()
+@option(
     "--threshold",
+    group="Score",
     default="0.15",
     metavar="T|optimal|percentile:Q|otsu",
     help="A share of each map's maximum, e.g. 0.15; the share with the best accuracy against the"
     " ground truth; the Q-th percentile of each map, e.g. percentile:90; or Otsu's threshold.",
 )
-@click.option("--test_dataset", help="The images, for their names and sizes, without ground truth.")
-@box_options(with_metadata=True, contours="largest", scored=False)
-@click.option(
+@option(
+    "--test_dataset",
+    group="Images",
+    help="The images, for their names and sizes, without ground truth.",
+)
+@box_options(with_metadata=True, contours=True, scored=False)
+@option(
     "--pixels",
     type=click.Choice(["image", "map"]),
     help="Pixels of the boxes.  [default: image where the sizes of the images are known]",
 )
-@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
-@click.option(
+@threads_option()
+@option(
     "--output",
     "outputs",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     multiple=True,
     default=[Path("boxes.csv")],
     help="File to write: .csv, or .json for COCO's format; may be repeated.",

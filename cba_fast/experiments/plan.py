@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
@@ -62,6 +62,16 @@ class _Document(BaseModel):
     defaults: dict[str, Any] = {}
     experiments: list[dict[str, Any]] = []
     grid: dict[str, Any] | list[dict[str, Any]] = []
+
+    @field_validator("defaults", "experiments", "grid")
+    @classmethod
+    def _named(cls, value: dict | list[dict]) -> dict | list[dict]:
+        """Let `weights`, as the commands call it, stand for weight_path."""
+        if isinstance(value, list):
+            return [cls._named(entry) for entry in value]
+        if {"weights", "weight_path"} <= value.keys():
+            raise ValueError("weights and weight_path are two names of one setting")
+        return {"weight_path" if k == "weights" else k: v for k, v in value.items()}
 
 
 def load_experiments(path: Path) -> Plan:
