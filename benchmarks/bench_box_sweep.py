@@ -1,12 +1,12 @@
 """MaxBoxAcc's box sweep against the official algorithm: ``pytest benchmarks/bench_box_sweep.py``.
 
-Every case first checks that the IoUs are equal, then times the public op and the baselines in
-turns, round by round, in one process and on one thread. The baselines are the official algorithm
-(Choe et al., CVPR 2020; clovaai/wsolevaluation) written plainly with OpenCV, the same with the
-boxes of equal masks remembered, and the op's own union-find. All start from float64 maps (the
-union-find from bytes) and end with the best IoU at each threshold. Times are CPU times of the
-thread, so that other processes on a shared machine do not count; two threads are timed by the wall
-clock. The records go to ``benchmarks/results/``; ``table.py`` prints them.
+Every case first checks that the IoUs are equal. Then the public op and the baselines take turns in
+one process and on one thread. The baselines are the official algorithm (Choe et al., CVPR 2020;
+clovaai/wsolevaluation) written plainly with OpenCV, the same algorithm remembering the boxes of
+equal masks, and the op's own union-find. All take float64 maps (the union-find takes bytes) and
+return the best IoU at each threshold. Times are CPU times of the thread, so that other processes on
+a shared machine do not count; two threads are timed by the wall clock. The records are written to
+``benchmarks/results/``, from where ``table.py`` prints them.
 """
 
 import time
@@ -23,17 +23,18 @@ from cba_fast.reference.box_sweep import box_iou
 
 MODES = ("largest", "all")
 ROUNDS = 3
-CALLS = 5  # of the op in a row, for each run of OpenCV, which repeats itself 1,000 times
+CALLS = 5  # calls of the op in a row for each run of OpenCV, which has 1,000 calls in it
 COARSE = (7, 12, 56)
 KINDS = ("bicubic", "bilinear", "blurred", "cam")
-# On these maps 1,000 thresholds take OpenCV up to two minutes: it is timed on every 20th, times 20.
+# On hard maps OpenCV takes up to two minutes for 1,000 thresholds, so that it is timed on every
+# 20th one and the time multiplied by 20.
 HARD_STEP = 20
 
 
 def smooth(coarse: int, kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A map of `coarse` x `coarse` random values, upsampled and scaled to [0, 1]."""
+    """Return a map of `coarse` x `coarse` random values, upsampled and scaled to [0, 1]."""
     values = rng.random((coarse, coarse))
-    if kind == "cam":  # a blob or two on noise, as ReLU leaves them
+    if kind == "cam":  # two blobs on noise, cut off below zero as by ReLU
         y, x = np.mgrid[:coarse, :coarse] / coarse
         blobs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / 0.05) for a, b in rng.random((2, 2))]
         values = np.maximum(sum(blobs) + 0.5 * values - 0.4, 0)
@@ -46,13 +47,13 @@ def smooth(coarse: int, kind: str, size: int, rng: np.random.Generator) -> np.nd
 
 
 def upsampled(coarse: int, kind: str, size: int) -> np.ndarray:
-    """Two maps, or one where OpenCV needs a second and more for it."""
+    """Return two maps, or one where OpenCV takes more than a second for it."""
     rng = np.random.default_rng(coarse)
     return np.stack([smooth(coarse, kind, size, rng) for _ in range(1 if coarse == 56 else 2)])
 
 
 def spiral(n: int) -> np.ndarray:
-    """A path of ones, one pixel wide, that winds inwards with a gap of one pixel."""
+    """Return a path of ones, one pixel wide, that winds inwards with a gap of one pixel."""
     mask, y, x, length = np.zeros((n, n)), 0, 0, n - 1
     for turn in range(n - 1):
         dy, dx = ((0, 1), (1, 0), (0, -1), (-1, 0))[turn % 4]
@@ -66,7 +67,7 @@ def spiral(n: int) -> np.ndarray:
 
 
 def hard(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A map with many or long contours; with ", levels" each pixel gets a random value."""
+    """Return a map with many or long contours; with ", levels" each pixel has a random value."""
     y, x = np.mgrid[:size, :size]
     ring = np.maximum(abs(y - size // 2), abs(x - size // 2))
     shapes = {
@@ -118,7 +119,7 @@ def official(maps: np.ndarray, truth: np.ndarray, thresholds, mode: str, remembe
 
 @pytest.fixture
 def file(record):
-    """Return a function that files the times of a case."""
+    """Return a function that records the times of a case."""
     versions = {"opencv": cv2.__version__, "numpy": np.__version__}
 
     def add(case: str, size: int, mode: str, thresholds: int, threads: int, **values) -> None:
@@ -150,7 +151,7 @@ def truth_for(size: int) -> np.ndarray:
 
 
 def compare(benchmark, file, maps, mode, thresholds, step, case) -> None:
-    """Check, then time in turns; a time is that of one map, in milliseconds."""
+    """Check the results, time the rivals in turns and record milliseconds per map."""
     truth, some = truth_for(maps.shape[-1]), thresholds[::step]
     tensors, gt = torch.from_numpy(maps), [truth] * len(maps)
     expected = official(maps, truth, some, mode, remember=False)
@@ -168,7 +169,7 @@ def compare(benchmark, file, maps, mode, thresholds, step, case) -> None:
         ),
     }
     if step > 1:
-        del runs["remembering_ms"]  # few thresholds share a level then
+        del runs["remembering_ms"]  # few of these thresholds share a level
 
     def baselines():
         for name, run in runs.items():
@@ -239,7 +240,7 @@ def test_two_threads(benchmark, file, mode):
 
     assert torch.equal(run(1), run(2))
     benchmark.pedantic(timed, args=(2,), setup=lambda: timed(1), rounds=ROUNDS * CALLS)
-    # The quickest round of each: whatever else runs takes more from two threads than from one.
+    # The fastest rounds are compared, because other processes slow two threads more than one.
     one, two = (1e3 * min(times[n]) / len(maps) for n in (1, 2))
     case = f"{len(maps)} maps 12x12 bicubic, two threads against one"
     values = {"ours_ms": two, "one_thread_ms": one, "speedup": one / two}

@@ -4,8 +4,8 @@
     pytest benchmarks/bench_dwconv.py -k "forward and replknet"
     python benchmarks/table.py                              # the records as tables
 
-Results are compared with float64 first; a wrong one of ours fails, a wrong one of PyTorch's is
-reported and not timed.
+Results are compared with float64 first. If ours is wrong, the benchmark fails; if PyTorch's is
+wrong, it is recorded and not timed.
 """
 
 import pytest

@@ -2,10 +2,11 @@
 
     pytest benchmarks/bench_erf.py
 
-`erf_size` is compared with abs-mean, sort, float64 cumsum and searchsorted image by image, and with
-the op's own reference, which sorts in NumPy; `erf_accumulate` with a loop that only reads the same
-array, 113 MB of it, on as many threads (read_bandwidth.c). Results are compared first. Threads are
-those of the case, not of ``--threads``. The records go to ``benchmarks/results/``.
+`erf_size` is compared with the mean of absolute values, a sort, a float64 cumsum and searchsorted,
+image by image, and with the op's reference, which sorts in NumPy. `erf_accumulate` is compared with
+a loop that only reads the same array of 113 MB on as many threads (read_bandwidth.c). Results are
+checked first. Each case has its own number of threads, whatever ``--threads`` says. The records are
+written to ``benchmarks/results/``.
 """
 
 import ctypes
@@ -22,17 +23,17 @@ from cba_fast.bench.contest import Contest
 from cba_fast.kernels import native
 
 OURS, PLAIN, REFERENCE, READ = "ours", "torch, sorted", "reference", "reading alone"
-SIZE = 384  # the study's
+SIZE = 384  # pixels of a side in the study
 FLAGS = ["-O3", "-march=native", "-shared", "-fPIC"]
 FIVE = [0.1, 0.2, 0.5, 0.7, 0.9]
 
 
 def gradients(kind: str, images: int) -> torch.Tensor:
-    """Return (N, 3, 384, 384) float32 with a center and tails as those of input gradients.
+    """Return (N, 3, 384, 384) float32 with a center and tails like those of input gradients.
 
-    Signed noise of log-normal strength that decays with the distance from the center: "wide" by a
-    factor of e in 40 pixels, "steep" in 10, so that a third of the pixels are below 2^-30 of the
-    total; "flat" has equal values.
+    They are signed noise of log-normal strength that decays with the distance from the center by a
+    factor of e: in 40 pixels for "wide", in 10 for "steep", where a third of the pixels are below
+    2^-30 of the total. "flat" has equal values.
     """
     generator = torch.Generator().manual_seed(0)
     if kind == "flat":
@@ -45,7 +46,7 @@ def gradients(kind: str, images: int) -> torch.Tensor:
 
 
 def sorted_sizes(grad: torch.Tensor, shares: list[float]) -> torch.Tensor:
-    """Return the sizes as one writes them down in PyTorch."""
+    """Return the sizes by plain PyTorch."""
     sizes = []
     for image in grad:
         g = image.abs().mean(0).flatten()
@@ -64,7 +65,7 @@ def threads(request):
 
 @pytest.fixture
 def file(record, threads):
-    """Return a function that files a contest, under the threads of its case."""
+    """Return a function that records a contest with the number of threads of its case."""
 
     def add(contest: Contest, op: str, case: str, layout: str, **values) -> None:
         timings = {name: t.in_ms() for name, t in contest.timings().items()}
@@ -76,7 +77,7 @@ def file(record, threads):
 
 
 def over_ours(contest: Contest) -> dict[str, float]:
-    """Return each rival's median as a multiple of ours."""
+    """Return the median of each rival as a multiple of ours."""
     medians = {name: t.median for name, t in contest.timings().items()}
     return {n: round(m / medians[OURS], 3) for n, m in medians.items() if n != OURS}
 
@@ -122,7 +123,7 @@ def size_contest(grad: torch.Tensor, shares: list[float], seconds: float) -> Con
         REFERENCE: lambda: ops.erf_size(grad, shares, backend="reference"),
     }
     contest = Contest(functions, seconds)
-    # PyTorch's cumulative sum need not be sequential; the reference's is.
+    # The plain way is not compared, because PyTorch's cumulative sum need not be sequential.
     assert torch.equal(contest.results[OURS], contest.results[REFERENCE])
     return contest
 
@@ -157,7 +158,7 @@ def test_accumulate(mode, layout, threads, read_all, play, file, pytestconfig):
 
     functions = {
         OURS: lambda: ops.erf_accumulate(grad, total, mode=mode),
-        # On the same threads: others would have to wait for those to sleep.
+        # It runs on the same threads; others would have to wait until these sleep.
         READ: lambda: native.load().parallel_for(threads, threads, read),
     }
     contest = Contest(functions, 4 * pytestconfig.getoption("seconds"))

@@ -1,25 +1,24 @@
-"""ERF size of whole networks, the study's way against ours: seconds and peak memory per image.
+"""The ERF size of whole networks, the study's way against ours: time and peak memory per image.
 
     pytest benchmarks/bench_erf_models.py -k convnext
     python benchmarks/table.py
 
-The study's way: one image at a time, the network as it is built, `torch.nn.Conv2d` on contiguous
-tensors, ``score.backward()`` with parameters that require gradients, NumPy's sort. Ours: the
-inference form, input gradients only, `cba_fast.ops.erf_size`. Weights are random. Gradients and
-sizes are compared before anything is timed. Peak memory is measured in fresh processes: growth of
-the resident set at its peak over that with the model built, and the peak of the whole process.
+The study's way takes one image at a time and uses the network as it is built, `torch.nn.Conv2d` on
+contiguous tensors, ``score.backward()`` with parameters that require gradients, and NumPy's sort.
+Ours uses the inference form, computes input gradients only, and calls `cba_fast.ops.erf_size`. The
+weights are random. Gradients and sizes are compared before anything is timed. Peak memory is
+measured in fresh processes: how much the resident set grows after the model is built, and the peak
+of the whole process.
 """
 
 import copy
 import ctypes
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from bench_memory import status
+from bench_memory import in_fresh_process, status
 from torch import Tensor, nn
 
 from cba_fast import erf, ops
@@ -33,13 +32,12 @@ MODELS = ["replknet_31b", "convnext_base.fb_in22k_ft_in1k_384"]
 SIZE, SHARE, BATCH = 384, 0.2, 4
 OURS_BATCH = f"{OURS}_batch{BATCH}"
 OURS_BLOCK = f"{OURS}_block"
-PER_MODEL = 20  # times the seconds of a layer
-# Relative L2 error of a gradient, above which a way is wrong. Rounding flips the sign of a few ReLU
-# inputs near zero, each of which switches a path on or off: a share f of flips changes the gradient
-# by about sqrt(f), 4e-3 in RepLKNet-31B (1e-6 in ConvNeXt, which has no ReLU).
+PER_MODEL = 20  # a model has so many times the seconds of a layer
+# A way whose gradient has a larger relative L2 error is wrong. Rounding flips the sign of a few
+# ReLU inputs near zero, each of which switches a path on or off: if a share f of them flips, the
+# gradient changes by about sqrt(f), 4e-3 in RepLKNet-31B (1e-6 in ConvNeXt, which has no ReLU).
 WRONG = 2e-2
-# Rounding of the gradients moves pixels over the edge of the ERF.
-SIZE_TOLERANCE = 0.01
+SIZE_TOLERANCE = 0.01  # rounding of the gradients moves pixels over the edge of the ERF
 
 
 def images(count: int) -> Tensor:
@@ -47,7 +45,7 @@ def images(count: int) -> Tensor:
 
 
 def study_form(name: str) -> nn.Module:
-    """Return the network as PyTorch alone runs it, its parameters requiring gradients."""
+    """Return the network with PyTorch's convolutions and parameters that require gradients."""
     model = copy.deepcopy(create(name))
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d):
@@ -56,7 +54,7 @@ def study_form(name: str) -> nn.Module:
 
 
 def study_way(model: nn.Module, image: Tensor) -> tuple[list[int], Tensor]:
-    """Return the ERF size by the top-1 probability, weight gradients computed along, and its g."""
+    """Return the ERF size for the top-1 probability, and the input gradient."""
     model.zero_grad(set_to_none=True)
     x = image.clone().requires_grad_()
     probabilities = model(x).softmax(1)
@@ -74,28 +72,21 @@ def our_way(form: nn.Module, batch: Tensor, checkpoint: str = "none") -> tuple[l
 
 
 def peak_kib(name: str, way: str, threads: int) -> tuple[int, int]:
-    """Return the peak growth of this fresh process for one ERF size, and its whole peak."""
+    """Return the KiB that this fresh process takes for one ERF size, and its whole peak."""
     torch.set_num_threads(threads)
     if way == DEFAULT:
         model, image = study_form(name), images(1)
     else:
         model, image = inference_form(create(name)), images(1)
-    ctypes.CDLL(None).malloc_trim(0)  # what building the model left is not there to be used again
+    ctypes.CDLL(None).malloc_trim(0)  # returns what the model's construction freed
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # the peak counts from here
+        f.write("5")  # resets the peak
     before = status("VmRSS")
     if way == DEFAULT:
         study_way(model, image)
     else:
         our_way(model, image, "block" if way == OURS_BLOCK else "none")
     return status("VmHWM") - before, status("VmHWM")
-
-
-def in_fresh_process(*args) -> tuple[int, int]:
-    """Return `peak_kib(*args)` as a new process computes it."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(peak_kib, *args).result()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -124,7 +115,8 @@ def test_erf(name, benchmark, play, record, pytestconfig):
     for key in ("median_ms", "p20_ms", "p80_ms"):
         timings[OURS_BATCH][key] = round(timings[OURS_BATCH][key] / BATCH, 5)
     threads = torch.get_num_threads()
-    peaks = {way: in_fresh_process(name, way, threads) for way in (DEFAULT, OURS, OURS_BLOCK)}
+    ways = (DEFAULT, OURS, OURS_BLOCK)
+    peaks = {way: in_fresh_process(peak_kib, name, way, threads) for way in ways}
     values = {
         "bench": "models",
         "case": f"{name} 1x3x{SIZE}x{SIZE}",

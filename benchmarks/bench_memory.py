@@ -1,14 +1,15 @@
-"""Peak memory of the depthwise convolution, ours against PyTorch's in channels_last.
+"""The peak memory of the depthwise convolution, ours against PyTorch's in channels_last.
 
     pytest benchmarks/bench_memory.py
     python benchmarks/table.py
 
-Each way runs in a process of its own, because allocators keep what they once had. Counted is the
-growth of the resident set at its peak: inputs, output, and scratch memory.
+Each way runs in its own process, because allocators keep memory that they once had. What counts is
+by how much the resident set grows: inputs, output and scratch memory.
 """
 
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -27,20 +28,20 @@ WAYS = (CL, OURS_CL)
 
 
 def status(field: str) -> int:
-    """Return a figure of this process in KiB: VmRSS (resident now) or VmHWM (at its peak)."""
+    """Return the resident memory of this process in KiB: VmRSS for now, VmHWM for its peak."""
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith(field))
 
 
 def peak_kib(way: str, case: Case, direction: str, threads: int) -> int:
-    """Return the peak growth of this fresh process when it calls one candidate twice."""
+    """Return by how many KiB this fresh process grows when it calls a candidate twice."""
     import torch
 
     torch.set_num_threads(threads)
     small = Case(16, 5, 5, 3, 3)  # loads code and starts threads
     candidates(small, direction, random_inputs(small, direction))[way]()
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # the peak counts from here
+        f.write("5")  # resets the peak
     before = status("VmRSS")
     inputs = [t.to(memory_format=torch.channels_last) for t in random_inputs(case, direction)]
     function = candidates(case, direction, inputs)[way]
@@ -49,11 +50,11 @@ def peak_kib(way: str, case: Case, direction: str, threads: int) -> int:
     return status("VmHWM") - before
 
 
-def in_fresh_process(*args) -> int:
-    """Return `peak_kib(*args)` as a new process computes it."""
+def in_fresh_process(function: Callable, *args):
+    """Return ``function(*args)`` as a new process computes it."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(peak_kib, *args).result()
+        return pool.submit(function, *args).result()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -63,5 +64,5 @@ def test_memory(case, direction, record):
     import torch
 
     threads = torch.get_num_threads()
-    peaks = {way: in_fresh_process(way, case, direction, threads) for way in WAYS}
+    peaks = {way: in_fresh_process(peak_kib, way, case, direction, threads) for way in WAYS}
     record("memory", {"bench": "memory", "case": str(case), "direction": direction, "kib": peaks})

@@ -4,8 +4,9 @@
     pytest benchmarks/bench_models.py -k inference --dtype bfloat16   # the forms in both types
     python benchmarks/table.py
 
-Results are checked first: features against the default form's; in a training step the gradients of
-all kernels, and what each of our layers computes, against float64. The weights are random.
+Results are checked first. Features are compared with those of PyTorch's default form; in a training
+step the gradients of all kernels and what each of our layers computes are compared with float64.
+The weights are random.
 """
 
 import pytest
@@ -23,7 +24,7 @@ from cba_fast.bench.model_contest import (
     training,
 )
 
-PER_MODEL = 10  # times the seconds of a layer
+PER_MODEL = 10  # a model has so many times the seconds of a layer
 
 
 @pytest.mark.parametrize("input_size", MODEL_SIZES)

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the file that their records go to."""
+"""The options of the benchmarks, and fixtures that time a contest and write its record."""
 
 from pathlib import Path
 
@@ -9,16 +9,18 @@ RESULTS = Path(__file__).parent / "results"
 
 def pytest_addoption(parser):
     group = parser.getgroup("cba_fast")
-    group.addoption("--seconds", type=float, default=0.5, help="Time of each candidate and case.")
-    group.addoption("--algorithm", default="auto", help="Of our op: auto, fft or direct.")
+    group.addoption("--seconds", type=float, default=0.5, help="Time for each candidate of a case.")
+    group.addoption("--algorithm", default="auto", help="Algorithm of our op: auto, fft or direct.")
     group.addoption("--dtype", default="float32", help="float32 or bfloat16.")
-    group.addoption("--threads", type=int, help="Default: torch's.")
-    group.addoption("--results", type=Path, help="JSON lines; default benchmarks/results/.")
+    group.addoption("--threads", type=int, help="Number of threads; default: PyTorch's.")
+    group.addoption(
+        "--results", type=Path, help="File of records; default: one in benchmarks/results/."
+    )
 
 
 @pytest.fixture(scope="session")
 def record(pytestconfig):
-    """Return a function that files the record of a benchmark."""
+    """Return a function that writes the record of a benchmark."""
     import torch
     from peak import fma_peak_gflops
 
@@ -26,7 +28,7 @@ def record(pytestconfig):
 
     if pytestconfig.getoption("threads"):
         torch.set_num_threads(pytestconfig.getoption("threads"))
-    peaks: dict[int, float | None] = {}  # by number of threads, which a benchmark may set
+    peaks: dict[int, float | None] = {}  # by the number of threads, which benchmarks may change
 
     def add(bench: str, values: dict) -> None:
         path = pytestconfig.getoption("results") or RESULTS / f"{bench}_{device_slug()}.jsonl"
@@ -42,7 +44,7 @@ def record(pytestconfig):
 
 @pytest.fixture
 def play(benchmark):
-    """Return a function that plays a contest, one of its functions timed by pytest-benchmark."""
+    """Return a function that runs a contest, with one function timed by pytest-benchmark."""
 
     def run(contest, name: str) -> None:
         rounds = contest.rounds(name)

@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels for GPUs that need not be here, and say what they take of them.
+"""Compile the CUDA kernels for GPUs that need not be here; print their registers and memory.
 
     python benchmarks/cuda_compile_table.py                       # everything, as a table
     python benchmarks/cuda_compile_table.py --show benchmarks/results/gpu_compile/nvcc-13.0.jsonl
@@ -49,10 +49,10 @@ def nvcc_version() -> str:
 
 
 def compiled(source: Path, arch: str) -> list[dict]:
-    """Return what each kernel of `source` takes on `arch`.
+    """Return a record of each kernel of `source` on `arch`, with its registers and memory.
 
     Raises:
-        RuntimeError: it does not compile; the message is nvcc's.
+        RuntimeError: `source` does not compile; the message is that of nvcc.
     """
     number = arch.removeprefix("sm_")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def compiled(source: Path, arch: str) -> list[dict]:
 
 
 def _records(output: str) -> Iterator[dict]:
-    """Yield the figures of each entry function in what ptxas printed."""
+    """Read the figures of each kernel from the output of ptxas."""
     starts = list(_ENTRY.finditer(output))
     names = _demangled([m[1] for m in starts])
     ends = [m.start() for m in starts[1:]] + [len(output)]
@@ -114,7 +114,7 @@ def main() -> int:
             parts = pool.map(lambda job: compiled(*job), jobs)
             version = nvcc_version()
             records = [{"nvcc": version, **record} for part in parts for record in part]
-    print("Bytes; shared: without what a launch adds.\n")
+    print("Memory is in bytes; shared memory is without what a launch adds.\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     print("\n".join("| " + " | ".join(str(r[c]) for c in COLUMNS) + " |" for r in records))
     if args.json:

@@ -3,10 +3,10 @@
     python benchmarks/exact_box_sweep.py                    # 200,000 small maps, 10,000 upsampled
     python benchmarks/exact_box_sweep.py --small 1000 --upsampled 10
 
-Every map is swept at all its levels in both contour modes, by the compiled kernels that the machine
-runs (each instruction set, the row segments and the union-find), and by OpenCV at each level. Boxes
-must be equal, those of "all" as sorted sets. Ends with the number of cases, or with the first map
-that differs and exit code 1.
+Every map is swept at all its levels in both contour modes: by the compiled kernels of each
+instruction set that the machine runs, with row segments and with the union-find, and by OpenCV. The
+boxes must be equal, those of "all" as sorted sets. Prints the number of cases, or the first map
+that differs and exits with 1.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from rich.progress import track
 from cba_fast.kernels import box_sweep_cpp, native
 from cba_fast.reference.box_sweep import box_sweep, box_sweep_all
 
-BATCH = 250  # small maps of one task
-SIDES = (16, 24, 32, 48)  # of the upsampled maps
+BATCH = 250  # small maps in a task
+SIDES = (16, 24, 32, 48)  # pixels of a side of the upsampled maps
 
 
 def small_maps(seed: int) -> Iterator[np.ndarray]:
-    """Maps of up to 14x14 pixels: few levels (many ties and holes), many levels, sparse ones."""
+    """Yield maps of up to 14x14 pixels: few levels (ties and holes), many levels, sparse ones."""
     rng = np.random.default_rng(seed)
     for i in range(BATCH):
         shape = rng.integers(1, 15, 2)
@@ -41,7 +41,7 @@ def small_maps(seed: int) -> Iterator[np.ndarray]:
 
 
 def upsampled_maps(seed: int) -> Iterator[np.ndarray]:
-    """A map of each kind, smooth as real score maps are, and every tenth time a hard one."""
+    """Yield a map of each smooth kind, like real score maps, and every tenth time a hard one."""
     rng = np.random.default_rng(seed)
     size = SIDES[seed % len(SIDES)]
     for kind in KINDS:
@@ -51,7 +51,7 @@ def upsampled_maps(seed: int) -> Iterator[np.ndarray]:
 
 
 def differs(u: np.ndarray) -> str | None:
-    """Return which kernel finds other boxes than OpenCV, or None."""
+    """Return the name of a kernel that finds other boxes than OpenCV, or None."""
     top = int(u.max())
     thresholds = (np.arange(top) + 0.5) / top if top else np.array([0.0])
     maps, levels = torch.from_numpy(u[None]), torch.from_numpy(thresholds)
@@ -68,7 +68,7 @@ def differs(u: np.ndarray) -> str | None:
 
 
 def compare(task: tuple[str, int]) -> tuple[int, int, str]:
-    """Return the maps and levels compared, and a text if one differs."""
+    """Return the numbers of maps and levels that were compared, and a text if one differs."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     name, seed = task
@@ -89,7 +89,7 @@ def main() -> None:
     tasks = [("small", seed) for seed in range(-(-args.small // BATCH))]
     tasks += [("upsampled", seed) for seed in range(-(-args.upsampled // len(KINDS)))]
     counts: dict[str, np.ndarray] = {}
-    # Spawned: a fork after PyTorch has started its threads could hang.
+    # A fork could hang after PyTorch has started its threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context) as pool:
         results = pool.map(compare, tasks, chunksize=4)

@@ -1,5 +1,6 @@
-/* Multiplications and additions in registers alone: twelve independent chains, more than latency
- * times units of any x86 core of today (4 to 5 cycles, 2 units), in 16 registers with room to spare.
+/* Multiplications and additions in registers, to measure the peak of a core. Today's x86 cores have
+ * two units with a latency of 4 to 5 cycles, so that twelve independent chains keep them busy, and 16
+ * registers hold them.
  */
 #if defined(__AVX512F__)
 typedef float Vec __attribute__((vector_size(64)));
@@ -11,7 +12,7 @@ typedef float Vec __attribute__((vector_size(16)));
 
 enum { kChains = 12, kLanes = sizeof(Vec) / sizeof(float) };
 
-/* Return the floating-point operations done, and through `sink` a value that needs all of them. */
+/* Return the number of operations done; `sink` receives a value that depends on all of them. */
 double fma_chains(long steps, float* sink) {
   Vec acc[kChains];
   const Vec a = (Vec){0} + 0.999f, b = (Vec){0} + 0.001f;

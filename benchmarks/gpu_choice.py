@@ -1,14 +1,14 @@
-"""Which method is fastest for which kind of convolution on this GPU: makes the table of the choice.
+"""Make the table from which the fastest convolution on a GPU is chosen, from measurements.
 
     python benchmarks/gpu_run.py --out OUT --only build --only choice --only table  # measures
     python benchmarks/gpu_choice.py --records convolutions.jsonl choice.jsonl    # writes, anywhere
 
-A method enters the table for a bucket (`cba_fast.ops.dwconv_gpu.bucket`) if in every case of it
-that was measured its result was right and it was faster than PyTorch's convolution on both memory
-formats: its 80th percentile below their 20th. A call costs what takes longer, the GPU or the host.
-Of PyTorch's time only as much counts as the bucket's smallest kernel has of the measured one's
-taps, because ours takes as long for that one. A bucket that time did not suffice for stays
-PyTorch's.
+A kind of call (`cba_fast.ops.dwconv_gpu.bucket`) gets one of our methods if in every measured case
+of that kind the result was right and the method was faster than PyTorch's convolution on both
+memory formats: its 80th percentile must be below their 20th. The time of a call is that of the GPU
+or that of the host, whichever is longer. Our methods take as long for the smallest kernel of a kind
+as for the measured one, PyTorch does not: its time is scaled down by the ratio of their taps. Kinds
+that were not measured in time stay with PyTorch.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from gpu_measure import BACKENDS, CL, compared, inputs_on, ours
 from cba_fast.bench.dwconv_contest import DIRECTIONS, Case
 from cba_fast.ops import dwconv_gpu
 
-# The stages of the study's networks at 384 and 224 pixels: sides, steps of the channels, kernels
-# (RepLKNet, SLaK and slak_flex, ConvNeXt).
+# The stages of the study's networks (RepLKNet, SLaK and slak_flex, ConvNeXt) at 384 and 224 pixels:
+# sides of the map, numbers of channels, kernels.
 _LARGE = ((31, 31), (51, 5), (5, 51), (51, 1), (1, 51), (7, 7), (5, 5))
 _SMALL = ((13, 13), (13, 5), (5, 13), (13, 1), (1, 13), (7, 7), (5, 5))
 STAGES = [
@@ -38,13 +38,13 @@ STAGES = [
     ((48, 28), (128,), _LARGE),
     ((12, 7), (512,), _SMALL),
 ]
-# Then everything: one map per step of `dwconv_gpu.MAP_SIDES` and alignment that is likely.
+# All other kinds: a map for each of `dwconv_gpu.MAP_SIDES` and each alignment that is likely.
 MAPS = (24, 96, 48, 12, 28, 14, 7, 192)
 KERNELS = [*_LARGE, *_SMALL[:3], (21, 21), (51, 51), (9, 9), (3, 3), (63, 63)]
 DTYPES = (torch.bfloat16, torch.float32)
-TINY = [Case(2, 6, 5, 9, 9, 1)]  # of a dry run
+TINY = [Case(2, 6, 5, 9, 9, 1)]  # for dry runs
 CHUNK = 24  # groups whose kernels are compiled together before they are measured
-LONGEST_COMPILATION = 120  # seconds, of a chunk
+LONGEST_COMPILATION = 120  # seconds for the kernels of a chunk
 
 
 class Group(NamedTuple):
@@ -57,7 +57,7 @@ class Group(NamedTuple):
 
 
 def groups() -> Iterator[Group]:
-    """Yield what is measured, the most important first: the networks', half types."""
+    """Yield all groups, the most important first: those of the networks, and half types."""
     networks = [
         (kernel, side, c)
         for sides, channels, kernels in STAGES
@@ -70,14 +70,15 @@ def groups() -> Iterator[Group]:
 
 
 def cases() -> Iterator[tuple[Case, torch.dtype, str]]:
-    """Yield the cases of all groups: many images first."""
+    """Yield the cases of all groups, those with many images first."""
     for group in groups():
         yield from _cases_of(group)
 
 
 def _cases_of(group: Group) -> Iterator[tuple[Case, torch.dtype, str]]:
     for n, direction in product(dwconv_gpu.IMAGES[::-1], DIRECTIONS):
-        if group.side < 192 or n * group.channels <= 1024:  # seconds in PyTorch's weight gradient
+        # PyTorch's weight gradient would take seconds for the others.
+        if group.side < 192 or n * group.channels <= 1024:
             case = Case(group.channels, group.side, group.side, *group.kernel, n)
             yield case, group.dtype, direction
 
@@ -89,9 +90,9 @@ def choice(
 
     Args:
         device: "cuda" or "cpu".
-        seconds: after which no case is begun.
+        seconds: the time after which no case is begun.
         without: backends that are left out.
-        skip: how many cases of the list are left out at its beginning.
+        skip: how many of the first cases are left out.
     """
     end = time.monotonic() + seconds
     todo = _compiled(without) if device == "cuda" else product(TINY, DTYPES, DIRECTIONS)
@@ -102,10 +103,10 @@ def choice(
 
 
 def _compiled(without: Collection[str]) -> Iterator[tuple[Case, torch.dtype, str]]:
-    """Yield the cases, after other processes have compiled their kernels, many at a time.
+    """Yield the cases after other processes have compiled their kernels.
 
-    One after another that would take most of the time: a second or two each, and on the disk
-    Triton keeps them for all processes.
+    A kernel takes a second or two, so that compiling them one after another would take most of the
+    time. Triton keeps compiled kernels on the disk for all processes.
     """
     todo = groups()
     with multiprocessing.get_context("spawn").Pool(_processes()) as pool:
@@ -127,12 +128,12 @@ def _processes() -> int:
 
 
 def _compile(job: tuple[Group, tuple[str, ...]]) -> None:
-    """Run our kernels for a group's cases once."""
+    """Compile our kernels for the cases of a group, by running them once."""
     group, without = job
     for case, dtype, direction in _cases_of(group):
         inputs = inputs_on("cuda", case, direction, dtype)
         for function in ours(case, direction, inputs, without).values():
-            with contextlib.suppress(Exception):  # will show where it is measured
+            with contextlib.suppress(Exception):  # the measurement will report it
                 function()
     with contextlib.suppress(RuntimeError):
         torch.cuda.synchronize()
@@ -140,7 +141,7 @@ def _compile(job: tuple[Group, tuple[str, ...]]) -> None:
 
 
 def methods(records: Iterable[dict]) -> dict[str, str]:
-    """Return the method of each bucket in which one of ours won every case."""
+    """Return the method of each bucket in which one of our methods won every case."""
     winners: dict[str, set[str]] = {}
     for record in records:
         case, dtype = Case.parse(record["case"]), getattr(torch, record["dtype"])
@@ -168,13 +169,13 @@ def _winner(timings: dict[str, dict], suffix: str, share: float) -> str:
 
 
 def read(paths: Iterable[Path]) -> list[dict]:
-    """Return the records of files of JSON lines, those that are convolutions."""
+    """Return the records of convolutions in files of JSON lines."""
     lines = (line for path in paths for line in path.read_text(encoding="utf-8").splitlines())
     return [record for record in map(json.loads, lines) if "direction" in record]
 
 
 def entries(records: Iterable[dict]) -> dict[str, dict]:
-    """Return the table's entries by architecture, of records that say where they were measured."""
+    """Return the table's entries by architecture, from records that name the architecture."""
     by_arch: dict[str, list[dict]] = {}
     for record in records:
         if "arch" in record:
@@ -192,8 +193,8 @@ def entries(records: Iterable[dict]) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=Path, nargs="+", required=True, help="Of gpu_run.py.")
-    parser.add_argument("--table", type=Path, default=dwconv_gpu.TABLE, help="What is written.")
+    parser.add_argument("--records", type=Path, nargs="+", required=True, help="From gpu_run.py.")
+    parser.add_argument("--table", type=Path, default=dwconv_gpu.TABLE, help="The table to write.")
     args = parser.parse_args()
     found = dwconv_gpu.measured() | entries(read(args.records))
     text = json.dumps(found, indent=1, sort_keys=True) + "\n"

@@ -1,12 +1,13 @@
-"""Compile the Triton kernels for GPUs that need not be here, and say what they take of them.
+"""Compile the Triton kernels for GPUs that need not be here; print their registers and memory.
 
     python benchmarks/gpu_compile_table.py                        # everything: some ten minutes
     python benchmarks/gpu_compile_table.py --show benchmarks/results/gpu_compile/triton-3.9.jsonl
     python benchmarks/gpu_compile_table.py --arch sm_90 --kernel dwconv_band_kernel --dtype bf16
     python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
 
-What is compiled is what `cba_fast.kernels.dwconv_triton_plan` would launch for the shapes below:
-the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not fit.
+The kernels are those that `cba_fast.kernels.dwconv_triton_plan` would launch for the shapes below,
+with the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not
+fit into the shared memory.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)  # what it would make of the kernels cannot be compiled
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # silences a warning; it is set below too
+os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # avoids a warning; the option below counts
 
 import torch
 import triton
@@ -33,7 +34,7 @@ from cba_fast.kernels.dwconv_triton_plan import Launch
 from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-RECORDED = ("bf16",)  # fp16 compiles to the same but for the type in the instructions
+RECORDED = ("bf16",)  # fp16 differs only in the type of the instructions
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float32: "fp32"}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _COLUMNS = (
@@ -42,8 +43,8 @@ _COLUMNS = (
 )
 _INSTRUCTIONS = re.compile(r"wgmma\.mma_async|mma\.sync\.aligned\.m\d+n\d+k\d+|tcgen05\.mma")
 
-# (N, C, H, W), kernel: RepLKNet-31B at 384, few tiles and few images, a strip of SLaK-T, the
-# study's largest kernel and the largest of all, and widths that 8 does not divide.
+# (N, C, H, W) and kernel: RepLKNet-31B at 384 pixels, cases with few tiles and few images, a strip
+# of SLaK-T, the study's largest kernel and the largest of all, and widths that 8 does not divide.
 CASES = [
     ((64, 128, 96, 96), (31, 31)),
     ((64, 256, 48, 48), (29, 29)),
@@ -62,9 +63,9 @@ CASES = [
 
 
 def launches(shape, kernel_size, dtype) -> Iterator[Launch]:
-    """Yield what forward pass and weight gradient launch, for tensors of the meta device.
+    """Yield the launches of the forward pass and the weight gradient.
 
-    The input gradient is the forward pass with other constants: turned kernels and no bias.
+    The input gradient is the forward pass with turned kernels and no bias.
     """
     if dwconv_triton_plan.is_transposed(kernel_size):
         shape, kernel_size = (*shape[:2], shape[3], shape[2]), kernel_size[::-1]
@@ -77,7 +78,7 @@ def launches(shape, kernel_size, dtype) -> Iterator[Launch]:
 
 
 def compile_launch(launch: Launch, arch: str) -> dict:
-    """Compile a launch's kernel; return its registers, spills, shared memory and instructions."""
+    """Compile the kernel of a launch; return its record of registers, memory and instructions."""
     kernel = dwconv_triton.load(launch.kernel)
     signature, constants, attributes = {}, dict(launch.constants), {}
     for position, parameter in enumerate(kernel.params):
@@ -117,7 +118,7 @@ def compile_launch(launch: Launch, arch: str) -> dict:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Return a kernel's ``registers`` per thread and bytes of ``stack`` and ``local`` memory."""
+    """Return the ``registers`` per thread and the bytes of ``stack`` and ``local`` memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -132,7 +133,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def distinct(dtypes, archs) -> Iterator[tuple[str, Launch, str, str]]:
-    """Yield each distinct kernel of the cases once: its first case, launch, dtype, architecture."""
+    """Yield each distinct kernel once: its first case, launch, dtype and architecture."""
     for arch, name in product(archs, dtypes):
         seen = set()
         for shape, kernel_size in CASES:
@@ -144,12 +145,12 @@ def distinct(dtypes, archs) -> Iterator[tuple[str, Launch, str, str]]:
 
 
 def identity(launch: Launch) -> str:
-    """Return what makes two launches run the same compiled kernel, but for the data type."""
+    """Return a text that is equal for launches of the same compiled kernel, but for the dtype."""
     return json.dumps([launch.kernel, launch.constants, launch.blocks.warps, launch.blocks.stages])
 
 
 def is_sample(case: str, launch: Launch, dtype: str, arch: str) -> bool:
-    """Say whether the tests compile it: products with bands everywhere, the other kernels once."""
+    """Say whether the tests compile it: band products for all targets, other kernels for one."""
     if launch.kernel in ("dwconv_band_kernel", "dwconv_band_weight_kernel"):
         return case == "64x128x96x96_k31x31"
     cases = ("64x1024x12x12_k13x13", "64x128x96x96_k31x31")
@@ -157,7 +158,7 @@ def is_sample(case: str, launch: Launch, dtype: str, arch: str) -> bool:
 
 
 def faults(record: dict) -> list[str]:
-    """Return what must not be: spills, or more shared memory than a program can have."""
+    """Return the faults of a kernel: spills, or more shared memory than a program can have."""
     found = []
     if record["stack"] or record["local"]:
         found.append(f"{record['stack'] + record['local']} bytes of stack")

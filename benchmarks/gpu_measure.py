@@ -1,7 +1,7 @@
-"""What `gpu_run.py` measures of kernels: the device's rates, the ERF ops, the convolutions.
+"""Measurements of kernels for `gpu_run.py`: the device's rates, the ERF ops, the convolutions.
 
-Each function yields JSON values. Results are checked first; what is wrong gets no time. On CPUs (a
-dry run) the shapes are tiny, and the times mean nothing.
+Each function yields records of JSON values. Results are checked first, and wrong ones are not
+timed. A dry run on a CPU has tiny shapes, and its times mean nothing.
 """
 
 import math
@@ -20,6 +20,7 @@ from cba_fast.bench.dwconv_contest import (
     fft_forward,
     fft_grad_weight,
     fft_grad_x,
+    random_inputs,
     relative_error,
 )
 from cba_fast.ops import (
@@ -31,15 +32,16 @@ from cba_fast.ops import (
 )
 from cba_fast.ops.dwconv_choice import TABLES
 
-# float64 by FFT is the truth. Rounding to bfloat16 is up to 2e-3 in the norm. PyTorch's float32 may
-# be TF32's (3e-4): that is what its users get by default, so it is timed, with the error beside it.
+# Results with a larger relative L2 error against float64 are wrong. Rounding to bfloat16 makes up
+# to 2e-3. PyTorch computes float32 in TF32 (3e-4) by default, so that this is timed, too; the
+# record tells the error.
 WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WRONG_OF_RIVALS = 1e-2
 CL = torch.channels_last
 BACKENDS = ("triton", "cuda")
 
-# Most important first: the time may run out. RepLKNet-31B at 384 (stage 3 has 54 % of its
-# products), strips of SLaK-T, ConvNeXt's 7x7; then batch 1 and 2.
+# The most important cases are first, because the time may run out: RepLKNet-31B at 384 pixels
+# (stage 3 has 54 % of its products), strips of SLaK-T and ConvNeXt's 7x7, then batches of 1 and 2.
 CASES = [
     *(Case(512, 24, 24, 27, 27, 64), Case(128, 96, 96, 31, 31, 64), Case(256, 48, 48, 29, 29, 64)),
     *(Case(1024, 12, 12, 13, 13, 64), Case(124, 96, 96, 51, 5, 64), Case(124, 96, 96, 5, 51, 64)),
@@ -50,11 +52,11 @@ TINY = [Case(2, 5, 4, 9, 9, 2), Case(2, 6, 5, 3, 3, 1)]
 
 
 class DeviceLost(Exception):
-    """A kernel ended the process's use of the GPU; ``str(e)`` is the name of what ran it."""
+    """A kernel ended this process's use of the GPU; ``str(e)`` is the candidate that ran it."""
 
 
 def rates(device: str) -> Iterator[dict]:
-    """Measure mma.sync and library products in bfloat16, and copies (bytes read and written)."""
+    """Measure mma.sync and library products in bfloat16, and the bandwidth of copies."""
     from gpu_rates import mma_sync
 
     real = device == "cuda"
@@ -77,7 +79,7 @@ def rates(device: str) -> Iterator[dict]:
 
 
 def erf_ops(device: str) -> Iterator[dict]:
-    """Compare the ERF ops with plain PyTorch on the device: sorting, and a sum of the parts."""
+    """Compare the ERF ops with plain PyTorch on the device: a sort, and a sum."""
     real = device == "cuda"
     backend = "cuda" if real else None
     for batch in (1, 16):
@@ -118,7 +120,8 @@ def sorted_sizes(grad: Tensor, p: float = 0.2) -> Tensor:
 def _compared(what: str, grad: Tensor, functions: dict[str, Callable], device: str) -> dict:
     results = {name: function().double() for name, function in functions.items()}
     off = ((results["ours"] - results["torch"]).abs() / results["torch"].clamp(min=1e-9)).max()
-    # Sizes may differ by a pixel where the parallel sum rounds otherwise than ours, in sequence.
+    # Sizes may differ by a pixel, because PyTorch's parallel sum rounds otherwise than a sequential
+    # one.
     right = off.item() < 1e-3 or (results["ours"] - results["torch"]).abs().max() <= 1
     return {
         "what": what,
@@ -137,14 +140,14 @@ def convolutions(
     skip: int = 0,
     each: float = 0.1,
 ) -> Iterator[dict]:
-    """Compare ours with PyTorch's three ways: in bfloat16 all, in float32 the network's images.
+    """Compare our convolutions with PyTorch's three ways in bfloat16, some cases also in float32.
 
     Args:
         device: "cuda" or "cpu".
-        seconds: after which no case is begun.
+        seconds: the time after which no case is begun.
         without: backends that are left out.
-        skip: how many cases of the list are left out at its beginning.
-        each: seconds of calls of each way.
+        skip: how many of the first cases are left out.
+        each: the seconds of calls of each way.
     """
     end = time.monotonic() + seconds
     real = device == "cuda"
@@ -167,10 +170,10 @@ def compared(
     compiler: str | None,
     without: Collection[str] = (),
 ) -> dict:
-    """Return errors and times of the `candidates` as JSON values; what is wrong has no time.
+    """Return the record of the `candidates`: errors, and times of those with right results.
 
     Raises:
-        DeviceLost: the device answers no more.
+        DeviceLost: the device no longer answers.
     """
     inputs = inputs_on(device, case, direction, dtype)
     functions = candidates(case, direction, inputs, compiler, without)
@@ -180,7 +183,7 @@ def compared(
         _poison(truth, dtype)
         try:
             errors[name] = relative_error(function(), truth)
-        except Exception as e:  # a way that cannot run is no reason to stop the others
+        except Exception as e:  # the other ways can still run
             failed[name] = f"{type(e).__name__}: {e}"[:300]
             _check_alive(device, name)
     del truth
@@ -198,14 +201,12 @@ def compared(
 
 
 def inputs_on(device: str, case: Case, direction: str, dtype: torch.dtype) -> list[Tensor]:
-    """Return (x, weight), (grad, weight) or (grad, x), made where they are needed.
+    """Return (x, weight), (grad, weight) or (grad, x).
 
-    On a CPU the numbers of the largest case take a second, more than all its convolutions on a GPU.
+    They are made on the device: on a CPU the numbers of the largest case take a second, more than
+    all its convolutions on a GPU.
     """
-    g = torch.Generator(device).manual_seed(0)
-    image = (case.batch, case.channels, case.height, case.width)
-    second = image if direction == "grad_weight" else (case.channels, 1, case.kh, case.kw)
-    return [torch.randn(s, generator=g, device=device).to(dtype) for s in (image, second)]
+    return [t.to(dtype) for t in random_inputs(case, direction, device)]
 
 
 def _is_right(name: str, error: float, dtype: torch.dtype) -> bool:
@@ -214,9 +215,9 @@ def _is_right(name: str, error: float, dtype: torch.dtype) -> bool:
 
 
 def _poison(like: Tensor, dtype: torch.dtype) -> None:
-    """Leave NaN in the memory that the next result is likely to get.
+    """Write NaN to the memory that the next result is likely to get.
 
-    PyTorch would otherwise hand out what holds the right result of the one before.
+    Otherwise PyTorch would hand out the memory that holds the right result of the last candidate.
     """
     torch.full_like(like, math.nan, dtype=dtype)
 
@@ -230,7 +231,7 @@ def _check_alive(device: str, name: str) -> None:
 
 
 def _truth(case: Case, direction: str, inputs: list[Tensor]) -> Tensor:
-    """Return the exact result, a part of the channels at a time: spectra are large."""
+    """Return the exact result, computed 32 channels at a time because spectra are large."""
     a, b = inputs
     parts = []
     for start in range(0, case.channels, 32):
@@ -253,7 +254,7 @@ def candidates(
     """Return our backends and PyTorch's ways, on both memory formats, by name.
 
     Args:
-        compiler: of PyTorch's third way, `torch.compile`; None leaves it out.
+        compiler: the backend of `torch.compile`, PyTorch's third way; None leaves that out.
         without: backends of ours that are left out.
     """
     a, b = inputs
@@ -274,7 +275,8 @@ def candidates(
     found = ours(case, direction, inputs, without)
     found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}
     if compiler:
-        # `theirs` is the same code in every case: without a reset the ninth would run uncompiled.
+        # `theirs` has the same code in every case: without a reset the ninth one would not be
+        # compiled.
         torch.compiler.reset()
         compiled = torch.compile(theirs, backend=compiler, dynamic=False, fullgraph=True)
         found["compile"] = partial(compiled, a, b)
@@ -284,7 +286,7 @@ def candidates(
 def ours(
     case: Case, direction: str, inputs: list[Tensor], without: Collection[str] = ()
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return those of our backends that run here, on both memory formats, by name."""
+    """Return our backends that can run here, on both memory formats, by name."""
     a, b = inputs
     size = (case.kh, case.kw)
 

@@ -1,6 +1,6 @@
-"""What `gpu_run.py` measures of whole networks: features, receptive fields, an evaluation.
+"""Measurements of whole networks for `gpu_run.py`: features, receptive fields, an evaluation.
 
-As in `gpu_measure`, each function yields JSON values, and results are checked before their time.
+As in `gpu_measure`, each function yields records of JSON values, and results are checked first.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from cba_fast.bench.dwconv_contest import relative_error
 
 
 def network(device: str, seconds: float = 2.0) -> Iterator[dict]:
-    """Compare RepLKNet-31B's features at 384, batch 64, in bfloat16: PyTorch's ways and ours."""
+    """Compare ways to compute RepLKNet-31B's features in bfloat16, for 64 images of 384 pixels."""
     from cba_fast.bench.model_contest import create
 
     name, size, batch = _network_of(device)
@@ -23,7 +23,7 @@ def network(device: str, seconds: float = 2.0) -> Iterator[dict]:
 
 
 def compiled_network(device: str, seconds: float = 2.0) -> Iterator[dict]:
-    """Compare the same features of compiled networks, with CUDA graphs on a GPU."""
+    """Compare the same features with those of compiled networks, with CUDA graphs on a GPU."""
     from cba_fast.bench.model_contest import create
     from cba_fast.runs.compiled import compiled_form
 
@@ -72,7 +72,7 @@ def _features(
 
 
 def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the features by PyTorch's convolutions in float32 (or TF32), in float64."""
+    """Return the features as float64, computed by PyTorch's convolutions in float32 or TF32."""
     from cba_fast.bench.model_contest import _plain
 
     plain = _plain(model).to(x.device)
@@ -81,7 +81,7 @@ def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
-    """Return the model with PyTorch's convolutions, plain and merged, and our inference form."""
+    """Return forms of the model: with PyTorch's convolutions, plain and merged, and ours."""
     from cba_fast.bench.model_contest import _plain
     from cba_fast.models import inference_form, merge
 
@@ -96,7 +96,7 @@ def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
 
 
 def receptive_field(device: str) -> Iterator[dict]:
-    """Compare ERF sizes of RepLKNet-31B at 384: the study's way, an image at a time, and ours."""
+    """Compare the study's way to ERF sizes, an image at a time, with ours, for RepLKNet-31B."""
     import numpy as np
 
     from cba_fast.bench.model_contest import _plain, create
@@ -124,7 +124,7 @@ def receptive_field(device: str) -> Iterator[dict]:
         "ours": lambda: erf_sizes(ours, images, batch_size=8, backend="cuda" if real else None),
     }
     sizes = {n: f() for n, f in functions.items()}
-    # The gradients differ by rounding: TF32 in PyTorch's convolutions, other orders of sums.
+    # The gradients differ by rounding, because PyTorch's convolutions use TF32 and another order.
     off = float(np.abs(sizes["ours"] / sizes["study"] - 1).max())
     yield {
         "model": name,
@@ -136,9 +136,9 @@ def receptive_field(device: str) -> Iterator[dict]:
 
 
 def evaluation(device: str) -> Iterator[dict]:
-    """Measure `evaluate` on JPEG images of 500x375: decoding alone, the whole, all but decoding.
+    """Measure images per second of `evaluate`, of decoding alone, and of all but decoding.
 
-    Random weights and images: the numbers of images per second are what it is about.
+    The images are JPEGs of 500x375; images and weights are random.
     """
     import os
     import tempfile
@@ -170,7 +170,7 @@ def evaluation(device: str) -> Iterator[dict]:
 
 
 def write_images(root, count: int) -> None:
-    """Write JPEG images of 500x375 with the detail of photographs, and boxes for them."""
+    """Write JPEG images of 500x375 with as much detail as photographs, and boxes for them."""
     import os
 
     import cv2
@@ -195,9 +195,9 @@ def write_images(root, count: int) -> None:
 
 
 def images_per_second(model_config, data, run, maps, box_config) -> dict[str, float]:
-    """Return the rates of ``decoding``, ``without_decoding`` and ``evaluate``.
+    """Return the images per second of ``decoding``, ``without_decoding`` and ``evaluate``.
 
-    The model is not loaded within these times, nor its first batches computed.
+    The times do not include loading the model and computing its first batches.
     """
     import time
     from dataclasses import replace
@@ -243,11 +243,11 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
         return time.perf_counter() - start
 
     took = {"decoding": seconds(decode)}
-    score([batches[0], batches[-1]] * 2)  # libraries and kernels are loaded, memory is there
+    score([batches[0], batches[-1]] * 2)  # loads libraries and kernels and allocates memory
     took["without_decoding"] = seconds(score, batches)
     begun = []
 
-    def noting(found, count):  # when the model has been loaded
+    def noting(found, count):  # notes when the model has been loaded
         begun.append(time.perf_counter())
         yield from found
 

@@ -1,14 +1,10 @@
-"""Processes that end, and all that they started with them."""
+"""Runs a command with a time limit, after which it ends together with all processes it started."""
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
-
-# A group where that can be had without a session, which who ends ours would not end.
-_GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 def run_limited(
@@ -16,14 +12,14 @@ def run_limited(
 ) -> int | None:
     """Run a command with its output in `log`; return its exit code, None if it took too long.
 
-    What it started (workers of a pool, of a data loader, of pytest) ends with it: one that hangs on
-    the GPU would disturb whatever is measured next.
+    Processes that the command started, such as workers of a data loader or of pytest, end with it:
+    one that hangs on the GPU would disturb the next measurement.
 
     Args:
-        arguments: the command; its parts become strings.
-        log: written anew.
-        limit: seconds.
-        env, cwd: of the process.
+        arguments: the command; its parts are converted to strings.
+        log: the file for the output, which is overwritten.
+        limit: the most seconds that the command may take.
+        env, cwd: the environment and the working folder of the process.
     """
     with log.open("w") as file:
         process = subprocess.Popen(

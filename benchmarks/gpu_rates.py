@@ -1,15 +1,15 @@
-"""Matrix products through mma.sync: the rate that bounds kernels without warpgroup instructions."""
+"""Measures the rate of mma.sync, which bounds kernels that use no warpgroup instructions."""
 
 import torch
 import triton
 import triton.language as tl
 
-PROGRAM = (32, 128, 64)  # too few rows for the warpgroup instructions of sm_90: mma.sync
+PROGRAM = (32, 128, 64)  # too few rows for the warpgroup instructions of sm_90
 
 
 @triton.jit
 def mma_kernel(a_ptr, b_ptr, out_ptr, steps, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """Multiply the same operands `steps` times, without touching memory in between."""
+    """Multiply the same operands `steps` times without accessing memory in between."""
     m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     a = tl.load(a_ptr + m[:, None] * K + k[None, :])
     b = tl.load(b_ptr + k[:, None] * N + n[None, :])
@@ -21,12 +21,13 @@ def mma_kernel(a_ptr, b_ptr, out_ptr, steps, M: tl.constexpr, N: tl.constexpr, K
 
 
 def mma_sync(device: str, programs: int, steps: int):
-    """Return a function that runs the products, how many operations it does, and its check.
+    """Return a function that runs the products, its number of operations, and its check.
 
-    The check gives the largest error of the first program's result relative to float32.
+    The check returns the relative error of the first program's result against float32.
     """
     m, n, k = PROGRAM
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # the interpreter's bfloat16
+    # Triton's interpreter, which runs on CPUs, cannot compute in bfloat16.
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     a = torch.randn(m, k, device=device).to(dtype)
     b = torch.randn(k, n, device=device).to(dtype)
     out = torch.empty(programs, m, n, device=device)

@@ -1,4 +1,4 @@
-"""The records of `gpu_run`: how the process that measures writes them, and what they come to."""
+"""Writes and summarizes the records of `gpu_run`."""
 
 import json
 import math
@@ -6,22 +6,22 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-LOST = 3  # exit code: the GPU answers this process no more
+LOST = 3  # exit code of a process whose GPU no longer answers
 _BAD = ("FAILED", "ERROR", "========= Invalid", "========= ERROR SUMMARY")
 _START = 12  # seconds to start Python and PyTorch, and to end the last case
 
 
 def measure(name: str, out: Path, dry: bool, seconds: float, without: Collection[str]) -> int:
-    """Append the records of one measurement to its file, each as soon as it is there.
+    """Run one measurement and append its records to its file, each as soon as it is made.
 
-    Goes on behind the records that are there. If a kernel ends the use of the GPU, the last record
-    is ``{"lost": backend}`` and the process ends with `LOST`.
+    Continues after the records that are already there. If a kernel ends the use of the GPU, the
+    last record is ``{"lost": backend}`` and the process ends with the exit code `LOST`.
 
     Args:
         name: a function of `gpu_measure` or `gpu_networks`, or "choice".
-        out: folder of the results.
-        dry: on the CPU.
-        seconds: for everything.
+        out: the folder of the results.
+        dry: whether to measure tiny shapes on the CPU.
+        seconds: the time for everything.
         without: backends that are left out.
     """
     import gpu_measure
@@ -41,7 +41,7 @@ def measure(name: str, out: Path, dry: bool, seconds: float, without: Collection
                 write(record)
         except gpu_measure.DeviceLost as e:
             write({"lost": str(e).split("_")[0]})
-            os._exit(LOST)  # what is left of CUDA may not let the interpreter end
+            os._exit(LOST)  # with a broken CUDA context the interpreter may not end
     return 0
 
 
@@ -60,7 +60,7 @@ def _records(
         return function(device, seconds, without=without, skip=skip)
     if hasattr(gpu_measure, name):
         return getattr(gpu_measure, name)(device)
-    # Networks run with the choice that the convolutions measured before lead to.
+    # Networks run with the choice that follows from the convolutions measured before.
     before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
     for arch, entry in gpu_choice.entries(gpu_choice.read(before)).items():
         dwconv_gpu.measured()[arch] = entry
@@ -83,7 +83,7 @@ def _where(dry: bool) -> dict[str, str]:
 
 
 def report(out: Path) -> list[str]:
-    """Return lines that tell the most important of a folder's records and logs."""
+    """Return lines that summarize the records and logs of a folder."""
     lines = []
     for log in sorted(out.glob("tests*.log")) + sorted(out.glob("sanitizer*.log")):
         found = log.read_text(errors="replace").splitlines()
@@ -109,7 +109,7 @@ def report(out: Path) -> list[str]:
 
 
 def read(path: Path) -> list[dict]:
-    """Return the records of a file; none if it is not there."""
+    """Return the records of a file; a missing file has none."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

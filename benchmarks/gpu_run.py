@@ -1,4 +1,4 @@
-"""Everything that needs an NVIDIA GPU, in one run of at most eight minutes, safe to repeat.
+"""Test and measure everything that needs an NVIDIA GPU, in one run of at most eight minutes.
 
     python3 benchmarks/gpu_run.py --out /tmp/gpu --archive gpu_results.tar.gz  # network or not
     python3 benchmarks/gpu_run.py --out dry --dry_run                 # anywhere: tiny shapes
@@ -7,16 +7,17 @@
     python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 560 \
         --only build --only choice --only table --only compiled_network
 
-Builds the compiled core where a compiler, CMake and pybind11 are found (nothing is installed: the
-package runs from here), runs the tests marked gpu, and small cases under compute-sanitizer where it
-is installed; then measures (`gpu_measure`, `gpu_networks`, `gpu_choice`): the device's own rates,
-the ERF ops, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive field, an
-evaluation, and, in the time that is left, kinds of convolutions for the table of the choice.
+It builds the compiled core where a compiler, CMake and pybind11 are found; nothing is installed,
+the package runs from here. It runs the tests marked gpu, and small cases under compute-sanitizer
+where that is installed. Then it measures (`gpu_measure`, `gpu_networks`, `gpu_choice`) the device's
+rates, the ERF ops, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive
+field, an evaluation and, in the time that is left, convolutions for the table of the choice.
 
-Each step is a process with a time limit, so that a crash or a hang of one costs only that. Results
-are JSON lines in the output folder, one file per step, written as they come; `summary.json` says
-how each step ended; ``dwconv_gpu_table.json`` is for ``cba_fast/ops/``. The archive holds all of it
-but the build, and is written after each step. Exits with 1 if a step failed.
+Each step is a process with a time limit, so that a crash or a hang costs only that step. The
+results are files of JSON lines in the output folder, one for each step; `summary.json` says how
+each step ended; ``dwconv_gpu_table.json`` is the new table for ``cba_fast/ops/``. The archive holds
+all of this but the build and is written after each step. The run can be repeated; it exits with 1
+if a step failed.
 """
 
 import argparse
@@ -39,17 +40,17 @@ import gpu_records
 from gpu_process import run_limited
 
 ROOT = Path(__file__).resolve().parent.parent
-RESERVE = 20  # seconds, for the table and the archive
+RESERVE = 20  # seconds that are kept for the table and the archive
 
 
 class Step(NamedTuple):
     """A step of a run.
 
     Attributes:
-        turn: steps of the same turn run beside each other; what is measured runs alone.
-        function: gets the run and how many seconds it may take, returns how it ended.
-        limit: how many that are, of the default run's.
-        least: how many must be left.
+        turn: steps with the same turn run at the same time; measurements run alone.
+        function: takes the run and the seconds that it may use, and returns how it ended.
+        limit: the most seconds of the step in a run of all steps.
+        least: the seconds that must be left for the step to start.
     """
 
     turn: int
@@ -59,14 +60,14 @@ class Step(NamedTuple):
 
 
 class Run:
-    """One run: where results go, how much time is left.
+    """One run: the folder of its results, the time that is left, and how each step ended.
 
     Args:
-        out: folder of the results.
-        seconds: for everything.
-        dry: tiny shapes on the CPU, Triton's kernels in its interpreter.
-        limits: cap each step by its limit, not only by the time that is left.
-        archive: a ``.tar.gz`` file of all results, or None.
+        out: the folder of the results.
+        seconds: the time for everything.
+        dry: whether to run tiny shapes on the CPU, with Triton's kernels in its interpreter.
+        limits: whether each step has its own limit besides the time that is left.
+        archive: the ``.tar.gz`` file for all results, or None.
     """
 
     def __init__(self, out: Path, seconds: float, dry: bool, limits: bool, archive: Path | None):
@@ -90,7 +91,7 @@ class Run:
             limit = min(step.limit, left) if self.limits else left
             try:
                 result = step.function(self, max(5, min(limit, left - RESERVE)))
-            except Exception as e:  # the other steps are worth having
+            except Exception as e:  # the other steps can still run
                 result = {"status": "failed", "reason": f"{type(e).__name__}: {e}"}
         result |= {"seconds": round(time.monotonic() - start, 1)}
         with self._writing:
@@ -110,7 +111,7 @@ class Run:
         part.replace(self.archive)
 
     def command(self, name: str, arguments: list, limit: float, **env: str) -> dict:
-        """Run a command, its output in ``<name>.log``, and return how it ended."""
+        """Run a command with its output in ``<name>.log``, and return how it ended."""
         log = self.out / f"{name}.log"
         code = run_limited(arguments, log, limit, env=self.env | env, cwd=ROOT)
         tail = log.read_text(errors="replace").splitlines()[-3:]
@@ -120,7 +121,7 @@ class Run:
 
 
 def machine(run: Run, limit: float) -> dict:
-    """Note what the machine is."""
+    """Write down the GPU, the driver and the versions of the machine."""
     result = run.command("machine", [sys.executable, "-c", gpu_commands.MACHINE], limit)
     if result["status"] != "done":
         return result
@@ -137,7 +138,7 @@ def machine(run: Run, limit: float) -> dict:
 
 
 def build(run: Run, limit: float) -> dict:
-    """Build ``cba_fast._C``; without the tools the package runs without it."""
+    """Build ``cba_fast._C``; skipped if a tool is missing, as the package also runs without it."""
     if missing := gpu_commands.missing_for_build():
         return {"status": "skipped", "reason": f"not here: {', '.join(missing)} (as CBA_NATIVE=0)"}
     folder = run.out / "build"
@@ -209,12 +210,15 @@ def _sanitized(run: Run, name: str, check: str, files: list, chosen: str, limit:
         return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
     arguments = [tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20"]
     arguments += ["--target-processes", "application-only", *gpu_commands.pytest(files, chosen)]
-    # Without this it knows only the large blocks that PyTorch cuts tensors from.
+    # With caching the tool would see only the large blocks that PyTorch cuts tensors from.
     return run.command(name, arguments, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def measured(name: str) -> Callable[[Run, float], dict]:
-    """Return the step that measures `name`, as often as a kernel of ours ends its process."""
+    """Return the step that measures `name`.
+
+    If a kernel of ours ends its process, it is started again without that backend.
+    """
 
     def step(run: Run, limit: float) -> dict:
         end = time.monotonic() + limit
@@ -237,7 +241,7 @@ def measured(name: str) -> Callable[[Run, float], dict]:
 
 
 def table(run: Run, limit: float) -> dict:
-    """Make the table of the choice from the records of this run."""
+    """Make the table that the convolution is chosen by, from the records of this run."""
     found = [run.out / f"{name}.jsonl" for name in ("convolutions", "choice")]
     found = [path for path in found if path.exists()]
     if not found:
@@ -268,9 +272,9 @@ STEPS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the results.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for the results.")
     parser.add_argument("--archive", type=Path, help="A .tar.gz file of all results.")
-    parser.add_argument("--seconds", type=float, default=470, help="For everything.")
+    parser.add_argument("--seconds", type=float, default=470, help="Time for everything.")
     parser.add_argument("--only", action="append", choices=STEPS, help="A step; default: all.")
     parser.add_argument("--dry_run", action="store_true", help="Tiny shapes on the CPU.")
     parser.add_argument("--measure", choices=STEPS, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Times of functions that take turns on a GPU: the kernels', and the host's."""
+"""Times functions that take turns on a GPU: on the device and on the host."""
 
 import functools
 import statistics
@@ -9,25 +9,25 @@ import torch
 
 from cba_fast.bench.contest import Timing
 
-_FLUSH_BYTES = 256 << 20  # read between calls; the L2 cache of an H200 holds 50 MB
-_CYCLES_PER_SECOND = 2e9  # of a GPU that waits; a slower clock makes it wait longer
+_FLUSH_BYTES = 256 << 20  # read before each call; the L2 cache of an H200 holds 50 MB
+_CYCLES_PER_SECOND = 2e9  # a GPU with a slower clock waits longer
 _LONGEST_WAIT = 5e-3
 
 
 def timed(
     functions: dict[str, Callable], device: str, seconds: float, *, queued: bool = True
 ) -> dict[str, dict]:
-    """Return by name ``median_ms``, ``p20_ms``, ``p80_ms``, ``calls`` and ``host_ms``.
+    """Time functions; return ``median_ms``, ``p20_ms``, ``p80_ms``, ``calls``, ``host_ms`` of each.
 
-    On a GPU the milliseconds are between CUDA events around one call; before each call the L2 cache
-    is filled with other numbers. ``host_ms`` is the median time after which the call returned.
+    On a GPU the milliseconds are measured by CUDA events around a call, before which the L2 cache
+    is filled with other numbers. ``host_ms`` is the median time until the call returns.
 
     Args:
-        functions: what is timed; called once before.
+        functions: the functions by name; each is called once untimed.
         device: "cuda" or "cpu".
-        seconds: of each, about; a call or two at least, 50 at most.
-        queued: let the GPU wait until a call is queued, so that its time does not hold the host's.
-            For functions that wait for the GPU themselves: False.
+        seconds: the approximate time for each, which has at least one or two calls and at most 50.
+        queued: whether the GPU waits until a call is queued, so that its time does not include the
+            host's. Must be False for functions that wait for the GPU.
     """
     first = {name: _once(function, device, 0.0) for name, function in functions.items()}
     waits = {
@@ -60,7 +60,7 @@ def _once(function: Callable, device: str, wait: float) -> tuple[float, float]:
         seconds = time.perf_counter() - start
         return seconds, seconds
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    _other_numbers().sum()  # reads only: nothing is left to be written back meanwhile
+    _other_numbers().sum()  # only reads, so that nothing must be written back during the call
     if wait:
         torch.cuda._sleep(int(wait * _CYCLES_PER_SECOND))
     begin.record()

@@ -1,4 +1,4 @@
-"""The measured peak of float32 multiplications and additions: ``python benchmarks/peak.py``."""
+"""Measure the peak of float32 multiplications and additions: ``python benchmarks/peak.py``."""
 
 import argparse
 import ctypes
@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fma_peak.c")
-# As the kernels are built: contraction to fused operations, nothing that relaxes floating point.
+# The kernels are built in the same way: operations are fused, but floating point is not relaxed.
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
 
 
 def fma_peak_gflops(threads: int, seconds: float = 0.05, repeats: int = 8) -> float | None:
-    """Return the most GFLOP/s seen in `repeats` runs on all `threads`; None without a C compiler.
+    """Return the most GFLOP/s of `repeats` runs on all `threads`, or None without a C compiler.
 
-    The widest vectors of this processor are used, whatever CBA_ISA says.
+    Uses the widest vectors of this processor, whatever CBA_ISA says.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:

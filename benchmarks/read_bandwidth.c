@@ -1,4 +1,5 @@
-/* Reading memory: sums of 64-bit words in eight registers, which is less work than loading them. */
+/* Reads memory, to measure its bandwidth. Words are added up in eight registers, which takes less
+ * time than loading them. */
 #if defined(__AVX512F__)
 typedef unsigned long Vec __attribute__((vector_size(64)));
 #elif defined(__AVX2__)
@@ -9,7 +10,7 @@ typedef unsigned long Vec __attribute__((vector_size(16)));
 
 enum { kChains = 8 };
 
-/* Return a value that needs all of the bytes, up to the last whole step. */
+/* Return a value that depends on all bytes, up to the last whole step. */
 unsigned long read_all(const char* data, long bytes) {
   Vec sums[kChains] = {{0}};
   for (long at = 0; at + (long)sizeof sums <= bytes; at += sizeof sums) {

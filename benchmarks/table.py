@@ -1,6 +1,6 @@
 """Print recorded results as Markdown tables: ``python benchmarks/table.py [FILE ...]``.
 
-Without files, all of ``benchmarks/results/``. Losses are shown as such.
+Without files, all of ``benchmarks/results/`` is printed. Losses are marked.
 """
 
 import argparse

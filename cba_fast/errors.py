@@ -1,17 +1,17 @@
-"""The errors that bad input gets: each message names the offending file, key, shape or value.
+"""The errors that bad input raises: each message names the offending file, key, shape or value.
 
-A message that speaks of an argument has its name in backticks, such as `map_size`; the commands
-print it as their flag, ``--map_size``. So the same sentence serves Python and the command line.
+A message that speaks of an argument writes its name in backticks, such as `map_size`; the commands
+print it as their flag, ``--map_size``, so that one sentence serves Python and the command line.
 """
 
 import re
 
-# Arguments whose flag has another name.
+# The arguments whose flag has another name.
 _FLAGS = {"resize": "resize_maps", "allow_beyond": "allow_boxes_beyond"}
 
 
 def with_flags(message: str) -> str:
-    """Return a message in which the arguments, `map_size`, have become flags, --map_size."""
+    """Return `message` with each argument, such as `map_size`, written as its flag, --map_size."""
     return re.sub("`([a-z][a-z0-9_]*)`", lambda m: f"--{_FLAGS.get(m[1], m[1])}", message)
 
 
@@ -20,7 +20,7 @@ class CbaError(Exception):
 
 
 class CbaWarning(UserWarning):
-    """What a result does not show by itself; the commands print it in one line."""
+    """A warning about something that a result does not show; the commands print it in one line."""
 
 
 class InputError(CbaError, ValueError):

@@ -1,4 +1,4 @@
-"""Write files so that a killed or failing run leaves the old or the new one; read JSON warily."""
+"""Writes files so that a killed run leaves the old one or the new one, and reads JSON strictly."""
 
 import contextlib
 import errno
@@ -24,12 +24,12 @@ _MOST_BYTES = 255 - len(".tmp--") - 32  # what a file name leaves for the target
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file for reading in binary; what is no regular file is refused and never opened.
+    """Open a regular file for reading in binary; anything else is refused without opening it.
 
     Opening a pipe waits for a writer, perhaps forever, and reading a device may never end.
 
     Raises:
-        OSError: no such file, not readable, or a folder, pipe, socket or device.
+        OSError: the file does not exist, cannot be read, or is a folder, pipe, socket or device.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
@@ -40,10 +40,11 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def is_plain_relative(path: str) -> bool:
-    """Return whether a path that a file names, with "/", stays below the folder it belongs to.
+    """Say whether a relative path with "/" stays below the folder that it is relative to.
 
-    The one check of every path read from a list, an annotation, a record or an archive: not empty
-    or absolute, no part "." or "..", no backslash (a separator elsewhere) and no NUL.
+    Every path that is read from a list, an annotation, a record or an archive is checked here. It
+    must not be empty or absolute, have no part "." or "..", and contain no NUL and no backslash,
+    which is a separator on Windows.
     """
     parts = path.split("/")
     return not ("" in parts or "." in parts or ".." in parts or "\0" in path or "\\" in path)
@@ -51,11 +52,11 @@ def is_plain_relative(path: str) -> bool:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a fresh temporary path beside `path`; rename it to `path` on success, else remove it.
+    """Yield a temporary path beside `path`; rename it to `path` on success, else remove it.
 
-    The temporary name starts with ``.tmp-``, so that readers which list a folder can leave it out,
-    and ends with the name of `path`: writers such as OpenCV choose the format by its suffix, and
-    :func:`remove_leftovers` finds what a killed process could not remove.
+    The temporary name starts with ``.tmp-``, so that readers that list a folder can skip it. It
+    ends with the name of `path`, because writers such as OpenCV choose the format by the suffix and
+    because :func:`remove_leftovers` finds by it what a killed process could not remove.
 
     Raises:
         OSError: the folder cannot be created or written, or another process took the temporary file
@@ -78,7 +79,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(paths: Iterable[str | os.PathLike]) -> None:
-    """Remove the temporary files that killed writers of `paths` left; those of other files stay."""
+    """Remove the temporary files that killed writers of `paths` left, and no other files."""
     endings: dict[Path, set[str]] = {}
     for path in map(Path, paths):
         endings.setdefault(path.parent, set()).add(_ending(path))
@@ -90,7 +91,7 @@ def remove_leftovers(paths: Iterable[str | os.PathLike]) -> None:
 
 
 def _ending(path: Path) -> str:
-    """Return how the temporary names of `path` end: as its name, or a digest of a long one."""
+    """Return the end of a temporary name of `path`: its name, or a digest if that is too long."""
     name = os.fsencode(path.name)
     if len(name) <= _MOST_BYTES:
         return path.name
@@ -116,8 +117,8 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write `array` to `path` in NumPy's format in one step; object arrays are refused."""
-    # Through memory: given a real file, NumPy writes through C's stdio and does not see an error
-    # that comes when its last block is flushed (a full disk then leaves a file cut by up to 4 KiB).
+    # The array is written to memory first. Given a real file, NumPy writes through C's stdio and
+    # does not see an error in flushing the last block: a full disk cuts the file by up to 4 KiB.
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getvalue())

@@ -1,4 +1,4 @@
-"""What a run left behind, and whether it belongs to the run that is about to start.
+"""Decides whether a run can go on from the files that an earlier run left behind.
 
 Before its first result a run writes a *record*: its settings, fingerprints of its inputs, the
 versions it was made with, and the files that it is going to write. The same command, started again,
@@ -18,7 +18,7 @@ from typing import TypeVar
 from . import __version__, files
 from .errors import InputError
 
-FORMAT = 2  # raised when records or the files that they speak of change their meaning
+FORMAT = 2  # raised when records, or the files that they list, change their meaning
 MANIFEST = "manifest.json"
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ _EARLIER = "written by an earlier version of cba_fast"
 
 
 class OtherRunError(InputError):
-    """The files of a run that differs from this one, so that it cannot be continued.
+    """The files belong to a run that differs from this one, so that it cannot be continued.
 
     Args:
         where: the file or folder.
@@ -42,9 +42,10 @@ class OtherRunError(InputError):
 
 
 def file_fingerprint(path: str | os.PathLike | None) -> dict | None:
-    """Return what identifies a file of weights or a table: its bytes, wherever it lies.
+    """Return what identifies a file of weights or a table: the SHA-256 of its bytes.
 
-    The SHA-256 of a file that is gone is None, and counts as unchanged.
+    The path is recorded but not compared, so that the file may be moved. A file that is gone has
+    the SHA-256 None, which counts as unchanged.
     """
     if path is None:
         return None
@@ -52,7 +53,7 @@ def file_fingerprint(path: str | os.PathLike | None) -> dict | None:
     if not path.is_file():
         return {"path": str(path), "sha256": None}
     s = path.stat()
-    # What a process has hashed once it does not hash again, unless the file was touched.
+    # A process hashes a file again only if it was touched in between.
     state = (s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns)
     return {"path": str(path), "sha256": _sha256(path, *state)}
 
@@ -77,7 +78,7 @@ def describe(settings: dict, inputs: dict | None = None, *, torch: str | None = 
         settings: JSON values (dicts of them are compared key by key). A setting that is the path of
             an input of the same name is not compared: the input's fingerprint is.
         inputs: fingerprints by name.
-        torch: PyTorch's version, where the numbers depend on it.
+        torch: the version of PyTorch, for runs whose results depend on it.
     """
     record = {
         "written_by": "cba_fast",
@@ -90,13 +91,13 @@ def describe(settings: dict, inputs: dict | None = None, *, torch: str | None = 
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Return what of a run differs from what an earlier one recorded, one phrase each."""
+    """Return the differences between an earlier run's record and a new one, a phrase for each."""
     if not isinstance(old.get("format"), int) or old["format"] < FORMAT:
         return [_EARLIER]
     if old["format"] > FORMAT:
         return ["written by a later version of cba_fast"]
     found = []
-    for name, now in new["versions"].items():  # a result may tell more versions than are compared
+    for name, now in new["versions"].items():  # `old` may list more versions
         if (was := old["versions"].get(name)) != now:
             found.append(f"written by {name} {was}, this is {now}")
     inputs = {*old["inputs"], *new["inputs"]}
@@ -144,8 +145,8 @@ class Outputs:
         record: the record's file; the files of the run lie in its folder or below.
         names: the files, relative to that folder, with "/".
         description: what the files belong to, from :func:`describe`.
-        owns_folder: nothing else may lie in the folder. "new": nothing may lie there before the
-            first run, other files may come later. False: the files alone count.
+        owns_folder: True: no other files may lie in the folder. "new": none may lie there before
+            the first run, but others may be added later. False: other files do not matter.
     """
 
     def __init__(
@@ -161,14 +162,14 @@ class Outputs:
         self._owns_folder = owns_folder
 
     def check(self, overwrite: bool = False) -> set[str]:
-        """Refuse the place where it cannot be used; change nothing.
+        """Check that the run may write its files here; change nothing.
 
         Returns:
-            The files of this run that are already there: empty with `overwrite`.
+            The files of this run that are already there; none with `overwrite`.
 
         Raises:
-            InputError: files that no record lists, or an unreadable record.
-            OtherRunError: without `overwrite`, a record that differs.
+            InputError: there are files that no record lists, or the record cannot be read.
+            OtherRunError: the record differs from this run's, and `overwrite` is False.
         """
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} exists and is not a folder")
@@ -200,9 +201,11 @@ class Outputs:
         return present & set(self.names)
 
     def prepare(self, overwrite: bool = False) -> set[str]:
-        """Check, then keep what this run left earlier, or with `overwrite` remove what any left.
+        """Make the place ready: check it, remove what will not be kept, and write the record.
 
-        Leftovers of writes that were killed go, too. Returns and raises as :meth:`check`.
+        The files that this run wrote earlier are kept; with `overwrite` the files of any earlier
+        run are removed. Temporary files of killed writes are removed in both cases. Returns and
+        raises as :meth:`check`.
         """
         kept = self.check(overwrite)
         old = self.recorded()
@@ -213,22 +216,22 @@ class Outputs:
         return kept
 
     def finish(self, **result) -> None:
-        """Note in the record that all files are written, and what to tell of the run again."""
+        """Note in the record that the run has ended, and the result that later calls repeat."""
         files.write_json(self.record, {**self.description, "result": result})
         self._remove_partial()
 
     @property
     def result(self) -> dict | None:
-        """What :meth:`finish` noted, if the run has ended and its files are there; else None."""
+        """The result that :meth:`finish` noted; None if the run has not ended or a file is gone."""
         old = self.recorded()
         there = all((self.root / n).is_file() for n in self.names if not _is_partial(n))
         return old.get("result") if old and there else None
 
     def discard(self) -> None:
-        """Remove what an earlier run wrote, its record and, if then empty, the folder.
+        """Remove the files of an earlier run, its record and, if it is then empty, the folder.
 
-        For a run that writes nothing here but replaces the rest of the earlier one. Files that no
-        record lists stay, and so does all of a folder whose record is not of this package.
+        This is for a run that writes nothing here but replaces other files of the earlier run.
+        Files that no record lists stay. If the record is not one of this package, all files stay.
 
         Raises:
             OSError: a file cannot be removed.
@@ -241,7 +244,7 @@ class Outputs:
             return
         self._remove(old)
         self._remove_leftovers(old)
-        self.record.unlink()  # last: a killed removal is still listed
+        self.record.unlink()  # last, so that after a killed removal the rest is still listed
         self._remove_empty_folders()
         if not os.listdir(self.root):
             self.root.rmdir()
@@ -292,9 +295,9 @@ class Outputs:
 
 
 def beside(output: str | os.PathLike, description: dict, *more: str) -> Outputs:
-    """Return `output`, its partial results and the files `more` of its folder as one run's outputs.
+    """Return the outputs of a run that writes `output`, and the files `more` in the same folder.
 
-    The record is ``.<name>.run.json`` beside `output`.
+    The record is ``.<name>.run.json`` beside `output`; the partial results lie there, too.
     """
     output = Path(output)
     names = [output.name, partial_path(output).name, *more]
@@ -303,7 +306,7 @@ def beside(output: str | os.PathLike, description: dict, *more: str) -> Outputs:
 
 
 def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
-    """Prepare all outputs of a run, or none; return what it noted at its end, if it has ended."""
+    """Prepare all outputs of a run, or none; return its result if it has ended, else None."""
     for each in outputs:
         each.check(overwrite)
     for each in outputs:
@@ -312,14 +315,14 @@ def claim(outputs: Sequence[Outputs], overwrite: bool = False) -> dict | None:
     if None in results:
         return None
     for each in outputs:
-        each._remove_partial()  # of a run that was killed after its end
+        each._remove_partial()  # the run may have been killed just after its end
     return results[0]
 
 
 def continue_or_replace(call: Callable[..., Result]) -> Result:
-    """Call a run that goes on where it was; the files of another run are replaced.
+    """Call a run so that it continues an equal run and replaces the files of another one.
 
-    For parts of a larger run whose own record says whether it is the same.
+    This is for parts of a larger run whose own record says whether it is the same.
     """
     try:
         return call(overwrite=False)
@@ -328,7 +331,7 @@ def continue_or_replace(call: Callable[..., Result]) -> Result:
 
 
 def partial_path(output: str | os.PathLike) -> Path:
-    """Return where the finished part of `output` lies until its run ends."""
+    """Return the path of the file that keeps the finished part of `output` until its run ends."""
     output = Path(output)
     return output.parent / f".{output.name}.partial.npz"
 

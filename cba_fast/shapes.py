@@ -1,4 +1,4 @@
-"""How the size of a map is said: a side, height and width, or the size of the network's input."""
+"""Reads the size of a map: one side, height and width, or "input" for the network's input size."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from numbers import Integral
 
 from .errors import InputError
 
-MOST = 8192  # pixels of a side: a square map in float64 has 512 MB then
+MOST = 8192  # pixels of a side; a square map of that size takes 512 MB in float64
 
 Size = int | str | Sequence[int] | None
 
@@ -20,10 +20,10 @@ def map_shape(
         size: a side, (H, W), text such as "96x128" (height x width), or None or "input" for the
             size of the input.
         of_input: the side of the input or its (H, W); None where there is no input.
-        name: what to call `size` in a message.
+        name: the name of `size` in error messages.
 
     Raises:
-        InputError: another value, or sides outside of 1 to 8192.
+        InputError: `size` is something else, or a side is not from 1 to 8192.
     """
     if (size is None or size == "input") and of_input is not None:
         return map_shape(of_input)
@@ -40,5 +40,5 @@ def map_shape(
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return "96x128" for (96, 128)."""
+    """Return a shape as text: "96x128" for (96, 128)."""
     return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""A repr of a few lines for results that hold thousands of numbers, names or pixels."""
+"""Short reprs of results: a few lines where a full one would print thousands of values."""
 
 import textwrap
 from collections.abc import Mapping, Sequence, Set
@@ -6,13 +6,13 @@ from dataclasses import fields
 from numbers import Real
 from typing import ClassVar
 
-LONG = 100  # characters that stand in one line
+LONG = 100  # the most characters in one line
 
 
 class Short:
-    """Base of dataclasses whose repr says how much they hold instead of all of it.
+    """Base of dataclasses whose repr says how much they hold instead of printing all of it.
 
-    Use with ``@dataclass(repr=False)``. The properties named in `figures` stand first.
+    Use with ``@dataclass(repr=False)``. The properties named in `figures` are printed first.
     """
 
     figures: ClassVar[tuple[str, ...]] = ()
@@ -32,7 +32,7 @@ def call(name: str, values: Mapping[str, object]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return the repr of a value, or what it holds where that is long."""
+    """Return the repr of a value, or a short description of it where the repr is long."""
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # an array or a tensor
         return f"<{tuple(value.shape)} {value.dtype}>"
     if isinstance(value, Mapping):

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from cli_runner import run_cli
 
 import cba_fast
-from cba_fast.cli import options
-from cba_fast.cli.main import COMMANDS, LazyGroup
+from cba_fast.cli import grouped, options
+from cba_fast.cli.main import COMMANDS, EXAMPLES, LazyGroup
+from cba_fast.cli.moved import of_today
+from cba_fast.cli.progress import continuable
 from cba_fast.errors import InputError, with_flags
 
 NO_TORCH = """
@@ -47,6 +50,77 @@ def test_every_command_has_help(capsys, name):
     done = run_cli(capsys, name, "--help")
     assert done.status == 0
     assert "Usage: cba-fast" in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_an_example_that_is_understood(capsys, monkeypatch, name):
+    example = run_cli(capsys, name, "--help").out.splitlines()[-1].split()
+    assert example == ["cba-fast", name, *EXAMPLES[name].split()]
+    command = LazyGroup().get_command(None, name)
+    for param in command.params:
+        if isinstance(param.type, click.Path):  # the files of an example are not here
+            monkeypatch.setattr(param.type, "exists", False)
+    command.make_context(name, example[2:])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_each_option_once(capsys, name):
+    text = re.split(r"^\w.*:$", run_cli(capsys, name, "--help").out, maxsplit=1, flags=re.M)[1]
+    for param in LazyGroup().get_command(None, name).params:
+        assert len(re.findall(rf"^  {param.opts[0]}\b", text, re.M)) == (not param.hidden), param
+
+
+def test_many_options_are_grouped(capsys):
+    def titles(name):
+        return re.findall(r"^(\w.*):$", run_cli(capsys, name, "--help").out, re.M)
+
+    assert titles("erf-compute") == ["Model", "Images", "Options", "How to compute"]
+    assert titles("generate-heatmap")[:3] == ["Model", "Images", "Maps"]
+    scores = ["Images", "Boxes and scores", "Intervals and comparisons", "Options"]
+    assert titles("wsol-eval") == scores
+    assert titles("info") == ["Options"]
+    known = {p.name for name in COMMANDS for p in LazyGroup().get_command(None, name).params}
+    assert {name for names in grouped._GROUPS.values() for name in names.split()} <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("wsol-evla", "Did you mean wsol-eval?"),
+        ("erf_compote", "Did you mean erf-compute?"),
+        ("no-such-thing", "`cba-fast --help` lists all."),
+    ],
+)
+def test_a_mistyped_command_gets_a_suggestion(capsys, name, hint):
+    done = run_cli(capsys, name)
+    assert done.status == 2
+    assert f"Error: No such command '{name}'. {hint}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "today"),
+    [
+        ("wsol-eval --mask-root=m --json r", "pixel-eval --mask_root m --json r"),
+        ("analysis-erf-vs-wsol --per_image --seed 1", "analysis-per-image --seed 1"),
+        (
+            "erf-compute --definition=replknet --num_samples=2 --map m --map-fig f",
+            "erf-map --num_images 2 --output m --save_fig f",
+        ),
+        ("erf-compute --definition study --p 1", "erf-compute --p 1"),
+        ("erf-compute --num-samples=2", "erf-compute --num-samples=2"),
+        ("evaluate --per_image", "evaluate --per_image"),
+    ],
+)
+def test_earlier_modes_become_commands(capsys, line, today):
+    assert of_today(line.split()) == today.split()
+    told = capsys.readouterr().err
+    assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
+
+
+def test_tables_are_made_in_one_place():
+    root = Path(cba_fast.__file__).parent
+    made = [p.name for p in root.rglob("*.py") if "rich.table" in p.read_text()]
+    assert made == ["tables.py"]
 
 
 def texts(path):
@@ -146,3 +220,12 @@ def test_hyphens_and_underscores_are_the_same(capsys, tmp_path):
         done = run_cli(capsys, "wsol_eval", spelling, tmp_path / "nowhere")
         assert done.status == 1
         assert "nowhere: no such folder" in done.err
+
+
+def test_commands_that_go_on_say_so_when_interrupted(capsys):
+    with pytest.raises(KeyboardInterrupt), continuable():
+        raise KeyboardInterrupt
+    assert "the same command goes on from the finished part" in capsys.readouterr().err
+    with pytest.raises(InputError), continuable():
+        raise InputError("x")
+    assert not capsys.readouterr().err

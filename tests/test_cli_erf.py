@@ -1,4 +1,4 @@
-"""erf-compute, analysis-erf-vs-wsol and plot-erf-vs-wsol as commands, on real small models."""
+"""erf-compute, erf-map, analysis-erf-vs-wsol and plot-erf-vs-wsol, on real small models."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def run(*args, code: int = 0):
     return result
 
 
-def erf_args(family: str = "replknet", **options):
+def erf_args(family: str = "replknet", command: str = "erf-compute", **options):
     weights = Path("w.pth")
     if not weights.exists():
         make_checkpoint(weights, family, SMALL_MODELS[family], num_classes=5)
@@ -53,7 +53,7 @@ def erf_args(family: str = "replknet", **options):
         "num_workers": 0,
         **options,
     }
-    return ["erf-compute", *(x for k, v in options.items() for x in (f"--{k}", v))]
+    return [command, *(x for k, v in options.items() for x in (f"--{k}", v))]
 
 
 @pytest.mark.parametrize("family", sorted(SMALL_MODELS))
@@ -122,8 +122,8 @@ def test_no_readable_image_is_an_error(work):
 
 
 def test_map_with_area_ratios_and_picture(work):
-    args = erf_args(num_samples=1, map="m.npy", map_images=3, map_input_size=96, map_fig="m.png")
-    result = run(*args)
+    args = {"num_images": 3, "input_size": 96, "output": "m", "save_fig": "drawn.png"}
+    result = run(*erf_args(command="erf-map", **args))
     found = np.load("m.npy")
     assert found.shape == (96, 96)
     assert found.dtype == np.float64
@@ -134,7 +134,7 @@ def test_map_with_area_ratios_and_picture(work):
     free = erf.scale_free_area_ratio(found, (0.5,))[0]
     assert f"{free.ratio:.2%} of the area (side {free.side}; scale-free)" in result.output
     assert "m.npy (3 images of 96x96), m.json" in result.output
-    assert Image.open("m.png").size[0] > 500
+    assert Image.open("drawn.png").size[0] > 500
     told = json.loads(Path("m.json").read_text())
     assert (told["definition"], told["num_images"], told["size"]) == ("replknet", 3, [96, 96])
     assert told["shape"] == erf.erf_shape(found).as_dict()
@@ -143,18 +143,30 @@ def test_map_with_area_ratios_and_picture(work):
     assert told["settings"]["family"] == "replknet"
 
 
-def test_the_map_alone_equals_the_map_beside_sizes(work):
-    run(*erf_args(num_samples=1, map="both.npy", map_images=2, map_input_size=64))
-    Path("erf_sizes_replknet.npy").unlink()
-    out = run(*erf_args(definition="replknet", num_samples=2)).output
-    assert Path("erf_map_replknet.npy").read_bytes() == Path("both.npy").read_bytes()
+def test_the_map_has_default_names_and_the_side_of_its_protocol(work):
+    defaults = {p.name: p.default for p in cli.get_command(None, "erf-map").params}
+    assert (defaults["num_images"], defaults["input_size"]) == (50, 1024)
+    out = run(*erf_args(command="erf-map", num_images=1)).output
+    assert f"erf_map_replknet.npy (1 image of {SIZE}x{SIZE})" in out
     assert Path("erf_map_replknet.png").exists()
     assert not Path("erf_sizes_replknet.npy").exists()
     assert out.splitlines()[-1].startswith("ERF map: erf_map_replknet.npy")
 
 
+def test_earlier_spellings_of_the_map_give_the_same_file(work):
+    run(*erf_args(command="erf-map", num_images=2, output="m.npy"))
+    done = run(*erf_args(num_samples=1, map="both.npy", map_images=2, map_fig="b.pdf"))
+    assert "--map is a command of its own now: cba-fast erf-map" in done.stderr
+    assert Path("b.pdf").exists()
+    done = run(*erf_args(definition="replknet", num_samples=2, save_map="alone.npy"))
+    assert "replknet is now: cba-fast erf-map --model_family" in done.stderr
+    assert "--num_images 2 --output alone.npy" in done.stderr
+    for name in ("both.npy", "alone.npy"):
+        assert Path(name).read_bytes() == Path("m.npy").read_bytes()
+
+
 def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
-    monkeypatch.setattr("cba_fast.cli.erf_compute.MAP_SIDE", 80)
+    monkeypatch.setattr("cba_fast.cli.erf_compute.SIDE", 80)
     sizes = {"num_samples": 1, "map": "m.npy", "map_images": 1}
     given = erf_args(**sizes, input_size=SIZE)
     assert f"m.npy (1 image of {SIZE}x{SIZE})" in run(*given).output
@@ -165,20 +177,17 @@ def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
     assert "m.npy (1 image of 80x80)" in run(*absent).output
 
 
-def test_the_settings_line_has_the_size_at_which_the_map_is_measured(work, monkeypatch):
-    monkeypatch.setattr("cba_fast.cli.erf_compute.MAP_SIDE", 80)
+def test_the_settings_line_has_the_size_at_which_the_map_is_measured(work):
     args = erf_args(definition="replknet", num_samples=1)
     at = args.index("--input_size")
-    absent = args[:at] + args[at + 2 :]
-    for more, side in (((), 80), (("--input_size", 72, "--overwrite"), 72)):
-        told = run(*absent, *more).output
-        line = next(line for line in told.splitlines() if line.startswith("Model"))
-        assert f", input {side}," in line
-        assert f"(1 image of {side}x{side})" in told
+    told = run(*args[:at], *args[at + 2 :], "--input_size", 72).output
+    line = next(line for line in told.splitlines() if line.startswith("Model"))
+    assert ", input 72" in line
+    assert "(1 image of 72x72)" in told
 
 
 def test_the_map_of_the_study_is_the_mean_gradient(work):
-    run(*erf_args(num_samples=3, seed=4, save_map="g", map_fig="g.pdf", score="logit"))
+    run(*erf_args(num_samples=3, seed=4, save_map="g", save_fig="g.pdf", score="logit"))
     found = np.load("g.npy")
     model = build_model("replknet", model=SMALL_MODELS["replknet"], checkpoint="w.pth")
     data = ImageDataset(open_image_set("datasets/birds").records, input_size=SIZE)
@@ -193,10 +202,12 @@ def test_the_map_of_the_study_is_the_mean_gradient(work):
 
 
 def test_files_do_not_depend_on_the_checkpoint_level(work):
-    args = {"num_samples": 2, "map_images": 2, "map_input_size": 64}
-    run(*erf_args(**args, map="m.npy"))
+    run(*erf_args(num_samples=2))
+    run(*erf_args(command="erf-map", num_images=2, output="m.npy"))
     for level in ("none", "block", "stage"):
-        run(*erf_args(**args, checkpoint=level, output="again.npy", map="again_m.npy"))
+        run(*erf_args(num_samples=2, checkpoint=level, output="again.npy"))
+        args = {"num_images": 2, "checkpoint": level, "output": "again_m.npy"}
+        run(*erf_args(command="erf-map", **args))
         assert Path("again.npy").read_bytes() == Path("erf_sizes_replknet.npy").read_bytes()
         assert Path("again_m.npy").read_bytes() == Path("m.npy").read_bytes()
 
@@ -298,7 +309,7 @@ def test_a_file_of_somebody_else_is_not_replaced(work):
     Path("erf_map_replknet.json").write_text("mine")
     for extra in ([], ["--overwrite"]):
         with pytest.raises(InputError, match=r"erf_map_replknet\.json exists, and no record"):
-            run(*erf_args(definition="replknet", num_samples=2), *extra)
+            run(*erf_args(command="erf-map", num_images=2), *extra)
     assert Path("erf_map_replknet.json").read_text() == "mine"
     assert not Path("erf_map_replknet.npy").exists()
 
@@ -312,6 +323,8 @@ def test_a_file_of_somebody_else_is_not_replaced(work):
         (["--num_samples", "0"], "num_samples"),
         (["--seed", "-1"], "seed"),
         (["--score", "probs"], "probs"),
+        (["--map_images", "2"], "--map_images and --map_input_size are for `erf-map`"),
+        (["--definition", "replknet", "--p", "0.3"], "No such option"),
     ],
 )
 def test_bad_options_are_usage_errors(work, extra, message):
@@ -322,15 +335,10 @@ def test_bad_options_are_usage_errors(work, extra, message):
     ("extra", "message"),
     [
         (["--map", "erf_sizes_replknet.npy"], "same file"),
-        (["--map_fig", "a.png"], "needs --map"),
+        (["--save_fig", "a.png"], "is the picture of --save_map, which is not given"),
         (["--save_map", "a", "--map", "a.npy"], "--save_map and --map name the same file"),
-        (["--definition", "replknet", "--save_map", "a", "--output", "b"], "name it once"),
         (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
         (["--precision", "fp16"], "underflow"),
-        (["--definition", "replknet", "--p", "0.3"], "^--p: for the ERF sizes, not"),
-        (["--definition", "replknet", "--seed", "1", "--score", "logit"], "^--seed and --score: "),
-        (["--definition", "replknet", "--map_input_size", "64"], "takes --num_samples and --inp"),
-        (["--map_images", "2"], "^--map_images: for the map of --map, which is not given"),
         (["--test_dataset", "fish"], "fish"),
     ],
 )

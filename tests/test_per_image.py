@@ -1,4 +1,4 @@
-"""analysis-erf-vs-wsol --per_image: equal to the single commands, resumed, and said in words."""
+"""analysis-per-image: equal to the single commands, resumed, and said in words."""
 
 import csv
 import json
@@ -64,8 +64,8 @@ def write(models=MODELS, **defaults):
 
 
 def run(capsys, config, *args):
-    args = ("--config", config, "--per_image", "--output", "out", "--resamples", 50, *args)
-    return run_cli(capsys, "analysis-erf-vs-wsol", *args)
+    args = ("--config", config, "--output", "out", "--resamples", 50, *args)
+    return run_cli(capsys, "analysis-per-image", *args)
 
 
 def rows_of(path):
@@ -345,11 +345,15 @@ def test_models_that_cannot_be_compared_are_refused(here, models, message):
         load_subjects(write(models))
 
 
-def test_options_of_the_images_need_the_flag(here, capsys):
+def test_the_earlier_spelling_says_what_replaces_it(here, capsys):
     Path("c.json").write_text("[]")
-    done = run_cli(capsys, "analysis-erf-vs-wsol", "--config", "c.json", "--num_samples", 3)
-    assert done.status == 2
-    assert "--num_samples belongs to --per_image" in done.err
+    args = ["--config", "c.json", "--num_samples", "3"]
+    assert run_cli(capsys, "analysis-erf-vs-wsol", *args).status == 2
+    done = run_cli(capsys, "analysis-erf-vs-wsol", "--per-image", *args)
+    assert f"--per_image is now: cba-fast analysis-per-image {' '.join(args)}\n" in done.err
+    assert (
+        done.err.splitlines()[1:] == run_cli(capsys, "analysis-per-image", *args).err.splitlines()
+    )
 
 
 # The analysis, on made-up figures

@@ -214,7 +214,7 @@ def test_the_command_scores_masks(tmp_path, monkeypatch, capsys):
     meta, root, ids = mask_dataset(tmp_path, 20)
     maps = make_maps(20).astype(np.float32)
     save_maps(tmp_path / "maps", ids[:19], maps)
-    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    args = ["pixel-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
     done = run_cli(capsys, *args, "--json", "r.json", "--cam_curve_interval", 0.005)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "r.json").read_text())
@@ -238,7 +238,7 @@ def test_the_command_prints_a_score_that_cannot_be_written(tmp_path, monkeypatch
     _, _, ids = mask_dataset(tmp_path, 2)
     save_maps(tmp_path / "maps", ids, make_maps(2))
     (tmp_path / "file").touch()
-    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    args = ["pixel-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
     done = run_cli(capsys, *args, "--json", "file/r.json")
     assert done.status == 1
     assert done.out.startswith("PxAP         : ")
@@ -251,7 +251,7 @@ def test_the_command_names_a_map_of_bytes(tmp_path, monkeypatch, capsys):
     maps = make_maps(3)
     save_maps(tmp_path / "maps", ids[:2], maps)
     save_maps(tmp_path / "maps", ids[2:], (255 * maps[2:]).astype(np.uint8))
-    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    args = ["pixel-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
     done = run_cli(capsys, *args)
     assert done.status == 1
     assert f"{ids[2]}.npy: uint8; PxAP needs the scores themselves, floating" in done.err
@@ -262,12 +262,17 @@ def test_the_command_refuses_what_is_about_boxes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, _, ids = mask_dataset(tmp_path, 2)
     save_maps(tmp_path / "maps", ids, make_maps(2))
-    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
+    args = ["pixel-eval", "--np_root", "maps", "--metadata_root", "meta", "--mask_root", "masks"]
     for option in (["--bootstrap", 5], ["--contours", "all"], ["--per_class"], ["--iou_thr", 0.5]):
         done = run_cli(capsys, *args, *option)
         assert done.status == 2
-        assert f"{option[0]} is about boxes" in done.err
+        assert "No such option" in done.err
     assert "--mask_root needs --metadata_root" in run_cli(capsys, *args[:3], *args[5:]).err
+    assert "--resize_maps needs --eval_size" in run_cli(capsys, *args, "--resize_maps").err
+    done = run_cli(capsys, "wsol-eval", *args[1:])
+    assert done.status == 0
+    assert f"wsol-eval --mask_root is now: cba-fast {' '.join(args)}" in done.err
+    assert done.out == run_cli(capsys, *args).out
     assert run_cli(capsys, "pack-maps", "--np_root", "maps", "--store", "s").status == 0
     args[2] = "s"
     done = run_cli(capsys, *args)

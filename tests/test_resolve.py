@@ -105,7 +105,9 @@ def test_resolved_settings_stay_as_they_are(here):
     assert (again.model, again.data) == (first.model, first.data)
 
 
-@pytest.mark.parametrize("command", ["generate-heatmap", "evaluate", "erf-compute", "erf-shape"])
+@pytest.mark.parametrize(
+    "command", ["generate-heatmap", "evaluate", "erf-compute", "erf-map", "erf-shape"]
+)
 def test_contradictions_end_every_command(command, here, capsys):
     done = run_cli(
         capsys, command, "--weights", "slak_flex.pth", "--model", "slak_flex_base", *COMMON

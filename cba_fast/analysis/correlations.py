@@ -7,11 +7,10 @@ import numpy as np
 from scipy import stats
 
 from ..short import Short
+from ..wsol.resampling import check_resampling, percentile_interval
 from .moments import Rows, level_correlations, make_rows, partial_correlation, partial_r2, resampled
 
 WITHIN, POOLED, BETWEEN = "within", "pooled", "between"
-# An interval is given if the statistic is defined in this share of the resamples.
-_MOST = 0.95
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,8 +197,7 @@ def correlate(
     Source:
         Efron 1979 (percentile bootstrap); Field and Welsh 2007, "Bootstrapping clustered data".
     """
-    if num_resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(f"num_resamples {num_resamples} or confidence {confidence} cannot be used")
+    check_resampling(num_resamples, confidence)
     rows = make_rows(np.column_stack(list(values.values())), models, images)
     if rows.num_models != len(model_names):
         raise ValueError(f"{len(model_names)} names for {rows.num_models} models")
@@ -309,12 +307,8 @@ class _Run:
     def _value(self, estimate, draws: np.ndarray, s: int, undefined) -> Value:
         if undefined or np.isnan(estimate[s]):
             return Value(None, None, None)
-        known = draws[:, s][np.isfinite(draws[:, s])]
-        if len(known) < _MOST * len(draws):
-            return Value(float(estimate[s]), None, None)
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(known, [tail, 1 - tail])
-        return Value(float(estimate[s]), float(low), float(high))
+        low, high = percentile_interval(draws[:, s], self.confidence) or (None, None)
+        return Value(float(estimate[s]), low, high)
 
 
 def _between_models(

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ..short import Short
+from ..wsol.resampling import parts
 
 # Below this share of its own variance, what is left of a variable is rounding.
 _NOTHING = 1e-10
@@ -75,9 +76,8 @@ def resampled(rows: Rows, num_resamples: int, seed: int) -> Iterator[np.ndarray]
     yield np.ones((1, len(rows.values)))
     rng = np.random.default_rng(seed)
     even = np.full(rows.num_images, 1 / rows.num_images)
-    step = max(1, _CHUNK // rows.values.size)
-    for start in range(0, num_resamples, step):
-        counts = rng.multinomial(rows.num_images, even, min(step, num_resamples - start))
+    for part in parts(num_resamples, _CHUNK // rows.values.size):
+        counts = rng.multinomial(rows.num_images, even, part)
         yield counts[:, rows.images].astype(np.float64)
 
 

@@ -1,11 +1,11 @@
-"""Time functions against each other: one process, the same inputs and threads, turn by turn."""
+"""Times functions against each other: they take turns in one process on the same threads."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-QUICK = 0.1  # seconds; what takes longer needs no call to warm the caches before it is timed
+QUICK = 0.1  # seconds; longer calls need no untimed call before, which warms the caches
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,21 @@ class Timing:
 
 
 class Contest:
-    """Functions that take turns, so that a slow minute of the machine slows all of them.
+    """A contest of functions that take turns, so that a slow minute of the machine slows them all.
 
-    A turn is an untimed call, which brings the function's data back into the caches that the others
-    have filled (left out where one call takes more than 0.1 s), and a timed one. Each function has
-    `seconds` of its own; what has used up its share sits out until the share has grown, so that
-    slow functions are spread over the contest and end with few samples, at least one.
+    A turn is an untimed call, which brings the function's data back into the caches, and a timed
+    one. Functions that take more than 0.1 s have no untimed call. Each function has `seconds` in
+    all: in each round, one that has used up its share so far has no turn. So the calls of slow
+    functions, at least one, are spread over the contest.
 
     Args:
-        functions: what is timed, by name; called without arguments.
-        seconds: time of each function.
-        most: largest number of timed calls of a function.
+        functions: the functions by name, called without arguments.
+        seconds: the time for each function.
+        most: the largest number of timed calls of a function.
 
     Attributes:
         results: what the first call of each function returned, to be checked.
+        first: the seconds of these first calls, which compile code and build plans.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Contest:
             start = time.perf_counter()
             self.results[name] = function()
             self._last[name] = time.perf_counter() - start
+        self.first = dict(self._last)
         self._spent = dict.fromkeys(self.functions, 0.0)
 
     def leave_out(self, name: str) -> None:
@@ -70,12 +72,12 @@ class Contest:
         del self.functions[name]
 
     def rounds(self, name: str | None = None) -> int:
-        """Return how many turns a function can have in its time, 3 to `most`.
+        """Return how many turns fit into the time of a function, 3 to `most`.
 
         Args:
             name: the function; None for the fastest.
         """
-        # First calls build plans and pools; the second ones tell how long a call takes.
+        # The first calls built plans and thread pools, so that only second calls tell the time.
         quick = [n for n in self.functions if self._last[n] < QUICK]
         names = [name] if name else quick or list(self.functions)
         seconds = min(_timed(self.functions[n]) for n in names)
@@ -99,7 +101,7 @@ class Contest:
 
         Args:
             share: 0 in the first round, rising to 1.
-            without: a function that somebody else times.
+            without: a function that has no turn because the caller times it.
         """
         for name in self.functions:
             behind = self._spent[name] <= share * self.seconds

@@ -1,4 +1,4 @@
-"""The depthwise convolution against PyTorch's: candidates, their check, and one record per case."""
+"""A contest of depthwise convolutions, ours against PyTorch's, with a check of their results."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ OURS, OURS_CL = "ours", "ours_channels_last"
 NCHW, CL, FFT = "nchw", "channels_last", "fft"
 RIVALS = (NCHW, CL, FFT)
 
-# Relative L2 error against float64 above which a result is wrong and gets no speed. In float32 one
-# of 51 x 51 taps off by 1 % is 2e-4, and the candidates stay below 2e-6. In bfloat16 rounding alone
-# is up to 2^-9 = 2e-3, and PyTorch's own kernels reach 5e-3.
+# A result with a larger relative L2 error against float64 is wrong and is not timed. In float32 an
+# error of 1 % in one of 51x51 taps makes 2e-4, and the candidates stay below 2e-6. In bfloat16
+# rounding alone makes up to 2^-9 = 2e-3, and PyTorch's own kernels reach 5e-3.
 WRONG = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
@@ -41,10 +41,10 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> "Case":
-        """Read ``NxCxHxW_kKHxKW``, as a case prints itself.
+        """Read a case from ``NxCxHxW_kKHxKW``, the form in which it is printed.
 
         Raises:
-            InputError: another form, or a number that is 0.
+            InputError: `text` has another form, or a number is 0.
         """
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)_k(\d+)x(\d+)", text)
         if not found or not all(int(n) for n in found.groups()):
@@ -54,23 +54,24 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Operations of a direct convolution, an addition and a multiplication per tap."""
+        """The operations of a direct convolution: an addition and a multiplication per tap."""
         return 2 * self.batch * self.channels * self.height * self.width * self.kh * self.kw
 
 
 class DwconvContest:
-    """Our op and PyTorch's ways in one case and direction.
+    """A contest of our op and PyTorch's ways for one case and direction.
 
-    The candidates are ours on contiguous and on channels_last tensors (``ours``,
+    The candidates are our op on contiguous and on channels_last tensors (``ours``,
     ``ours_channels_last``), PyTorch's convolution on both (``nchw``, ``channels_last``), and
-    ``fft``: ``torch.fft`` with the smallest 7-smooth sizes that leave the wanted outputs intact.
+    ``fft``: ``torch.fft`` with the smallest sizes without prime factors above 7 that compute the
+    wanted outputs.
 
     Args:
         case: the shapes.
         direction: one of `DIRECTIONS`.
         dtype: "float32" or "bfloat16".
-        algorithm: our op's.
-        seconds: time of each candidate.
+        algorithm: the algorithm of our op.
+        seconds: the time for each candidate.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class DwconvContest:
             self.contest.leave_out(name)
 
     def wrong(self) -> dict[str, float]:
-        """Return the errors of the candidates whose result is wrong; these are not timed."""
+        """Return the errors of the candidates with a wrong result, which are not timed."""
         return {n: e for n, e in self.errors.items() if not e <= WRONG[self.dtype]}
 
     def record(self) -> dict:
-        """Return the result as JSON values: shapes, errors, and milliseconds by candidate."""
+        """Return the record as JSON values: the case, and errors and milliseconds by candidate."""
         return {
             "bench": "dwconv",
             "case": str(self.case),
@@ -108,12 +109,12 @@ class DwconvContest:
         }
 
 
-def random_inputs(case: Case, direction: str) -> list[Tensor]:
-    """Return float32 (x, weight), (grad, weight) or (grad, x)."""
-    g = torch.Generator().manual_seed(0)
+def random_inputs(case: Case, direction: str, device: str = "cpu") -> list[Tensor]:
+    """Return random (x, weight), (grad, weight) or (grad, x) in float32, made on the device."""
+    g = torch.Generator(device).manual_seed(0)
     image = (case.batch, case.channels, case.height, case.width)
     second = image if direction == "grad_weight" else (case.channels, 1, case.kh, case.kw)
-    return [torch.randn(shape, generator=g) for shape in (image, second)]
+    return [torch.randn(shape, generator=g, device=device) for shape in (image, second)]
 
 
 def candidates(
@@ -165,8 +166,8 @@ def _torch_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]):
     )
 
 
-# Convolution by torch.fft. A circular transform of H + K//2 points is enough: what wraps around
-# falls on outputs that "same" padding leaves out.
+# Convolution by torch.fft. A circular transform of H + K//2 points is enough, because only outputs
+# that "same" padding leaves out wrap around.
 
 
 def fft_forward(x: Tensor, weight: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def fft_grad_x(grad: Tensor, weight: Tensor) -> Tensor:
     (height, width), (kh, kw) = grad.shape[-2:], weight.shape[-2:]
     wide, narrow = _wide(grad, weight)
     s = (_smooth(height + kh // 2), _smooth(width + kw // 2))
-    # Larger kernels than the sum of image and half kernel would be cut by the transform.
+    # A kernel that is larger than this would be cut by the transform.
     s = (max(s[0], _smooth(kh)), max(s[1], _smooth(kw)))
     spectrum = torch.fft.rfft2(wide, s) * torch.fft.rfft2(narrow[:, 0], s)
     y = torch.fft.irfft2(spectrum, s)
@@ -191,7 +192,8 @@ def fft_grad_weight(grad: Tensor, x: Tensor, size: tuple[int, int]) -> Tensor:
     """Return `depthwise_conv2d_grad_weight` by three calls of torch.fft."""
     (height, width), (kh, kw) = grad.shape[-2:], size
     p, q = kh // 2, kw // 2
-    # Shifts of -p to p must differ modulo the size too, where the kernel exceeds the image.
+    # Shifts from -p to p must differ modulo the size also where the kernel is larger than the
+    # image.
     s = (max(_smooth(height + p), _smooth(kh)), max(_smooth(width + q), _smooth(kw)))
     a, b = _wide(grad, x)
     spectrum = (torch.fft.rfft2(a, s).conj() * torch.fft.rfft2(b, s)).sum(0)
@@ -200,12 +202,12 @@ def fft_grad_weight(grad: Tensor, x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _wide(*tensors: Tensor) -> Iterator[Tensor]:
-    """Give tensors that torch.fft takes: half types as float32."""
+    """Return the tensors as torch.fft takes them: bfloat16 as float32."""
     return (t.float() if t.dtype == torch.bfloat16 else t for t in tensors)
 
 
 def _smooth(n: int) -> int:
-    """Return the smallest number from `n` whose prime factors are at most 7."""
+    """Return the smallest number from `n` on that has no prime factor above 7."""
     while True:
         rest = n
         for p in (2, 3, 5, 7):

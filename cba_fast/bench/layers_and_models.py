@@ -1,4 +1,4 @@
-"""``bench``: how fast a network, or each of its depthwise layers, runs on this machine."""
+"""Benchmarks a network or its depthwise layers on this machine, for ``cba-fast bench``."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from .records import machine
 
 
 def layer_cases(name: str, input_size: int, batch: int) -> list[Case]:
-    """Return the different depthwise convolutions of a model that our op covers, in its order.
+    """Return the distinct depthwise convolutions of a model that our op covers, in its order.
 
     Raises:
-        InputError: timm knows no such model, the input size does not suit it, or it has none.
+        InputError: timm knows no such model, it does not take the input size, or it has none.
     """
     model = create(name)
     try:
@@ -27,7 +27,7 @@ def layer_cases(name: str, input_size: int, batch: int) -> list[Case]:
 def bench_layers(
     cases: list[Case], directions: list[str], dtype: str, algorithm: str, seconds: float
 ) -> Iterator[dict]:
-    """Give one record per direction and case (see `DwconvContest`).
+    """Yield a record for each direction and case (see `DwconvContest`).
 
     Raises:
         InputError: the op cannot run with these settings, or its result is wrong.
@@ -46,13 +46,15 @@ def bench_layers(
             yield contest.record() | {"machine": where}
 
 
-def bench_model(name: str, input_size: int, batch: int, dtype: str, seconds: float) -> dict:
+def bench_model(
+    name: str, input_size: int, batch: int, dtype: str, seconds: float, compiled: bool
+) -> dict:
     """Return the record of a whole network at inference (see `ModelContest`).
 
     Raises:
-        InputError: timm knows no such model, or a form of it gives other features.
+        InputError: timm knows no such model, or one of its forms computes other features.
     """
-    functions = inference(create(name), input_size, batch, dtype == "bfloat16")
+    functions = inference(create(name), input_size, batch, dtype == "bfloat16", compiled)
     contest = ModelContest(functions, seconds)
     if contest.wrong():
         raise InputError(f"{name}: forms differ, relative errors {contest.wrong()}")
@@ -68,7 +70,7 @@ def model_record(
     dtype: str,
     direction: str = "inference",
 ) -> dict:
-    """Return the record of a contest that has been played, less the machine."""
+    """Return the record of a finished contest, without the machine."""
     return {
         "bench": "models",
         "case": f"{name} {batch}x3x{input_size}x{input_size}",

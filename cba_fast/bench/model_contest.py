@@ -1,4 +1,4 @@
-"""Whole networks: PyTorch's ways to run one against its inference form here."""
+"""A contest of ways to run a whole network: PyTorch's, and the inference form of cba_fast."""
 
 import contextlib
 import copy
@@ -15,20 +15,21 @@ from ..errors import InputError
 from ..models import inference_form, merge
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
+from ..runs.compiled import compile_frozen
 from .contest import Contest
 from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
 DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
+COMPILED = "channels_last_compiled"
 OURS = "ours"
-# Relative L2 errors of a network's results above which a form is wrong: rounding through up to a
-# hundred layers of random weights (measured: features 1e-6 to 1e-5, and 1e-2 in bfloat16; gradients
-# 1e-5 to 3e-5). A branch or a norm that is lost changes them by more than half. A kernel that is
-# slightly off shows in `layer_errors`.
+# A form with a larger relative L2 error is wrong. Rounding through up to a hundred layers of random
+# weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16) and 1e-5 to 3e-5 in gradients. A lost
+# branch or norm changes them by more than half. `layer_errors` shows kernels that are slightly off.
 WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
 def create(name: str, seed: int = 0) -> nn.Module:
-    """Return a model of timm's or ours with random weights that leave no layer without effect.
+    """Return a model that timm knows, with random weights in which every layer has an effect.
 
     Raises:
         InputError: timm knows no such model.
@@ -56,7 +57,7 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
     """Return the depthwise convolutions that our op covers in a model, and how many of each.
 
     Args:
-        model: any model of images (N,3,S,S); it is left as it is.
+        model: any model that takes images (N,3,S,S); it is left as it is.
         input_size: S.
         batch: N.
     """
@@ -74,18 +75,17 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
 
 
 class ModelContest:
-    """Ways to run one network that take turns on one batch of images.
+    """A contest of ways to run one network on one batch of images.
 
-    What is wrong is not timed.
+    Ways with wrong results are not timed.
 
     Args:
-        functions: from `inference` or `training`; each gives a list of tensors.
-        seconds: time of each.
-        exact: the true tensors, such as from `exact_gradients`; None takes the first way's for
-            them.
+        functions: the ways, from `inference` or `training`; each returns a list of tensors.
+        seconds: the time for each way.
+        exact: the true tensors, such as from `exact_gradients`; None takes those of the first way.
 
     Attributes:
-        contest: the turns.
+        contest: the contest of the ways.
         errors: the largest relative L2 error of a tensor, by way.
     """
 
@@ -104,47 +104,56 @@ class ModelContest:
             self.contest.leave_out(name)
 
     def wrong(self) -> dict[str, float]:
-        """Return the errors of the ways whose results are wrong."""
+        """Return the errors of the ways with wrong results."""
         return {n: e for n, e in self.errors.items() if not e <= WRONG[_dtype(n)]}
 
     def record(self) -> dict:
         """Return the errors and the milliseconds as JSON values."""
         return {
             "errors": {n: float(f"{e:.3g}") for n, e in self.errors.items()},
+            "first_call_s": {n: round(s, 2) for n, s in self.contest.first.items()},
             "timings": {n: t.in_ms() for n, t in self.contest.timings().items()},
         }
 
 
 def inference(
-    model: nn.Module, input_size: int, batch: int = 1, bfloat16: bool = False
+    model: nn.Module,
+    input_size: int,
+    batch: int = 1,
+    bfloat16: bool = False,
+    compiled: bool = True,
 ) -> dict[str, Callable[[], list[Tensor]]]:
-    """Return functions that give the features of random images, one tensor.
+    """Return functions that compute the features of random images, each a list of one tensor.
 
-    ``default``: as PyTorch runs it, with `torch.nn.Conv2d` and contiguous tensors;
-    ``channels_last``; ``channels_last_merged``: also with merged branches and folded norms, where
-    `cba_fast.models.merge` knows the model; ``ours``: `cba_fast.models.inference_form`. With
-    `bfloat16` the last two also as ``..._bf16``, under autocast.
+    ``default`` uses `torch.nn.Conv2d` and contiguous tensors, ``channels_last`` the same in that
+    format. ``channels_last_merged`` also merges branches and folds norms, where
+    `cba_fast.models.merge` knows the model. ``channels_last_compiled`` is ``channels_last`` by
+    `torch.compile` with weights as constants (``freezing``), which compiles in the first call.
+    ``ours`` is `cba_fast.models.inference_form`. With `bfloat16` the last three also run under
+    autocast, as ``..._bf16``.
 
     Args:
-        model: from `create`.
-        input_size: side of the images.
-        batch: number of images.
-        bfloat16: whether the forms in bfloat16 are wanted too.
+        model: a model from `create`.
+        input_size: the side of the images.
+        batch: the number of images.
+        bfloat16: whether to add the forms in bfloat16.
+        compiled: whether to add the compiled form, which takes minutes and needs a C++ compiler.
     """
     x = _images(input_size, batch)
-    return {name: _features(form, x, name) for name, form in _forms(model, bfloat16).items()}
+    forms = _forms(model, bfloat16, compiled)
+    return {name: _features(form, x, name) for name, form in forms.items()}
 
 
 def training(
     model: nn.Module, input_size: int, batch: int = 4
 ) -> dict[str, Callable[[], list[Tensor]]]:
-    """Return functions that do one training step and give the gradients of the depthwise kernels.
+    """Return functions that do a training step and return the gradients of the depthwise kernels.
 
-    A step is the forward pass, cross-entropy and backward pass, without an optimizer; ``default``
-    and ``channels_last`` with `torch.nn.Conv2d`, ``ours`` with `DepthwiseConv2d` in channels_last.
+    A step is the forward pass, cross-entropy and backward pass, without an optimizer. ``default``
+    and ``channels_last`` use `torch.nn.Conv2d`, ``ours`` uses `DepthwiseConv2d` in channels_last.
 
     Args:
-        model: from `create`.
+        model: a model from `create`.
         input_size, batch: as in `inference`.
     """
     forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: _accelerated(model)}
@@ -153,10 +162,10 @@ def training(
 
 
 def exact_gradients(model: nn.Module, input_size: int, batch: int = 4) -> list[Tensor]:
-    """Return what a step of `training` gives, in float64.
+    """Return what a step of `training` returns, computed in float64.
 
-    The convolutions that our op covers are done by torch.fft: they share no code with those that
-    are compared, and PyTorch's own in float64 would take minutes.
+    The convolutions that our op covers are computed by torch.fft, which shares no code with the
+    candidates; PyTorch's convolution would take minutes in float64.
 
     Args:
         model, input_size, batch: as in `training`.
@@ -171,10 +180,10 @@ def exact_gradients(model: nn.Module, input_size: int, batch: int = 4) -> list[T
 def layer_errors(model: nn.Module, input_size: int, batch: int = 4) -> dict[str, float]:
     """Return the errors of our convolutions in a training step, by layer and direction.
 
-    Each layer's output, input gradient and weight gradient are compared with float64 results of the
-    very tensors that it was given: relative L2 errors, which have the bound of
-    `dwconv_contest.WRONG` as in the benchmark of the op. Gradients of the whole network tell less,
-    as it makes a hundred times as much of every rounding.
+    Each layer's output, input gradient and weight gradient are compared with float64 results for
+    the same tensors. The relative L2 errors have the bound `dwconv_contest.WRONG`, as in the
+    benchmark of the op. Gradients of the whole network tell less, because rounding errors grow a
+    hundredfold in it.
 
     Args:
         model, input_size, batch: as in `training`.
@@ -190,7 +199,7 @@ def layer_errors(model: nn.Module, input_size: int, batch: int = 4) -> dict[str,
 
 
 class _Witness:
-    """Compares what a layer computes in one step with float64, as it comes."""
+    """Compares what a layer computes in a training step with float64 results."""
 
     def __init__(self, layer: nn.Conv2d):
         self._layer = layer
@@ -231,7 +240,7 @@ def _accelerated(model: nn.Module) -> nn.Module:
 
 
 def _covered(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Return the layers whose convolution is our op's or could be, by name."""
+    """Return the layers by name whose convolution our op computes or could compute."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -240,7 +249,7 @@ def _covered(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 class _FftConv2d(nn.Conv2d):
-    """A depthwise convolution by `fft_forward`."""
+    """A depthwise convolution that is computed by `fft_forward`."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = fft_forward(x, self.weight)
@@ -267,24 +276,25 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _forms(model: nn.Module, bfloat16: bool) -> dict[str, nn.Module]:
+def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Module]:
     channels_last = torch.channels_last
     forms = {
         DEFAULT: _plain(model),
         CHANNELS_LAST: _plain(model).to(memory_format=channels_last),
     }
-    with contextlib.suppress(TypeError):  # a model that `merge` does not know
+    with contextlib.suppress(TypeError):  # `merge` does not know the model
         forms[MERGED] = _plain(merge(model)).to(memory_format=channels_last)
+    if compiled:
+        forms[COMPILED] = forms[CHANNELS_LAST]
     forms[OURS] = inference_form(model)
     if bfloat16:
-        if MERGED in forms:
-            forms[f"{MERGED}_bf16"] = forms[MERGED]
+        forms |= {f"{n}_bf16": forms[n] for n in (MERGED, COMPILED) if n in forms}
         forms[f"{OURS}_bf16"] = inference_form(model, dtype=torch.bfloat16)
     return forms
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """Return a copy whose depthwise convolutions are PyTorch's."""
+    """Return a copy of the model with PyTorch's depthwise convolutions."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d):
@@ -297,9 +307,11 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
-    """Return a function that gives the features of `x`, or the output of a model without."""
+    """Return a function that computes the features of `x`, or a model's output if it has none."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
+    if name.startswith(COMPILED):
+        function = compile_frozen(function)
 
     def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Benchmark records: JSON lines, one per measured case, each with the machine it ran on."""
+"""Files of benchmark records: a JSON line for each measured case, with the machine it ran on."""
 
 import json
 import os
@@ -17,7 +17,7 @@ KEY = ("bench", "case", "direction", "dtype", "algorithm")
 
 
 def machine() -> dict:
-    """Return what a time depends on: processor, instruction set, threads, versions."""
+    """Return what a time depends on: processor, instruction set, threads and versions."""
     reason = native.unavailable()
     return {
         "cpu": cpu_name(),
@@ -29,7 +29,7 @@ def machine() -> dict:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the name of the processor."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
@@ -45,10 +45,10 @@ def device_slug() -> str:
 
 
 def read_records(path: str | os.PathLike) -> list[dict]:
-    """Read JSON lines; a missing file holds none.
+    """Read the records of a file; a missing file has none.
 
     Raises:
-        InputError: a line is no JSON object; the message names it.
+        InputError: a line is no JSON object; the message names the file and the line.
     """
     path = Path(path)
     records = []
@@ -65,7 +65,7 @@ def read_records(path: str | os.PathLike) -> list[dict]:
 
 
 def add_record(path: str | os.PathLike, record: dict) -> None:
-    """Put a record into a file of JSON lines, in place of an older one of the same case."""
+    """Write a record to a file, in place of an older one of the same case."""
     records = read_records(path)
     key = _key(record)
     places = [i for i, old in enumerate(records) if _key(old) == key]

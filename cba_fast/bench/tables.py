@@ -1,4 +1,4 @@
-"""Benchmark records as Markdown tables, losses included."""
+"""Prints benchmark records as Markdown tables, losses included."""
 
 import math
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from .dwconv_contest import CL, FFT, NCHW, OURS, OURS_CL, RIVALS
 
 
 def tables(records: list[dict]) -> str:
-    """Return the tables of records, which may be of several benchmarks and machines.
+    """Return the tables of records, which may come from several benchmarks and machines.
 
-    Times are medians in milliseconds with the 20th and 80th percentiles. A ratio below 1 is a loss
-    and marked as one; what computed a wrong result shows its relative error instead of a time.
+    Times are medians in milliseconds with the 20th and 80th percentiles. A ratio below 1 is marked
+    as a loss. A wrong result shows its relative error in place of a time.
     """
     parts = []
     for where, of_machine in _groups(records, _machine).items():
-        # Measured anew in each session; the best one is nearest to the truth.
+        # The peak was measured with each record; the largest one is nearest to the truth.
         peaks = [r["machine"].get("fma_peak_gflops") for r in of_machine]
         peak = max((p for p in peaks if p), default=None)
         parts.append(f"# {where}{f', FMA peak {peak:.0f} GFLOP/s' if peak else ''}\n\n")
@@ -35,22 +35,23 @@ def _machine(record: dict) -> str:
     where = record["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     isa = where["isa"] or "no compiled core"
-    return f"{where['cpu']}, {isa}, {where['threads']} threads ({versions})"
+    clock = f", {where['clock']}" if "clock" in where else ""  # set if it is not the wall clock
+    return f"{where['cpu']}, {isa}, {where['threads']} threads{clock} ({versions})"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of positive numbers; NaN of none."""
+    """Return the geometric mean of positive numbers, or NaN if there are none."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def ratios(record: dict) -> dict[str, float]:
-    """Return how many times faster ours is, per candidate of ours, than the rivals.
+    """Return how many times as fast as PyTorch our op is.
 
     Returns:
-        ``best`` and ``best_channels_last``: the fastest of PyTorch's ways over ours, on contiguous
-        and on channels_last tensors; ``nchw``: PyTorch's convolution on contiguous tensors over
-        ours on the same. What was not timed (a wrong result) is left out.
+        ``best`` and ``best_channels_last``: the time of PyTorch's fastest way over ours on
+        contiguous and on channels_last tensors. ``nchw``: the time of PyTorch's convolution over
+        ours, both on contiguous tensors. Ratios of what was not timed are left out.
     """
     ms = {name: t["median_ms"] for name, t in record["timings"].items()}
     rivals = [ms[n] for n in RIVALS if n in ms]
@@ -65,10 +66,11 @@ def ratios(record: dict) -> dict[str, float]:
 
 
 def dwconv_table(records: list[dict]) -> str:
-    """Return records of `DwconvContest` as one table per direction, dtype and algorithm.
+    """Return records of `DwconvContest` as a table for each direction, dtype and algorithm.
 
-    GFLOP/s are those of our faster layout, counted as a direct convolution needs them, the share is
-    that of the machine's measured peak; a transform does less work and can exceed 100 %.
+    GFLOP/s are the operations of a direct convolution over the time of our faster layout; the last
+    column is their share of the machine's measured peak. A transform needs fewer operations, so
+    that it can exceed 100 %.
     """
     parts = []
     groups = _groups(records, lambda r: (r["direction"], r["dtype"], r["algorithm"]))
@@ -84,30 +86,50 @@ def dwconv_table(records: list[dict]) -> str:
     return "".join(parts)
 
 
+# The columns of `models_table` and the ways that they show. Rows in bfloat16 have the same columns.
+_MODEL_COLUMNS = {
+    "default": forms.DEFAULT,
+    "channels_last": forms.CHANNELS_LAST,
+    "merged": forms.MERGED,
+    "compiled": forms.COMPILED,
+    "ours": forms.OURS,
+}
+
+
 def models_table(records: list[dict]) -> str:
-    """Return records of `ModelContest` as one table per kind of run."""
-    names = (forms.DEFAULT, forms.CHANNELS_LAST, forms.MERGED, forms.OURS)
-    names += (f"{forms.MERGED}_bf16", f"{forms.OURS}_bf16")
+    """Return records of `ModelContest` as a table for each kind of run, with a row for each dtype.
+
+    ``vs best`` compares with the fastest of PyTorch's ways in that dtype, compiled or not.
+    ``compiling`` is the time of the first call of the compiled form.
+    """
     parts = []
     for kind, group in _groups(records, lambda r: r["direction"]).items():
-        parts.append(
-            f"## Whole networks, {kind}\n\n"
-            "| network | default | channels_last | channels_last, merged | ours "
-            "| channels_last, merged, bf16 | ours, bf16 | vs default | vs channels_last "
-            f"| vs merged |\n|{'---|' * 10}\n"
-        )
+        columns = ["network", "dtype", *_MODEL_COLUMNS, "compiling", "vs default", "vs best"]
+        parts.append(f"## Whole networks, {kind}\n\n| {' | '.join(columns)} |\n")
+        parts.append(f"|{'---|' * len(columns)}\n")
         for record in group:
-            ms = {n: t["median_ms"] for n, t in record["timings"].items()}
-            ours = ms.get(forms.OURS)
-            against = [ms[n] / ours if n in ms and ours else None for n in names[:3]]
-            cells = [record["case"], *(_time(record, n) for n in names), *map(_ratio, against)]
-            parts.append(f"| {' | '.join(cells)} |\n")
+            parts.extend(_model_row(record, dtype) for dtype in ("float32", "bfloat16"))
         parts.append("\n")
     return "".join(parts)
 
 
+def _model_row(record: dict, dtype: str) -> str:
+    names = {c: n if dtype == "float32" else f"{n}_bf16" for c, n in _MODEL_COLUMNS.items()}
+    ms = {c: record["timings"][n]["median_ms"] for c, n in names.items() if n in record["timings"]}
+    ours = ms.pop("ours", None)
+    if ours is None:
+        return ""
+    first = record.get("first_call_s", {}).get(names["compiled"])
+    default = record["timings"].get(forms.DEFAULT)
+    cells = [record["case"], dtype, *(_time(record, n) for n in names.values())]
+    cells.append(f"{first:.0f} s" if first else "")
+    cells.append(_ratio(default["median_ms"] / ours if default else None))
+    cells.append(_ratio(min(ms.values()) / ours if ms else None))
+    return f"| {' | '.join(cells)} |\n"
+
+
 def memory_table(records: list[dict]) -> str:
-    """Return peaks of memory in MiB as one table per direction; a tenth more is a loss."""
+    """Return peaks of memory in MiB as a table for each direction; more than a tenth is a loss."""
     parts = []
     for direction, group in _groups(records, lambda r: r["direction"]).items():
         parts.append(

@@ -1,14 +1,8 @@
-"""``cba-fast analysis-erf-vs-wsol``: correlate ERF size and localization, by model or by image."""
-
-import time
-from pathlib import Path
+"""``cba-fast analysis-erf-vs-wsol``: correlate ERF size and localization, one point per model."""
 
 import click
-from click.core import ParameterSource
 
-from .options import CONFIDENCE, POSITIVE, SEED, overwrite_option
-from .progress import bar, warn
-from .tables import new_table, print_tables
+from .progress import warn
 
 
 @click.command("analysis-erf-vs-wsol")
@@ -17,83 +11,36 @@ from .tables import new_table, print_tables
     type=click.Path(exists=True, dir_okay=False),
     required=True,
     help='JSON list of {"name", "erf_path", "maxboxacc"}; erf_path is relative to the working'
-    " directory, maxboxacc a fraction (up to 1) or percent. With --per_image: a file of experiments"
-    " as collect-erf-wsol takes it (YAML or JSON), whose weights exist.",
+    " directory, maxboxacc a fraction (up to 1) or percent.",
 )
-@click.option(
-    "--save_fig",
-    type=click.Path(dir_okay=False),
-    help="Write the scatter plot here (--per_image: besides <output>/scatter.png).",
-)
-@click.option("--show", is_flag=True, help="Open the pictures in windows.")
-@click.option(
-    "--per_image",
-    is_flag=True,
-    help="Measure each model image by image, and ask what goes with the IoU: the ERF size or the"
-    " feature maps (docs/analysis.md).",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("erf_wsol_per_image"),
-    help="--per_image: folder of the results.",
-)
-@click.option(
-    "--num_samples", type=POSITIVE, help="--per_image: images drawn.  [default: the file's, 200]"
-)
-@click.option("--seed", type=SEED, help="Of this sample.  [default: the file's erf_seed, 0]")
-@click.option(
-    "--score",
-    type=click.Choice(["prob", "logit", "logprob"]),
-    default="prob",
-    help="Top-1 score whose gradient is the ERF's; prob is the study's.",
-)
-@click.option("--resamples", type=click.IntRange(min=2), default=2000, help="Of the bootstrap.")
-@click.option("--bootstrap_seed", type=SEED, default=0, help="Of the bootstrap.")
-@click.option("--confidence", type=CONFIDENCE, default=0.95, help="Of the intervals.")
-@overwrite_option("resume", "no_resume", help="--per_image: measure anew, replace earlier results.")
-@click.pass_context
-def command(ctx, config: str, save_fig: str | None, show: bool, per_image: bool, **options) -> None:
-    """Correlate mean ERF size and MaxBoxAcc over models; with --per_image, over images.
+@click.option("--save_fig", type=click.Path(dir_okay=False), help="Write the scatter plot here.")
+@click.option("--show", is_flag=True, help="Open the picture in a window.")
+def command(config: str, save_fig: str | None, show: bool) -> None:
+    """Correlate mean ERF size and MaxBoxAcc over models, as the study.
 
-    Without --per_image: Pearson, linear fit and R2 of one point per model, as the study. With it:
-    per image and model the ERF size, the IoU at the model's optimal threshold, and how well its
-    feature maps cover the object; correlations and partial correlations with bootstrap intervals,
-    a CSV, a JSON file and pictures. What is measured is kept: the same command goes on.
+    Prints Pearson's correlation, the linear fit and R2 of one point per model. `analysis-per-image`
+    asks image by image.
     """
-    from ..analysis.plots import check_display, check_picture
+    from ..analysis.models import fit_models, load_config, report_lines
+    from ..analysis.plots import (
+        MOST_NAMES_OF_ANALYSIS,
+        check_display,
+        check_picture,
+        plot_analysis,
+        save_figure,
+        show_figures,
+    )
 
     if save_fig:
         check_picture(save_fig)
     if show:
         check_display()
-    if per_image:
-        _per_image(Path(config), save_fig, show, **options)
-        return
-    given = [
-        name for name in options if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"--{given[0]} belongs to --per_image")
-    _per_model(config, save_fig, show)
-
-
-def _per_model(config: str, save_fig: str | None, show: bool) -> None:
-    from ..analysis.models import fit_models, load_config, report_lines
-
     models = load_config(config)
     fit = fit_models(models)
     for line in report_lines(models, fit):
         click.echo(line)
     if not (save_fig or show):
         return
-    from ..analysis.plots import (
-        MOST_NAMES_OF_ANALYSIS,
-        plot_analysis,
-        save_figure,
-        show_figures,
-    )
-
     if len(models) > MOST_NAMES_OF_ANALYSIS:
         warn([f"{len(models)} models: the picture names those at the ends alone"])
     figure = plot_analysis(models, fit, show=show)
@@ -102,134 +49,3 @@ def _per_model(config: str, save_fig: str | None, show: bool) -> None:
         click.echo(f"figure: {save_fig}")
     if show:
         show_figures()
-
-
-def _per_image(
-    config: Path,
-    save_fig: str | None,
-    show: bool,
-    output: Path,
-    num_samples: int | None,
-    seed: int | None,
-    score: str,
-    resamples: int,
-    bootstrap_seed: int,
-    confidence: float,
-    overwrite: bool,
-) -> None:
-    from ..experiments.per_image import measure
-    from ..experiments.per_image_answer import answer_lines
-    from ..experiments.per_image_report import (
-        check_findings,
-        find,
-        model_columns,
-        write_findings,
-    )
-    from ..experiments.per_image_sample import draw_sample, load_subjects
-    from ..runs.resolve import resolve
-
-    start = time.perf_counter()
-    subjects, notes = load_subjects(config, num_samples, seed)
-    sample = draw_sample(subjects[0].settings)
-    warn(notes + sample.notes())
-    used = {"score": score, "num_samples": subjects[0].settings.num_samples}
-    used |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
-    outputs = check_findings(output, {**used, "models": [s.name for s in subjects]}, overwrite)
-    models = []
-    for subject in subjects:
-        of_model = subject.settings.model_of(subject.weights)
-        click.echo(resolve(of_model, subject.settings.data()).line, err=True)
-        try:
-            found = measure(
-                subject,
-                sample,
-                output,
-                score=score,
-                overwrite=overwrite,
-                progress=bar(subject.name),
-            )
-        except KeyboardInterrupt:
-            click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-            raise
-        models.append(model_columns(subject, sample, found))
-        warn(_of_model(subject.name, found.notes))
-    findings = find(
-        models, sample, num_resamples=resamples, confidence=confidence, seed=bootstrap_seed
-    )
-    warn(findings.notes)
-    answer = answer_lines(findings)
-    _print_tables(findings)
-    for line in answer:
-        click.echo(line)
-    outputs.prepare(overwrite=True)
-    paths = write_findings(output, findings, {"config": str(config), **used}, answer)
-    paths += _draw(findings, output, save_fig, show)
-    click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
-    if show:
-        from ..analysis.plots import show_figures
-
-        show_figures()
-
-
-def _of_model(name: str, notes: list[str]) -> list[str]:
-    return [n if n.startswith(" ") else f"{name}: {n}" for n in notes]
-
-
-def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, ...]:
-    from ..analysis.plots import plot_forest, plot_images, save_figure
-    from ..experiments.per_image_answer import forest_groups
-    from ..experiments.per_image_report import ERF, OUTCOME
-
-    columns = {m.name: (m.columns[ERF], m.columns[OUTCOME]) for m in found.models}
-    scatter = plot_images(columns, "ERF size (pixels)", "IoU at the optimal threshold", show=show)
-    forest = plot_forest(*forest_groups(found), show=show)
-    paths = (output / "scatter.png", output / "forest.png")
-    for figure, path in zip((scatter, forest), paths, strict=True):
-        save_figure(figure, path)
-    if save_fig:
-        save_figure(scatter, save_fig)
-        paths += (Path(save_fig),)
-    return paths
-
-
-def _print_tables(found) -> None:
-    from ..analysis.correlations import BETWEEN, POOLED, WITHIN
-    from ..experiments.per_image_answer import text_of, title_of
-    from ..experiments.per_image_report import COLUMNS, TITLES
-
-    c = found.correlations
-    names = [n for n in COLUMNS if not found.undefined(n)]
-    columns = ("model", "images", "MaxBoxAcc %", "threshold")
-    models = new_table(*columns, title="Means over the images")
-    for name in names:
-        models.add_column(TITLES[name], justify="right", overflow="fold")
-    for m in found.models:
-        figures = [f"{_mean(m.columns[n]):.3g}" for n in names]
-        models.add_row(
-            m.name, str(len(m.image_ids)), f"{m.max_box_acc:.2f}", f"{m.threshold:.3g}", *figures
-        )
-    levels = [("model", found.models[0].name)]
-    if c.num_models > 1:
-        levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
-    columns = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
-    columns = ("", *columns, f"R2 ({levels[0][0]})")
-    related = new_table(*columns, title="The IoU and ... (after | : given)")
-    for question in dict.fromkeys(r.question for r in c.relations):
-        rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
-        cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]
-        related.add_row(title_of(question), *cells, text_of(rows[0].r2, ""))
-    each = new_table("", title="Pearson's r of the IoU, model by model")
-    for m in found.models:
-        each.add_column(m.name, overflow="fold")
-    for question in dict.fromkeys(r.question for r in c.relations if r.pearson is not None):
-        cells = [
-            text_of(c.find("model", question.xs, question.given, m.name).pearson)
-            for m in found.models
-        ]
-        each.add_row(title_of(question), *cells)
-    print_tables(models, related, *([each] if c.num_models > 1 else []), width=200)
-
-
-def _mean(values) -> float:
-    known = values[values == values]
-    return float(known.mean()) if len(known) else float("nan")

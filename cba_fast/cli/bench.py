@@ -46,6 +46,11 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
     default="auto",
     help="Of our convolution: transforms, tap by tap, or the faster one.",
 )
+@click.option(
+    "--compiled/--no-compiled",
+    default=True,
+    help="With --what model: whether PyTorch's compiler takes part, which needs some minutes.",
+)
 @click.option("--seconds", type=FiniteRange(0, 600, min_open=True), default=0.5, help="Per timing.")
 @click.option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Add the records here.")
@@ -58,6 +63,7 @@ def command(
     directions,
     dtype,
     algorithm,
+    compiled,
     seconds,
     threads,
     json_path,
@@ -78,7 +84,8 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     if what == "model":
-        found = iter([bench.bench_model(model, input_size, batch_size, dtype, seconds)])
+        record = bench.bench_model(model, input_size, batch_size, dtype, seconds, compiled)
+        found = iter([record])
     else:
         chosen = [Case.parse(c) for c in cases]
         chosen = chosen or bench.layer_cases(model, input_size, batch_size)

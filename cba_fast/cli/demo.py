@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from .options import SEED, overwrite_option
+from .tables import new_table, print_tables
 
 
 @click.command()
@@ -46,16 +47,12 @@ def command(output, seed, quick, overwrite):
 
 
 def _print_table(result) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..experiments.demo import INPUT_SIZE
 
     title = f"Small models on generated images of {INPUT_SIZE}x{INPUT_SIZE}: a demonstration"
-    table = Table(title=title)
-    table.add_column("model", no_wrap=True)
-    for column in ("top-1", "CAM", "PC1", "CAM V2", "PC1 V2", "ERF size", "ERF area", "training"):
-        table.add_column(column, justify="right")
+    columns = ("top-1", "CAM", "PC1", "CAM V2", "PC1 V2", "ERF size", "ERF area", "training")
+    table = new_table("model", right=columns, title=title, title_justify="center")
+    table.columns[0].no_wrap = True
     for row in result.rows:
         scores = [row.top1, *row.max_box_acc.values(), *row.max_box_acc_v2.values()]
         size = f"{row.erf_mean:.0f} +- {row.erf_std:.0f}"
@@ -66,7 +63,7 @@ def _print_table(result) -> None:
     b = result.baselines
     table.add_row(f"centred box ({b.centred_share:.0%})", "", f"{b.centred_box:.1f}")
     table.add_row("full image", "", f"{b.full_image:.1f}")
-    Console(width=110).print(table)
+    print_tables(table, width=110)
     click.echo(
         "CAM, PC1: MaxBoxAcc in percent (V2: MaxBoxAccV2), baselines at IoU 0.5. ERF size: pixels "
         "with 20 % of the\ninput gradient. ERF area: share of the image with 50 % of the ERF map."

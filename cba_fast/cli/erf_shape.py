@@ -15,7 +15,7 @@ from .options import (
     resolved,
     run_options,
 )
-from .progress import bar, warn
+from .progress import bar, continuable, warn
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -75,7 +75,7 @@ def command(
 
     alpha = 1 - s and beta = s, with s from 0 (SLaK's cross) to 1 (RepLKNet's square kernel); only
     beta / (alpha + beta) counts, since a norm follows the mixture. Each mixture's ERF map is that
-    of `erf-compute --definition replknet` at --input_size, with the weights as they are.
+    of `erf-map` at --input_size, with the weights as they are.
     """
     from ..experiments import erf_shape
     from ..runs.inference import open_images
@@ -92,7 +92,7 @@ def command(
     config = erf_shape.SweepConfig(steps, num_samples, evaluations)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
-    try:
+    with continuable():
         if match is not None:
             used = (images, data_config, run_config)
             target = _target(match, match_family, match_model, used, num_samples, output, options)
@@ -110,9 +110,6 @@ def command(
             progress=bar("ERF map"),
             **options,
         )
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-        raise
     _show(found, match, target, save_fig)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"

@@ -13,7 +13,7 @@ from .options import (
     resolved,
     run_options,
 )
-from .progress import bar, warn
+from .progress import bar, continuable, warn
 from .scores import print_source
 
 
@@ -48,7 +48,7 @@ def command(
 
     start = time.perf_counter()
     model_config, data_config = resolved(model_config, data_config)
-    try:
+    with continuable():
         result = generate_heatmaps(
             model_config,
             data_config,
@@ -60,9 +60,6 @@ def command(
             store=store,
             progress=bar("heatmaps"),
         )
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-        raise
     seconds = time.perf_counter() - start
     warn(result.notes)
     kept = f", {result.kept} were there" if result.kept else ""

@@ -8,14 +8,13 @@ import platform
 import click
 import torch
 from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import cba_fast
 import cba_fast.ops  # fills the registry of backend tables
 
 from ..kernels import native
 from ..ops.backends import BackendTable
+from .tables import new_table, print_tables
 
 DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -35,7 +34,7 @@ def command(as_json: bool):
     if as_json:
         click.echo(json.dumps(info, indent=1))
     else:
-        show(info, Console())
+        show(info)
 
 
 def collect() -> dict:
@@ -123,9 +122,9 @@ def backends(op: str, table: BackendTable) -> dict:
     return result
 
 
-def show(info: dict, console: Console) -> None:
+def show(info: dict) -> None:
     """Print `info` as tables."""
-    facts = Table(show_header=False, box=None)
+    facts = new_table("", "", show_header=False, box=None)
     for name, version in info["versions"].items():
         facts.add_row(name, version or "not installed")
     cpu = info["cpu"]
@@ -134,17 +133,13 @@ def show(info: dict, console: Console) -> None:
         facts.add_row(name, text)
     cuda = info["cuda"]
     facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
-    console.print(facts)
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("op", no_wrap=True)
-    for heading in ("device", "backend", "others"):
-        table.add_column(heading)
+    table = new_table("op", "device", "backend", "others", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     for op, entry in info["ops"].items():
         for device, reasons in entry["not_used"].items():
             others = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
             table.add_row(op, device, entry[device], others)
-    console.print(table)
+    print_tables(facts, table, width=80)
 
 
 def describe_native(build: dict) -> list[tuple[str, str]]:

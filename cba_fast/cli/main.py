@@ -1,5 +1,6 @@
 """The command line ``cba-fast``: one subcommand per file of this folder, imported when called."""
 
+import difflib
 import importlib
 import sys
 import warnings
@@ -9,19 +10,24 @@ import click
 
 from .. import __version__
 from ..errors import CbaError, CbaWarning, with_flags
+from .grouped import with_example
+from .moved import of_today
 
 # name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
     "demo": ("demo", "Run the whole study on generated data: no download, no GPU."),
     "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
     "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
-    "wsol-eval": ("wsol_eval", "Score stored heatmaps: MaxBoxAcc, MaxBoxAccV2, PxAP."),
+    "wsol-eval": ("wsol_eval", "Score stored heatmaps against boxes: MaxBoxAcc, MaxBoxAccV2."),
+    "pixel-eval": ("pixel_eval", "Score stored heatmaps against pixel masks: PxAP."),
     "boxes": ("boxes", "Write the boxes of stored heatmaps at a threshold: CSV or COCO JSON."),
     "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
-    "erf-compute": ("erf_compute", "Measure the ERF size on sampled images, or the ERF map."),
+    "erf-compute": ("erf_compute", "Measure the ERF size on sampled images."),
+    "erf-map": ("erf_map", "Measure the ERF map, its area ratios and its shape."),
     "erf-shape": ("erf_shape", "Show what slak_flex's mixture does to the ERF; match another's."),
     "collect-erf-wsol": ("collect_erf_wsol", "Train and score experiments of a YAML file."),
     "analysis-erf-vs-wsol": ("analysis_erf_vs_wsol", "Correlate ERF size and MaxBoxAcc."),
+    "analysis-per-image": ("analysis_per_image", "Ask image by image: the ERF, or the maps?"),
     "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
     "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
     "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz, .zip or folder) for the study."),
@@ -29,6 +35,29 @@ COMMANDS = {
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
     "bench": ("bench", "Time depthwise layers or whole networks on this machine."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),
+}
+# The arguments of the example that ends each command's help.
+EXAMPLES = {
+    "demo": "--quick --output my_demo",
+    "generate-heatmap": "--weights w.pth --test_dataset my_images --localization_method cam",
+    "pack-maps": "--np_root np_heatmap_output --store maps_store",
+    "wsol-eval": "--np_root np_heatmap_output --cub_root CUB_200_2011 --bootstrap 1000",
+    "pixel-eval": "--np_root maps --metadata_root metadata/OpenImages/test --mask_root OpenImages",
+    "boxes": "--np_root np_heatmap_output --threshold 0.2 --output boxes.csv",
+    "evaluate": "--weights w.pth --test_dataset CUB_200_2011 --json scores.json",
+    "erf-compute": "--weights w.pth --test_dataset my_images --num_samples 200 --p 0.2,0.5",
+    "erf-map": "--weights w.pth --test_dataset my_images --input_size 384 --output map.npy",
+    "erf-shape": "--weights slak_flex.pth --test_dataset my_images --match replknet.pth",
+    "collect-erf-wsol": "--config experiments.yaml --dry_run",
+    "analysis-erf-vs-wsol": "--config models.json --save_fig erf_vs_wsol.png",
+    "analysis-per-image": "--config experiments.yaml --output per_image",
+    "plot-erf-vs-wsol": "--csv points.csv --save scatter.png",
+    "synth-cub": "--root synth --classes 10",
+    "prepare-cub": "--source CUB_200_2011.tgz --output datasets/cub-200-2011",
+    "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",
+    "merge": "--weights w.pth --output merged.pth",
+    "bench": "--model replknet_31b --what model",
+    "info": "--json",
 }
 
 
@@ -43,7 +72,15 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}")
-        return module.command
+        return with_example(module.command, cmd_name, EXAMPLES[cmd_name])
+
+    def resolve_command(self, ctx, args):
+        name = args[0].replace("_", "-")
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "`cba-fast --help` lists all."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, of_today([name, *args[1:]]))
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .options import EVAL_SIZE, clip_option, overwrite_option
-from .progress import bar
+from .progress import bar, continuable
 
 
 @click.command()
@@ -31,7 +31,7 @@ def command(np_root, store, eval_size, resize_maps, clip, overwrite, num_workers
         raise click.UsageError("--resize_maps needs --eval_size, the side to resize to")
     from ..runs.pack import pack_maps
 
-    try:
+    with continuable():
         done = pack_maps(
             np_root,
             store,
@@ -42,9 +42,6 @@ def command(np_root, store, eval_size, resize_maps, clip, overwrite, num_workers
             num_workers=num_workers,
             progress=bar("packing"),
         )
-    except KeyboardInterrupt:
-        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
-        raise
     kept = f", {done.kept} were there" if done.kept else ""
     height, width = done.shape
     click.echo(

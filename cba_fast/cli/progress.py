@@ -1,6 +1,7 @@
 """Progress bars and closing lines of the commands."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
@@ -32,3 +33,13 @@ def warn(lines: Iterable[str]) -> None:
     """Print what a run met and went on from, on stderr."""
     for line in map(with_flags, lines):
         click.echo(f"Warning: {line}" if not line.startswith(" ") else line, err=True)
+
+
+@contextmanager
+def continuable() -> Iterator[None]:
+    """Say, when the block is interrupted, that the same command goes on from what is finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("Interrupted: the same command goes on from the finished part.", err=True)
+        raise

@@ -30,13 +30,7 @@ def print_scores(result, iou_thr: float, bootstrap=None) -> None:
     if result.max_box_acc_v2 is not None:
         click.echo(f"MaxBoxAccV2  : {result.max_box_acc_v2:.2f}%")
         _print_interval(bootstrap, "max_box_acc_v2")
-    _print_counts(result)
-
-
-def print_pixel_scores(result) -> None:
-    """Print the PxAP of a `PixelResult`."""
-    click.echo(f"PxAP         : {result.px_ap:.2f}%")
-    _print_counts(result)
+    print_counts(result)
 
 
 def print_classification(scores: dict) -> None:
@@ -86,7 +80,8 @@ def _print_interval(bootstrap, metric: str, contours=None, iou=None, prefix: str
     click.echo(f"  interval   : {prefix}{found.low:.2f}% to {found.high:.2f}%")
 
 
-def _print_counts(result) -> None:
+def print_counts(result) -> None:
+    """Print how many images a score counts, and how many lack a map."""
     missing = f", {len(result.missing)} missing" if result.missing else ""
     click.echo(f"Images       : {result.num_images} counted{missing}")
 
@@ -111,3 +106,11 @@ def transferred_json(rows: list[dict], source: Path) -> dict:
 def write_scores(path: Path, result, extra: dict) -> None:
     """Write the JSON object of a run."""
     files.write_json(path, result.to_json() | extra)
+
+
+def print_end(result, json_path: Path | None) -> None:
+    """Print where all was written; else the first of the images that lack a map."""
+    if json_path:
+        click.echo(f"Results      : {json_path}")
+    elif result.missing:
+        click.echo(f"  missing    : {', '.join(result.missing[:3])} ... (all with --json)")

@@ -1,14 +1,24 @@
 """Tables that the commands print."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 
-def new_table(*columns: str, title: str | None = None) -> Table:
-    """Return an empty table; cells that are too long are folded, never cut."""
-    table = Table(title=title, title_justify="left")
+def new_table(*columns: str, right: Sequence[str] = (), **style) -> Table:
+    """Return an empty table; cells that are too long are folded, never cut.
+
+    Args:
+        columns: the headings.
+        right: headings of further columns, whose cells stand at the right.
+        style: of rich's table, such as its title.
+    """
+    table = Table(**{"title_justify": "left", **style})
     for column in columns:
         table.add_column(column, overflow="fold")
+    for column in right:
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 

@@ -1,7 +1,7 @@
 """Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata, generated data.
 
-Everything public is reachable from here and imported when first used; listing images and reading
-boxes imports no torch.
+Public names are imported from here, each when it is first used, so that listing images and reading
+boxes does not import torch.
 """
 
 import importlib

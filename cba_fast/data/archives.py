@@ -1,4 +1,4 @@
-"""Extract CUB_200_2011 from a .tgz, .tar or .zip: only what is needed, whole, and bounded."""
+"""Extract CUB_200_2011 from a .tgz, .tar or .zip file without trusting the file."""
 
 import bz2
 import contextlib
@@ -20,10 +20,10 @@ from . import cub
 from .image_sets import IMAGE_EXTENSIONS
 from .textlines import check_relative, shown
 
-MOST_OF_ONE = 64 << 20  # bytes of an image or a list; the largest of CUB are 0.5 MB
-SLACK = 256 << 20
+MOST_OF_ONE = 64 << 20  # most bytes of one image or list; CUB's largest files have 0.5 MB
+SLACK = 256 << 20  # an archive may unpack to four times its size and this many bytes more
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-# What the readers of the formats raise on damage; RuntimeError stands for an encrypted zip.
+# What the readers of these formats raise on damage; an encrypted zip raises RuntimeError.
 _DAMAGE = (
     *(EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
     *(NotImplementedError, RuntimeError, ValueError),
@@ -37,13 +37,13 @@ def extract(archive: Path, folder: Path, report: Callable[[int, int], None]) -> 
     link is made that a later member could write through.
 
     Args:
-        archive: the file; its first bytes say what it is.
+        archive: the file; its first bytes tell its format.
         folder: where to write.
-        report: called with the bytes of the archive that were read, and all of them.
+        report: called with the bytes of the archive that were read so far, and its size.
 
     Raises:
-        InputError: the archive is damaged (checksums included), has a member that leads outside, a
-            link or a special file, or unpacks to far more than its own size.
+        InputError: the archive is damaged (checksums included), has a member that leads outside of
+            `folder`, a symbolic link or a special file, or unpacks to far more than its own size.
     """
     total = archive.stat().st_size
     with open(archive, "rb") as raw:
@@ -67,9 +67,10 @@ def extract(archive: Path, folder: Path, report: Callable[[int, int], None]) -> 
 
 @dataclass(frozen=True)
 class _Member:
-    """A member of an archive. `kind` is "file", "folder", or what it is called where refused.
+    """A member of an archive.
 
-    `goal` is the other name of a hard link; `open` opens its bytes.
+    `kind` is "file", "folder", or the name of what is refused; `goal` is the member that a hard
+    link points to, else None; `open` opens the bytes.
     """
 
     name: str
@@ -80,7 +81,7 @@ class _Member:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """A tar header of which a damaged one is an error: tarfile takes it for the archive's end."""
+    """A tar header that raises where it is damaged; tarfile alone would end the archive there."""
 
     @classmethod
     def fromtarfile(cls, tar):
@@ -91,7 +92,7 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 class _Bounded:
-    """The decompressed bytes of a tar, at most `room`, with what is wrong told by an InputError."""
+    """The decompressed bytes of a tar file; more than `room` of them, or damage: `InputError`."""
 
     def __init__(self, archive: Path, file: BinaryIO, room: int):
         self.archive, self.file, self.room = archive, file, room
@@ -110,8 +111,8 @@ def _tar_members(archive: Path, raw: BinaryIO, start: bytes, room: int) -> Itera
     stream = _Bounded(archive, opener(raw) if opener else raw, room)
     kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.DIRTYPE: "folder"}
     with _telling(archive):
-        # As a stream: one pass over the 1.1 GB of gzip, which ends with its checksum. tarfile's own
-        # decompression of streams looks at no checksum.
+        # The file is read as a stream: one pass over the 1.1 GB of gzip, whose checksum comes last.
+        # It is decompressed here because tarfile's own decompression of streams checks nothing.
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictInfo, bufsize=1 << 20) as tar:
             for member in tar:
                 kind = "file" if member.isreg() or member.islnk() else kinds.get(member.type)
@@ -198,7 +199,7 @@ def _copy(archive: Path, member: _Member, out: BinaryIO) -> None:
         source = member.open()
     with source:
         while True:
-            with _telling(archive):  # not about writing: a full disk is no damage of the archive
+            with _telling(archive):  # around reading alone: a full disk is no damaged archive
                 data = source.read(1 << 20)
             if not data:
                 break

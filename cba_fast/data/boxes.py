@@ -17,14 +17,14 @@ from .records import DEFAULT_SPLIT
 from .textlines import counted, some
 
 log = logging.getLogger("cba_fast")
-MOST_OUTSIDE = 0.1  # share of the boxes; more of them have nothing to do with the images
+MOST_OUTSIDE = 0.1  # where a larger share of the boxes lies outside, they fit other images
 
 
 class HeaderSizes(dict):
-    """Image sizes by id, each read from the image's header when first asked for.
+    """(width, height) by image id, each read from the image's header when first asked for.
 
-    A score needs the sizes of the images that have a map; the others need not even be there.
-    `turned` holds the ids of the images read so far whose EXIF turns them by a quarter.
+    A score needs the sizes of the images that have a map; the other files need not exist. `turned`
+    lists the images read so far whose EXIF orientation turns them by a quarter.
     """
 
     def __init__(self, root: Path):
@@ -48,7 +48,7 @@ class Boxes(Short):
         boxes: (G,4) int64 x0, y0, x1, y1 in pixels of the original image, G >= 1, per id.
         sizes: (width, height) of the original image, per id; for CUB a `HeaderSizes`.
         labels: 0-based class per id, or None where the data set has none.
-        source: what was read, for a line of a command: a folder, perhaps its split.
+        source: what was read, as commands print it: a folder, perhaps with a split.
     """
 
     image_ids: tuple[str, ...]
@@ -95,19 +95,22 @@ def load_boxes(
         cub_root: a CUB_200_2011 folder; image sizes come from the image headers, when needed.
         metadata_root: instead, the folder with the four text files of the official metadata, or
             the official root above ``<dataset_name>/<split>``.
-        dataset_name: "CUB", "ILSVRC", ... below an official root.
-        split: "train", "test" or "all" for CUB, a folder of the metadata; None means "test", or the
-            split whose folder `metadata_root` is.
-        image_ids: only these, in this order; None takes the whole split.
-        allow_beyond: keep boxes that lie outside of their images, however many they are.
+        dataset_name: folder below an official root, such as "CUB" or "ILSVRC".
+        split: "train", "test" or "all" for CUB, the name of a folder for metadata. None means
+            "test", or the split whose folder `metadata_root` itself is.
+        image_ids: the images to take, in this order; None takes the whole split.
+        allow_beyond: accept any number of boxes that lie outside of their images.
+
+    Returns:
+        The boxes. Those that reach beyond their image are kept as they are, with a warning in the
+        log; so are photos that EXIF turns by a quarter.
 
     Raises:
         InputError: not exactly one root is given, a file is missing or malformed, ids are duplicate
-            or missing in one of the files, the annotation is by masks, an id of `image_ids` is not
-            in the split, or `metadata_root` is the folder of another split or data set.
-        BoxError: a box is negative or reversed, or more than a tenth of the boxes lie wholly
-            outside of their images. Boxes that reach beyond their image are kept as they are, with
-            a warning in the log; so are photos that EXIF turns by a quarter.
+            or missing in one of the files, the annotation is by masks, or `metadata_root` is the
+            folder of another split or data set.
+        BoxError: a box is negative or reversed, an id of `image_ids` is not in the split, or more
+            than a tenth of the boxes lie wholly outside of their images.
     """
     if (cub_root is None) == (metadata_root is None):
         raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
@@ -167,7 +170,7 @@ def _choose(have: tuple[str, ...], wanted: Sequence[str] | None, where: str) -> 
 def _check_inside(found: Boxes, allow_beyond: bool) -> None:
     """Warn of boxes that reach beyond their images; refuse many that lie wholly outside of them.
 
-    Boxes count as they are, never clipped. Images that are not there have no say.
+    Images whose size cannot be read are passed over.
     """
     sizes = found.sizes
     if isinstance(sizes, HeaderSizes):
@@ -201,7 +204,7 @@ def turned_notes(found: Boxes, paths: Mapping[str, Path]) -> list[str]:
     """Return a note on images whose header contradicts the ground truth by a quarter turn.
 
     Args:
-        found: the ground truth; sizes that come from headers have been looked at before.
+        found: the ground truth; `load_boxes` has warned already if its sizes come from headers.
         paths: the image files, by id.
     """
     turned = []
@@ -209,7 +212,7 @@ def turned_notes(found: Boxes, paths: Mapping[str, Path]) -> list[str]:
         try:
             size, rotated = read_header(path)
         except ImageError:
-            continue  # reported when it is read
+            continue  # the run reports it when it reads the image
         if rotated or (size != found.sizes[image_id] == size[::-1]):
             turned.append(image_id)
     return [_turned_line(turned)] if turned else []
@@ -227,7 +230,7 @@ def _size(found: Boxes, image_id: str) -> tuple[int, int] | None:
     try:
         return found.sizes[image_id]
     except ImageError:
-        return None  # an image without a map need not be there; the others are read again
+        return None  # the file is needed only if the image has a map, and is read again then
 
 
 def _named(owners: np.ndarray, rows: np.ndarray) -> str:

@@ -59,7 +59,14 @@ class CubIndex(Short):
     class_names: tuple[str, ...]
 
     def ids(self, split: str | None = None) -> list[int]:
-        """Return the image ids of `split` ("train", "test" (None) or "all") in file order."""
+        """Return the image ids of `split` in file order.
+
+        Args:
+            split: "train", "test" or "all"; None means "test".
+
+        Raises:
+            InputError: another split.
+        """
         split = DEFAULT_SPLIT if split is None else split
         if split not in SPLITS:
             raise InputError(f"CUB_200_2011 has the splits {', '.join(SPLITS)}, not {split!r}")
@@ -153,7 +160,7 @@ def read_boxes(root: Path) -> dict[int, tuple[int, int, int, int]]:
 
 
 def check_same_ids(path_a: Path, a: dict, path_b: Path, b: dict) -> None:
-    """Make sure that two files speak of the same ids.
+    """Make sure that two files list the same ids.
 
     Raises:
         InputError: an id is in one of them only; the message names the file that lacks it.

@@ -10,10 +10,10 @@ from .records import ImageRecord, ImageSet, make_record
 from .textlines import counted, some
 
 log = logging.getLogger("cba_fast")
-# The extensions that torchvision's ImageFolder takes, compared in lower case as there.
+# The extensions that torchvision's ImageFolder takes, in lower case.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Folders of these names that hold class folders; read as classes they would give maps of all
-# splits, and labels that mean nothing.
+# Names of folders that hold a split's class folders. Read as classes, they would give maps of all
+# splits and labels without meaning.
 _SPLITS = frozenset(("train", "test", "val"))
 
 
@@ -44,16 +44,16 @@ def open_image_set(
     """List the images of a data set without opening them.
 
     With `metadata_root` the ids come from wsolevaluation's metadata and the images lie at
-    ``root/<id>``. Else, if `root` is a CUB_200_2011 folder (or the folder that holds one by this
-    name), its lists are read. Else `root` is read as class folders.
+    ``root/<id>``. Otherwise, if `root` is a CUB_200_2011 folder (or holds one of this name), its
+    lists are read. Any other `root` is read as class folders.
 
     Args:
         root: the folder of the images.
-        split: "train", "test" or "all" for CUB, a folder of the metadata; class folders have none.
-            None means "test", or the split whose folder `metadata_root` is.
+        split: "train", "test" or "all" for CUB, the name of a folder for metadata. None means
+            "test", or the split whose folder `metadata_root` itself is. Class folders have none.
         metadata_root: the folder with the four text files, or the official root above
             ``<dataset_name>/<split>``.
-        dataset_name: "CUB", "ILSVRC", ... below an official metadata root.
+        dataset_name: folder below an official metadata root, such as "CUB" or "ILSVRC".
 
     Raises:
         InputError: a folder or file is missing, a class folder is empty, the folders are splits, a
@@ -79,11 +79,11 @@ def open_image_set(
 
 
 def _image_folder(root: Path) -> ImageSet:
-    """List `root` in the order of torchvision's ImageFolder, hidden files and folders left out.
+    """List class folders in the order of torchvision's ImageFolder, without hidden files.
 
-    torchvision takes hidden ones, which turns ``.ipynb_checkpoints`` into a class and the
-    ``._x.jpg`` companions of macOS archives into unreadable images. Links to folders are followed,
-    with a warning that names them.
+    torchvision takes hidden files and folders too, which turns ``.ipynb_checkpoints`` into a class
+    and the ``._x.jpg`` companions of macOS archives into unreadable images. Links to folders are
+    followed, with a warning that names them.
     """
     classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     if not classes:
@@ -123,10 +123,10 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _images_below(folder: Path, links: list[str]) -> list[Path]:
-    """Return the images below a class folder; links to folders that were followed go to `links`.
+    """Return the images below a class folder, and add the links to folders there to `links`.
 
-    A folder is read once, by its own name where it has one here: links that point at each other's
-    folder would be followed for ever.
+    Each folder is read once, under its own name rather than a link's where both lead to it: links
+    that point at each other's folder would otherwise be followed for ever.
     """
 
     def stop(error: OSError):

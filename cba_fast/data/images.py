@@ -1,4 +1,4 @@
-"""Read image files: truncated JPEGs as far as they go, everything else whole or not at all."""
+"""Read image files as RGB, truncated JPEGs as far as their data goes."""
 
 import io
 import os
@@ -13,21 +13,21 @@ from ..files import open_regular
 _EOI = b"\xff\xd9"  # JPEG's end-of-image marker
 # The modes in which Pillow opens 16-bit grey files ("I" before Pillow 11 for PNG).
 _GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
-_TURNED = (5, 6, 7, 8)  # EXIF orientations whose photo is shown with width and height swapped
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the width and the height
 
 
 def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
     """Read an image as RGB.
 
-    The EXIF orientation is ignored, as in the study. Alpha is dropped, palettes, grey and CMYK are
-    converted by Pillow; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour (its own
-    conversion clips at 255 and leaves a white image). 32-bit grey is read by its range: floats of 0
-    to 1 are scaled to 0 to 255, values up to 255 taken as they are, integers up to 65535 as 16-bit.
+    The EXIF orientation is ignored, as in the study. Alpha is dropped; palettes, grey and CMYK are
+    converted by Pillow. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour (its
+    conversion of 16-bit grey clips at 255 and leaves a white image). 32-bit grey is read by its
+    range: floats from 0 to 1 are scaled to 0 to 255, values up to 255 are taken as they are, and
+    integers up to 65535 as 16-bit.
 
-    A JPEG that ends early is decoded as far as it goes; what lacks is grey, or the coarser scans
-    of a progressive file. The end is supplied by this reader for this file only, instead of
-    through Pillow's global ``LOAD_TRUNCATED_IMAGES``, so that nothing changes for other code of the
-    process and threads do not matter.
+    A JPEG that ends early is decoded as far as it goes; the missing part is grey, or has the
+    coarser scans of a progressive file. Pillow's global ``LOAD_TRUNCATED_IMAGES`` stays as it is,
+    so that other code and other threads of the process are not affected.
 
     Returns:
         The image in mode "RGB", and whether the file was truncated.
@@ -35,8 +35,8 @@ def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
     Raises:
         ImageError: the file is missing, not a regular file or not an image, its header is cut, it
             is truncated in another format than JPEG, it has more pixels than Pillow's limit against
-            decompression bombs, 32-bit grey values of another range, or becomes one constant colour
-            which it is not in the file; the message names the file.
+            decompression bombs, it has 32-bit grey values of another range, or it would become one
+            constant colour although its pixels differ; the message names the file.
     """
     path = Path(path)
     try:
@@ -45,7 +45,8 @@ def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
                 return _decode(f)
             except _CutInTables:
                 pass
-        # Cut inside the tables between two scans of a progressive file: what came before is fine.
+        # The file is cut inside the tables between two scans of a progressive JPEG: everything
+        # before these tables can be decoded.
         data = path.read_bytes()
         return _decode(io.BytesIO(data[: max(data.rfind(b"\xff\xc4"), data.rfind(b"\xff\xda"))]))
     except Exception as e:
@@ -77,12 +78,12 @@ def read_header(path: str | os.PathLike) -> tuple[tuple[int, int], bool]:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    # Cameras write JPEG; to look for EXIF in a PNG, Pillow would decode all of it.
+    # Only JPEG is looked at: cameras write it, and Pillow would decode a whole PNG to find EXIF.
     if image.format not in ("JPEG", "MPO") or "exif" not in image.info:
         return False
     try:
         return image.getexif().get(0x0112) in _TURNED
-    except Exception:  # damaged EXIF, of which Pillow raises many types, turns nothing
+    except Exception:  # Pillow raises many types on damaged EXIF, which then turns nothing
         return False
 
 
@@ -105,9 +106,9 @@ def _decode(file) -> tuple[Image.Image, bool]:
 
 
 def _finishing_reader(image: Image.Image, supplied: list[bool]):
-    """Return a replacement of Pillow's hook `load_read` that adds one end-of-image marker.
+    """Return a replacement for Pillow's hook `load_read` that can add an end-of-image marker.
 
-    `supplied` gets an entry when the marker was needed, that is, when the file ended early.
+    `supplied` gets an entry if the marker was needed, which means that the file ended early.
     """
 
     def load_read(count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Number the classes of a data set as a model does: by name, by number, never by guessing."""
+"""Find out which of a model's classes each class of a data set is, without guessing."""
 
 import os
 import re
@@ -32,24 +32,28 @@ def model_labels(
     class_names: Sequence[str] | None = None,
     true_labels: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Return the model's class of each image that has one, by image id.
+    """Return each image's label in the numbering of the model, by image id.
 
-    The first of these that applies decides:
+    The first of these rules that applies decides:
 
-    1. `class_names`, if every class of the set is among them: labels are positions there.
-    2. True labels: the given ones, or those of a CUB_200_2011 folder or of metadata.
-    3. Class folders that all begin with a number ("003.Sooty_Albatross", "10", "7_x"): the numbers
-       are the labels, from 0 if there is a 0, from 1 if the largest is the number of classes.
-    4. As many class folders as classes: positions in the sorted list.
+    1. `class_names` contains every class of the set: a label is a position in `class_names`.
+    2. There are true labels: those given, or those of a CUB_200_2011 folder or of metadata.
+    3. All class folders begin with different numbers ("003.Sooty_Albatross", "10", "7_x"): these
+       count from 0 if there is a 0, and from 1 if the largest is the number of classes.
+    4. No `class_names` are given, and there are as many class folders as classes, not numbered as
+       in rule 3: a label is the position in the sorted list of folders.
 
     Args:
         images: the data set.
-        num_classes: of the model.
-        class_names: of the model's classes, in the order of their labels; None if not known.
-        true_labels: of ground truth that goes with the images, by image id.
+        num_classes: number of classes of the model.
+        class_names: names of the model's classes, in the order of their labels; None if not known.
+        true_labels: labels of the ground truth that belongs to the images, by image id.
+
+    Returns:
+        The labels, from 0; images without a label in the data set are left out.
 
     Raises:
-        InputError: none applies, or a label is outside of the model's classes; the message says
+        InputError: no rule applies, or a label is outside of the model's classes; the message says
             what would help.
     """
     if class_names is not None and len(class_names) != num_classes:
@@ -80,7 +84,7 @@ def model_labels(
 
 
 def _folder_labels(images: ImageSet, num_classes: int, class_names) -> list[int]:
-    """Return the label of each class folder, if the folders themselves say it."""
+    """Return the label of each class folder, if the folders' names tell it (rules 3 and 4)."""
     folders = images.class_names
     way_out = "name the classes in label order in a file, `classes`, one per line"
     if class_names is not None:
@@ -118,7 +122,7 @@ _NUMBERED = re.compile(r"(\d{1,9})(?:$|[._\- ](?!\d))", re.ASCII)
 
 
 def _are_made_up(images: ImageSet) -> bool:
-    """Whether the names are the labels themselves, as metadata without class folders has them."""
+    """Whether metadata without class folders has only numbers for the names of its classes."""
     numbers = tuple(str(i) for i in range(len(images.class_names)))
     return images.kind == "metadata" and images.class_names in ((), numbers)
 

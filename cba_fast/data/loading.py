@@ -1,4 +1,4 @@
-"""The preprocessing of the study and a Dataset whose bad images do not end a run."""
+"""Preprocessing of images, and a Dataset in which an unreadable image does not end a run."""
 
 from collections.abc import Callable, Sequence
 
@@ -46,18 +46,18 @@ def erf_map_transform(size: int = 1024) -> Compose:
 
 
 class ImageDataset(Dataset):
-    """The images of `records`, preprocessed; an unreadable one is reported, not raised.
+    """The preprocessed images of `records`; for an unreadable one, the reason instead of an error.
 
-    An item is a dict that the default collate function batches:
-    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (the file ended
-    early and was decoded as far as it goes) and ``error`` ("" or why the image cannot be read;
-    ``image`` is zero then, and the caller leaves it out). Raising instead would end the DataLoader
-    worker and with it the run.
+    An item is a dict that the default collate function can batch:
+    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (whether the file
+    ended early and was decoded as far as it goes) and ``error`` ("", or why the image cannot be
+    read; ``image`` is zero then, and the caller leaves it out). An exception would end the
+    DataLoader's worker and with it the run.
 
     Args:
         records: the images, in the order of the items.
         input_size: S, the side of the tensors that `transform` makes.
-        transform: PIL RGB image -> (3,S,S) float32; default `study_transform(input_size)`.
+        transform: PIL RGB image -> (3,S,S) tensor; default `study_transform(input_size)`.
     """
 
     def __init__(

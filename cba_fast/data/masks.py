@@ -24,10 +24,10 @@ class Masks(Short):
     """The mask files of one split.
 
     Attributes:
-        root: what the paths are relative to.
+        root: the folder that the paths are relative to.
         image_ids: the ids in data set order.
-        paths: the mask files per id.
-        size: the side or (H, W) of the masks in pixels, to which the files are resized.
+        paths: the mask files by id.
+        size: the side or (H, W) in pixels to which the masks are resized.
     """
 
     root: Path
@@ -41,10 +41,10 @@ class Masks(Short):
         return map_shape(self.size, name="size")
 
     def read(self, image_id: str) -> np.ndarray:
-        """Read the mask of an image: the union of its objects, and what is ignored.
+        """Read the mask of an image: the union of its objects, and the region to ignore.
 
-        Each file is read as grey, resized to `size` with OpenCV's nearest neighbour, and taken as
-        set where it is above 0.5. The ignored region counts only outside of the foreground.
+        Each file is read as grey and resized to `size` with OpenCV's nearest neighbour; pixels
+        above 0.5 are set. Pixels of the foreground are never ignored.
 
         Returns:
             (H, W) uint8: `BACKGROUND`, `FOREGROUND` or `IGNORED`.
@@ -87,17 +87,17 @@ def load_masks(
     size: Size = OFFICIAL_SIZE,
     image_ids: Sequence[str] | None = None,
 ) -> Masks:
-    """Read which masks belong to the images of a split.
+    """List the mask files of the images of a split, without opening them.
 
     Args:
         metadata_root, dataset_name, split: as for :func:`cba_fast.data.load_boxes`.
         mask_root: the folder that the paths in ``localization.txt`` are relative to.
         size: the side or (H, W) of the masks; 224 in the official protocol.
-        image_ids: only these, in this order; None takes the whole split.
+        image_ids: the images to take, in this order; None takes the whole split.
 
     Raises:
-        InputError: a file of the metadata is missing or malformed, or describes boxes; no folder
-            `mask_root`; an id of `image_ids` is not in the split.
+        InputError: a file of the metadata is missing or malformed, or describes boxes; there is no
+            folder `mask_root`; an id of `image_ids` is not in the split.
     """
     folder = metadata.find_folder(metadata_root, dataset_name, split)
     root = Path(mask_root)

@@ -17,8 +17,8 @@ from .cub import check_same_ids
 from .records import DEFAULT_SPLIT, ImageRecord, ImageSet, check_image_id
 from .textlines import bad_line, check_relative, duplicate, read_lines, read_text, shown, some
 
-MAX_NUMBER = 2**31 - 1  # of sizes and box corners
-MAX_LABEL = 10**6 - 1  # lists of classes are as long as the largest label
+MAX_NUMBER = 2**31 - 1  # largest side of an image and coordinate of a box
+MAX_LABEL = 10**6 - 1  # bounds the lists of classes, which are as long as the largest label
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,8 +26,8 @@ class MaskPaths(Short):
     """Where the masks of an image lie, below the mask root.
 
     Attributes:
-        masks: one mask per object; their union is the foreground.
-        ignore: the mask of what is not scored (outside of the foreground), or None.
+        masks: the files of the objects' masks; their union is the foreground.
+        ignore: the file of the region that is not scored (outside of the foreground), or None.
     """
 
     masks: tuple[str, ...]
@@ -39,8 +39,8 @@ def find_folder(
 ) -> Path:
     """Return the folder with the four text files.
 
-    It is ``metadata_root/<dataset_name>/<split>``, `metadata_root` itself or
-    ``metadata_root/<split>``, the first of them that is there; without `split`, "test" is meant.
+    It is the first that exists of ``metadata_root/<dataset_name>/<split>``, `metadata_root` itself
+    and ``metadata_root/<split>``; a `split` of None means "test".
 
     Raises:
         InputError: none of them holds ``image_ids.txt`` (the message lists the places tried), or
@@ -53,7 +53,7 @@ def find_folder(
         tried = [root / dataset_name / wanted, *tried]
     for folder in tried:
         if (folder / "image_ids.txt").is_file():
-            if folder in (root, root / wanted):  # else both names are in the path
+            if folder in (root, root / wanted):  # the other folder's path holds both names
                 _check_agrees(folder, root, dataset_name, split)
             return folder
     hint = ""
@@ -271,19 +271,19 @@ def _integers(data: np.ndarray, start: np.ndarray, end: np.ndarray):
 
 
 def _line(path: Path, row: int) -> tuple[int, str]:
-    """Return number and text of the line that a row of :func:`_read_table` comes from."""
+    """Return the number and the text of the line that a row of :func:`_read_table` comes from."""
     return next(line for i, line in enumerate(read_lines(path)) if i == row)
 
 
 def _refuse_row(path: Path, bad: np.ndarray, want: str) -> None:
-    """Raise an `InputError` about the first row of which a value is `bad` (rows, count)."""
+    """Raise an `InputError` about the first row of `bad` (rows, count) that holds a True."""
     if bad.any():
         raise bad_line(path, *_line(path, int(bad.any(1).argmax())), want)
 
 
 def _by_id(folder: Path, path: Path, ids: tuple[str, ...], owners: tuple, values: list) -> dict:
-    """Return the value of each id, which must be those of ``image_ids.txt``, each once."""
-    if owners == ids:  # whose strings know their hashes
+    """Return the values by id; the ids must be those of ``image_ids.txt``, each given once."""
+    if owners == ids:  # the strings of `ids` know their hashes already
         return dict(zip(ids, values))
     found = dict(zip(owners, values))
     if len(found) != len(owners):

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..files import open_regular
 
-# NumPy parses the header as a Python literal: a damaged one raises what the parser or a dtype does.
+# NumPy parses the header as a Python literal, so a damaged header can raise whatever the parser and
+# the constructor of dtypes raise.
 NPY_ERRORS = (
     *(OSError, ValueError, EOFError, TypeError, ArithmeticError, LookupError, AttributeError),
     *(SyntaxError, RecursionError, MemoryError, tokenize.TokenError),
@@ -18,7 +19,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 def is_plain_shape(shape: tuple) -> bool:
-    """Return whether all of `shape` are integers above 0; NumPy's parser lets -1 and True pass."""
+    """Return whether all of `shape` are integers above 0; NumPy's parser accepts -1 and True."""
     return all(type(n) is int and n > 0 for n in shape)
 
 
@@ -37,7 +38,7 @@ def check_npy(file: BinaryIO) -> None:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # 3.0 is 2.0 in UTF-8, and only names of fields are not ASCII
+    else:  # version 3.0 differs from 2.0 only in names of fields that are not ASCII
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not unpickled")

@@ -1,7 +1,8 @@
 """Files of ranked class predictions, for top-1 and top-5 localization.
 
-CSV with a header, one line per image: ``image_id,top1,top2,...``, 0-based classes, best first (an
-id with a comma is quoted, as CSV has it). Or JSON, an object of lists: ``{"<id>": [best, ...]}``.
+A CSV file has the header ``image_id,top1,top2,...`` and one line per image with its 0-based
+classes, best first; an id with a comma is quoted. A JSON file holds an object of lists:
+``{"<id>": [best, ...]}``.
 """
 
 import contextlib
@@ -23,12 +24,12 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
     """Read the predicted classes of each image, best first.
 
     Args:
-        path: a file ``*.json``, or of any other name with CSV.
+        path: the file; a name that ends in ``.json`` is read as JSON, any other as CSV.
 
     Raises:
-        InputError: not readable, a missing header, an image without classes or given twice, or a
-            class that is no integer from 0 to below 2**31; the message names file, line (or image)
-            and value.
+        InputError: the file is not readable or has no header, an image has no classes or is given
+            twice, or a class is no integer from 0 to 2**31 - 1; the message names file, line (or
+            image) and value.
     """
     path = Path(path)
     text = read_text(path)
@@ -94,7 +95,7 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
     rows = []
     for row in lines:
         if row:
-            # rows may differ in length; the cells that a spreadsheet fills up with are empty
+            # Rows may differ in length; spreadsheets fill up the shorter ones with empty cells.
             classes = [cell.strip() for cell in row[1:]]
             while classes and not classes[-1]:
                 classes.pop()

@@ -1,4 +1,4 @@
-"""Lay out CUB_200_2011 for the study: from an archive or a folder, with the train/test split."""
+"""Lay out CUB_200_2011, given as an archive or a folder, as the study's commands expect it."""
 
 import logging
 import os
@@ -19,13 +19,13 @@ log = logging.getLogger("cba_fast")
 SPLIT_FOLDER = "images_splitted"
 _EXTRACTING = ".tmp-extracting"
 
-# progress(what, done, total); the units (bytes or files) differ per `what`.
+# progress(what, done, total); `what` decides whether bytes or files are counted.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, repr=False)
 class Prepared(Short):
-    """Where `prepare_cub` put things.
+    """The folders and counts that `prepare_cub` has made.
 
     Attributes:
         cub_root: the CUB_200_2011 folder below the output.
@@ -50,21 +50,21 @@ def prepare_cub(
     """Make ``<output>/CUB_200_2011`` and its ``images_splitted/{train,test}``.
 
     A run that is killed can be started again: an archive is extracted to a temporary name and
-    renamed when it is complete, and files that are in place already are kept. Nothing is deleted or
-    overwritten but the temporary folder.
+    renamed when it is complete, and files that are in place already are kept. Nothing but the
+    temporary folder is deleted or overwritten.
 
     Args:
-        source: CUB_200_2011.tgz (or .tar, .zip), or the extracted folder (or the folder that holds
-            it). Of an archive only the lists and images are unpacked.
+        source: CUB_200_2011.tgz (or .tar, .zip), the extracted folder, or the folder that holds it.
+            Only the lists and the images of an archive are unpacked.
         output: the data set's folder.
-        copy: copy the images; else hard links, and relative symbolic links where the file system
-            has no hard links or the source lies on another one.
+        copy: copy the images. Otherwise they are hard links, or relative symbolic links where the
+            file system has no hard links or the source lies on another one.
         progress: called as ``progress(what, done, total)``.
 
     Raises:
-        InputError: the source is neither, the archive is damaged, incomplete or far larger than
-            CUB, has members that lead outside, links or devices, the lists are inconsistent or name
-            paths that lead outside, or a file in the way differs from the one to be placed.
+        InputError: the source is no archive or folder of CUB; the archive is damaged, incomplete or
+            far larger than CUB, or has members that lead outside, links or devices; the lists are
+            inconsistent or name paths that lead outside; or another file is where one is to go.
     """
     source, output = Path(source), Path(output)
     report = progress or (lambda what, done, total: None)
@@ -81,7 +81,7 @@ def prepare_cub(
     if not cub.is_cub(target):
         raise InputError(f"{target} is in the way: it is not a CUB_200_2011 folder (no images.txt)")
     done = split_images(target, copy=copy, progress=progress)
-    load_boxes(cub_root=target, split="all", allow_beyond=True)  # warns of boxes beyond the images
+    load_boxes(cub_root=target, split="all", allow_beyond=True)  # logs its warnings
     return done
 
 
@@ -95,8 +95,8 @@ def split_images(
         copy, progress: as in :func:`prepare_cub`.
 
     Raises:
-        InputError: an image is missing, the lists are inconsistent, or a file in the way differs
-            from the one to be placed.
+        InputError: an image is missing, the lists are inconsistent, another file is where one is
+            to go, or a folder of the split holds other images.
     """
     root = Path(root)
     report = progress or (lambda what, done, total: None)
@@ -125,7 +125,7 @@ def _check_complete(root: Path, index: cub.CubIndex, hint: str = "") -> None:
 
 
 def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> None:
-    """Place lists and images of `root` below `target`; ``images.txt`` last marks it complete."""
+    """Place the lists and images of `root` below `target`; ``images.txt`` comes last."""
     index = cub.read_index(root)
     names = list(index.names.values())
     real = (root / "images").resolve()
@@ -139,7 +139,7 @@ def _import_folder(root: Path, target: Path, copy: bool, report: Progress) -> No
         _place(root / "images" / name, target / "images" / name, copy)
         report("images", done + 1, len(names))
     for name in sorted(cub.TEXT_FILES, key=lambda n: n == "images.txt"):
-        # Always copied: a list that is edited later must not change the source's.
+        # Lists are always copied: editing one later must not change the source's.
         _place(root / name, target / name, copy=True)
     remove_leftovers(target / name for name in [*cub.TEXT_FILES, *(f"images/{n}" for n in names)])
 
@@ -157,7 +157,8 @@ def _place(source: Path, target: Path, copy: bool) -> None:
         with atomic_path(target) as tmp:
             shutil.copyfile(source, tmp)
         return
-    # The real file: Linux hard-links a symbolic link itself, and a relative one breaks elsewhere.
+    # Links go to the real file: Linux would hard-link a symbolic link itself, and a relative one
+    # breaks in another folder.
     source = source.resolve()
     try:
         os.link(source, target)
@@ -166,7 +167,7 @@ def _place(source: Path, target: Path, copy: bool) -> None:
 
 
 def _refuse_strangers(folder: Path, names: set[str]) -> None:
-    """Make sure that `folder` holds the images `names` and no others: training reads all of it."""
+    """Make sure that `folder` holds no images but `names`, because training reads all of them."""
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     strangers = sorted(n for n in found - names if not n.rsplit("/", 1)[-1].startswith(".tmp-"))
     if strangers:

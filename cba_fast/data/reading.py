@@ -1,4 +1,4 @@
-"""Read a data set in given batches: bad images are set aside and reported, not raised."""
+"""Read a data set in given batches; images that cannot be used are reported, not raised."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,18 @@ from ..short import Short
 from .textlines import counted, some
 from .transfer import to_device
 
-MOST_LISTED = 20  # failed images in a report: a folder that is missing fails thousands
+MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
 @dataclass(repr=False)
 class Report(Short):
-    """The images of a run that gave no result, or were not whole.
+    """The images of a run that gave no result, or whose files were truncated.
 
     Attributes:
         failed: (data set index, reason) of each image without a result, in the run's order.
-        truncated: data set indices of images that were decoded as far as they go.
-        strict: raise at the first failed image instead of noting it.
-        name: gives an image's name from its data set index.
+        truncated: data set indices of the truncated images, decoded as far as they go.
+        strict: raise an error at the first failed image instead of noting it.
+        name: function from an image's data set index to its name.
     """
 
     failed: list[tuple[int, str]] = field(default_factory=list)
@@ -34,24 +34,24 @@ class Report(Short):
     name: Callable[[int], str] = str
 
     def fail(self, index: int, reason: str) -> None:
-        """Note that the image gave no result; raises `ImageError` in a strict run."""
+        """Note that an image gave no result; in a strict run, raise an `ImageError`."""
         if self.strict:
             raise ImageError(f"{self.name(index)}: {reason}")
         self.failed.append((index, reason))
 
     def check_any(self, count: int) -> None:
-        """Raise an `ImageError` if images failed and `count`, the number of results, is 0."""
+        """Raise an `ImageError` if `count`, the number of results, is 0 and images failed."""
         if count == 0 and self.failed:
             index, reason = self.failed[0]
             count = counted(len(self.failed), "image")
             raise ImageError(f"none of the {count} could be used; {self.name(index)}: {reason}")
 
     def first_failure(self) -> str:
-        """Return what is wrong with the first image that gave no result, or ""."""
+        """Return name and reason of the first image that gave no result, or ""."""
         return "".join(f"{self.name(i)}: {reason}" for i, reason in self.failed[:1])
 
     def lines(self) -> list[str]:
-        """Return what to tell at the end of a run: nothing if all images were whole."""
+        """Return the lines to print at the end of a run; none if all images were whole."""
         out = []
         if self.truncated:
             names = some([self.name(i) for i in self.truncated])
@@ -70,7 +70,7 @@ class Report(Short):
         return json.dumps({"failed": self.failed, "truncated": self.truncated})
 
     def loads(self, text: str) -> None:
-        """Take over the report that :meth:`dumps` made of an earlier part of the run."""
+        """Read what :meth:`dumps` returned in an earlier part of the run."""
         stored = json.loads(text)
         self.failed = [(index, reason) for index, reason in stored["failed"]]
         self.truncated = stored["truncated"]
@@ -101,19 +101,19 @@ def read_batches(
     memory_format: torch.memory_format = torch.contiguous_format,
     finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Yield the batches in order; a GPU gets them through pinned memory and is not waited for.
+    """Yield batches of images in order; those for a GPU are on their way when they are yielded.
 
     Args:
         dataset: items are dicts with ``image`` (3,S,S), ``truncated`` (bool) and ``error`` ("", or
             why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives them.
         batches: data set indices of each batch. The caller cuts them, so that a continued run sees
-            the batches of an uninterrupted one: a result's last bits can depend on which images
-            share its batch.
+            the batches of an uninterrupted one: the last bits of a result can depend on the other
+            images of its batch.
         report: gets the failed and truncated images.
-        num_workers: processes that read images; 0 reads in this one.
+        num_workers: processes that read images; 0 reads in this process.
         device: where the images go.
-        memory_format: of the image batches.
-        finish: the rest of the preprocessing, applied to a batch where it went.
+        memory_format: memory format of the image batches.
+        finish: the rest of the preprocessing, applied to each batch on `device`.
 
     Raises:
         ImageError: an unreadable image, if `report` is strict.
@@ -140,12 +140,12 @@ def read_batches(
 
 
 def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | None]:
-    """Return (error, truncated) of each item, and the readable images stacked where they were read.
+    """Return (error, truncated) of each item, and the readable images as one array.
 
-    An array, because arrays travel from a worker through a pipe. A tensor would travel in a shared
-    memory file, and where that cannot be made (a file size limit, a full /dev/shm) the error stays
-    in the worker's sending thread and the run waits forever. (For the same reason the loader does
-    not pin: that is for tensors, and happens in `to_device`.)
+    An array travels from a worker to the run through a pipe. A tensor would travel in a shared
+    memory file; where that cannot be made (a file size limit, a full /dev/shm), the error stays in
+    the worker's sending thread and the run waits for ever. The loader pins tensors only, so memory
+    is pinned in `to_device`.
     """
     states = [(item["error"], bool(item["truncated"])) for item in items]
     images = [item["image"].numpy() for item in items if not item["error"]]

@@ -1,4 +1,4 @@
-"""What one image of a data set is, and the name that its score map gets."""
+"""The images of a data set as records, and the names of their score maps."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class ImageRecord:
     """One image of a data set.
 
     Attributes:
-        image_id: path below the data root with "/" (official metadata: the official id).
+        image_id: path below the data root with "/" (for official metadata, the official id).
         root: the folder that the id is relative to.
         label: 0-based class, or None where the data set has none.
     """
@@ -60,7 +60,7 @@ class ImageSet(Short):
         kind: "imagefolder", "cub" or "metadata".
         records: the images.
         class_names: the name of each label.
-        source: what was read to list them, for a line of a command: a folder, perhaps its split.
+        source: what was read to list them, as commands print it: a folder, perhaps with a split.
     """
 
     root: Path
@@ -93,10 +93,10 @@ def check_image_id(image_id: str, where: str) -> None:
 
 
 def make_record(image_id: str, root: Path, label: int | None, where: str) -> ImageRecord:
-    """Return the record of `image_id`; `where` (file and line) opens the message if it is refused.
+    """Return the record of an image.
 
     Raises:
-        InputError: as :func:`check_image_id`.
+        InputError: as :func:`check_image_id`; the message starts with `where` (file and line).
     """
     check_image_id(image_id, where)
     return ImageRecord(image_id, root, label)
@@ -108,12 +108,12 @@ def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[s
     Args:
         records: the images.
         rule: "study": ``<folder>/<name up to its first dot>.npy``; "official": the whole id and
-            ``.npy``, as wsolevaluation names maps; None: the study's, or the official ones if two
-            of the study's would be the same.
+            ``.npy``, as wsolevaluation names maps; None: the study's names, or the official ones if
+            two of the study's would be the same.
 
     Raises:
-        InputError: two images would write the same map under the study's rule, which was asked for;
-            the message names both images and the map. Or no such rule.
+        InputError: the rule is "study" and two images would write the same map (the message names
+            both images and the map), or there is no such rule.
     """
     if rule not in (None, *MAP_NAMES):
         raise InputError(f"`map_names` is {rule!r}, not one of {', '.join(MAP_NAMES)}")

@@ -3,12 +3,13 @@
 A store is a folder with
 
 - ``maps.npy``: (N, H, W) uint8, the bytes u = uint8(255 * m) that MaxBoxAcc starts from;
-- ``names.txt``: N lines; line i is the name that the map i would have as a file, without ``.npy``
+- ``names.txt``: N lines; line i is the name that map i would have as a file, without ``.npy``
   (an image id, or the study's ``<folder>/<stem>``);
 - ``present.npy``: (N,) uint8, 1 where the map is written.
 
-``numpy.load`` reads all of it. The bytes of a map are an eighth of its float64 file, and the scores
-are the same: MaxBoxAcc sees a map through these bytes alone (PxAP does not).
+``numpy.load`` reads both arrays. A store takes an eighth of the space of float64 files and gives
+the same MaxBoxAcc, which depends on a map through these bytes only. PxAP needs the scores
+themselves.
 """
 
 import os
@@ -34,7 +35,7 @@ def is_store(path: str | os.PathLike) -> bool:
 
 
 class ScoreStore:
-    """Read the maps of a store by image id.
+    """Reads the maps of a store by image id.
 
     Args:
         root: the folder of the store.
@@ -42,7 +43,7 @@ class ScoreStore:
     Attributes:
         names: the names of the maps, in the order of their rows.
         shape: (H, W) of every map.
-        ambiguous: ids that both an official and a study's name fitted (the official one is taken).
+        ambiguous: ids for which the store has a map of either name (the official one is taken).
 
     Raises:
         ScoreMapError: a file of the store is missing or does not fit the others.
@@ -72,7 +73,7 @@ class ScoreStore:
         return {name: row for row, name in enumerate(self.names) if self.present[row]}
 
     def read_present(self) -> np.ndarray:
-        """Return (N,) bool: which maps are written, as the files say now.
+        """Read which maps are written by now: (N,) bool.
 
         Raises:
             ScoreMapError: ``present.npy`` is not (N,) uint8.
@@ -86,7 +87,9 @@ class ScoreStore:
         return present.astype(bool)
 
     def find(self, image_id: str) -> int | None:
-        """Return the row of the map of `image_id`, or None; the rule is that of `MapFolder`.
+        """Return the row of the map of `image_id`, or None if there is none.
+
+        As in a `MapFolder`, the official name goes before the study's.
 
         Raises:
             InputError: the id is no plain relative path.
@@ -108,15 +111,15 @@ class ScoreStore:
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Read the maps of `rows`: (len(rows), H, W) uint8.
 
-        The file is read, not mapped: pages of a mapped file count as the process's memory for as
-        long as the map lives, which for a whole data set are gigabytes.
+        The file is read rather than mapped, because the pages of a mapped file count as memory of
+        the process: gigabytes for a whole data set.
 
         Raises:
             ScoreMapError: the file ends before a map.
         """
         out = np.empty((len(rows), *self.shape), np.uint8)
         size = self.shape[0] * self.shape[1]
-        # runs of neighbouring rows are read at once
+        # Neighbouring rows are read at once.
         ends = [i for i in range(1, len(rows) + 1) if i == len(rows) or rows[i] != rows[i - 1] + 1]
         starts = [0, *ends[:-1]]
         with open(self.root / MAPS, "rb", buffering=0) as f:
@@ -132,10 +135,10 @@ class ScoreStore:
 
 
 class StoreWriter:
-    """Fill a store, row by row, in any order.
+    """Writes the maps of a store, in any order.
 
-    A map counts once its byte in ``present.npy`` is set, which comes after its own bytes: a killed
-    run leaves whole maps and missing ones, and a later writer goes on with the missing ones.
+    A map counts once its byte in ``present.npy`` is set, which is written after the map. So a
+    killed run leaves whole maps and missing ones, and a later writer can add the missing ones.
 
     Args:
         root: the folder of a store that `create_store` has made.
@@ -181,7 +184,7 @@ class StoreWriter:
 
 
 def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int, int]) -> None:
-    """Make an empty store: every map is missing. Files of an earlier store are replaced.
+    """Make a store in which every map is missing. Files of an earlier store are replaced.
 
     Args:
         root: the folder; it need not exist.
@@ -189,8 +192,8 @@ def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int
         shape: (H, W) of every map.
 
     Raises:
-        InputError: no names, or one that is duplicate, not a plain relative path, or of several
-            lines.
+        InputError: no names, or a name that is duplicate, not a plain relative path, or does not
+            fit into one line.
         OSError: the folder cannot be written.
     """
     root = Path(root)
@@ -204,10 +207,10 @@ def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int
         if name in seen:
             raise InputError(f"{root}: two maps have the name {name!r}")
         seen.add(name)
-    # Without names there is no store: a killed run leaves no mixture of the old one and the new.
+    # The names go first and come last, so that a killed run leaves no mixture of two stores.
     (root / NAMES).unlink(missing_ok=True)
     with files.atomic_path(root / MAPS) as tmp:
-        # The file is sparse until the maps are written.
+        # This makes a sparse file, which takes no space until the maps are written.
         np.lib.format.open_memmap(tmp, "w+", np.uint8, (len(names), *shape)).flush()
     files.write_npy(root / PRESENT, np.zeros(len(names), np.uint8))
     files.write_text(root / NAMES, "".join(f"{name}\n" for name in names))
@@ -235,7 +238,7 @@ def _open_npy(path: Path) -> np.memmap:
 
 
 def _put(file, offset: int, data: np.ndarray) -> None:
-    """Write all bytes of `data` at `offset`; the error of a full disk names the file."""
+    """Write all bytes of `data` at `offset`; an `OSError` names the file."""
     view = memoryview(data).cast("B")
     try:
         file.seek(offset)

@@ -1,7 +1,8 @@
-"""The generated data set: a CUB_200_2011 folder of procedurally drawn animals, with tight boxes.
+"""Draw a data set: a CUB_200_2011 folder of generated animals with tight boxes.
 
-It stands in for CUB where nothing may be downloaded: small, varied enough that a centred box or the
-full image scores badly, and drawn so that class activation maps light up a part of the object.
+It takes the place of CUB where nothing can be downloaded. It is small, varied enough that a centred
+box or the full image scores badly, and drawn so that class activation maps light up a part of the
+object.
 """
 
 import os
@@ -21,7 +22,7 @@ from .synth_animals import species
 from .synth_scene import Drawing, draw
 
 MANIFEST = "synth.json"
-# Raised whenever the same seed gives other pixels: an old folder is not taken for a new one then.
+# To be raised whenever the same seed gives other pixels, so that old folders are told apart.
 GENERATOR = 2
 _JPEG_QUALITY = 90
 
@@ -36,7 +37,7 @@ def draw_image(seed: int, label: int, index: int, size: int = 256) -> Drawing:
         size: side in pixels, at least 32.
 
     Returns:
-        The image as it is before JPEG compression, the object's mask and its tight box.
+        The image before JPEG compression, the object's mask and its tight box.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2, label, index]))
     return draw(species(seed, label), size, rng)
@@ -58,29 +59,29 @@ def generate(
 
     Each image depends on (seed, class, number) only: a set with more images or classes contains the
     smaller one, and the number of workers changes nothing. The same settings and library versions
-    give the same files: JPEGs, about 25 kB at 256 pixels, 1,000 per minute and core. In a box, x, y
-    is the first visible column and row of the object and x + w, y + h the last, as the inclusive
-    IoU counts. On the test images of the default set the best fixed centred box is right (IoU 0.5)
-    for 18 %, the full image for 7 %.
+    give the same files: JPEGs of about 25 kB at 256 pixels, 1,000 per minute and core. In a box,
+    x, y is the first visible column and row of the object and x + w, y + h the last, as the
+    inclusive IoU counts them. On the test images of the default set the best fixed centred box is
+    right (IoU 0.5) for 18 %, the full image for 7 %.
 
     Args:
-        root: the folder to make; an interrupted run in it is taken up, a finished one kept.
+        root: the folder to make; an interrupted run in it is continued, a finished one kept.
         classes: number of classes, 1 to 999.
         images_per_class: images of each class, training and test together.
         test_per_class: how many of them are test images.
         size: side of the images in pixels, at least 32.
         seed: 0 or more.
-        num_workers: threads; default one per core, 8 at most.
-        overwrite: draw anew and replace the set of an earlier run, its split included; files of
-            others are neither replaced nor removed.
+        num_workers: number of threads; None means one per core, 8 at most.
+        overwrite: draw anew and replace the set of an earlier run and its split. Other files are
+            neither replaced nor removed.
         progress: called as ``progress(done, total)`` after each image.
 
     Returns:
         `root`.
 
     Raises:
-        InputError: an argument is out of range, or `root` holds files of others.
-        OtherRunError: without `overwrite`, a set of other settings.
+        InputError: an argument is out of range, or `root` holds other files.
+        OtherRunError: `root` holds a set of other settings, and `overwrite` is False.
     """
     root = Path(root)
     settings = {
@@ -103,7 +104,7 @@ def generate(
 
 
 def _described(settings: dict) -> dict:
-    # `GENERATOR` says which pixels it draws, so that no other version counts.
+    # `GENERATOR` stands for all that decides about pixels, so other versions do not count.
     return {**describe(settings), "versions": {}}
 
 
@@ -113,7 +114,7 @@ def _folders(settings: dict) -> list[str]:
 
 
 def _names(settings: dict) -> dict[str, tuple[int, int]]:
-    """Return the images by their names: class and number within the class."""
+    """Return (class, number within the class) of each image by its name."""
     return {
         f"{folder}/{folder[4:]}_{i + 1:04d}.jpg": (label, i)
         for label, folder in enumerate(_folders(settings))
@@ -122,7 +123,7 @@ def _names(settings: dict) -> dict[str, tuple[int, int]]:
 
 
 def _files(names: dict[str, tuple[int, int]], settings: dict) -> list[str]:
-    """Return what belongs to a set: images, lists, and the links of its split."""
+    """Return the files of a set: images, lists, and the links of its split."""
     first_test = settings["images_per_class"] - settings["test_per_class"]
     split = [
         f"{SPLIT_FOLDER}/{'train' if i < first_test else 'test'}/{name}"
@@ -147,7 +148,7 @@ def _write(root: Path, settings: dict, names: dict, workers: int, progress) -> N
 def _run(write, jobs, files, workers: int, progress) -> list[tuple[int, int, int, int]]:
     """Write all images with `workers` threads and return their boxes in order."""
     boxes = []
-    # Threads are enough: OpenCV, NumPy and the JPEG encoder work outside Python's lock.
+    # Threads suffice, because OpenCV, NumPy and the JPEG encoder release Python's lock.
     with ThreadPoolExecutor(workers) as pool:
         try:
             for box in pool.map(write, jobs, files):

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF005  (points are NumPy arrays: "head + (dx, dy)" is a vector sum)
-"""The animals of the generated data set: what a class looks like, and one individual in one pose.
+"""The animals of the generated data set: classes, and individuals of a class in a pose.
 
 A class is a body plan (bird, quadruped, lizard, beetle) with its own proportions, a coat of its own
 hue, and one marked part (head, wing, tail, ...) in a stronger colour and pattern of its own. The
@@ -57,10 +57,10 @@ class Species:
 
 
 def species(seed: int, index: int) -> Species:
-    """Return class `index` of the data set `seed`; plans take turns, the rest is drawn.
+    """Return class `index` of the data set of `seed`.
 
-    Marks take turns as well (a random start, then the next colour of the list within a plan), so
-    that two classes of a plan never share a mark's colour up to 8 classes per plan.
+    Body plans take turns, and so do the marks' colours within a plan, from a random start: up to 8
+    classes of a plan have marks of different colours. Everything else is drawn at random.
     """
     first = np.random.default_rng([seed, 0])
     colors, start = list(MARKS), int(first.integers(len(MARKS)))
@@ -88,7 +88,7 @@ def species(seed: int, index: int) -> Species:
 
 
 def individual(kind: Species, rng: np.random.Generator) -> list[Tube]:
-    """Return the parts of one animal in one pose, those behind first."""
+    """Return the parts of one animal in one pose, from back to front."""
     coat = kind.coat.shifted(rng.normal(0, 0.025) + rng.normal(0, 0.012, 3))
     mark = kind.mark.shifted(rng.normal(0, 0.025) + rng.normal(0, 0.015, 3))
     limb = kind.limb.shifted(np.full(3, rng.normal(0, 0.05)))

@@ -1,4 +1,4 @@
-"""Paint tubes: the one primitive of the generated animals and of the clutter around them.
+"""Paint tubes, from which the generated animals and the clutter around them are made.
 
 A tube is a spine with a radius at each point, filled with a coat (colours and a pattern), shaded as
 a rounded body under a directional light.
@@ -9,12 +9,16 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-PATTERNS = ("plain", "stripes", "spots", "patches", "bands", "speckle")
-
 
 @dataclass(frozen=True)
 class Coat:
-    """Two colours (RGB in [0, 1]) and how they mix; `freq` is in cycles per unit of length."""
+    """Two colours and how they mix.
+
+    Attributes:
+        base, second: RGB in [0, 1].
+        pattern: "plain", "stripes", "spots", "patches", "bands" or "speckle".
+        freq: cycles of the pattern per unit of length.
+    """
 
     base: tuple[float, float, float]
     second: tuple[float, float, float]
@@ -48,12 +52,12 @@ class Tube:
 
 @dataclass(frozen=True)
 class View:
-    """Where an object stands in the image: squeeze along x, mirror, rotate, scale, translate.
+    """The place of an object in the image: squeezed along x, mirrored, rotated, scaled, moved.
 
     Attributes:
         scale: pixels per unit of length.
         angle: rotation in radians, clockwise on the screen.
-        mirror: looks to the left if True.
+        mirror: whether the object looks to the left.
         squeeze: foreshortening along the object's x axis, at most 1.
         center: where the object's origin lands, (x, y) in pixels.
     """
@@ -95,7 +99,7 @@ def smooth(points: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def extent(tubes: list[Tube], view: View) -> tuple[float, float, float, float]:
-    """Return x0, y0, x1, y1 in pixels of all tubes, the image's frame not regarded."""
+    """Return the bounding box x0, y0, x1, y1 of all tubes in pixels, not cut at the image."""
     boxes = []
     for tube in tubes:
         points, radii = smooth(tube.spine, tube.radii, 12)
@@ -149,7 +153,8 @@ def _paint_tube(tube, view, rgb, alpha, light, grain) -> None:
 
 
 def _tube_mask(points: np.ndarray, radii: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    # Discs joined by quads: an offset polygon would leave holes where a bent tube overlaps itself.
+    # A tube is drawn as discs joined by quads. The polygon of its outline would leave holes where a
+    # bent tube overlaps itself.
     mask = np.zeros(shape, np.uint8)
     step = np.diff(points, axis=0)
     length = np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6)[:, None]
@@ -165,7 +170,7 @@ def _tube_mask(points: np.ndarray, radii: np.ndarray, shape: tuple[int, int]) ->
 
 
 def _shade(depth: np.ndarray, thickest: float, light: np.ndarray) -> np.ndarray:
-    """Apply Lambert's law to a body with the profile of a quarter circle; the rims are darker."""
+    """Return brightness by Lambert's law for a rounded body with darker rims."""
     d = np.minimum(depth / thickest, 1)
     body = cv2.GaussianBlur(np.sqrt(d * (2 - d)) * thickest, (0, 0), max(0.7, 0.08 * thickest))
     gx = cv2.Sobel(body, cv2.CV_32F, 1, 0, scale=0.125)
@@ -188,7 +193,7 @@ def _coat_color(tube: Tube, view: View, window, grain: np.ndarray) -> np.ndarray
     coat = tube.coat
     share = _pattern(coat, along, across, grain)[..., None]
     color = np.float32(coat.base) * (1 - share) + np.float32(coat.second) * share
-    fur = _noise(grain, along * 9, across * 38)  # drawn out along the part, as hair and feathers
+    fur = _noise(grain, along * 9, across * 38)  # long along the part, as hair and feathers are
     return color * (1 + 0.1 * fur)[..., None]
 
 
@@ -214,7 +219,7 @@ def _pattern(coat: Coat, along: np.ndarray, across: np.ndarray, grain: np.ndarra
 
 
 def _noise(grain: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Sample the tile `grain` at (u, v), repeating; about zero mean, values mostly in [-1, 1]."""
+    """Sample the repeated tile `grain` at (u, v): about zero mean, values mostly in [-1, 1]."""
     return 0.7 * cv2.remap(
         grain, u + np.float32(31.5), v + np.float32(31.5), cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_WRAP,

@@ -1,4 +1,4 @@
-"""One generated image: a muted, cluttered background, one animal, weather, and the tight box."""
+"""Draw one image of the generated data set: a cluttered background, an animal and its box."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ import numpy as np
 from .synth_animals import Species, individual
 from .synth_render import Coat, Tube, View, extent, paint
 
-OVERSAMPLE = 2  # the animal is painted at twice the size: smooth outlines after averaging
-MIN_VISIBLE = 0.55  # share of the animal's frame-less box that must stay inside the image
+OVERSAMPLE = 2  # the animal is painted at twice the size, so that averaging smooths its outline
+MIN_VISIBLE = 0.55  # share of the animal's bounding box that must stay inside the image
 
-# Ground and far colours of the scenes (RGB): all of low saturation, so that no background colour
-# competes with a class's mark.
+# Near and far colours of the grounds (RGB), with little saturation, so that no background competes
+# with a class's mark.
 SCENES = (
     ((0.36, 0.37, 0.27), (0.50, 0.52, 0.44)), ((0.45, 0.40, 0.32), (0.55, 0.53, 0.50)),
     ((0.30, 0.30, 0.25), (0.36, 0.39, 0.33)), ((0.50, 0.48, 0.44), (0.62, 0.64, 0.66)),
@@ -26,7 +26,7 @@ class Drawing:
 
     Attributes:
         image: (S,S,3) uint8 RGB.
-        mask: (S,S) bool, the pixels where the animal is what is seen.
+        mask: (S,S) bool, the pixels that show the animal.
         box: x0, y0, x1, y1 of the mask, inclusive.
     """
 
@@ -41,7 +41,7 @@ def draw(kind: Species, size: int, rng: np.random.Generator) -> Drawing:
     Args:
         kind: the class.
         size: side of the image in pixels, at least 32.
-        rng: the only source of chance: the same state gives the same pixels.
+        rng: source of all randomness; the same state gives the same pixels.
     """
     light = np.array([rng.uniform(-0.7, 0.7), rng.uniform(-0.8, -0.2), 0.0])
     light[2] = np.sqrt(max(0.2, 1 - light @ light))
@@ -57,7 +57,7 @@ def draw(kind: Species, size: int, rng: np.random.Generator) -> Drawing:
         image = image * (1 - cover[..., None]) + layer
         alpha = alpha * (1 - cover)
     mask = alpha > 0.5
-    if not mask.any():  # thinner than a pixel wherever it is in the frame: take another pose
+    if not mask.any():  # what is inside the frame is thinner than a pixel: take another pose
         return draw(kind, size, rng)
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = (int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1]))
@@ -82,7 +82,7 @@ def _place(tubes: list[Tube], from_above: bool, size: int, rng) -> View:
 
 
 def _anywhere(length: float, out: float, size: int, rng) -> float:
-    """Return where an interval of `length` starts; up to the share `out` of it is outside."""
+    """Return the start of an interval of `length`, up to a share `out` of which lies outside."""
     low, high = -out * length, size - (1 - out) * length
     # Wildlife photographs seldom centre their animal: prefer the two ends of the range.
     share = rng.beta(0.3, 0.3)
@@ -222,7 +222,7 @@ def _foreground(size: int, rng) -> tuple[np.ndarray, np.ndarray]:
         angle, length = rng.normal(-np.pi / 2, 0.35), size * rng.uniform(0.2, 0.6)
         thickness = max(1, round(size * 0.008))
         _blade([(layer, color), (cover, 255)], start, angle, length, thickness, rng)
-    # On black, smoothed lines hold colour times opacity already.
+    # Smoothed lines on black hold colour times opacity already.
     return layer.astype(np.float32) / 255, cover.astype(np.float32) / 255
 
 

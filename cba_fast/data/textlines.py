@@ -1,4 +1,4 @@
-"""Read annotation files, their paths and numbers; complaints name the file, the line, its text."""
+"""Read text files of annotations, and word the messages about them."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import is_plain_relative, open_regular
 
-MAX_DIGITS = 40  # of a number in a file, sign, point and leading zeros included
+MAX_DIGITS = 40  # most characters of a number, with sign, point and leading zeros
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,6})?|nan|inf(inity)?)", re.IGNORECASE
@@ -17,7 +17,7 @@ _FLOAT = re.compile(
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Return the text of a UTF-8 file, without its byte order mark, line ends as they are.
+    """Return the text of a UTF-8 file without a byte order mark; line ends stay as they are.
 
     Raises:
         InputError: no such file, not a regular file, not readable, not UTF-8, or a NUL byte.
@@ -40,8 +40,8 @@ def read_text(path: str | os.PathLike) -> str:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (1-based line number, text) of the lines of `path` that are not blank.
 
-    Line ends may be LF or CRLF and a byte order mark may come first: people edit these files on
-    Windows. White space around a line is removed.
+    White space around a line is removed. Line ends may be LF or CRLF, and a byte order mark may
+    come first, because some of these files are edited on Windows.
 
     Raises:
         InputError: as :func:`read_text`.
@@ -53,11 +53,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_int(text: str) -> int:
-    """Return an integer of ASCII digits and a sign; Python's ``int`` also takes ``1_000``, spaces
-    around it and the digits of other scripts.
+    """Return an integer written in ASCII digits, with or without a sign.
+
+    Python's ``int`` would also take ``1_000``, spaces around it and the digits of other scripts.
 
     Raises:
-        ValueError: `text` is no such number, or of more than `MAX_DIGITS` characters.
+        ValueError: `text` is no such number, or has more than `MAX_DIGITS` characters.
     """
     if len(text) > MAX_DIGITS or not _INT.fullmatch(text):
         raise ValueError(f"not an integer: {shown(text)}")
@@ -65,10 +66,10 @@ def parse_int(text: str) -> int:
 
 
 def parse_float(text: str) -> float:
-    """Return a decimal number, as strict as :func:`parse_int`; "nan" and "inf" are numbers too.
+    """Return a decimal number, "nan" or "inf"; as strict as :func:`parse_int`.
 
     Raises:
-        ValueError: `text` is no such number, or of more than `MAX_DIGITS` characters.
+        ValueError: `text` is no such number, or has more than `MAX_DIGITS` characters.
     """
     if len(text) > MAX_DIGITS or not _FLOAT.fullmatch(text):
         raise ValueError(f"not a number: {shown(text)}")
@@ -79,9 +80,9 @@ def check_relative(path: str, where: str, what: str = "path") -> None:
     """Refuse a path that is no plain relative one; see :func:`cba_fast.files.is_plain_relative`.
 
     Args:
-        path: as a file names it.
+        path: the path, as an annotation file gives it.
         where: that file and the line, for the message.
-        what: what to call the path there.
+        what: what the message calls the path.
 
     Raises:
         InputError: it could lead out of the folder that it belongs to.
@@ -91,10 +92,10 @@ def check_relative(path: str, where: str, what: str = "path") -> None:
 
 
 def shown(value: object, most: int = 100) -> str:
-    """Return `value` as a message quotes it, cut where it is long."""
+    """Return `value` as messages quote it: its repr, cut after `most` characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists nested as deep
+    except (ValueError, RecursionError):  # integers of thousands of digits, lists nested as deep
         return f"a {type(value).__name__} too long to print"
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -129,7 +130,7 @@ def _plain(text: str) -> str:
 
 
 def unprintable(text: str) -> str:
-    """Return which character of a name would break tables, pictures or files; "" if none."""
+    """Describe the first character of a name that would break tables, pictures or files, or ""."""
     for c in text:
         if unicodedata.category(c) == "Cs":
             return f"half a surrogate pair (U+{ord(c):04X})"

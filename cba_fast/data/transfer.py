@@ -1,4 +1,4 @@
-"""Copies between the host and a device that neither of the two waits for."""
+"""Copies between the host and a GPU for which neither of the two has to wait."""
 
 import numpy as np
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """Return a host tensor on `device`; to a GPU through pinned memory, without waiting.
+    """Return a host tensor on `device`, without waiting for a copy to a GPU.
 
-    PyTorch keeps the pinned copy until the GPU has read it, and hands its pages out again then.
+    Such a copy goes through pinned memory, which PyTorch keeps until the GPU has read it.
     """
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -35,7 +35,7 @@ class Arriving:
             torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
             for t in tensors
         ]
-        # A blocking event lets the waiting thread sleep; another one keeps a core busy meanwhile.
+        # A blocking event lets the waiting thread sleep; any other keeps a core busy meanwhile.
         event = torch.cuda.Event(blocking=True)
         self._arrived = torch.cuda.current_stream(device).record_event(event)
 

@@ -1,4 +1,4 @@
-"""Effective receptive fields: input gradients, ERF sizes and ERF maps of any classifier."""
+"""Effective receptive fields (ERF): input gradients, ERF sizes and ERF maps of any classifier."""
 
 from .gradients import SCORES, center_gradient, input_gradient
 from .maps import AreaRatio, ErfMap, area_ratio, erf_map, measure_erf_map, scale_free_area_ratio

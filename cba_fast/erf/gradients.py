@@ -18,9 +18,9 @@ SCORES = ("prob", "logit", "logprob")
 def frozen(model: nn.Module) -> Iterator[None]:
     """Put `model` in eval mode with no parameter requiring a gradient; restore both at the end.
 
-    Weights must be frozen, or ``autograd.grad(score, x)`` still computes what the weight gradients
-    need. Eval mode keeps the images of a batch independent, so that the gradient of the batch's
-    summed score is each image's own gradient. Both are restored module by module, on errors too.
+    If weights were not frozen, ``autograd.grad(score, x)`` would compute their gradients as well.
+    Eval mode keeps the images of a batch independent, so that the gradient of the batch's summed
+    score is each image's own gradient. Modes and flags are restored one by one, on errors too.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -36,18 +36,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def gradient_of(
     model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor], *, checkpoint: str = "none"
 ) -> Tensor:
-    """Return the gradient of the scalar ``total(x)``, a function of `model`, at `x`.
+    """Return the gradient of the scalar ``total(x)``, which runs `model`, with respect to `x`.
 
-    `x` itself is left alone. Works under ``torch.no_grad`` and ``torch.inference_mode`` of the
-    caller; the model's own tensors must not be inference tensors.
+    `x` is left as it is. The caller may be under ``torch.no_grad`` or ``torch.inference_mode``, but
+    the model's own tensors must not be inference tensors.
 
     Args:
-        model: the module that `total` runs; frozen meanwhile (see :func:`frozen`), and with
-            convolutions that keep nothing (see :func:`~cba_fast.erf.lean.lean_convolutions`).
+        model: the module that `total` runs. Meanwhile it is frozen (see :func:`frozen`) and its
+            convolutions keep no inputs (see :func:`~cba_fast.erf.lean.lean_convolutions`).
         x: (N,C,H,W), floating, on the model's device.
-        total: maps a tensor like `x` to a scalar.
-        checkpoint: ``none``, or ``block`` or ``stage``: recompute the activations of each block or
-            stage (see :func:`~cba_fast.erf.recompute.recomputing`).
+        total: function from a tensor like `x` to a scalar.
+        checkpoint: ``block`` or ``stage`` to recompute the activations of each block or stage in
+            the backward pass (see :func:`~cba_fast.erf.recompute.recomputing`), or ``none``.
 
     Returns:
         A tensor of the shape and dtype of `x`.
@@ -55,7 +55,7 @@ def gradient_of(
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
     with contextlib.ExitStack() as stack:
-        # Frozen first: only frozen convolutions become lean.
+        # The model is frozen first, because only frozen convolutions become lean.
         stack.enter_context(frozen(model))
         stack.enter_context(lean_convolutions(model))
         stack.enter_context(recomputing(model, checkpoint))
@@ -70,10 +70,10 @@ def gradient_of(
 def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = False) -> Tensor:
     """Return each image's score at its top-1 class, in float32 (float64 logits: float64).
 
-    With z the logits and s the softmax over the classes, the score is max over the classes of
-    s(z) (``prob``), of s(s(z)) (``prob`` with `study_softmax`), of z (``logit``) or of log s(z)
-    (``logprob``). Among equal values the first class counts; for ``prob`` they are compared after
-    the last softmax, as the study does.
+    With z the logits and s the softmax over the classes, the score is the maximum over the classes
+    of s(z) (``prob``), s(s(z)) (``prob`` with `study_softmax`), z (``logit``) or log s(z)
+    (``logprob``). The first of equal values is taken; for ``prob`` the values after the last
+    softmax are compared, as in the study.
 
     Args:
         logits: (N,K).
@@ -91,7 +91,7 @@ def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = Fal
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"the model must return (N,K) logits, got {_describe(logits)}")
-    # Half-precision softmax outputs would tie and flush small gradients to zero.
+    # In half precision, softmax outputs would be equal and small gradients become zero.
     values = logits if logits.dtype == torch.float64 else logits.float()
     if score == "prob":
         values = values.softmax(1)
@@ -110,18 +110,19 @@ def input_gradient(
     study_softmax: bool | None = None,
     checkpoint: str = "none",
 ) -> Tensor:
-    """Return, for each image of a batch, the gradient of its top-1 score at its pixels.
+    """Return the gradient of each image's top-1 score with respect to its pixels.
 
-    grad[n] = d top1_score(model(x))[n] / d x[n], computed for the whole batch in one backward pass
-    (as the gradient of the sum: images do not interact in eval mode). The model runs in eval mode
-    with frozen weights; its mode, its ``requires_grad`` flags and its ``.grad`` are left as found.
+    grad[n] = d top1_score(model(x))[n] / d x[n]. One backward pass computes it for the whole batch,
+    as the gradient of the summed scores, because images do not interact in eval mode. The model
+    runs in eval mode with frozen weights; its mode, its ``requires_grad`` flags and its ``.grad``
+    are as before at the end.
 
     Args:
-        model: a classifier, images to logits (N,K), on the device of `x`.
+        model: a classifier from images to logits (N,K), on the device of `x`.
         x: images (N,3,H,W), floating, preprocessed.
         score: ``prob`` (the study), ``logit`` or ``logprob``; see :func:`top1_score`.
-        study_softmax: apply the softmax of ``prob`` twice. None: as the model's attribute
-            ``study_softmax`` says (False where it has none).
+        study_softmax: apply the softmax of ``prob`` twice. None to follow the model's attribute
+            ``study_softmax`` (False where it has none).
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
 
     Returns:
@@ -133,7 +134,7 @@ def input_gradient(
 
     Notes:
         A softmax that saturates at 1 in float32 has a zero gradient; ``logit`` does not saturate.
-        Batches of different sizes agree within rounding only: convolutions may then be computed
+        Batches of different sizes agree within rounding only, because convolutions may be computed
         by different algorithms.
     """
     if score not in SCORES:
@@ -155,26 +156,27 @@ def center_gradient(
     layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
 ) -> Tensor:
-    """Return, for each image, the gradient of the feature map's central position at its pixels.
+    """Return the gradient of the central features with respect to each image's pixels.
 
-    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n] with F = features(x), seen as
-    (N,C,h,w). The maps of Swin come as (N,h,w,C), those of ViT as tokens; prefix tokens such as the
-    class token are left out.
+    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n], where F = features(x), brought
+    to (N,C,h,w). Features may also be (N,h,w,C), as Swin's, or tokens, as ViT's, whose prefix
+    tokens such as the class token are left out.
 
     Args:
         model: the module that `features` runs.
         x: images (N,3,H,W), floating, preprocessed.
-        features: images to the unpooled, pre-norm feature map; None: ``model.forward_features``.
-        layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens) of the feature map; None: as
-            :func:`cba_fast.models.features.layout_of` finds out.
+        features: function from images to the unpooled feature map before the final norm; None for
+            ``model.forward_features``.
+        layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens), how the features hold the map; None to let
+            :func:`cba_fast.models.features.layout_of` find out.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
 
     Returns:
         (N,3,H,W), dtype of `x`.
 
     Raises:
-        ValueError: `x` is not four-dimensional, the features are no map or their layout cannot be
-            known, or as :func:`input_gradient`.
+        ValueError: `x` is not a floating (N,C,H,W) tensor, the features are no map, their layout
+            cannot be known, `checkpoint` is unknown, or the model has no blocks to recompute.
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
     """
@@ -190,12 +192,12 @@ def center_gradient(
 
 
 def finite_images(grad: Tensor) -> Tensor:
-    """Return (N,) bool: whether each image's gradient (N,C,H,W) is finite throughout."""
+    """Return for each image whether its gradient (N,C,H,W) is finite throughout: (N,) bool."""
     return grad.isfinite().flatten(1).all(1)
 
 
 def images_of(grad: Tensor, chosen: list[int]) -> Tensor:
-    """Return the chosen images' gradients, in increasing order of n; a copy only where it must."""
+    """Return the gradients of the chosen images, without a copy if all are chosen."""
     return grad if len(chosen) == len(grad) else grad[chosen]
 
 

@@ -11,24 +11,27 @@ from torch.autograd.function import once_differentiable
 
 from ..nn import MapLinear, conv1x1_is_faster
 
-# Channels from which a 1x1 convolution that sums over them is computed as a matrix product, on CPUs
-# whose 1x1 convolutions are not much faster in general. In GFLOP/s on two threads with AVX2, oneDNN
-# and MKL: 48 and 99 over 4096 channels at 12x12 positions, 130 and 145 over 2048 at 24x24; below
-# that, oneDNN is the faster one (135 and 101 over 512 at 96x96).
+# From this number of summed channels on, a 1x1 convolution is computed as a matrix product, except
+# on CPUs whose 1x1 convolutions are much faster in general. On two threads with AVX2, the
+# convolution of oneDNN and the product of MKL reach 48 and 99 GFLOP/s over 4096 channels at 12x12
+# positions, 130 and 145 over 2048 at 24x24; with fewer channels the convolution is faster (135 and
+# 101 over 512 at 96x96).
 WIDE = 2048
 
 
 @contextlib.contextmanager
 def lean_convolutions(model: nn.Module) -> Iterator[None]:
-    """Let the frozen convolutions of `model` keep nothing but their weights for backward.
+    """Let the frozen convolutions of `model` keep only their weights for the backward pass.
 
-    The input gradient of a convolution does not depend on its input, but PyTorch's convolution
-    keeps the input as long as any gradient is asked for: with frozen weights half of what a network
-    of 1x1 convolutions, ReLU and GELU holds (a linear layer, and `cba_fast.nn.DepthwiseConv2d`, do
-    not). Changed are modules that are exactly `torch.nn.Conv2d` or `cba_fast.nn.MapLinear`, whose
-    parameters do not require gradients, and that have numeric zero padding and no ``forward`` or
-    parametrization of their own. Meanwhile they are differentiable once; values are equal up to
-    rounding.
+    The input gradient of a convolution does not depend on its input. PyTorch's convolution keeps
+    the input nevertheless if any gradient is asked for: with frozen weights, half of the memory of
+    a network of 1x1 convolutions, ReLU and GELU. (Linear layers and `cba_fast.nn.DepthwiseConv2d`
+    do not keep it.)
+
+    Modules are changed that are exactly `torch.nn.Conv2d` or `cba_fast.nn.MapLinear`, with
+    parameters that require no gradients, with zeros as numeric padding, and without a ``forward``
+    or parametrization of their own. Inside the context they can be differentiated once only; values
+    are equal up to rounding.
     """
     changed = [m for m in model.modules() if type(m) in _FORWARDS and _is_plain(m)]
     with contextlib.ExitStack() as stack:
@@ -70,7 +73,7 @@ class _FrozenConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         if _is_product(grad, weight, ctx.geometry) and weight.shape[0] >= WIDE:
             return _product(grad, weight[:, :, 0, 0]), None, None, None, None, None, None
-        # Of the input only shape and strides are read; its pages are never touched.
+        # Only shape and strides of the input are read, so an uninitialized tensor takes its place.
         like = torch.empty(
             ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.memory_format
         )
@@ -91,7 +94,7 @@ class _FrozenConv(torch.autograd.Function):
 
 
 def _is_product(x: Tensor, weight: Tensor, geometry: tuple) -> bool:
-    """Say whether a convolution may be a matrix product of the positions and the channels of x."""
+    """Say whether a convolution can be computed as one matrix product over all positions of x."""
     return (
         tuple(weight.shape[2:]) == (1, 1)
         and geometry == ((1, 1), (0, 0), (1, 1), 1)
@@ -103,7 +106,7 @@ def _is_product(x: Tensor, weight: Tensor, geometry: tuple) -> bool:
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x (N,C,H,W) in channels_last times `matrix` (C,O), plus `bias`: (N,O,H,W)."""
+    """Return x (N,C,H,W), in channels_last, times `matrix` (C,O), plus `bias`: (N,O,H,W)."""
     n, c, h, w = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, c)
     y = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
@@ -136,7 +139,8 @@ _FORWARDS = {nn.Conv2d: _conv2d, MapLinear: _map_linear}
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> Tensor:
-    # What autocast does for conv2d; inside, the weight that is kept must have the result's dtype.
+    # Autocast casts the arguments of conv2d but not those of this function, so it is done here. The
+    # weight that is kept must have the dtype of the result.
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)

@@ -1,4 +1,4 @@
-"""ERF maps: where the input gradient of the central feature position lies, over many images."""
+"""ERF maps: the mean input gradient of the central feature position, and its area ratios."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class ErfMap(Short):
 
     Attributes:
         map: (H,W) float64, the mean over the images of relu(gradient) summed over the channels.
-        count: how many images it is the mean of.
-        skipped: positions of the images left out because their gradient is not finite; of
-            :func:`measure_erf_map`: data set indices, unreadable images included.
+        count: number of images in the mean.
+        skipped: positions of the images that were left out because their gradient is not finite.
+            From :func:`measure_erf_map`, these are data set indices and include unreadable images.
     """
 
     map: np.ndarray
@@ -42,24 +42,23 @@ def erf_map(
     checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
-    """Return the mean, over images, of what each input pixel adds to the central feature position.
+    """Return how much each input pixel adds to the central feature position, on average.
 
-    map = mean over n of sum over c of relu(grad[n, c]), with grad as
-    :func:`~cba_fast.erf.center_gradient` defines it. Images with a gradient that is not finite are
-    left out.
+    map = mean over n of the sum over c of relu(grad[n, c]), with grad from
+    :func:`~cba_fast.erf.center_gradient`. Images whose gradient is not finite are left out.
 
     Args:
         model: a network with ``forward_features``, on the device of `images`.
         images: (N,3,H,W), floating, preprocessed, or an iterable of such batches of one H and W.
         features, layout: see :func:`~cba_fast.erf.center_gradient`.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
-        backend: of :func:`cba_fast.ops.erf_accumulate`.
+        backend: see :func:`cba_fast.ops.erf_accumulate`.
 
     Raises:
         ValueError: a shape does not fit, or no image has a finite gradient.
 
     Notes:
-        Gradients have the model's precision, sums are float64. Images of a tensor run as one batch.
+        Gradients have the model's precision, sums are float64. A tensor of images is one batch.
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code,
     which keeps float32 sums and leaves out only NaN.
@@ -88,9 +87,9 @@ def measure_erf_map(
     checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
-    """Return the ERF map over the first `num_images` images of a walk that give a finite gradient.
+    """Return the ERF map over the first `num_images` usable images of a data set.
 
-    An image that cannot be read, or gives no finite gradient, is reported and the next one takes
+    An image that cannot be read or whose gradient is not finite is reported, and the next one takes
     its place, as in the published script.
 
     Args:
@@ -134,7 +133,7 @@ class AreaRatio(NamedTuple):
     Attributes:
         threshold: the share.
         side: the square's side in pixels, odd; None if no square inside the map exceeds the share.
-        ratio: side**2 / (H*W); None likewise.
+        ratio: side**2 / (H*W); None if `side` is.
     """
 
     threshold: float
@@ -145,13 +144,14 @@ class AreaRatio(NamedTuple):
 def area_ratio(erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> list[AreaRatio]:
     """Return the published high-contribution area ratios of an ERF map.
 
-    With x = log10(erf + 1) / max(log10(erf + 1)) in float64, for i = 1, 2, ... the square
-    x[H//2-i : H//2+1+i, W//2-i : W//2+1+i]: the first whose share of the sum of x exceeds t has
-    side 2i+1 and the ratio (2i+1)**2 / (H*W). As published, i ends at H//2 - 1 (here at
-    min(H,W)//2 - 1), so that a square never leaves the map; a share that none exceeds gives None.
+    Let x = log10(erf + 1) / max(log10(erf + 1)) in float64, and consider the squares
+    x[H//2-i : H//2+1+i, W//2-i : W//2+1+i] for i = 1, 2, ... The first one whose share of the sum
+    of x exceeds t has the side 2i+1 and the ratio (2i+1)**2 / (H*W). As published, i ends at
+    H//2 - 1 (here at min(H,W)//2 - 1), so that a square never leaves the map. If no square exceeds
+    t, the side and the ratio are None.
 
-    Because the logarithm is taken first, the ratios depend on the gradients' scale: they grow with
-    it. :func:`scale_free_area_ratio` does not.
+    Because the logarithm is taken first, the ratios grow with the scale of the gradients. Those of
+    :func:`scale_free_area_ratio` do not depend on it.
 
     Args:
         erf: (H,W), real, finite, >= 0, not zero everywhere.
@@ -174,9 +174,8 @@ def scale_free_area_ratio(
 ) -> list[AreaRatio]:
     """Return high-contribution area ratios of the map itself, without the published logarithm.
 
-    As :func:`area_ratio` with x = erf / max(erf): the same squares, but their shares are those of
-    the gradient. Multiplying the map by a number changes nothing; the figures are not comparable
-    with published ones.
+    They are computed as in :func:`area_ratio`, but with x = erf / max(erf). Multiplying the map by
+    a number changes nothing; the ratios cannot be compared with published ones.
 
     Args:
         erf, thresholds: as :func:`area_ratio`, also for the result and the errors.
@@ -209,7 +208,7 @@ def log_scaled(erf: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: see :func:`checked_map`.
     """
-    x = np.log1p(checked_map(erf))  # log10's factor cancels; log1p keeps what is far below 1
+    x = np.log1p(checked_map(erf))  # log10's factor cancels; log1p is exact for values far below 1
     return x / x.max()
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether activations must be recomputed to stay within it."""
+"""Find out how much memory is free, and whether activations must be recomputed to fit into it."""
 
 import os
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from .recompute import LEVELS, kept_bytes
 
 CHECKPOINTS = ("auto", *LEVELS)
 
-# Beside what autograd keeps there are the weights of other processes' models, results of single
-# layers (up to a few tens of MiB per image) and images read ahead.
+# What autograd keeps may take this share of the free memory. The rest is for results of single
+# layers (up to a few tens of MiB per image), images read ahead, and other processes.
 SHARE_OF_FREE = 0.5
 
 
@@ -26,13 +26,13 @@ def choose_checkpoint(
 ) -> str:
     """Return the first of ``none``, ``block``, ``stage`` whose activations fit into the memory.
 
-    Recomputing costs a forward pass, about a third of the time, so it is for want of memory only.
-    Where nothing fits, the level that keeps least is returned.
+    Recomputing costs one more forward pass, about a third of the time, so it is done only if memory
+    is short. If nothing fits, the level that keeps least is returned.
 
     Args:
-        model: see :func:`cba_fast.erf.kept_bytes`, also for `shape` and `run`.
-        device: whose memory counts.
-        limit: bytes that activations may take; None: half of what is free now.
+        model, shape, run: see :func:`cba_fast.erf.kept_bytes`.
+        device: the device whose memory counts.
+        limit: most bytes that activations may take; None for half of what is free now.
 
     Returns:
         One of `LEVELS`; ``none`` for models without blocks that are known here.
@@ -54,10 +54,10 @@ def choose_checkpoint(
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int | None:
-    """Return the memory that can be had on a device now; None where the system does not tell.
+    """Return how many bytes of a device's memory are free; None if the system does not tell.
 
-    On CPUs what Linux says is available, or less within a control group with a limit; on GPUs what
-    is free plus what PyTorch holds without using it.
+    On CPUs this is what Linux reports as available, or less in a control group with a limit. On
+    GPUs it includes memory that PyTorch has reserved and does not use.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -86,7 +86,7 @@ def _physical() -> int | None:
         return None
 
 
-# Limit, usage and statistics of a control group as a container sees its own; versions 2 and 1.
+# Folder, limit and usage of a control group, as a container sees its own; versions 2 and 1.
 _GROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -94,9 +94,10 @@ _GROUPS = (
 
 
 def _group_limits() -> list[int]:
-    """Return what is left below the limit of this process's control group, if it has one.
+    """Return how many bytes are left below the limit of this process's control group, if any.
 
-    Pages of files count as used in a group, but are given up on demand: they count as free here.
+    A group counts cached pages of files as used, although they are given up on demand; inactive
+    ones count as free here.
     """
     left = []
     for folder, limit_name, usage_name in _GROUPS:

@@ -1,4 +1,4 @@
-"""The finished part of a long run, kept beside its output until the run ends."""
+"""Keep the finished part of a long run beside its output until the run ends."""
 
 import logging
 import os
@@ -15,15 +15,16 @@ log = logging.getLogger("cba_fast")
 
 
 class Partial:
-    """Arrays of a run that has not ended.
+    """The arrays of a run that has not ended, in a file beside its output.
 
-    A run that is started again goes on from them and, since its remaining steps are the same, ends
-    with the file that one uninterrupted run would have written. That they belong to the run is
-    what the record beside `output` says, see `cba_fast.resume`.
+    A run that is started again goes on from them. Its remaining steps are the same, so it ends
+    with the file of an uninterrupted run. The record beside `output` says which run the arrays
+    belong to; see `cba_fast.resume`.
 
     Args:
-        output: the file the run will write; the arrays live in ``.<name>.partial.npz`` beside it.
-        interval_s: least time between two writes (:meth:`save` with ``force`` writes at once).
+        output: the file that the run will write; the arrays are in ``.<name>.partial.npz`` beside
+            it.
+        interval_s: least seconds between two writes (:meth:`save` with ``force`` writes at once).
     """
 
     def __init__(self, output: str | os.PathLike, *, interval_s: float = 5.0):
@@ -32,7 +33,7 @@ class Partial:
         self._last = time.monotonic()
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """Return the stored arrays, or None if there are none, or (with a warning) damaged ones."""
+        """Return the stored arrays; None if there are none or, with a warning, if damaged."""
         if not self.path.exists():
             return None
         try:

@@ -1,4 +1,4 @@
-"""Recompute activations in the backward pass instead of keeping them, where memory is short."""
+"""Save memory by recomputing activations in the backward pass, and estimate what is kept."""
 
 import contextlib
 import copy
@@ -25,17 +25,15 @@ _BLOCKS = (RepLKBlock, ConvFFN, LayerScaleBlock, ConvNeXtBlock)
 def parts_of(model: nn.Module, level: str, *, between: bool = False) -> list[nn.Module]:
     """Return the modules whose activations are recomputed at a level.
 
-    ``block``: each residual block of RepLKNet, ConvNeXt (timm's too), SLaK and slak_flex;
-    ``stage``: each chain of such blocks.
-
     Args:
         model: the network.
-        level: of `LEVELS`.
-        between: take also the chains of layers before and between the blocks, such as the stem,
-            whose maps are the largest of a network in training.
+        level: ``block`` for each residual block of RepLKNet, ConvNeXt (timm's too), SLaK and
+            slak_flex; ``stage`` for each chain of such blocks; ``none`` for no module.
+        between: add the chains of layers before and between the blocks, such as the stem, whose
+            maps are the largest of a network in training.
 
     Raises:
-        ValueError: unknown level, or a model without such blocks (the message says so).
+        ValueError: an unknown level, or a model without such blocks.
     """
     if level not in LEVELS:
         raise ValueError(f"checkpoint must be one of {LEVELS}, got {level!r}")
@@ -55,7 +53,7 @@ def parts_of(model: nn.Module, level: str, *, between: bool = False) -> list[nn.
 
 
 def _between(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost chains of layers, with weights, that hold no block and lie in none."""
+    """Yield the outermost chains of layers with weights that contain no block and lie in none."""
     for child in module.children():
         if isinstance(child, _BLOCKS):
             continue
@@ -79,9 +77,9 @@ def _is_chain(module: nn.Module) -> bool:
 def recomputing(model: nn.Module, level: str, *, between: bool = False) -> Iterator[None]:
     """Let the parts of `model` at `level` keep only their inputs for the backward pass.
 
-    The backward pass computes a part once more when it comes to it: one more forward pass in all,
-    with equal results. In training the random numbers of a part (its drop path) are drawn again as
-    they were, and its batch norms leave their running statistics alone the second time.
+    The backward pass computes each part once more when it reaches it: one more forward pass in all,
+    with equal results. In training a part draws the same random numbers again (for its drop path),
+    and its batch norms do not update their running statistics the second time.
 
     Args:
         model, level, between: see :func:`parts_of`.
@@ -128,17 +126,18 @@ def kept_bytes(
     *,
     run: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> int:
-    """Return how much an input gradient's passes keep at their peak, without computing anything.
+    """Return how many bytes an input gradient keeps at its peak, without computing anything.
 
-    What the forward pass keeps for the backward pass, each storage once and weights left out, plus
-    at the levels ``block`` and ``stage`` what a part keeps while it is recomputed. The temporary
-    results of single layers come on top. Shapes are propagated on PyTorch's meta device.
+    Counted is what the forward pass keeps for the backward pass, each storage once and without
+    weights, and at the levels ``block`` and ``stage`` what a part keeps while it is recomputed. The
+    temporary results of single layers are not counted. Shapes are propagated on PyTorch's meta
+    device.
 
     Args:
-        model: frozen or not; it is left as it is, and taken as frozen.
-        shape: (N,3,H,W) of the batch, taken as float32 (under autocast less is kept).
-        level: of `LEVELS`.
-        run: (model, images) -> the output; None: ``model(images)``.
+        model: the network, frozen or not; it is left as it is and treated as frozen.
+        shape: (N,3,H,W) of the batch, treated as float32 (under autocast less is kept).
+        level: one of `LEVELS`.
+        run: function (model, images) -> output; None for ``model(images)``.
 
     Raises:
         ValueError: see :func:`parts_of`.
@@ -154,8 +153,8 @@ class Kept:
     """Bytes that a forward pass keeps for its backward pass.
 
     Attributes:
-        peak: the most at a time, parts that are recomputed included.
-        largest: the largest single tensor.
+        peak: most bytes at a time, including those of a part that is being recomputed.
+        largest: bytes of the largest tensor.
     """
 
     peak: int
@@ -170,19 +169,20 @@ def kept_in_training(
     device: str = "cpu",
     run: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Kept:
-    """Return how much a training step keeps, without computing anything; see :func:`kept_bytes`.
+    """Return how many bytes a training step keeps, without computing anything.
 
-    Weights, their gradients and the optimizer's state are left out.
+    Weights, their gradients and the optimizer's state are not counted; see :func:`kept_bytes` for
+    what is.
 
     Args:
-        model: in float32; it is left as it is, and taken in training mode.
+        model: the network in float32; it is left as it is and treated as in training mode.
         shape: (N,3,H,W) of the batch.
-        level: of `LEVELS`, with the layers between the blocks.
+        level: one of `LEVELS`; layers between the blocks are recomputed too.
         device: type of the device, on which autocast depends.
-        run: (model, images) -> the output; None: ``model(images)``.
+        run: function (model, images) -> output; None for ``model(images)``.
 
     Raises:
-        ValueError: see :func:`parts_of`; a batch norm would see one value per channel.
+        ValueError: see :func:`parts_of`; also if a batch norm would see one value per channel.
     """
     with FakeTensorMode():  # unlike the meta device, it follows autocast
         shadow = _shadow(model, device, lambda p: p.requires_grad).train()
@@ -200,19 +200,19 @@ def _measured(shadow: nn.Module, images: Tensor, parts: list[nn.Module], run) ->
 
 
 class _Meter(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up the storages that autograd keeps, outside of parts and at the peak.
+    """Adds up the storages that autograd keeps while it is active.
 
     Attributes:
-        outside: bytes kept outside of parts, and the inputs of parts.
-        peak: the most at a time in the backward pass. It goes from the end to the beginning and
-            frees what it has used: while a part is recomputed, what lies behind it is gone.
-        largest: the largest single storage.
+        outside: bytes kept outside of the recomputed parts, and those of the parts' inputs.
+        peak: most bytes at a time while a part is recomputed. The backward pass goes from the end
+            to the beginning and frees what it has used, so nothing behind that part is left.
+        largest: bytes of the largest storage.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__(self._pack, lambda t: t)
         self.outside = self.peak = self.largest = 0
-        # Storages are told apart by their address, so those that were seen must stay alive.
+        # Storages are identified by their address, so those that were seen must stay alive.
         self._seen = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
         self._alive: list[Tensor] = []
 
@@ -227,7 +227,7 @@ class _Meter(torch.autograd.graph.saved_tensors_hooks):
 
     @contextlib.contextmanager
     def watching(self, parts: list[nn.Module]) -> Iterator[None]:
-        """Take what the calls of `parts` keep as recomputed."""
+        """Count what is kept during the calls of `parts` as recomputed."""
         starts: list[int] = []
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -248,7 +248,7 @@ class _Meter(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _shadow(model: nn.Module, device: str, learns: Callable[[nn.Parameter], bool]) -> nn.Module:
-    """Return a copy without numbers, in float32."""
+    """Return a copy of `model` in float32 whose tensors have shapes but no meaningful values."""
 
     def empty(t: Tensor) -> Tensor:
         dtype = torch.float32 if t.is_floating_point() else t.dtype

@@ -1,4 +1,4 @@
-"""What is told about an ERF map: area ratios and descriptors, printed and in a JSON file."""
+"""Report an ERF map's area ratios and shape descriptors, in print and in a JSON file."""
 
 import os
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from . import AreaRatio, ErfMap, ErfShape, area_ratio, erf_shape, scale_free_are
 
 @dataclass(repr=False)
 class MapRun(Short):
-    """A finished ERF map and what is told about it.
+    """A finished ERF map with its area ratios and shape descriptors.
 
     Attributes:
         erf: the map.
-        ratios: its published area ratios, taken after a logarithm.
-        notes: for the end of the run.
+        ratios: its area ratios as published, see :func:`~cba_fast.erf.area_ratio`.
+        notes: lines to print at the end of the run.
         scale_free: its area ratios without the logarithm.
         shape: its shape descriptors.
     """
@@ -31,7 +31,11 @@ class MapRun(Short):
 
 
 def with_figures(erf: ErfMap, notes: list[str]) -> MapRun:
-    """Return a map with its ratios and descriptors; one that is zero everywhere is refused."""
+    """Return a map with its area ratios and shape descriptors.
+
+    Raises:
+        InputError: the map is zero everywhere, or no ERF map for another reason.
+    """
     try:
         ratios = area_ratio(erf.map)
     except ValueError as e:
@@ -40,22 +44,22 @@ def with_figures(erf: ErfMap, notes: list[str]) -> MapRun:
 
 
 def json_beside(output: str | os.PathLike) -> Path:
-    """Return where :func:`write_map` describes the map that it writes to `output`."""
+    """Return the path of the JSON file that :func:`write_map` writes beside `output`."""
     return Path(output).with_suffix(".json")
 
 
 def write_map(output: str | os.PathLike, found: MapRun, definition: str, settings: dict) -> None:
-    """Write an ERF map, and what is told about it to the JSON file beside it.
+    """Write an ERF map, and a JSON file beside it that describes it.
 
-    The JSON object: ``definition``, ``num_images``, ``size`` (H, W), ``shape`` (the fields of
+    The JSON object has ``definition``, ``num_images``, ``size`` (H, W), ``shape`` (the fields of
     :class:`~cba_fast.erf.ErfShape`), ``area_ratio_log10_published`` and ``area_ratio_scale_free``
-    (lists of threshold, side, ratio), ``settings``.
+    (lists of threshold, side, ratio), and ``settings``.
 
     Args:
         output: the ``.npy`` file.
         found: the map.
         definition: "study" or "replknet", see docs/erf.md.
-        settings: JSON values; how it was measured.
+        settings: how the map was measured, as JSON values.
     """
     description = {
         "definition": definition,
@@ -67,11 +71,11 @@ def write_map(output: str | os.PathLike, found: MapRun, definition: str, setting
         "settings": settings,
     }
     write_json(json_beside(output), description)
-    write_npy(output, found.erf.map)  # last: a map is there only with its description
+    write_npy(output, found.erf.map)  # written last, so that no map lacks its description
 
 
 def ratio_rows(ratios: Sequence[AreaRatio], variant: str = "published, after log10") -> list[str]:
-    """Return one printed line per threshold of an ERF map."""
+    """Return a line to print for each area ratio of an ERF map."""
     return [
         f"ERF map: {r.threshold:.0%} of the contribution in "
         + (
@@ -84,7 +88,7 @@ def ratio_rows(ratios: Sequence[AreaRatio], variant: str = "published, after log
 
 
 def map_rows(found: MapRun) -> list[str]:
-    """Return the printed lines on an ERF map: both kinds of area ratios, and its shape."""
+    """Return the lines to print on an ERF map: both kinds of area ratios, and its shape."""
     s = found.shape
     return [
         *ratio_rows(found.ratios),

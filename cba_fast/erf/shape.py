@@ -1,4 +1,4 @@
-"""What an ERF map looks like: extent, elongation, cross or round, in figures free of its scale."""
+"""Describe the shape of an ERF map in numbers: extent, elongation, cross-like or round."""
 
 from dataclasses import asdict, dataclass
 
@@ -7,43 +7,44 @@ from scipy.stats import wasserstein_distance
 
 from .maps import checked_map
 
-# Half the width of the central cross in standard deviations of the map, see `ErfShape.cross_share`.
+# Half the width of the central cross, in standard deviations of the map; see `ErfShape`.
 CROSS_HALF_WIDTH = 0.25
-# Bins of the profiles that `shape_distance` compares.
+# Number of bins of the distributions that `shape_distance` compares.
 BINS = 256
 
 
 @dataclass(frozen=True)
 class ErfShape:
-    """Descriptors of an ERF map m (H,W); none depends on the map's scale.
+    """Descriptors of the shape of an ERF map m (H,W); none depends on the map's scale.
 
-    With w = m / sum of m the share of each pixel, and pixel (i, j) centred at y = i, x = j:
+    w = m / sum of m is the share of each pixel; pixel (i, j) has its centre at y = i, x = j.
 
     Attributes:
-        center_y, center_x: the weighted medians of the row sums and of the column sums of w, each
-            pixel taken as spread evenly over its unit interval. Unlike the centroid they stay on a
+        center_y, center_x: the weighted medians of the row sums and of the column sums of w, where
+            each pixel is spread evenly over its unit interval. Unlike the centroid they stay on a
             cross whose arms end at the border, and unlike H // 2 they find the field's middle where
             the central feature covers a patch of pixels.
         sigma_major, sigma_minor: standard deviations in pixels along the principal axes, the roots
             of the eigenvalues of the covariance sum of w * (r - mean) (r - mean)^T.
         axis_ratio: sigma_minor / sigma_major in [0, 1]; 1 where both are 0. A round field and a
-            cross of equal arms both have 1: it tells a bar from either, not one from the other.
-        angle: direction of the major axis in degrees, -90 to 90, 0 horizontal, positive when it
+            cross of equal arms both have 1, a bar has 0.
+        angle: direction of the major axis in degrees, -90 to 90, 0 for horizontal, positive when it
             rises to the right; without meaning where axis_ratio is near 1.
         cross_share: share of w on the central cross, |y - center_y| <= b or |x - center_x| <= b,
             with b = 0.25 * sqrt((sigma_major^2 + sigma_minor^2) / 2); pixels on the edge count by
             the part that lies inside. 1 for a thin cross, 0.356 for a round Gaussian
             (1 - (1 - erf(0.25 / sqrt 2))^2), 0.298 for a uniform disk.
-        twofold, fourfold: sum of w * cos(2 t), of w * cos(4 t) with t the direction of a pixel as
-            seen from the centre, over the pixels more than half a pixel away and inside the largest
-            disk about the centre that does not leave the map, and as a share of their w. (A field
-            that fills the map would otherwise have the shape of the map.) twofold is 1 for a
-            horizontal bar, -1 for a vertical one; fourfold is 1 for an upright cross, 0 for
-            anything round, -1 for a diagonal cross, 3 - pi = -0.14 for a square inside that disk.
-        roundness: (1 - |sum of w exp(2it)|) * (1 - |sum of w exp(4it)|), likewise normalized, in
-            [0, 1]: 1 for anything round, 0 for a bar or a cross in any direction.
-        participation: (sum of m)^2 / (H * W * sum of m^2) in (0, 1], the share of the area that an
-            even field of the same concentration would cover.
+        twofold, fourfold: means of cos(2 t) and of cos(4 t), weighted by w, where t is the
+            direction of a pixel as seen from the centre. The means are over pixels that are more
+            than half a pixel away and inside the largest disk about the centre that does not leave
+            the map; otherwise a field that fills the map would have the shape of the map. twofold
+            is 1 for a horizontal bar, -1 for a vertical one; fourfold is 1 for an upright cross, 0
+            for anything round, -1 for a diagonal cross, 3 - pi = -0.14 for a square inside the
+            disk.
+        roundness: (1 - |mean of exp(2it)|) * (1 - |mean of exp(4it)|) in [0, 1], with the means of
+            `twofold`: 1 for anything round, 0 for a bar or a cross in any direction.
+        participation: (sum of m)^2 / (H * W * sum of m^2) in (0, 1], the share of the area that a
+            constant field of the same concentration would cover.
     """
 
     center_y: float
@@ -73,11 +74,11 @@ def erf_shape(erf: np.ndarray) -> ErfShape:
         ValueError: `erf` breaks one of the conditions above.
 
     Notes:
-        float64 throughout. The second harmonic of a direction cannot tell a cross from a disk, the
-        fourth can: that is why both are there.
+        All computations are in float64. There are two harmonics because the second one cannot tell
+        a cross from a disk, and the fourth can.
     """
     w = checked_map(erf)
-    # Scaled by the maximum first: the sum of squares of a map below 1e-160 would be zero.
+    # The map is scaled by its maximum first, because the squares of values below 1e-160 are zero.
     w = w / w.max()
     participation = float(w.sum() ** 2 / (w.size * (w * w).sum()))
     w = w / w.sum()
@@ -102,14 +103,15 @@ def erf_shape(erf: np.ndarray) -> ErfShape:
 
 
 def shape_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return how differently two ERF maps spread, 0 for equal ones; scale-free, sizes may differ.
+    """Return how differently two ERF maps are spread: 0 for equal ones, whatever their scales.
 
-    With each map's distribution w over its pixels and offsets dy, dx from its centre (see
-    :class:`ErfShape`) in units of half its shorter side, three numbers are looked at in turn: the
-    radius sqrt(dy^2 + dx^2), the distance min(|dy|, |dx|) from the central cross, and the direction
-    folded to [0, 45] degrees in units of 45 degrees. The distance is the sum of the three
-    1-Wasserstein distances between the maps' distributions of these numbers: the area between
-    their cumulative curves. The first sees size, the other two see shape.
+    A pixel lies at the offsets dy, dx from the map's centre (see :class:`ErfShape`), in units of
+    half the map's shorter side. Three numbers of each pixel are considered: the radius
+    sqrt(dy^2 + dx^2), the distance min(|dy|, |dx|) from the central cross, and the direction folded
+    to [0, 45] degrees, in units of 45 degrees. Each map, as weights of the pixels, gives a
+    distribution of each number. The result is the sum of the three 1-Wasserstein distances between
+    the two maps' distributions, which are the areas between their cumulative curves. The first
+    distance reflects size, the other two shape. The maps may have different sizes.
 
     Args:
         a, b: (H,W) ERF maps, see :func:`erf_shape`.
@@ -118,23 +120,23 @@ def shape_distance(a: np.ndarray, b: np.ndarray) -> float:
         ValueError: one of them is no ERF map.
 
     Notes:
-        Each number is counted in 256 bins, so that a distance is good to about 0.01.
+        Each number is counted in 256 bins, which limits the accuracy to about 0.01.
     """
     pairs = zip(_profiles(a), _profiles(b), strict=True)
     return float(sum(wasserstein_distance(x[0], y[0], x[1], y[1]) for x, y in pairs))
 
 
 def _median(marginal: np.ndarray) -> float:
-    """Return where the cumulative sum of a marginal, piecewise linear, is half of its total.
+    """Return where the cumulative sum of a marginal, taken as piecewise linear, is half its total.
 
-    Where that is a whole stretch (two equal halves with a gap), its middle.
+    If that holds on a whole stretch, as between two equal halves, the middle is returned.
     """
 
     def crossing(values: np.ndarray) -> float:
         total = np.concatenate([[0.0], np.cumsum(values)])
         return np.interp(total[-1] / 2, total, np.arange(len(total)))
 
-    # Seen from either side: each finds the far end of such a stretch.
+    # From either side, the crossing is found at one end of such a stretch.
     edge = (crossing(marginal) + len(marginal) - crossing(marginal[::-1])) / 2
     return float(edge - 0.5)
 
@@ -185,7 +187,7 @@ def _offsets(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[np.nd
 
 
 def _profiles(erf: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the bins' middles and weights of the three numbers of `shape_distance`."""
+    """Return (bin middles, weights) for each of the three numbers of `shape_distance`."""
     w = checked_map(erf)
     w = w / w.max()
     w = w / w.sum()
@@ -193,7 +195,7 @@ def _profiles(erf: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     half = min(w.shape) / 2
     dy, dx = np.abs(dy) / half, np.abs(dx) / half
     folded = np.arctan2(np.minimum(dy, dx), np.maximum(dy, dx)) / (np.pi / 4)
-    farthest = 2 * np.hypot(*w.shape) / min(w.shape)  # of a pixel from any centre inside
+    farthest = 2 * np.hypot(*w.shape) / min(w.shape)  # bound on a pixel's radius
     found = []
     for values, upper in ((np.hypot(dy, dx), farthest), (np.minimum(dy, dx), 2.0), (folded, 1.0)):
         edges = np.linspace(0, upper, BINS + 1)

@@ -1,4 +1,4 @@
-"""ERF sizes: in how few pixels a given share of the input gradient lies."""
+"""ERF sizes: the fewest pixels that hold a given share of an image's input gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from .walk import State, Walk, with_finite_gradient
 def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
     """Return the data set indices that the study samples.
 
-    0..n-1, shuffled in place by ``numpy.random.RandomState(seed).shuffle``, the first
-    `num_samples` (all n where the set is smaller). NumPy keeps this generator's stream fixed, so
-    the sample is the same on every machine and version.
+    They are the first `num_samples` (or all, if there are fewer) of 0..n-1 after
+    ``numpy.random.RandomState(seed).shuffle``. NumPy keeps the stream of this generator fixed, so
+    the sample is the same on every machine and with every version.
 
     Returns:
         (min(n, num_samples),) int64.
@@ -50,15 +50,15 @@ def erf_sizes(
     sum in float64, the size is 1 + searchsorted(S, p * S[-1], side left); 0 where S[-1] is 0.
 
     Args:
-        model: a classifier, images to logits, on the device of `images`.
+        model: a classifier from images to logits, on the device of `images`.
         images: (N,3,H,W), floating, preprocessed.
-        p: share of the gradient, 0 < p <= 1, or several.
+        p: share of the gradient, 0 <= p <= 1, or several.
         score: ``prob``, ``logit`` or ``logprob`` of the top-1 class.
         study_softmax: see :func:`~cba_fast.erf.input_gradient`.
-        batch_size: images per backward pass. 1, as the study, by default: another size changes
-            the gradients' rounding, and with it some sizes by a few pixels.
+        batch_size: images per backward pass; the study has 1. Another number changes the gradients'
+            rounding, and with it some sizes by a few pixels.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
-        backend: of :func:`cba_fast.ops.erf_size`.
+        backend: see :func:`cba_fast.ops.erf_size`.
 
     Returns:
         (N,) float32, or (N,P) for P values of `p`; whole numbers (exact up to 2**24 pixels).
@@ -88,14 +88,14 @@ def erf_sizes(
 
 @dataclass(repr=False)
 class SizeResult(Short):
-    """What :func:`measure_erf_sizes` found.
+    """The result of :func:`measure_erf_sizes`.
 
     Attributes:
         sizes: (N,) or (N,P) float32, in the order of the sample.
-        indices: (N,) int64, the data set indices that they belong to.
-        num_zero: images without any gradient (their size is 0).
+        indices: (N,) int64, the data set index of each row.
+        num_zero: number of images without any gradient, whose size is 0.
         map: (H,W) float64, the mean over these images of g = |gradient| averaged over the channels;
-            None unless asked for.
+            None unless it was asked for.
     """
 
     sizes: np.ndarray
@@ -116,14 +116,15 @@ def measure_erf_sizes(
 ) -> SizeResult:
     """Measure the ERF sizes of a data set's images.
 
-    Unreadable images, and images whose gradient is not finite, have no size; ``walk.report`` lists
+    Unreadable images and images whose gradient is not finite have no size; ``walk.report`` lists
     them.
 
     Args:
-        model: a classifier on the walk's device; see :func:`erf_sizes` for the other arguments.
-        walk: the images; its indices are those of :func:`sample_indices`. All of one size if
-            `with_map`.
-        with_map: also average what the sizes are measured on, for :class:`SizeResult`.
+        model: a classifier on the walk's device.
+        walk: the images; its indices are those of :func:`sample_indices`. With `with_map`, all
+            images have one size.
+        p, score, checkpoint, backend: see :func:`erf_sizes`.
+        with_map: also average the gradients that the sizes are measured on, for `SizeResult.map`.
 
     Raises:
         ImageError: a failed image in a strict walk.
@@ -132,8 +133,8 @@ def measure_erf_sizes(
     def step(state: State, images: Tensor, indices: list[int]) -> State:
         grad = input_gradient(model, images, score=score, checkpoint=checkpoint)
         try:
-            # Refuses what is not finite. To look at the gradient before would be one more pass over
-            # it, and one more time to wait for a GPU; so that comes only after a refusal.
+            # The op refuses values that are not finite. Looking for them before would be one more
+            # pass over the gradient and one more wait for a GPU, so it is done after a refusal.
             sizes = _sizes(grad, p, backend)
         except ValueError:
             good = with_finite_gradient(walk.report, grad, indices)

@@ -1,4 +1,4 @@
-"""Walk through a data set in batches: unreadable images set aside, killed runs continued."""
+"""Go through a data set in batches, set unusable images aside, and continue killed runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,14 @@ State = dict[str, Tensor]
 
 
 def with_finite_gradient(report: Report, grad: Tensor, indices: Sequence[int]) -> list[int]:
-    """Return which images of a batch have a finite gradient (N,C,H,W); report the others.
+    """Return the positions in a batch of images with a finite gradient; report the others.
 
-    Waits once for a gradient on a GPU.
+    This waits once for a gradient on a GPU.
+
+    Args:
+        report: gets the images without a finite gradient.
+        grad: (N,C,H,W).
+        indices: the N data set indices.
     """
     good = []
     for i, (index, ok) in enumerate(zip(indices, finite_images(grad).tolist(), strict=True)):
@@ -32,20 +37,20 @@ def with_finite_gradient(report: Report, grad: Tensor, indices: Sequence[int]) -
 
 @dataclass(repr=False)
 class Walk(Short):
-    """How a run reads its images.
+    """A run over the images of a data set, which can be continued after it was killed.
 
     Attributes:
-        dataset: items are dicts with ``image`` (3,H,W), ``truncated`` (bool) and ``error`` ("", or
-            the reason why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives.
-        indices: which of them to visit, in order.
+        dataset: its items are dicts with ``image`` (3,H,W), ``truncated`` (bool) and ``error`` ("",
+            or why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives them.
+        indices: the items to visit, in order.
         batch_size: images per step. Batches are cut before unreadable images are set aside, so that
             a continued run sees the batches of an uninterrupted one.
-        num_workers: processes that read images; 0 reads in this one.
+        num_workers: processes that read images; 0 reads in this process.
         device: where the images go.
-        memory_format: of the image batches.
-        partial: keeps the finished part and is read at the start. Its removal, after the result is
-            written, is the caller's part. None keeps nothing.
-        progress: called with the iterable of steps and how many are expected, returns an iterable.
+        memory_format: memory format of the image batches.
+        partial: keeps the finished part, from which a run continues; None keeps nothing. The caller
+            removes it after the result is written.
+        progress: called with the iterable of steps and their expected number, returns an iterable.
         report: gets the failed and truncated images.
         resumed: how many images an earlier part of the run had visited (set by :meth:`run`).
     """
@@ -69,14 +74,14 @@ class Walk(Short):
         until: Callable[[State], bool] = lambda state: False,
         expected: int | None = None,
     ) -> State:
-        """Return the state after the last image, or after the first step that satisfies `until`.
+        """Apply `step` to one batch after the other and return the last state.
 
         Args:
-            step: (state, images (N,3,H,W), their N data set indices) -> the next state. It must not
-                change the old one, which is kept if the run dies meanwhile. Skipped where no image
-                of a batch is readable.
+            step: function (state, images (N,3,H,W), their N data set indices) -> next state. It
+                must not change the old state, which is saved if the run is interrupted. A batch
+                without a readable image is skipped.
             state: the first state.
-            until: whether to stop early.
+            until: function that tells by the state whether to stop early.
             expected: how many images a run that stops early will visit, for `progress`.
 
         Raises:
@@ -113,7 +118,8 @@ class Walk(Short):
         return int(stored["position"]), resumed
 
     def _snapshot(self, position: int, state: State) -> Callable[[], dict[str, np.ndarray]]:
-        # Called only when written: a map on a GPU is then not copied at every step.
+        # The arrays are made only when they are written, so that a map on a GPU is not copied at
+        # every step.
         report = self.report.dumps()
 
         def arrays() -> dict[str, np.ndarray]:
@@ -123,7 +129,7 @@ class Walk(Short):
         return arrays
 
     def _batches(self, start: int) -> Iterator[tuple[ImageBatch, int]]:
-        """Yield the batches from image `start` on, and how many images were visited then."""
+        """Yield each batch from image `start` on, with the number of images visited after it."""
         batches = cut(self.indices[start:], self.batch_size)
         read = read_batches(
             self.dataset,

@@ -1,4 +1,4 @@
-"""What a localizer that never looks at the image would score."""
+"""The accuracy of fixed boxes, which localize without looking at the image."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Baselines:
     """Shares of images, in percent, that a fixed box localizes at one IoU threshold.
 
     Attributes:
-        full_image: the box is the whole image.
-        centred_box: the best of all centred boxes that cover the same share of width and height.
-        centred_share: that share.
+        full_image: the accuracy of the full image as the box.
+        centred_box: the accuracy of the best centred box.
+        centred_share: the share of width and height that this box covers, in (0, 1].
     """
 
     full_image: float
@@ -25,8 +25,8 @@ class Baselines:
 def fixed_box_baselines(boxes: Boxes, iou: float = 0.5) -> Baselines:
     """Score the full image and the best centred box against the ground truth.
 
-    IoU counts pixels inclusively in the image's own coordinates; an image counts if its best
-    ground-truth box reaches `iou`. Centred boxes cover 1 %, 2 %, ... 100 % of width and height.
+    Centred boxes cover 1 %, 2 %, ... 100 % of width and height. An image counts if the largest IoU
+    with one of its boxes reaches `iou`; the IoU counts pixels inclusively, at the image's own size.
     """
     shares = np.arange(1, 101) / 100  # [S]
     correct = np.zeros(len(shares))

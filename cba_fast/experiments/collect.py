@@ -1,4 +1,4 @@
-"""``collect-erf-wsol``: train where weights are missing, score, measure the ERF, add to the CSV."""
+"""The command ``collect-erf-wsol``: train, score and measure the ERF of many experiments."""
 
 import functools
 import time
@@ -56,14 +56,14 @@ class Outcome(Short):
 
 @dataclass
 class _Collecting:
-    """One run over a file of experiments.
+    """One run over a plan file.
 
     Attributes:
         plan: the experiments and where results go.
+        overwrite: replace trainings of the same name that differ from those asked for.
         log: gets lines.
-        bar: returns the progress function of a description.
-        overwrite: replace trainings of the same name that are not those asked for.
-        trained: the summary of each training of this run, or the reason why it failed, by name.
+        bar: returns the progress function for a description.
+        trained: by name, the summary of each training of this run or the reason why it failed.
     """
 
     plan: Plan
@@ -83,16 +83,16 @@ def collect(
 ) -> Iterator[Outcome]:
     """Run what the experiments need, one after the other, and yield how each ended.
 
-    For each experiment: train (or continue a training) unless its weights are there, score all
-    images that have boxes, measure the ERF sizes, write ``erf_<name>.npy``, then ``<name>.json``,
-    then its row of the CSV. A run that is killed anywhere and started again ends with the files of
-    an uninterrupted one. An experiment that fails leaves ``<name>.error.txt`` and does not end
-    the others; experiments that need the same training share it, and its failure.
+    For each experiment: train (or continue a training) unless its weights exist, score all images
+    that have boxes, measure the ERF sizes, write ``erf_<name>.npy``, then ``<name>.json``, then its
+    row of the CSV. A run that is killed anywhere and started again ends with the files of an
+    uninterrupted one. An experiment that fails leaves ``<name>.error.txt``, and the others go on.
+    Experiments that need the same training share it, also if it fails.
 
     Args:
         plan: from `load_experiments`.
-        steps: from `find_steps`, checked by `refuse_changes` (or with `overwrite`) and
-            `check_inputs`.
+        steps: from `find_steps`, checked by `check_inputs` and, without `overwrite`, by
+            `refuse_changes`.
         overwrite: replace results and trainings of the same names that belong to other settings,
             images or versions.
         log: gets a line before each part and the lines of the training.
@@ -107,9 +107,9 @@ def collect(
         if step.need == RUN:
             log(f"[{number}/{len(steps)}] {name}")
             if step.change:
-                # Old settings must not vouch for new sizes, so the result goes before those are
-                # written, and after the old ones, which it lists. The row goes before the result:
-                # one without a result would be taken for the user's.
+                # The old sizes go first, because the result lists them as its own. The row goes
+                # before the result, because a row without a result would be taken for the user's.
+                # All go before new sizes are written, to which the old result does not belong.
                 if result_path(plan, name).exists():
                     erf_path(plan, name).unlink(missing_ok=True)
                 put_points(plan.csv, [], order, remove={name})
@@ -127,7 +127,7 @@ def collect(
 def _try(run: _Collecting, experiment: Experiment) -> Outcome:
     try:
         result = _run(run, experiment)
-    except Exception as e:  # whatever it is, it is this experiment's: the others go on
+    except Exception as e:  # any error ends this experiment only
         reason = f"{type(e).__name__}: {e}" if not isinstance(e, InputError) else str(e)
         path = error_path(run.plan, experiment.name)
         files.write_text(path, f"{reason}\n\n{traceback.format_exc()}")
@@ -146,8 +146,8 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     record = record_of(run.plan, experiment, found)
     run.log(resolve(settings.model_of(weights), settings.data()).line)
     if settings.compile:
-        # Of a class of models eight forms are compiled, all later ones run as they are: results
-        # would depend on what ran before them.
+        # PyTorch compiles eight forms of a class of models and runs any later one uncompiled, so
+        # results would depend on earlier experiments.
         torch.compiler.reset()
     started = time.perf_counter()
     found = evaluate(
@@ -178,7 +178,7 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
 
 
 def _train(run: _Collecting, settings: Settings) -> dict | None:
-    """Make sure that the experiment's weights are there; return what their training ended with."""
+    """Make sure that the experiment's weights exist; return the summary of their training."""
     config = settings.training()
     name = config.exp_name
     if name not in run.trained:
@@ -219,7 +219,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
     settings = experiment.settings
     model, data = settings.model_of(weights), settings.data()
     how = replace(settings.run(), batch_size=1, precision="fp32", compile=False)
-    # Without a result there is nothing that sizes of other settings belong to.
+    # There is no result to which sizes of other settings could belong, so they may be replaced.
     measure = functools.partial(
         compute_sizes,
         load_model(model, how),

@@ -1,4 +1,4 @@
-"""``erf-shape``: what slak_flex's mixture does to the ERF, and which mixture resembles a target."""
+"""The command ``erf-shape``: the ERF of slak_flex's mixtures, and the one nearest to a target."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -34,12 +34,12 @@ from ..short import Short
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Which mixtures, and how each one's ERF map is measured.
+    """Which mixtures are measured, and on how many images.
 
     Attributes:
-        steps: mixtures from cross to square, both included; at least 2.
-        num_images: images of each map, the first ones of the set.
-        evaluations: most maps that a search measures beside the sweep's.
+        steps: number of mixtures from cross to square, both included; at least 2.
+        num_images: number of images of each map, the first usable ones of the set.
+        evaluations: most maps that a search measures in addition to the sweep's.
     """
 
     steps: int = 5
@@ -47,7 +47,7 @@ class SweepConfig:
     evaluations: int = 12
 
     def shares(self) -> list[float]:
-        """Return the sweep's shares of the square kernel, 0 to 1."""
+        """Return the shares of the square kernel in the sweep's mixtures, from 0 to 1."""
         return [i / (self.steps - 1) for i in range(self.steps)]
 
 
@@ -57,10 +57,10 @@ class Mixture(Short):
 
     Attributes:
         square_share: beta / (alpha + beta).
-        map: (S,S) float64.
-        ratios, scale_free: published and scale-free area ratios.
-        shape: descriptors.
-        distance: from the target, see :func:`~cba_fast.erf.shape_distance`; None without one.
+        map: the ERF map (S,S) float64.
+        ratios, scale_free: the map's published and scale-free area ratios.
+        shape: the map's shape descriptors.
+        distance: :func:`~cba_fast.erf.shape_distance` from the target; None without a target.
     """
 
     square_share: float
@@ -79,7 +79,7 @@ class Mixture(Short):
         return self.square_share
 
     def as_dict(self) -> dict:
-        """Return JSON values, the map aside."""
+        """Return everything but the map as JSON values."""
         values = {"alpha": self.alpha, "beta": self.beta, "shape": self.shape.as_dict()}
         values["area_ratio_log10_published"] = [r._asdict() for r in self.ratios]
         values["area_ratio_scale_free"] = [r._asdict() for r in self.scale_free]
@@ -88,7 +88,14 @@ class Mixture(Short):
 
 @dataclass(repr=False)
 class Sweep(Short):
-    """A finished run: the sweep's mixtures, those a search tried, the best one, notes."""
+    """The result of a run.
+
+    Attributes:
+        mixtures: those of the sweep, from cross to square.
+        tried: those that a search measured.
+        best: the one nearest to the target; None without a target.
+        notes: lines to print at the end.
+    """
 
     mixtures: list[Mixture]
     tried: list[Mixture] = field(default_factory=list)
@@ -127,20 +134,19 @@ def load_mixable(config: ModelConfig) -> SLaKFlex:
 
 
 class MixtureMaps:
-    """Measures the ERF maps of mixtures, each once; the finished ones are kept in `partial`.
+    """Measures the ERF map of each mixture once, and keeps the finished maps.
 
-    The output depends on alpha and beta through beta / (alpha + beta) alone: a layer norm follows
-    the mixture and takes out a common factor (but for its epsilon). So one number says it all.
+    A mixture is given by one number, beta / (alpha + beta). The output depends on nothing else,
+    because a layer norm follows the mixture and removes a common factor (but for its epsilon).
 
     Args:
         model: from :func:`load_mixable`; its mixture is changed.
         records: the images.
-        input_size: their side.
+        input_size: side of the images in pixels.
         run: how to compute.
-        num_images: images of each map.
-        checkpoint: see :func:`~cba_fast.runs.erf.compute_sizes`.
-        partial: keeps the maps, and gives those of a killed run.
-        progress: as for :func:`~cba_fast.runs.erf.compute_sizes`.
+        num_images: number of images of each map.
+        checkpoint, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
+        partial: keeps the finished maps, from which a killed run continues; None keeps nothing.
     """
 
     def __init__(
@@ -221,11 +227,11 @@ def run_sweep(
     """Measure the sweep's mixtures and, with a target, search the one whose ERF is nearest to it.
 
     The search minimizes :func:`~cba_fast.erf.shape_distance` to the target over the share of the
-    square kernel: Brent's bounded method (`scipy.optimize.minimize_scalar`) between the neighbours
-    of the sweep's best mixture. The best of all that were measured wins, the sweep's included.
+    square kernel, by Brent's bounded method (`scipy.optimize.minimize_scalar`) between the
+    neighbours of the sweep's nearest mixture. The nearest of all measured mixtures is returned.
 
     Args:
-        measure: share of the square kernel -> its mixture, such as a `MixtureMaps`.
+        measure: function from a share of the square kernel to its mixture, such as a `MixtureMaps`.
         config: the sweep.
         target: an ERF map (H,W), or None.
     """
@@ -268,20 +274,20 @@ def compute_sweep(
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Sweep:
-    """Run a sweep, and a search if there is a target, and write maps and figures.
+    """Run a sweep, and a search if there is a target, and write the results.
 
-    `output` gets the sweep's maps (steps,S,S) float64, from cross to square; the JSON file the
-    settings and, for each mixture and each step of the search, area ratios and descriptors.
+    `output` gets the sweep's maps (steps,S,S) float64, from cross to square. The JSON file gets the
+    settings and, for each mixture of the sweep and the search, area ratios and descriptors.
 
     Args:
         model: from :func:`load_mixable`.
         images: the data set; the first `config.num_images` usable ones count.
-        model_config, data, run: how model and images were made.
+        model_config, data, run: the settings of the model, the images and the computation.
         config: the sweep.
         output: the ``.npy`` file.
         target: an ERF map (H,W) to match, or None.
-        target_name: what the JSON file calls it.
-        json_path: None: beside `output`.
+        target_name: name of the target in the JSON file.
+        json_path: the JSON file; None for one beside `output`.
         checkpoint, overwrite, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
 
     Raises:
@@ -289,8 +295,8 @@ def compute_sweep(
         InputError: fp16, or a map that is zero everywhere.
     """
     check_precision(run)
-    # The maps depend neither on how many mixtures are asked for nor on the target: a finer sweep
-    # or another search goes on from those that are there.
+    # The number of mixtures and the target are left out, because the maps do not depend on them: a
+    # finer sweep or another search uses the maps that exist.
     of_maps = {"num_images": config.num_images}
     described = run_description(model_config, data, run, images.records, of_maps)
     json_path = Path(json_path or Path(output).with_suffix(".json"))
@@ -341,7 +347,7 @@ def load_target(path: str | os.PathLike) -> np.ndarray:
 
 
 def table(mixtures: Sequence[Mixture]) -> list[str]:
-    """Return a printed table: one line per mixture, its descriptors and its area of 50 %."""
+    """Return a table to print, with the descriptors and the 50 % area ratios of each mixture."""
     head = (
         f"{'alpha':>6} {'beta':>6} {'sigma':>12} {'axes':>6} {'cross':>7} {'fourfold':>8} "
         f"{'round':>6} {'partic.':>8} {'50% log10':>9} {'50% free':>9}"

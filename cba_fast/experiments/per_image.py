@@ -1,4 +1,4 @@
-"""ERF size, localization and feature-map quality of the same images, for each model of a file."""
+"""Measure ERF size, localization and quality of the feature maps on the same images."""
 
 import hashlib
 import io
@@ -33,16 +33,16 @@ from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_qualit
 from .per_image_sample import Sample, Subject, measured_settings
 from .settings import Settings
 
-# What chance and the usual places of objects make of the object channels: see `Measurement`.
+# The column that tells how many channels chance and the objects' usual places explain.
 CONTROL = "other_box_channels"
-# Images whose numbers leave the device together. The network sees one at a time, for the bits of
-# the single commands.
+# Number of images whose results leave the device together. The network itself gets one image at a
+# time, so that the results have the bits of the single commands.
 GROUP = 8
 
 
 @dataclass(repr=False)
 class Measurement(Short):
-    """What was measured of one model; rows are images, in the order of the sample.
+    """The measurements of one model, one row per image in the order of the sample.
 
     Attributes:
         index: (n,) int64, positions in the sample.
@@ -52,10 +52,10 @@ class Measurement(Short):
         erf_size: (n,) float64, pixels.
         object_channels, pc1_explained, pc1_cam_iou: (n,) float64, see `MapQuality`.
         other_box_channels: (n,) float64, ``object_channels`` with the boxes of the sample's next
-            image (cyclically): what the usual places of objects explain. NaN where that image's
+            image (cyclically), as a control for the usual places of objects. NaN where that image's
             size cannot be read.
-        constant: (n,) bool, CAMs without a positive value: maps of zeros.
-        notes: what to tell at the end.
+        constant: (n,) bool, whether the CAM has no positive value and became a map of zeros.
+        notes: lines to print at the end.
     """
 
     index: np.ndarray
@@ -82,22 +82,22 @@ def measure(
 ) -> Measurement:
     """Measure one model on the sample, or read what the same run measured earlier.
 
-    The measurement is written to ``<folder>/<name>.npz``; the finished part of a killed run lies
-    beside it until then, and a record that says what they belong to.
+    The measurement is written to ``<folder>/<name>.npz``. Beside it lie the record of the run and,
+    until it has ended, its finished part.
 
     Args:
         subject: the model.
         sample: from `draw_sample`.
         folder: where measurements are kept.
-        score: whose gradient is the ERF's, see `input_gradient`.
-        overwrite: measure anew and replace what an earlier run wrote; else one of the same
-            settings, weights, images and boxes is continued, and any other refused.
+        score: the score whose gradient the ERF size is measured on, see `input_gradient`.
+        overwrite: measure anew and replace what an earlier run wrote. Otherwise a run with the same
+            settings, weights, images and boxes is continued, and any other is refused.
         progress: called with the iterable of steps and their number, returns an iterable.
 
     Raises:
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
-        CbaError: weights that cannot be loaded, a target that an image does not have, no image that
-            could be measured, or, with the setting `strict`, one that could not.
+        CbaError: the weights cannot be loaded, an image or the model lacks the target, no image
+            could be measured, or, with the setting `strict`, one image could not.
     """
     path = folder / f"{subject.name}.npz"
     outputs = resume.beside(path, _described(subject, sample, score))
@@ -110,7 +110,7 @@ def measure(
     arrays = {k: v for k, v in stored.items() if k != "report"}
     report = report_on(sample.records, _how(subject.settings))
     report.loads(str(stored["report"]))
-    if report.strict and report.failed:  # of an earlier run that was not strict
+    if report.strict and report.failed:  # an earlier run, which was not strict, went on
         report.fail(*report.failed[0])
     return Measurement(**arrays, notes=_notes(arrays, report))
 
@@ -147,7 +147,7 @@ def _run(
 
 
 def labelled(subject: Subject, sample: Sample) -> Sample:
-    """Return the sample with labels that are the model's classes."""
+    """Return the sample with labels in the numbering of the model's classes."""
     resolved = resolve(subject.settings.model_of(subject.weights), subject.settings.data())
     truth = sample.boxes.labels
     if truth is not None:
@@ -157,7 +157,7 @@ def labelled(subject: Subject, sample: Sample) -> Sample:
 
 @dataclass
 class _Step:
-    """Adds the rows of a group to the state: a pass for the maps, one for the gradient of each."""
+    """The step of the walk: measures a group of images and adds their rows to the state."""
 
     model: nn.Module
     sample: Sample
@@ -196,7 +196,7 @@ class _Step:
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
 
     def _passes(self, images: Tensor, indices: list[int]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each image's gradient, features and target's row; waits for no device."""
+        """Yield each image's gradient, features and classifier row, without waiting for a GPU."""
         for image, index in zip(images.split(1), indices, strict=True):
             grad = input_gradient(self.model, image, score=self.score)
             with torch.no_grad():
@@ -207,7 +207,7 @@ class _Step:
         """Return the classifier's row of one image's target, (1, C)."""
         target = self.settings.target
         if target == "predicted":
-            # As `localize` chooses among equals.
+            # `topk` chooses among equal logits as `localize` does.
             return weight[logits.float().topk(min(5, logits.shape[1])).indices[:, 0]]
         target = self.sample.records[index].label if target == "label" else int(target)
         return weight[target : target + 1]
@@ -238,18 +238,18 @@ class _Step:
             return np.zeros(grid)
         try:
             boxes = self.sample.boxes.scaled(ids[other], shape[::-1])
-        except ImageError:  # its own turn reports it
+        except ImageError:  # the image is reported when it is measured itself
             return np.zeros(grid)
         return box_coverage(boxes, shape, grid)
 
 
 def _how(settings: Settings) -> RunConfig:
-    """Return how to compute: as ``erf-compute`` does by default."""
+    """Return how to compute: one image at a time in float32, the defaults of ``erf-compute``."""
     return replace(settings.run(), batch_size=1, precision="fp32")
 
 
 def _described(subject: Subject, sample: Sample, score: str) -> dict:
-    """Return the record of all that the numbers depend on."""
+    """Return the record of everything that the numbers depend on."""
     settings = {
         **measured_settings(subject.settings),
         "score": score,

@@ -1,27 +1,28 @@
-"""What the correlations of measured images say: in words, and as the rows of the forest plot."""
+"""Put the correlations of measured images into words, and into the rows of the forest plot."""
 
 import numpy as np
 
 from ..analysis.correlations import WITHIN, Question, Value
 from ..analysis.plots import Bar
+from ..data.textlines import counted
 from ..wsol.map_quality import LEVEL
 from .per_image import CONTROL
 from .per_image_report import BLIND, ERF, QUALITY, TITLES, Findings
 
 ALL = "within models"
-# Nominal 95 % intervals of r = 0.5 held it in 88, 92, 91, 94 % of 400 simulations with 10, 20, 30,
-# 60 images.
+# Below this number the answer warns: in 400 simulations each, 95 % intervals contained the true
+# r = 0.5 in 88, 92, 91 and 94 % with 10, 20, 30 and 60 images.
 FEW_IMAGES = 30
 
 
 def answer_lines(found: Findings) -> list[str]:
-    """Say in words what the figures show, and what they do not."""
+    """Return sentences that say what the correlations show and what they do not."""
     c = found.correlations
     single = c.num_models == 1
     at = {"level": "model", "model": found.models[0].name} if single else {"level": WITHIN}
     where = "over the images" if single else "within models"
     lines = [
-        f"{_count(c.num_images, 'image')}, {_count(c.num_models, 'model')}, {c.num_rows} rows. In"
+        f"{counted(c.num_images, 'image')}, {counted(c.num_models, 'model')}, {c.num_rows} rows. In"
         f" brackets: {100 * c.confidence:g} % intervals from {c.num_resamples} resamples of the"
         " images" + ("." if single else ", all models of an image kept together."),
         *_channel_line(found),
@@ -42,7 +43,13 @@ def answer_lines(found: Findings) -> list[str]:
 
 
 def text_of(value: Value | None, sign: str = "+", percent: bool = False) -> str:
-    """Return a statistic with its interval as text: ``+0.12 [+0.05, +0.19]``, or times 100."""
+    """Return a statistic with its interval as text such as ``+0.12 [+0.05, +0.19]``.
+
+    Args:
+        value: the statistic; None gives "".
+        sign: "+" to write the sign of positive numbers too.
+        percent: multiply by 100.
+    """
     if value is None:
         return ""
     if value.estimate is None:
@@ -112,7 +119,7 @@ def _given_lines(found: Findings, at: dict) -> list[str]:
 
 
 def _blind_lines(found: Findings, at: dict) -> list[str]:
-    """Tell the same with the measures that, unlike the IoU, do not see the boxes."""
+    """Say the same about the measures alone that do not use the boxes."""
     c = found.correlations
     if not set(BLIND) < set(found.quality):
         return []
@@ -127,7 +134,7 @@ def _blind_lines(found: Findings, at: dict) -> list[str]:
 
 
 def _sign_line(found: Findings) -> str:
-    """Tell whether the models agree: opposite trends cancel within models."""
+    """Say how many models have which trend, because opposite trends cancel within models."""
     text = f"One by one, the IoU clearly rises with the ERF size in {_signs(found, ())}"
     if found.quality:
         text += f"; given the feature maps it rises in {_signs(found, tuple(found.quality))}"
@@ -160,17 +167,14 @@ def _between_line(found: Findings) -> str:
     )
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "s")
-
-
 def forest_groups(found: Findings) -> tuple[dict[str, list[Bar]], list[str]]:
-    """Return what `plot_forest` draws: Pearson's r of the single variables at all levels but one.
+    """Return what `plot_forest` draws: Pearson's r for each model and within models.
 
-    The pooled level is left out: it mixes the others.
+    The pooled level is left out, because it mixes the others.
 
     Returns:
-        The groups, one per question, and all labels, "within models" (or the one model) last.
+        One group of bars for each question about a single variable, and all labels, "within models"
+        (or the only model) last.
     """
     c = found.correlations
     levels = [({"level": "model", "model": m.name}, m.name) for m in found.models]
@@ -188,13 +192,13 @@ def forest_groups(found: Findings) -> tuple[dict[str, list[Bar]], list[str]]:
 
 
 def title_of(question: Question) -> str:
-    """Return a question as text: ``ERF size | feature maps``, read "given the feature maps"."""
+    """Return a question as text: ``ERF size | feature maps`` is "ERF size given feature maps"."""
     xs, given = _titles(question.xs), _titles(question.given)
     return xs + (f" | {given}" if given else "")
 
 
 def _titles(names: tuple[str, ...]) -> str:
-    """Return titles of variables; several measures of feature maps are named by their set."""
+    """Return the titles of variables; several measures of feature maps get one common title."""
     maps = tuple(n for n in names if n in QUALITY)
     if len(maps) < 2:
         return ", ".join(TITLES[n] for n in names)

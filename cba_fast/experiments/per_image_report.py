@@ -1,4 +1,4 @@
-"""From measured images to correlations: each model's columns, what is asked of them, the files."""
+"""Turn measured images into columns, correlate them, and write the files of the results."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ from .per_image_sample import Sample, Subject
 
 OUTCOME = "iou"
 ERF = "erf_size"
-# Measures of the feature maps that use no threshold of the score; see docs/analysis.md.
+# Measures of the feature maps, which use no score threshold; see docs/analysis.md.
 QUALITY = ("object_channels", "pc1_explained", "pc1_cam_iou")
-# Those of them that do not see the boxes.
+# The measures of the feature maps that do not use the boxes.
 BLIND = ("pc1_explained", "pc1_cam_iou")
 AREA, OBJECT = "activated_area", "object_area"
 PREDICTORS = (ERF, *QUALITY, AREA, OBJECT)
@@ -41,16 +41,16 @@ TITLES = {
 
 @dataclass(repr=False)
 class ModelColumns(Short):
-    """One model's figures, image by image.
+    """The measures of one model, image by image.
 
     Attributes:
-        name, family: of the model.
+        name, family: name and family of the model.
         input_size: side of its input in pixels.
-        image_ids: (n) ids, in the order of the sample.
+        image_ids: n ids, in the order of the sample.
         columns: (n,) float64 by the names in `COLUMNS`; NaN where undefined.
         max_box_acc: percent of these images with IoU >= 0.5 at `threshold` (largest contour).
-        threshold: the lowest score threshold that reaches it.
-        notes: of the measurement.
+        threshold: the lowest score threshold at which this percentage is largest.
+        notes: notes of the measurement.
     """
 
     name: str
@@ -65,16 +65,16 @@ class ModelColumns(Short):
 
 @dataclass(repr=False)
 class Findings(Short):
-    """The whole analysis.
+    """The results of the analysis.
 
     Attributes:
-        models: their figures.
-        correlations: of the IoU with the other columns.
+        models: the measures of each model.
+        correlations: correlations of the IoU with the other columns.
         predictors: the columns that could be analysed.
-        quality: those of them that measure feature maps.
-        left_out_rows: rows with an undefined measure.
-        images: counts of the sample: drawn, without_box, missing_file, measured.
-        notes: what to tell beside the figures.
+        quality: the predictors that measure feature maps.
+        left_out_rows: number of rows that were left out because a measure is undefined.
+        images: numbers of images: drawn, without_box, missing_file, measured.
+        notes: lines to print with the results.
     """
 
     models: list[ModelColumns]
@@ -91,15 +91,15 @@ class Findings(Short):
 
 
 def model_columns(subject: Subject, sample: Sample, found: Measurement) -> ModelColumns:
-    """Return a model's columns, taken at the optimal threshold of its own MaxBoxAcc.
+    """Return a model's columns at the optimal threshold of its MaxBoxAcc on these images.
 
-    ``iou`` is the best IoU at that threshold; ``activated_area`` the number of pixels of the CAM
-    above it, divided by those in the boxes; ``object_area`` the boxes' share of the map.
+    ``iou`` is the best IoU at that threshold, ``activated_area`` the number of pixels of the CAM
+    above it divided by those in the boxes, ``object_area`` the boxes' share of the map.
     """
     thresholds = thresholds_of(subject.settings)
     localized = (found.iou >= 0.5).sum(axis=0)
-    best = int(localized.argmax())  # the first of equals: thresholds ascend
-    # A box may lie outside of its image (boxes are never clipped).
+    best = int(localized.argmax())  # the lowest of equal ones, because thresholds ascend
+    # Boxes are never clipped, so they may all lie outside of the image and hold no pixel.
     pixels = np.where(found.object_pixels > 0, found.object_pixels, np.nan)
     columns = {
         OUTCOME: found.iou[:, best],
@@ -130,13 +130,14 @@ def find(
 ) -> Findings:
     """Relate the IoU to the ERF size and to the quality of the feature maps.
 
-    Rows with an undefined measure are left out; a measure that some model never has is left out as
-    a whole. Where input sizes differ, the ERF size counts as a share of the input's pixels.
+    Rows with an undefined measure are left out. A measure that is undefined for all images of some
+    model is left out as a whole. If input sizes differ, the ERF size is taken as a share of the
+    input's pixels.
 
     Args:
         models: at least one, from :func:`model_columns`.
         sample: the images.
-        num_resamples, confidence, seed: of the bootstrap, see `correlate`.
+        num_resamples, confidence, seed: settings of the bootstrap, see `correlate`.
 
     Raises:
         InputError: a model has no image with all measures.
@@ -192,7 +193,7 @@ def find(
 def _questions(
     predictors: list[str], quality: list[str]
 ) -> tuple[list[Question], tuple[Question, Question] | None]:
-    """Return what is asked, and the two questions whose answers are compared."""
+    """Return the questions to answer, and the two whose answers are compared (or None)."""
     asked = [Question((name,)) for name in predictors]
     if not quality:
         return asked, None
@@ -208,18 +209,19 @@ def _questions(
 
 
 def check_findings(folder: Path, settings: dict, overwrite: bool) -> resume.Outputs:
-    """Return the files of :func:`write_findings` and of the pictures, to be prepared before those.
+    """Check that the table and the pictures can be written; return them as `resume.Outputs`.
 
-    Measurements are kept one by one, so that a file of experiments may grow, and the table with it.
+    A table of some of the models may be replaced by one of more models, because measurements are
+    kept model by model and a plan file may grow.
 
     Args:
-        folder: where they go.
+        folder: where the files go.
         settings: JSON values; ``models`` are the models' names.
         overwrite: replace what an earlier run wrote.
 
     Raises:
-        InputError: files in the way that no earlier run wrote.
-        OtherRunError: the table there is of other settings, or of models that are not among these.
+        InputError: files of these names were not written by an earlier run.
+        OtherRunError: the existing table has other settings, or models that are not among these.
     """
     more = ("per_image.csv", "scatter.png", "forest.png")
     outputs = resume.beside(folder / "per_image.json", resume.describe(settings), *more)
@@ -237,7 +239,7 @@ def write_findings(
 ) -> tuple[Path, Path]:
     """Write ``per_image.csv`` and ``per_image.json``; return their paths.
 
-    The CSV has one row per image and model, its empty cells are undefined measures. The JSON holds
+    The CSV has one row per image and model; empty cells are undefined measures. The JSON holds
     everything else: settings, versions, models, relations with intervals, and `answer`.
     """
     text = io.StringIO()

@@ -1,7 +1,7 @@
-"""The models of a file of experiments, and the images that all of them are measured on."""
+"""The models and the images of a study image by image: read the models, draw the images."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import ImageRecord, ImageSet
@@ -9,7 +9,7 @@ from ..data.boxes import Boxes
 from ..data.textlines import some
 from ..erf import sample_indices
 from ..errors import InputError
-from ..runs.evaluate import match_images
+from ..runs.evaluate import match_images, with_own_boxes
 from ..runs.inference import open_images
 from ..runs.score import open_boxes
 from ..shapes import shape_text
@@ -18,19 +18,19 @@ from .plan import load_experiments
 from .progress import weights_of
 from .settings import TRAINING, Settings
 
-# What models that are compared image by image must have in common.
+# Settings that models must have in common to be compared image by image.
 _SHARED = (
     *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target"),
     *("cam_curve_interval", "num_samples", "p", "erf_seed"),
 )
-# Settings of a file of experiments that say nothing here: CAM and PC1 are measured of each model,
-# in float32, one image at a time and not compiled.
+# Settings of a plan file that are not used here: CAM and PC1 are measured for each model, in
+# float32, one image at a time and not compiled.
 _UNUSED = {*TRAINING, "localization_method", "pc1_range", "precision", "eval_batch_size", "compile"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured: its name, settings and weights."""
+    """A model to measure: its name, its settings and the file of its weights."""
 
     name: str
     settings: Settings
@@ -42,13 +42,13 @@ class Sample(Short):
     """The images that are measured.
 
     Attributes:
-        records: sampled images that have boxes, in the order of the sample.
+        records: the sampled images that have boxes and a file, in the order of the sample.
         ids: their ids in the ground truth.
         boxes: the ground truth.
-        drawn: how many images were sampled.
+        drawn: number of sampled images, with those that are left out.
         without_box: ids of the sampled images that are not in the ground truth.
-        missing: ids of those whose file is not there.
-        images: the data set that the sample is of.
+        missing: ids of the sampled images whose file does not exist.
+        images: the data set from which the sample was drawn.
     """
 
     records: list[ImageRecord]
@@ -60,7 +60,7 @@ class Sample(Short):
     images: ImageSet
 
     def notes(self) -> list[str]:
-        """Return what to tell about images that are left out."""
+        """Return lines on the images that are left out."""
         left = (
             (self.without_box, "have no ground truth"),
             (self.missing, "have ground truth and no file"),
@@ -75,19 +75,19 @@ class Sample(Short):
 def load_subjects(
     path: Path, num_samples: int | None = None, seed: int | None = None
 ) -> tuple[list[Subject], list[str]]:
-    """Read the models of a file of experiments (see docs/experiments.md; YAML or JSON).
+    """Read the models of a plan file (YAML or JSON, see docs/experiments.md).
 
     Args:
         path: the file.
-        num_samples, seed: of the sample of images; None takes the file's.
+        num_samples, seed: number of sampled images and seed; None takes those of the file.
 
     Returns:
-        The models, and notes. Experiments that differ in nothing that is measured here (a grid over
-        localization methods, say) are one model, with the first one's name.
+        The models, and lines to print. Experiments that differ only in settings that are not used
+        here, such as the localization method, are one model under the name of the first.
 
     Raises:
-        InputError: as `load_experiments`; weights that are not there; models whose images, boxes
-            or protocol differ, so that their rows could not be compared.
+        InputError: as `load_experiments`; weights do not exist; images, boxes or protocol differ
+            between the models, so that their rows could not be compared.
     """
     update = {k: v for k, v in (("num_samples", num_samples), ("erf_seed", seed)) if v is not None}
     found: dict[str, Subject] = {}
@@ -118,16 +118,13 @@ def load_subjects(
 
 
 def draw_sample(settings: Settings) -> Sample:
-    """Draw the images as ``erf-compute`` does and keep those that have boxes.
+    """Draw images as ``erf-compute`` does and keep those that have boxes.
 
     Raises:
         InputError: no images, no ground truth, or none of the sampled images has boxes.
     """
     images = open_images(settings.data())
-    config = settings.boxes()
-    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
-        config = replace(config, cub_root=images.root)
-    boxes = open_boxes(config)
+    boxes = open_boxes(with_own_boxes(settings.boxes(), images))
     paired, ids, _ = match_images(images.records, boxes)
     known = {r.image_id: (r, i) for r, i in zip(paired, ids, strict=True)}
     chosen = sample_indices(len(images.records), settings.num_samples, settings.erf_seed)
@@ -148,5 +145,5 @@ def draw_sample(settings: Settings) -> Sample:
 
 
 def measured_settings(settings: Settings) -> dict:
-    """Return what the measurement of a model depends on, as JSON values, its weights aside."""
+    """Return the settings that a model's measurement depends on, as JSON values."""
     return {k: v for k, v in settings.described().items() if k not in _UNUSED}

@@ -1,4 +1,4 @@
-"""The experiments of a YAML file: what it may say, how grids expand, what each is called."""
+"""Read a plan file: a YAML file of experiments and grids of experiments."""
 
 import difflib
 import itertools
@@ -22,7 +22,7 @@ from ..training.config import MOST_NAME_BYTES
 from .settings import STRICT, PathText, Settings
 
 _SHORT = {"input_size": "r", "epochs": "e", "aug_mode": "aug", "batch_size": "b"}
-# A file of experiments has a few hundred values; integers beyond 30 digits mean nothing in it.
+# A plan file has a few hundred values; integers beyond 30 digits mean nothing in it.
 _MOST_NODES, _MOST_DIGITS = 100_000, 30
 _MOST_EXPERIMENTS = 10_000
 _SHORT |= {"localization_method": "", "schedule": "", "weight_path": ""}
@@ -30,7 +30,7 @@ _SHORT |= {"localization_method": "", "schedule": "", "weight_path": ""}
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment; its name is that of its files and of its row in the CSV."""
+    """An experiment; its name is used for its files and for its row in the CSV."""
 
     name: str
     settings: Settings
@@ -38,13 +38,14 @@ class Experiment:
 
 @dataclass(frozen=True, repr=False)
 class Plan(Short):
-    """A file of experiments: where results go, and the experiments in the file's order.
+    """The contents of a plan file: where results go, and the experiments.
 
     Attributes:
         path: the YAML file.
-        output_dir: gets ``<name>.json``, ``erf_<name>.npy`` and ``<name>.error.txt``.
+        output_dir: folder for ``<name>.json``, ``erf_<name>.npy`` and ``<name>.error.txt``.
         csv: the file of points, see `cba_fast.analysis.points`.
-        experiments: `experiments`, then the grids, the last axis varying fastest.
+        experiments: first those listed one by one, then those of the grids, whose last axis varies
+            fastest.
     """
 
     path: Path
@@ -64,20 +65,18 @@ class _Document(BaseModel):
 
 
 def load_experiments(path: Path) -> Plan:
-    """Read a YAML file of experiments; see docs/experiments.md for its format.
-
-    Every problem of the file is found before anything runs.
+    """Read a plan file, whose format docs/experiments.md describes, and check all of it.
 
     Raises:
-        InputError: not YAML, a key given twice, an unknown key, a wrong type, keys that cannot be
-            combined, a name that is used twice or cannot be a file name. The message has one line
-            per problem, with file, experiment and key.
+        InputError: the file is not YAML, a key is given twice or unknown, a value has a wrong type,
+            keys cannot be combined, or a name is used twice or cannot be a file name. The message
+            has one line per problem, with file, experiment and key.
     """
     problems: list[str] = []
     document = _validated(_Document, _read_yaml(path), "", problems, {})
     found: list[tuple[str, Experiment]] = []
     if document is not None:
-        # A family stands in: that the defaults leave it out is no problem of theirs.
+        # The defaults need no family, so any one serves to check the rest of them.
         known = {"model_family": "convnext", **document.defaults}
         _validated(Settings, known, "defaults", problems, {})
         for where, own, varied, prefix in _entries(document, problems):
@@ -98,7 +97,10 @@ def load_experiments(path: Path) -> Plan:
 def _entries(
     document: _Document, problems: list[str]
 ) -> Iterator[tuple[str, dict, list[str], str]]:
-    """Yield label, keys, keys that make the default name, and its prefix of each experiment."""
+    """Yield for each experiment: its label in messages, its settings, and how to name it.
+
+    The name is made of a prefix (the last item) and of some settings (the third item lists them).
+    """
     for n, entry in enumerate(document.experiments, 1):
         label = f"experiment {n}" + (f" ({entry['name']})" if entry.get("name") else "")
         yield label, entry, [k for k in entry if k != "name"], ""
@@ -120,7 +122,7 @@ def _entries(
 
 
 def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Settings | None:
-    """Return the settings of an experiment; defaults hold where they have a meaning."""
+    """Return an experiment's own settings and the defaults that have a meaning for it."""
     own = {k: v for k, v in own.items() if k != "name"}
     merged = _recorded(defaults | own, where, problems) | defaults | own
     settings = _validated(Settings, merged, where, problems, defaults.keys() - own.keys())
@@ -135,10 +137,10 @@ def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Set
 
 
 def _recorded(values: dict, where: str, problems: list[str]) -> dict:
-    """Return what the checkpoint of `weight_path` says, under the settings' names."""
+    """Return what the checkpoint at `weight_path` says about its model, as settings."""
     path = values.get("weight_path")
     if not isinstance(path, str | Path) or not Path(path).is_file():
-        return {}  # told before the first experiment runs
+        return {}  # `check_inputs` reports a missing file
     kinds = {"family": str, "model": str, "num_classes": int}
     asked = {k: values.get("model_family" if k == "family" else k) for k in kinds}
     asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
@@ -155,7 +157,10 @@ def _recorded(values: dict, where: str, problems: list[str]) -> dict:
 
 
 def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[str], skip):
-    """Return a `kind` of `values`, or None; problems of the keys in `skip` are told elsewhere."""
+    """Return `values` as a `kind`; if they are not valid, return None and add to `problems`.
+
+    Problems of the keys in `skip` are not added, because they are reported elsewhere.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as e:
@@ -203,7 +208,7 @@ def _name_problems(found: list[tuple[str, Experiment]]) -> Iterator[str]:
 
 
 def _slug(settings: Settings, keys: list[str], prefix: str) -> str:
-    """Return a readable name: model or family, and the values of `keys` in a fixed order."""
+    """Return a readable name: prefix, model or family, and the values of `keys`."""
     parts = [prefix] if prefix else []
     parts.append(_text(settings.model if "model" in keys else settings.model_family))
     for key in Settings.model_fields:
@@ -221,7 +226,10 @@ def _text(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as YAML 1.2 does; refuses what hides, explodes or overflows."""
+    """A YAML loader that reads 1e-4 as a number, as YAML 1.2 does, and refuses hostile files.
+
+    It refuses keys given twice, aliases that stand for too many values, and very long integers.
+    """
 
     def get_single_node(self):
         node = super().get_single_node()
@@ -229,11 +237,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _count(self, node: yaml.Node | None, counts: dict[int, int]) -> int:
-        """Return the nodes below and with `node`, aliases written out; refuse too many of them."""
+        """Count the nodes from `node` down, with aliases written out; refuse too many."""
         if not isinstance(node, yaml.CollectionNode):
             return 1
         if id(node) not in counts:
-            counts[id(node)] = _MOST_NODES  # found again below itself, it is endless
+            counts[id(node)] = _MOST_NODES  # refuses a node that contains itself
             pairs = isinstance(node, yaml.MappingNode)
             items = [n for pair in node.value for n in pair] if pairs else node.value
             counts[id(node)] = 1 + sum(self._count(item, counts) for item in items)
@@ -247,7 +255,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # no key of ours: PyYAML or the validation refuses it
+                continue  # PyYAML or the validation refuses such a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -285,7 +293,7 @@ def _read_yaml(path: Path) -> dict:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or _one_line(e)}") from e
-    except ValueError as e:  # a date such as 2026-13-41
+    except ValueError as e:  # for example, a date such as 2026-13-41
         raise InputError(f"{path}: {e}") from e
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold keys such as 'defaults', 'experiments' and 'grid'")

@@ -1,4 +1,4 @@
-"""Pictures of what slak_flex's mixture does to the effective receptive field."""
+"""Plot the effective receptive field of slak_flex over its mixtures."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,9 +23,9 @@ def plot_mixtures(
     """Draw one panel per mixture of slak_flex, and how the descriptors change with it.
 
     Args:
-        mixtures: of a sweep, at least one, in the order of their share of the square kernel.
-        match: the mixture nearest to `target`: one more panel, and a line in the curves.
-        target: an ERF map (H,W), the last panel; None for none.
+        mixtures: at least one mixture of a sweep, in the order of their share of the square kernel.
+        match: the mixture nearest to `target`, for another panel and a line in the curves; or None.
+        target: an ERF map (H,W) for the last panel, or None.
     """
     panels = [(m.map, m.shape, f"alpha {m.alpha:.3g}, beta {m.beta:.3g}") for m in mixtures]
     if match is not None:
@@ -74,7 +74,7 @@ def _curves(ax: "Axes", mixtures: Sequence[Mixture], match: Mixture | None) -> N
     ax.set_xlabel("share of the square kernel, beta / (alpha + beta)")
     ax.set_ylabel("descriptor (no unit)")
     ax.grid(True, linestyle="--", alpha=0.4)
-    # Beside the axes: the curves may be anywhere from 0 to 1.
+    # The legend is beside the axes, because the curves may be anywhere from 0 to 1.
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

@@ -1,4 +1,4 @@
-"""What of a file of experiments is done, and what is left to do: read from the files alone."""
+"""Find out from their files which experiments of a plan are finished and what the others need."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from ..training.state import load_state
 from .plan import Experiment, Plan
 from .settings import Settings
 
-# What an experiment needs: nothing, its row in the CSV, or everything.
+# An experiment needs nothing, only its row in the CSV, or everything.
 DONE, ROW, RUN = "done", "row", "run"
 
 
@@ -31,7 +31,7 @@ class Step:
         experiment: the experiment.
         need: `DONE`, `ROW` or `RUN`.
         result: the stored result, for `DONE` and `ROW`.
-        change: how a stored result of this name differs; None if it does not, or there is none.
+        change: how a stored result of this name differs; None if it does not differ or exist.
     """
 
     experiment: Experiment
@@ -41,7 +41,7 @@ class Step:
 
 
 def result_path(plan: Plan, name: str) -> Path:
-    """Return the file of an experiment's result: what makes it done."""
+    """Return the file of an experiment's result; an experiment is finished when it is written."""
     return plan.output_dir / f"{name}.json"
 
 
@@ -51,7 +51,7 @@ def erf_path(plan: Plan, name: str) -> Path:
 
 
 def error_path(plan: Plan, name: str) -> Path:
-    """Return the file that tells why an experiment failed; it goes when the experiment succeeds."""
+    """Return the file that tells why an experiment failed; success removes it."""
     return plan.output_dir / f"{name}.error.txt"
 
 
@@ -63,10 +63,10 @@ def weights_of(settings: Settings) -> Path:
 
 
 def weights_are_given(settings: Settings) -> bool:
-    """Tell whether the weights are used as they are, not trained.
+    """Tell whether the weights are used as they are, without a training.
 
-    They are if `weight_path` names them, or if they have a training's name and no state beside them
-    that a training would continue from.
+    That is the case if `weight_path` names them, or if the weights of the training exist without
+    the state from which it would continue.
     """
     if settings.weight_path is not None:
         return True
@@ -78,23 +78,23 @@ def find_steps(plan: Plan) -> list[Step]:
     """Compare each experiment with the files of earlier runs.
 
     An experiment is done if its result has the same record (settings, versions, images, and the
-    weights, if they still exist), its ERF sizes exist, and the CSV has its row. A result without
-    its row, as a kill between the two leaves it, lacks the row alone.
+    weights, if they still exist), its ERF sizes exist, and the CSV has its row. If only the row is
+    missing, as after a kill between the two, only the row is needed.
 
     Raises:
         InputError: a result or the CSV cannot be read.
     """
     rows = {p.model_name: p for p in read_points(plan.csv)} if plan.csv.exists() else {}
-    images = functools.cache(_images)  # experiments mostly share them
+    images = functools.cache(_images)  # most experiments share their images
     return [_step(plan, e, rows.get(e.name), images) for e in plan.experiments]
 
 
 def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
-    """Return the record of an experiment; what its result is compared with.
+    """Return the record of an experiment, with which its result is compared.
 
     Args:
-        plan, experiment: which experiment.
-        images: their fingerprint; None where they are not there, and count as unchanged.
+        plan, experiment: the experiment and its plan.
+        images: the fingerprint of the images; None if they do not exist, which counts as unchanged.
     """
     settings, name = experiment.settings, experiment.name
     inputs = {
@@ -122,7 +122,7 @@ def point_of(plan: Plan, experiment: Experiment, result: dict) -> Point:
 
 
 def describe(steps: Sequence[Step], overwrite: bool) -> Iterator[str]:
-    """Yield for each step what a run would do, in words."""
+    """Yield in words what a run would do at each step."""
     trained: dict[str, str] = {}
     for step in steps:
         name, settings = step.experiment.name, step.experiment.settings
@@ -163,13 +163,13 @@ def refuse_changes(steps: Sequence[Step]) -> None:
 
 
 def check_inputs(steps: Sequence[Step]) -> None:
-    """Make sure that what the experiments to be run need is there, before the first one runs.
+    """Make sure that everything the experiments need exists, before the first one runs.
 
     Raises:
         InputError: one line per missing file, folder or device, with the experiment's name.
     """
     problems: dict[str, str] = {}
-    images = functools.cache(_image_problem)  # experiments mostly share them
+    images = functools.cache(_image_problem)  # most experiments share their images
     for step in steps:
         if step.need == RUN:
             settings = step.experiment.settings
@@ -215,7 +215,7 @@ def _image_problem(data: DataConfig, own_boxes: bool) -> str | None:
 def _step(plan: Plan, experiment: Experiment, row: Point | None, images: Callable) -> Step:
     path = result_path(plan, experiment.name)
     if not path.exists():
-        # Nobody's row but the user's: a result is written before its row.
+        # The user must have written the row, because a run writes the result before its row.
         change = f"{plan.csv} has a row of this name, but there is no {path}" if row else None
         return Step(experiment, RUN, change=change)
     result = _read_result(path)
@@ -234,7 +234,7 @@ def _read_result(path: Path) -> dict:
         result = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
-        # One of an earlier version has no record, which is its difference.
+        # A result of an earlier version has no record, which is reported as its difference.
         if "format" in result and not resume.is_record(result):
             raise ValueError("its record is damaged")
     except InputError:

@@ -1,9 +1,9 @@
 """Launches the C++ box sweep (CPU tensors; thresholds float64 in [0, 1)).
 
-The maps m are uint8, or floating and quantized as they are read, u = uint8(255 * m); a value that
-is NaN or outside [0, 1] raises the `ScoreMapError` of `reference.quantize`. For tests and
-benchmarks, `isa` chooses the instruction set (empty: that of the process) and `method` how contours
-are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one for each map.
+The maps m (N, H, W) are uint8, or floating and quantized as they are read, u = uint8(255 * m); a
+value that is NaN or outside [0, 1] raises the `ScoreMapError` of `reference.quantize`. Tests and
+benchmarks choose the instruction set by `isa` (empty: that of the process) and by `method` how
+contours are found: ``"segments"``, ``"pixels"``, or ``"auto"`` for the faster one for each map.
 """
 
 import torch
@@ -24,11 +24,7 @@ def _where(maps: Tensor, thresholds: Tensor) -> tuple:
 
 
 def _options(maps: Tensor, isa: str, method: str) -> dict:
-    return {"dtype": str(maps.dtype).removeprefix("torch."), "isa": isa, "method": method}
-
-
-def _core(isa: str):
-    return native.load() if isa else native.load_for_isa()
+    return {"dtype": native.dtype_name(maps.dtype), "isa": isa, "method": method}
 
 
 def box_sweep(
@@ -37,7 +33,7 @@ def box_sweep(
     """Return the boxes of the largest contours, (N, T, 4) int32."""
     maps, thresholds = _readable(scoremaps), thresholds.contiguous()
     boxes = torch.empty((len(maps), len(thresholds), 4), dtype=torch.int32)
-    first_bad = _core(isa).largest_boxes(
+    first_bad = native.load_for_isa(isa).largest_boxes(
         *_where(maps, thresholds),
         boxes.data_ptr(),
         torch.get_num_threads(),
@@ -53,8 +49,8 @@ def box_sweep_all(
 ) -> tuple[Tensor, Tensor]:
     """Return the boxes of all contours, (M, 4) int32, and offsets (N*T+1,) int64."""
     maps, thresholds = _readable(scoremaps), thresholds.contiguous()
-    threads = torch.get_num_threads()
-    found = _core(isa).AllBoxes(*_where(maps, thresholds), threads, **_options(maps, isa, method))
+    core, threads = native.load_for_isa(isa), torch.get_num_threads()
+    found = core.AllBoxes(*_where(maps, thresholds), threads, **_options(maps, isa, method))
     if found.first_bad >= 0:
         refuse_value(scoremaps, found.first_bad)
     boxes = torch.empty((found.num_boxes, 4), dtype=torch.int32)
@@ -75,12 +71,12 @@ def best_box_iou(
 ) -> Tensor:
     """Return the best IoU of each map at each threshold, (N, T) float64.
 
-    gt_boxes (M, 4) int64; those of map i are gt_boxes[gt_offsets[i] : gt_offsets[i + 1]].
+    gt_boxes is (M, 4) int64; map i has the boxes gt_boxes[gt_offsets[i] : gt_offsets[i + 1]].
     """
     maps, thresholds = _readable(scoremaps), thresholds.contiguous()
     gt_boxes, gt_offsets = gt_boxes.contiguous(), gt_offsets.contiguous()
     iou = torch.empty((len(maps), len(thresholds)), dtype=torch.float64)
-    first_bad = _core(isa).best_iou(
+    first_bad = native.load_for_isa(isa).best_iou(
         *_where(maps, thresholds),
         gt_boxes.data_ptr(),
         gt_offsets.data_ptr(),

@@ -1,4 +1,4 @@
-"""Reads the CUDA architectures of a build as CMake writes them."""
+"""Reads the list of CUDA architectures of a build, which is written as in CMake."""
 
 import re
 
@@ -7,12 +7,12 @@ _OLDEST, _LATEST = (0, 0), (1000, 0)
 
 
 def capabilities(archs: str) -> tuple[tuple[Capability, Capability], ...]:
-    """Return the first and last compute capabilities that code for ``80-real;90`` runs on.
+    """Return the first and last compute capability that each of ``80-real;90`` runs on.
 
-    Machine code ("-real") runs on the same major version and later minor ones. A "-virtual" entry,
-    or one without ending, leaves code that the driver compiles for all later GPUs. An "a" binds
-    both to one capability, an "f" to a major version. "native" and "all" say nothing: what they run
-    on shows in a launch.
+    Machine code ("-real") runs on the same major version and later minor ones. An entry that ends
+    in "-virtual", or has no ending, holds code that the driver compiles for all later GPUs. The
+    letter "a" restricts both to one capability, "f" to one major version. "native" and "all" do not
+    name capabilities and count as all: a launch shows whether the code runs.
 
     Source: NVIDIA's CUDA C++ programming guide, "Compute capabilities" and "Feature set compiler
     targets".

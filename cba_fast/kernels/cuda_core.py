@@ -1,4 +1,4 @@
-"""What CUDA kernels share: the module, the GPUs it is for, the device and the stream of a call."""
+"""What CUDA launchers share: the compiled core, its GPUs, the device and stream of a call."""
 
 import types
 
@@ -9,14 +9,14 @@ from . import native
 
 
 def load() -> types.ModuleType:
-    """Return the compiled core; the tests put one in its place whose kernels run on a CPU."""
+    """Return the compiled core; tests replace this function by a core that emulates the kernels."""
     return native.load()
 
 
 def refuses(device: torch.device) -> str | None:
-    """Return why the CUDA kernels of this build, if it has any, are not for a GPU, or None.
+    """Return why the CUDA kernels of this build cannot run on a GPU, or None.
 
-    Launched there all the same, they fail with "no kernel image is available".
+    A launch there would fail with "no kernel image is available".
     """
     archs, capabilities = native.cuda_built_for()
     major, minor = torch.cuda.get_device_capability(device)
@@ -26,12 +26,7 @@ def refuses(device: torch.device) -> str | None:
 
 
 def where(tensor: Tensor) -> tuple[int, int]:
-    """Return the device's index and the address of its current stream, for kernels on `tensor`."""
+    """Return the index of the device of `tensor` and the address of its current stream."""
     if tensor.device.type != "cuda":
-        return 0, 0  # emulated
+        return 0, 0  # the kernels are emulated
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return what the compiled core calls a dtype."""
-    return str(dtype).removeprefix("torch.")

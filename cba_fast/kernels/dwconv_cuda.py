@@ -13,7 +13,7 @@ _KERNELS = {
     torch.float16: dwconv_cuda_hankel,
 }
 DTYPES = tuple(_KERNELS)
-EXACT_WINDOWS = (torch.float32,)  # a NaN reaches no pixel but those whose window holds it
+EXACT_WINDOWS = (torch.float32,)  # a NaN reaches only the pixels whose window holds it
 
 
 def most_blocks(image: Tensor) -> int:
@@ -39,7 +39,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
 
 
 def _kernels(image: Tensor, weight: Tensor) -> types.ModuleType:
-    """Return the module with the forward kernel that takes less time by its model."""
+    """Return the module whose forward kernel takes less time, by the models of the modules."""
     shape, kernel_size = tuple(image.shape), tuple(weight.shape[2:])
     strips = image.dtype in dwconv_cuda_strip.DTYPES and image.numel() > 0
     if strips and dwconv_cuda_strip.better(shape, kernel_size):

@@ -1,9 +1,9 @@
-"""Calls the CUDA kernels of the depthwise convolution; which one and with what tile, others say."""
+"""Calls a CUDA kernel of the depthwise convolution with a tile that the other modules choose."""
 
 import torch
 from torch import Tensor
 
-from . import cuda_core
+from . import cuda_core, native
 
 
 def forward(
@@ -19,14 +19,14 @@ def forward(
     """Return the convolution of x (N,C,H,W), not empty, with weight (C,1,kh,kw).
 
     Args:
-        kernel: its name in the compiled core.
-        memory_format: of the result.
-        tile: the numbers that the kernel's struct of that name has.
+        kernel: the kernel's name in the compiled core.
+        memory_format: the memory format of the result.
+        tile: the fields of the kernel's tile struct in csrc/cuda, in order.
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, weight = _with_unit_columns(x), weight.contiguous()
+    x, weight = with_unit_columns(x), weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
     getattr(cuda_core.load(), kernel)(
@@ -34,7 +34,7 @@ def forward(
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         _images(out),
-        cuda_core.name_of(x.dtype),
+        native.dtype_name(x.dtype),
         (*x.shape, *weight.shape[2:]),
         flip,
         tile,
@@ -57,10 +57,10 @@ def grad_weight(
 
     Args:
         kernel, tile: as `forward`.
-        splits: the parts of the batch whose sums the kernel makes apart from each other.
-        partials: give it memory for these sums.
+        splits: how many parts of the batch the kernel sums separately.
+        partials: whether the kernel needs memory for these sums.
     """
-    grad, x = _with_unit_columns(grad), _with_unit_columns(x)
+    grad, x = with_unit_columns(grad), with_unit_columns(x)
     gw = torch.empty((x.shape[1], 1, *kernel_size), dtype=x.dtype, device=x.device)
     sums = None
     if partials:
@@ -71,7 +71,7 @@ def grad_weight(
         gw.data_ptr(),
         0 if sums is None else sums.data_ptr(),
         splits,
-        cuda_core.name_of(x.dtype),
+        native.dtype_name(x.dtype),
         (*x.shape, *kernel_size),
         tile,
         *cuda_core.where(x),
@@ -79,8 +79,11 @@ def grad_weight(
     return gw
 
 
-def _with_unit_columns(x: Tensor) -> Tensor:
-    """Return x, copied if its columns do not lie side by side."""
+def with_unit_columns(x: Tensor) -> Tensor:
+    """Return x, or a contiguous copy if its columns are not contiguous.
+
+    A copy is bound by memory; a kernel that read every C-th number would move 16 times the bytes.
+    """
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
 
 

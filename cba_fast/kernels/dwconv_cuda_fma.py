@@ -5,16 +5,16 @@ from torch import Tensor
 
 from . import dwconv_cuda_call as call
 
-# Blocks that fill the largest present GPU several times; a constant, so that the order of additions
-# is the same on all of them.
+# So many blocks fill the largest present GPU several times. The number is a constant, so that the
+# order of additions is the same on every GPU.
 _BLOCKS = 1536
-_SMALL_PLANE, _IMAGES_AT_ONCE = 1024, 8  # of which a block takes that many at a time
+_SMALL_PLANE, _IMAGES_AT_ONCE = 1024, 8  # a block takes 8 images of up to 1024 pixels at a time
 
 
 def most_blocks(shape: tuple[int, int, int, int]) -> int:
     """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
     n, c, h, w = shape
-    # No tile has fewer than four rows or columns, if the image has as many.
+    # Tiles have at least four rows and four columns, unless the image has fewer.
     return n * c * (h // 4 + 1) * (w // 4 + 1)
 
 
@@ -28,7 +28,7 @@ def forward(
 ) -> Tensor:
     """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
 
-    Exact windows: a NaN or an infinity reaches the pixels whose window holds it, and no others.
+    A NaN or an infinity reaches only the pixels whose window holds it.
 
     Args:
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
@@ -53,7 +53,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
 
 
 def splits(shape: tuple[int, int, int, int]) -> int:
-    """Return into how many parts the batch is split for the weight gradient, by the shape alone."""
+    """Return the number of parts of the batch that the weight gradient sums separately."""
     n, c, h, w = shape
     at_once = _IMAGES_AT_ONCE if h * w <= _SMALL_PLANE else 1
     return max(1, min(-(-n // at_once), -(-_BLOCKS // c)))

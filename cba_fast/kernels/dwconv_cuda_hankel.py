@@ -1,7 +1,8 @@
 """Launches the CUDA depthwise convolution on tensor cores (bfloat16 and float16; sm_80 and newer).
 
-An input row is a Hankel matrix; see csrc/cuda/dwconv_hankel.h for the products and for how far a
-NaN or an infinity in an image reaches. This file chooses the tiles.
+An input row is laid out as a Hankel matrix and multiplied by rows of the kernel;
+csrc/cuda/dwconv_hankel.h explains the products and how far a NaN or an infinity reaches. This file
+chooses the tiles.
 """
 
 import functools
@@ -14,11 +15,11 @@ from . import dwconv_cuda_call as call
 
 DTYPES = (torch.bfloat16, torch.float16)
 WARPS = 1056  # two for each scheduler of an H200
-_ROW = 8  # what a row costs besides, in products
+_ROW = 8  # the cost of a row without its products, in products
 _BLOCK_WARPS = 4
-_WEIGHT_BLOCKS = 1024  # aimed at by a weight gradient
-_MOST_STEPS = 6  # 96 columns: 7 KB of gradient for a kernel of 31 rows
-_WARP_BYTES = 13824  # so that an H200 holds four blocks on a multiprocessor, 16 warps
+_WEIGHT_BLOCKS = 1024  # the number of blocks that a weight gradient aims at
+_MOST_STEPS = 6  # 96 columns, which take 7 KB of gradient for a kernel of 31 rows
+_WARP_BYTES = 13824  # a multiprocessor of an H200 then holds four blocks, 16 warps
 _FEWEST_BAND_ROWS = 16
 
 
@@ -28,8 +29,8 @@ class Tile(NamedTuple):
     Attributes:
         slots: output rows at a time, in units of 16.
         columns: output columns of an image, in units of 8.
-        images: side by side.
-        bands: into how many the rows of an image are cut, each the work of a warp.
+        images: images side by side.
+        bands: the parts into which the rows of an image are cut, each for another warp.
     """
 
     slots: int
@@ -51,11 +52,11 @@ class WeightTile(NamedTuple):
     """What a warp of the weight gradient computes.
 
     Attributes:
-        rows: taps, in units of 16.
-        columns: taps, in units of 8.
+        rows: rows of taps, in units of 16.
+        columns: columns of taps, in units of 8.
         steps: image columns at a time, in units of 16.
-        images: whose rows are brought together, 1, 2, 4 or 8.
-        bands: into how many the rows of an image are cut, each the work of a warp.
+        images: images that are loaded together: 1, 2, 4 or 8.
+        bands: the parts into which the rows of an image are cut, each for another warp.
     """
 
     rows: int
@@ -72,14 +73,14 @@ WEIGHT_TILES = (*((rows, columns) for rows in (1, 2, 3, 4) for columns in (1, 2,
 def most_blocks(shape: tuple[int, int, int, int]) -> int:
     """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
     n, c, h, w = shape
-    # No tile has fewer than 16 columns, no band fewer than 16 rows; a block has one warp at least.
-    # The same holds for dwconv_cuda_strip.
+    # A tile has at least 16 columns, a band at least 16 rows and a block at least one warp. This
+    # holds in dwconv_cuda_strip, too.
     return n * c * (h // _FEWEST_BAND_ROWS + 1) * (w // 16 + 1)
 
 
 @functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
 def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
-    """Return the tile that takes least `time` for images (N,C,H,W)."""
+    """Return the tile of the forward kernel with the least `time` for images (N,C,H,W)."""
     h = shape[2]
     kernel_h = min(kernel_size[0], 2 * h - 1)
     candidates = (Tile(*t, bands) for t in TILES for bands in _bands(h))
@@ -88,15 +89,15 @@ def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile
 
 
 def time(shape: tuple[int, int, int, int], kernel_size: tuple[int, int], using: Tile) -> float:
-    """Return what a tile takes by a model, in times of a product by one warp.
+    """Return the time that a model predicts for a tile, in units of one product by one warp.
 
-    Until there are two warps for each scheduler of the GPU, time is one warp's; then it is that of
-    all operations together.
+    While the GPU has at most two warps for each scheduler, this is the time of one warp; with more
+    warps it grows with the number of all operations.
     """
     n, c, h, w = shape
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
     steps = -(-kernel_w // 16)
-    # A row's products, and half a product for each 8 elements that are laid out.
+    # Each 8 elements of a row that are laid out cost half a product.
     products = using.slots * steps * using.columns
     row = using.images * (products + (using.columns + 2 * steps) / 2) + _ROW
     rows = min(-(-h // using.bands) + kernel_h - 1, h)
@@ -106,7 +107,7 @@ def time(shape: tuple[int, int, int, int], kernel_size: tuple[int, int], using: 
 
 @functools.lru_cache(maxsize=4096)
 def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
-    """Return the tile with the fewest operations for images (N,C,H,W)."""
+    """Return the tile of the weight gradient with the fewest operations for images (N,C,H,W)."""
     n, c, h, w = shape
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
     rows, columns = min(
@@ -115,7 +116,7 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
     )
     tiles = -(-w // (16 * _MOST_STEPS))
     steps = -(-w // (16 * tiles))
-    images = 1  # narrow ones are brought together while their rows are few and warps remain
+    images = 1  # small images are loaded together while they fit and enough warps remain
     ring_rows = min(kernel_h, h)
     while images < min(n, 8):
         if 2 * images * image_bytes(ring_rows, columns, steps, 2 * images) > _WARP_BYTES:
@@ -123,18 +124,18 @@ def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) 
         if c * tiles * -(-n // (2 * images)) < WARPS:
             break
         images *= 2
-    # Bands cost little: each brings kernel_h - 1 rows of the gradient once more.
+    # Bands cost little: each loads kernel_h - 1 rows of the gradient once more.
     warps = c * tiles * -(-n // images)
     bands = next((b for b in _bands(h) if warps * b >= WARPS), _bands(h)[-1])
     return WeightTile(rows, columns, steps, images, bands)
 
 
 def image_bytes(ring_rows: int, columns: int, steps: int, images: int) -> int:
-    """Return how much shared memory a weight gradient takes for each of a warp's images.
+    """Return the bytes of shared memory that a weight gradient takes for each image of a warp.
 
-    A ring of rows of the gradient and one of zeros, four rows each of the gradient and of the
-    input in pieces of 16 bytes, and a row of the input laid out twice, 16 banks apart; then what
-    keeps the images in different banks.
+    They hold a ring of rows of the gradient and a row of zeros, four rows each of the gradient and
+    of the input in pieces of 16 bytes, a row of the input laid out twice, 16 banks apart, and
+    padding that keeps the images in different banks.
     """
     window = 16 * steps + 8 * columns
     staged = sum(16 * ((elements + 14) // 8) for elements in (16 * steps, window))
@@ -151,9 +152,10 @@ def apart(size: int, images: int) -> int:
 
 
 def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
-    """Return into how many parts the work of a channel is split, by the shape alone.
+    """Return the number of parts of a channel's work that the weight gradient sums separately.
 
-    The same on every GPU: the order of additions, and so every bit, depends on it.
+    It depends on the shape alone, because it decides the order of additions: every GPU then returns
+    the same bits.
     """
     n, c, _, w = shape
     units = -(-n // using.images) * using.bands * -(-w // (16 * using.steps))
@@ -161,7 +163,7 @@ def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
 
 
 def _bands(height: int) -> list[int]:
-    """Return into how many bands images may be cut: one, or bands of 16 to 128 rows."""
+    """Return the numbers of bands to choose from: one, or so many that each has 16 to 128 rows."""
     most = -(-height // _FEWEST_BAND_ROWS)
     return sorted({1, *(-(-most // rows) for rows in range(1, 9))})
 

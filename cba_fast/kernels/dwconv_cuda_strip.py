@@ -1,8 +1,8 @@
 """Launches the CUDA depthwise convolution with strips on tensor cores (bfloat16 and float16).
 
-Kernels of at most 7 taps across and 63 along become banded matrices; see csrc/cuda/dwconv_strip.h
-for the products and for how far a NaN or an infinity in an image reaches. This file chooses the
-tiles, and says where they are better than those of dwconv_cuda_hankel.py.
+Long kernels of at most 7 taps across, strips such as 51x5, become banded matrices;
+csrc/cuda/dwconv_strip.h explains the products and how far a NaN or an infinity reaches. This file
+chooses the tiles, and tells where they are better than those of dwconv_cuda_hankel.py.
 """
 
 import functools
@@ -18,14 +18,14 @@ from . import dwconv_cuda_hankel as hankel
 
 DTYPES = hankel.DTYPES
 MOST_ACROSS = 7
-_MARGIN = 32  # inputs beyond the outputs that are read along the strip
+_MARGIN = 32  # inputs on each side of the outputs that are read along the strip
 _BLOCK_WARPS = 4
-_GROUP = 16  # lines of a warp
+_GROUP = 16  # the lines that a warp takes at a time
 _BLOCKS = 2112  # four rounds of the four blocks that each multiprocessor of an H200 holds
-_SHARED = 56 << 10  # of a block, so that four fit
+_SHARED = 56 << 10  # bytes of shared memory for a block, so that four fit on a multiprocessor
 _MOST_LINES, _MOST_IMAGES, _MOST_SPANS = 128, 8, 4
-# What these cost besides, in products: 16 lines of one span, which are stored; 1 KB of images that
-# is copied; a tile, at whose ends warps wait for each other; a block, whose taps become registers.
+# Costs in units of a product: to store 16 lines of a span, to copy 1 KB of images, to wait for the
+# other warps at the ends of a tile, and to load a block's taps into registers.
 _ITEM, _KILOBYTE, _TILE, _BLOCK = 12, 2, 24, 60
 
 
@@ -33,9 +33,9 @@ class Kernel(NamedTuple):
     """A kernel of csrc/cuda/dwconv_strip.cu.
 
     Attributes:
-        across: the most taps across.
+        across: the most taps across the strip.
         columns: outputs of a warp along the strip, in units of 8.
-        reach: of its bands, in matrices of 8 columns.
+        reach: how far its bands reach to each side, in matrices of 8 columns.
     """
 
     across: int
@@ -50,11 +50,11 @@ class Tile(NamedTuple):
     """What a block holds at a time, and how the batch is divided among blocks.
 
     Attributes:
-        columns: outputs of a warp along the strip, in units of 8.
-        spans: of that many outputs.
-        lines: across, of each image; a multiple of 16 unless all.
-        images: side by side; 1 unless all their lines are held.
-        parts: of the batch.
+        columns: outputs of a warp along the strip, in units of 8; a span has that many outputs.
+        spans: spans along the strip.
+        lines: lines of each image, across the strip; a multiple of 16, or all of them.
+        images: images side by side; 1 unless the block holds all their lines.
+        parts: the parts into which the batch is divided.
     """
 
     columns: int
@@ -65,7 +65,11 @@ class Tile(NamedTuple):
 
 
 class _Strip(NamedTuple):
-    """An image and a kernel in the strip's own directions, the taps those that meet an image."""
+    """The size of an image and a kernel along and across the strip.
+
+    `along` and `across` count only taps that can meet the image; `length` and `lines` are the
+    image's sides in these directions.
+    """
 
     standing: bool
     length: int
@@ -82,7 +86,7 @@ def _strip(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> _S
 
 
 def better(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> bool:
-    """Say whether strips take less time than row-Hankel products, both by the models."""
+    """Say whether strips take less time than row-Hankel products, by the models of both."""
     if min(kernel_size) > MOST_ACROSS:
         return False
     rows = hankel.time(shape, kernel_size, hankel.tile(shape, kernel_size))
@@ -109,7 +113,7 @@ def _chosen(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> t
 
 
 def _fitting(strip: _Strip) -> list[Kernel]:
-    """Return the kernels whose bands are wide enough, of equals the one of least reach."""
+    """Return the kernels whose bands are wide enough, for each size the one of least reach."""
     reach = (strip.along // 2 + 7) // 8
     found: dict[tuple[int, int], Kernel] = {}
     for kernel in KERNELS:
@@ -124,7 +128,7 @@ def _tiles(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel) -> I
     n, c, *_ = shape
     width = 8 * kernel.columns
     if kernel.columns % 2 and strip.length > width:
-        return  # cuts must be at multiples of 16
+        return  # an image is cut only at multiples of 16
     cut = range(_GROUP, min(strip.lines, _MOST_LINES + 1), _GROUP)
     whole = [strip.lines] if strip.lines <= _MOST_LINES else []
     most_spans = min(_MOST_SPANS, _up(strip.length, width))
@@ -133,7 +137,7 @@ def _tiles(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel) -> I
         for images in range(1, min(n, _MOST_IMAGES if lines == strip.lines else 1) + 1):
             if shared_bytes(strip, kernel, spans, lines, images) > _SHARED:
                 break
-            turns = max(1, round(_up(n, images) * cuts / _BLOCKS))  # of a block
+            turns = max(1, round(_up(n, images) * cuts / _BLOCKS))  # tiles that a block computes
             yield Tile(kernel.columns, spans, lines, images, _up(_up(n, images), turns))
 
 
@@ -146,10 +150,10 @@ def _row_bytes(elements: int) -> int:
 
 
 def shared_bytes(strip: _Strip, kernel: Kernel, spans: int, lines: int, images: int) -> int:
-    """Return how much shared memory a block takes.
+    """Return the bytes of shared memory that a block takes.
 
-    The taps, what four warps store, and two tiles: of a standing strip the second is as it lies in
-    the images.
+    They hold the taps, the results of four warps, and two tiles of images. For a standing strip
+    the second tile is not yet transposed.
     """
     taps = 2 * kernel.across * (16 * kernel.reach + 16)
     out = max(256 * (kernel.columns | 1), 384 * kernel.columns)
@@ -162,7 +166,9 @@ def shared_bytes(strip: _Strip, kernel: Kernel, spans: int, lines: int, images: 
 
 
 def _groups(strip: _Strip, kernel: Kernel, lines: int, images: int) -> tuple[int, int, int]:
-    """Return the groups of 16 lines, the lines between images, and the last group's first line."""
+    """Return the number of groups of 16 lines, the lines from one image to the next, and the first
+    line of the last group.
+    """
     pitch = lines + kernel.across // 2
     if strip.standing:
         pitch = 8 * _up(pitch, 8)
@@ -175,7 +181,7 @@ def _groups(strip: _Strip, kernel: Kernel, lines: int, images: int) -> tuple[int
 
 @functools.lru_cache(maxsize=4096)
 def _products(length: int, kernel: Kernel, spans: int) -> float:
-    """Return the products of a span, 16 lines of it, on average over an image of that length."""
+    """Return how many products 16 lines of a span take, on average over an image of that length."""
     width, total = 8 * kernel.columns, 0
     tiles = _up(length, width * spans)
     for span in range(tiles * spans):
@@ -189,10 +195,10 @@ def _products(length: int, kernel: Kernel, spans: int) -> float:
 
 
 def _time(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using: Tile) -> float:
-    """Return a time in the unit of `dwconv_cuda_hankel.time`, and of its kind.
+    """Return the time that a model predicts for a tile, in the unit of `dwconv_cuda_hankel.time`.
 
-    Until there are two warps for each scheduler of the GPU, time is one block's; then it is that of
-    all operations together.
+    While the GPU has at most two warps for each scheduler, this is the time of one block; with more
+    warps it grows with the number of all operations.
     """
     n, c, *_ = shape
     width = 8 * using.columns * using.spans

@@ -1,17 +1,17 @@
-"""Depthwise convolution by PyTorch's own kernels, without their known faults on CPUs.
+"""Depthwise convolution by PyTorch's own kernels, avoiding their known faults on CPUs.
 
-Three things differ from calling `torch.nn.functional.conv2d` and its backward. All three concern
-CPUs only; figures are of torch 2.15 with oneDNN, two cores with AVX-512.
+On CPUs three things differ from `torch.nn.functional.conv2d` and its backward. The figures are for
+torch 2.15 with oneDNN on two cores with AVX-512.
 
-- The float32 weight gradient is taken in channels_last. In NCHW oneDNN returns wrong values where
-  the kernel is tall (33 rows and more), at most 3 wide and not taller than the image: relative
+- The float32 weight gradient is computed in channels_last. In NCHW oneDNN returns wrong values for
+  kernels of at least 33 rows and at most 3 columns that are not taller than the image: relative
   errors of 7 to 24 % in 44 of 1393 random shapes, 14 % for 51x1 at 96x96. In channels_last all 1393
   agreed with float64 to 4e-6, and it is no slower.
-- Half types are computed in float32 and rounded once. That is 5 to 100 times faster than the native
-  half loops (31x31 at 64x48x48: 338 ms against 66 in NCHW, 511 against 6 in channels_last) and
-  accumulates in float32 by construction.
-- A float32 forward pass in NCHW with a kernel wider than 9 goes through channels_last: oneDNN has
-  no fast NCHW kernel there (31x31 at 128x96x96: 587 ms against 60, both copies included).
+- Half types are computed in float32 and rounded once. This accumulates in float32 and is 5 to 100
+  times faster than the half loops of PyTorch (31x31 at 64x48x48: 66 ms instead of 338 in NCHW, 6
+  instead of 511 in channels_last).
+- A float32 forward pass in NCHW with a kernel wider than 9 is computed in channels_last, because
+  oneDNN has no fast NCHW kernel for it (31x31 at 128x96x96: 60 ms with both copies instead of 587).
 """
 
 import torch
@@ -37,7 +37,7 @@ def grad_x(grad: Tensor, weight: Tensor) -> Tensor:
     """Return the input gradient (N, C, H, W)."""
     if _half_on_cpu(grad):
         return grad_x(grad.float(), weight.float()).to(grad.dtype)
-    # Of the input only shape and strides are read; the gradient has the same.
+    # Only the input's shape and strides are read, and the gradient has the same ones.
     return _convolution_backward(grad, grad, weight, [True, False, False])[0]
 
 
@@ -48,7 +48,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
     if _float32_on_cpu(x):
         grad = grad.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
-    weight = x.new_empty((x.shape[1], 1, *kernel_size))  # its shape is what is read
+    weight = x.new_empty((x.shape[1], 1, *kernel_size))  # only its shape is read
     return _convolution_backward(grad, x, weight, [False, True, False])[1]
 
 

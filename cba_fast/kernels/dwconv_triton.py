@@ -1,7 +1,7 @@
 """Launches the Triton depthwise convolution (CUDA tensors; bfloat16 or float16).
 
-``dwconv_triton_plan`` says what is launched, ``dwconv_triton_{band,toeplitz}`` hold the
-kernels. They are imported, and Triton with them, at the first call.
+``dwconv_triton_plan`` chooses what is launched; ``dwconv_triton_band`` and
+``dwconv_triton_toeplitz`` hold the kernels. They and Triton are imported at the first call.
 """
 
 import functools
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import dwconv_triton_plan as plan
+from .dwconv_cuda_call import with_unit_columns
 
 DTYPES = (torch.bfloat16, torch.float16)  # float32 would be slower than PyTorch at every size
-_OLDEST = (8, 0)  # bfloat16 and asynchronous copies
+_OLDEST = (8, 0)  # the first with bfloat16 and asynchronous copies
 _KERNELS = {
     "dwconv_band": "dwconv_triton_band",
     "dwconv_sum": "dwconv_triton_band",
@@ -32,16 +33,16 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def is_interpreted() -> bool:
-    """Say whether kernels run in Triton's interpreter, which takes CPU tensors."""
+    """Say whether the kernels run in Triton's interpreter, which takes CPU tensors."""
     return _INTERPRETED
 
 
-# As Triton, which reads the variable when the kernels are imported.
+# Triton, too, reads the variable once, when the kernels are imported.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def is_too_old(device: torch.device) -> bool:
-    """Say whether a GPU lacks what the kernels need."""
+    """Say whether a GPU is older than the kernels need, compute capability 8.0."""
     return torch.cuda.get_device_capability(device) < _OLDEST
 
 
@@ -58,7 +59,7 @@ def forward(
 
     Args:
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
-        family: "toeplitz" or "band"; None for what the shape calls for.
+        family: "toeplitz" or "band"; None for the one that suits the shape.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     kernel_size = tuple(weight.shape[2:])
@@ -68,7 +69,7 @@ def forward(
     turned = family == "band" and plan.is_transposed(kernel_size)
     if turned:
         x, weight = x.transpose(2, 3), weight.transpose(2, 3)
-    x = _with_unit_columns(x) if family == "band" else _with_unit_pixels(x)
+    x = with_unit_columns(x) if family == "band" else _with_unit_pixels(x)
     out = y if y.is_contiguous() and not turned else x.new_empty(x.shape)
     make = plan.band if family == "band" else plan.toeplitz
     _run(make(x, _planes(weight), bias, out, flip=flip, upcast=_upcast(x)))
@@ -87,7 +88,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
     turned = plan.is_transposed(kernel_size)
     if turned:
         grad, x, kernel_size = grad.transpose(2, 3), x.transpose(2, 3), kernel_size[::-1]
-    grad, x = _with_unit_columns(grad), _with_unit_columns(x)
+    grad, x = with_unit_columns(grad), with_unit_columns(x)
     gw = x.new_empty((x.shape[1], *kernel_size))
     _run(plan.band_weight(grad, x, gw, upcast=_upcast(x)))
     return (gw.transpose(1, 2).contiguous() if turned else gw).unsqueeze(1)
@@ -97,16 +98,8 @@ def _planes(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], *weight.shape[2:]).contiguous()
 
 
-def _with_unit_columns(x: Tensor) -> Tensor:
-    """Return x, copied if its columns do not lie side by side.
-
-    A copy is bound by memory; reading every C-th number would move 16 times the bytes.
-    """
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
-
-
 def _with_unit_pixels(x: Tensor) -> Tensor:
-    """Return x, copied if its planes are not contiguous."""
+    """Return x, or a contiguous copy if its planes are not contiguous."""
     return x if x[:1, :1].is_contiguous() else x.contiguous()
 
 
@@ -116,13 +109,13 @@ def _upcast(x: Tensor) -> bool:
 
 @functools.cache
 def load(kernel: str):
-    """Return a kernel by name."""
+    """Return the Triton kernel of that name."""
     module = next(m for prefix, m in _KERNELS.items() if kernel.startswith(prefix))
     return getattr(importlib.import_module(f"cba_fast.kernels.{module}"), kernel)
 
 
 def _run(launches: list[plan.Launch]) -> None:
-    """Launch on the current stream of the tensors' device."""
+    """Run the launches in order on the current stream of the tensors' device."""
     device = next(iter(launches[0].arguments.values())).device
     with torch.cuda.device(device.index if device.type == "cuda" else -1):
         for launch in launches:
@@ -131,5 +124,5 @@ def _run(launches: list[plan.Launch]) -> None:
                 **launch.constants,
                 num_warps=launch.blocks.warps,
                 num_stages=launch.blocks.stages,
-                enable_fp_fusion=True,  # its default is about to change
+                enable_fp_fusion=True,  # named because its default is about to change
             )

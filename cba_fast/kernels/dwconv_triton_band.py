@@ -1,21 +1,22 @@
-"""Triton kernels of the depthwise convolution with large kernels: banded weights as a GEMM operand.
+"""Triton kernels of the depthwise convolution with large kernels: products with banded matrices.
 
-One row of an image, cut into tiles of TILE_W outputs, meets one row of a kernel in a product of
-matrices: each tile reads a window of WINDOW input columns that begins OFFSET columns left of it,
+A row of an image is cut into tiles of TILE_W outputs. Each tile reads a window of WINDOW input
+columns that begins OFFSET columns left of it, and is multiplied by a row of the kernel as a matrix:
 
     y[tile, j] += sum over k of x[tile * TILE_W - OFFSET + k] * band[k, j],
     band[k, j] = w[k - j - (OFFSET - kw//2)], zero where that is no tap.
 
-The products are stacked until they fill a tensor core's tile: tiles of many images and row blocks
-below each other (they need the same band), the bands of ROWS neighbouring output rows side by side
-(they read the same input row). Of a window only TILE_W + kw - 1 columns count, and of the rows of a
-block's loop kh of kh + ROWS - 1, so a 31x31 kernel pays for 2 times its taps; tensor cores make up
-for it. OFFSET is a multiple of 16 bytes, so that windows are copied in 16-byte pieces.
+The products are stacked until they fill a tensor core's tile. Tiles of many images and row blocks,
+which need the same band, lie below each other; the bands of ROWS neighbouring output rows, which
+read the same input row, lie side by side. A window needs only TILE_W + kw - 1 of its columns, and
+a block's loop over kh + ROWS - 1 rows needs kh of them for each output row. So a 31x31 kernel costs
+about 2 times its taps, which tensor cores outweigh. OFFSET is a multiple of 16 bytes, so that
+windows are copied in pieces of 16 bytes.
 
-Widths and strides come in units of UNIT elements: Triton then knows their alignment without 16
-having to divide them (24 columns of bfloat16 are 48 bytes).
+Widths and strides are given in units of UNIT elements, from which Triton knows their alignment even
+where they are no multiples of 16 (24 columns of bfloat16 are 48 bytes).
 
-Every product is accumulated in float32; UPCAST casts the operands to float32 right after the load,
+Every product is accumulated in float32. UPCAST casts the operands to float32 right after the load,
 because Triton's interpreter computes on the bit patterns of bfloat16.
 """
 
@@ -54,7 +55,7 @@ def _add_product(
     acc,
     x_base,  # [M, 1]: column 0 of each window
     band_base,  # [1, N]
-    column,  # [M, 1]: of the image, of the same
+    column,  # [M, 1]: the image column of x_base
     width,
     x_ok,
     band_ok,
@@ -98,8 +99,8 @@ def dwconv_band_kernel(
     height,
     width_units,
     kernel_h,
-    tiles,  # of TILE_W columns
-    row_blocks,  # of ROWS rows
+    tiles,  # tiles of TILE_W columns in a row
+    row_blocks,  # blocks of ROWS rows
     x_stride_n,
     x_stride_c,
     x_stride_h,
@@ -134,18 +135,18 @@ def dwconv_band_kernel(
     exists = row_block < row_blocks
 
     q = tl.arange(0, BLOCK_N)
-    row = q // TILE_W  # of the output, within its block
+    row = q // TILE_W  # output row within its block
     j = q % TILE_W
 
-    # In the loop only the same amount is added to all addresses: the input row i + h0, the band of
-    # kernel row i + pad - row.
+    # Step i reads input row i + h0 and the band of kernel row i + pad - row, so that the loop adds
+    # the same amount to all addresses.
     row_stride = x_stride_h.to(tl.int64) * UNIT
     x_offset = n * (x_stride_n.to(tl.int64) * UNIT) + h0 * row_stride + start
     x_base = x_ptr + channel * x_stride_c * UNIT + x_offset[:, None]
     band_plane = band_ptr + (channel * kernel_h + pad) * (WINDOW * TILE_W)
     band_base = band_plane + (j - row * (WINDOW * TILE_W))[None, :]
 
-    # Input rows, counted from h0, that any of these blocks both needs and has.
+    # The input rows, counted from h0, that exist and that any of these blocks needs.
     first_row_block = first // tiles_per_row_block
     last_row_block = tl.minimum((first + BLOCK_M - 1) // tiles_per_row_block, row_blocks - 1)
     begin = tl.maximum(-pad, -last_row_block * ROWS)
@@ -226,7 +227,7 @@ def dwconv_band_weight_kernel(
     kernel_h,
     kernel_w,
     tiles,
-    pieces,  # of PIECE columns that make up the window
+    pieces,  # pieces of PIECE columns that make up the window
     splits,
     lanes,  # input rows that one step takes at once
     grad_stride_n,
@@ -243,12 +244,11 @@ def dwconv_band_weight_kernel(
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Correlate windows of x with tiles of grad for ROWS kernel rows of one channel per program.
+    """Correlate windows of x with tiles of grad: ROWS kernel rows of one channel per program.
 
-    With m running over (rows of x, images, tiles), G[k, (i, j)] = sum over m of x[m, k] *
-    grad[m - i, j], and tap (i, s) is the sum over j of G[s + j + (OFFSET - kw//2), (i, j)]:
-    `dwconv_sum_partials_kernel` takes these sums, over j and over the splits, always in the same
-    order.
+    G[k, (i, j)] = sum of x[m, k] * grad[m - i, j] over m, which counts rows of x, images and tiles.
+    Tap (i, s) is the sum over j of G[s + j + (OFFSET - kw//2), (i, j)].
+    `dwconv_sum_partials_kernel` adds these up over j and over the splits, always in the same order.
     """
     BLOCK_N: tl.constexpr = ROWS * TILE_W
     width = width_units * UNIT
@@ -275,7 +275,7 @@ def dwconv_band_weight_kernel(
     tiles_per_row = batch * tiles
     chunks = tl.cdiv(lanes * tiles_per_row, BLOCK_K)
 
-    # Input rows that meet a row of grad in any of these kernel rows.
+    # The input rows that meet a row of grad under any of these kernel rows.
     begin = tl.maximum(i0 - pad, 0)
     end = tl.minimum(height, height + tl.minimum(i0 + ROWS, kernel_h) - 1 - pad)
     acc = tl.zeros((PIECE, BLOCK_N), dtype=tl.float32)
@@ -321,7 +321,7 @@ def dwconv_sum_partials_kernel(
     TILE_W: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Sum the partial weight gradients over splits and j, leaving out what was never written."""
+    """Sum the partial weight gradients over splits and j, without those that were never written."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     j = tl.arange(0, TILE_W)
     k = (t % kernel_w)[:, None] + j[None, :] + shift
@@ -329,7 +329,7 @@ def dwconv_sum_partials_kernel(
     acc = tl.zeros((BLOCK_T, TILE_W), dtype=tl.float32)
     for split in range(splits):
         line = split * taps.to(tl.int64) + t
-        # One mask for all of a line, so that it is read in pieces of 16 bytes.
+        # A line has one mask, so that it is read in pieces of 16 bytes.
         source = partial_ptr + line[:, None] * TILE_W + j[None, :]
         values = tl.load(source, mask=(t < taps)[:, None], other=0.0)
         acc += tl.where(written, values, 0.0)

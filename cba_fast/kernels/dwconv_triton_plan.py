@@ -1,7 +1,7 @@
-"""What the Triton depthwise convolution launches for given tensors: geometry, blocks, arguments.
+"""Plans what the Triton depthwise convolution launches: geometry, blocks and arguments.
 
-No Triton is imported and nothing runs here; tensors may be of the meta device. The same plans are
-launched (`dwconv_triton`) and compiled offline for other devices (benchmarks/gpu_compile_table.py).
+Nothing runs here and Triton is not imported; tensors may be on the meta device. `dwconv_triton`
+launches the plans; benchmarks/gpu_compile_table.py compiles them for GPUs that are not here.
 """
 
 import math
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .dwconv_triton_table import TABLE, Blocks
 
-SMALL_MAP = 144  # pixels of the largest maps whose convolution becomes a dense matrix
+SMALL_MAP = 144  # maps of up to so many pixels are multiplied by a dense matrix
 _TILES = (32, 16)
 _PIECE = 64
-_PROGRAMS = 1024  # aimed at by a weight gradient; an H200 has 132 multiprocessors
+_PROGRAMS = 1024  # the number that a weight gradient aims at; an H200 has 132 multiprocessors
 
 
 class Launch(NamedTuple):
@@ -26,7 +26,7 @@ class Launch(NamedTuple):
         programs: the length of the one-dimensional grid.
         arguments: tensors and integers by name.
         constants: the `constexpr` arguments.
-        blocks: how many warps and stages.
+        blocks: the numbers of warps and stages, among others.
     """
 
     kernel: str
@@ -37,13 +37,13 @@ class Launch(NamedTuple):
 
 
 class Window(NamedTuple):
-    """How a row of an image is cut: tiles of outputs and the window of inputs of each.
+    """How a row of an image is cut into tiles of outputs, each with a window of inputs.
 
     Attributes:
-        tile: outputs per tile.
-        tiles: per row.
-        columns: of a window, a multiple of 16, 80 at most if pieces of 16 make it up.
-        offset: how far left of its tile a window begins.
+        tile: outputs of a tile.
+        tiles: tiles of a row.
+        columns: inputs of a window, a multiple of 16; at most 80 for pieces of 16.
+        offset: how many columns left of its tile a window begins.
     """
 
     tile: int
@@ -53,23 +53,23 @@ class Window(NamedTuple):
 
 
 def family(size: tuple[int, int]) -> str:
-    """Return which forward kernel is for maps (H, W): "toeplitz" or "band"."""
+    """Return the forward kernel for maps (H, W): "toeplitz" for small ones, else "band"."""
     return "toeplitz" if size[0] * size[1] <= SMALL_MAP else "band"
 
 
 def is_transposed(kernel_size: tuple[int, int]) -> bool:
-    """Say whether tall strips are better convolved lying down.
+    """Say whether a kernel is so tall that image and kernel are better transposed.
 
-    Bands pay for at least 16 + kw - 1 columns: 6.4 times the 5 of a 51x5 kernel, less than twice
-    the 51 of a 5x51 kernel. The two copies are bound by memory.
+    A band has at least 16 + kw - 1 columns, which is several times the 5 of a 51x5 kernel, but less
+    than twice the 51 of a 5x51 kernel. The two copies are bound by memory.
     """
     return kernel_size[0] >= 4 * kernel_size[1]
 
 
 def window(width: int, kernel_w: int, largest: int = 16) -> Window:
-    """Return the cheapest cut for rows of `width`.
+    """Return the cheapest way to cut rows of `width` columns.
 
-    Windows consist of equal pieces, powers of 2 from 16 to `largest`.
+    A window consists of equal pieces, whose size is a power of 2 from 16 to `largest`.
     """
     cuts = []
     for tile in _TILES:
@@ -94,7 +94,7 @@ def _power_of_2(n: int) -> int:
 
 
 def unit(dtype: torch.dtype, *numbers: int) -> int:
-    """Return the greatest common power of 2 of the numbers, at most 16 bytes' worth of `dtype`."""
+    """Return the largest power of 2 that divides all numbers, at most 16 bytes of `dtype`."""
     return math.gcd(16 // dtype.itemsize, *numbers)
 
 
@@ -169,7 +169,7 @@ def band(
                 "TILE_W": cut.tile,
                 "PIECE": piece,
                 "PIECES": cut.columns // piece,
-                "TAIL": cut.columns % piece,  # of 16 to 80 columns: 0 or 16
+                "TAIL": cut.columns % piece,  # 0 or 16 for windows of 16 to 80 columns
                 "OFFSET": cut.offset,
                 "ROWS": rows,
                 "BLOCK_M": chosen.m,
@@ -184,8 +184,8 @@ def band(
 def _rows(kernel_h: int, height: int, most: int) -> int:
     """Return how many output rows, at most `most`, a block of bands computes.
 
-    A block goes through kh + rows - 1 input rows, so few rows waste little; many keep a tensor core
-    busy.
+    A block reads kh + rows - 1 input rows: few output rows waste little work, many keep a tensor
+    core busy.
     """
     rows = most
     while rows > 1 and (2 * rows > kernel_h or rows >= 2 * height):
@@ -194,7 +194,7 @@ def _rows(kernel_h: int, height: int, most: int) -> int:
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    """Return x's strides, 0 in dimensions of size 1 (theirs may be anything)."""
+    """Return x's strides, with 0 for dimensions of size 1, whose strides may be anything."""
     return tuple(s if n > 1 else 0 for n, s in zip(x.shape, x.stride(), strict=True))
 
 

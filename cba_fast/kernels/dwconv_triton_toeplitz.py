@@ -2,9 +2,9 @@
 
 On a map of P = H * W pixels the convolution of a channel is y[n, :] = x[n, :] @ T with the P x P
 matrix T[p, q] = w[h(p) - h(q) + kh//2, w(p) - w(q) + kw//2], zero where that is no tap (a Toeplitz
-matrix of Toeplitz blocks). Up to 12x12 pixels T has fewer entries than a 13x13 kernel has taps per
-pixel. The product is a kernel of ours and not ``torch.bmm``, so that the accumulation in float32
-does not hang on PyTorch's global switches for reduced precision, and the bias costs nothing.
+matrix of Toeplitz blocks). On up to 12x12 pixels this takes no more products per pixel than a 13x13
+kernel has taps. The product has its own kernel instead of ``torch.bmm``, so that it accumulates in
+float32 whatever PyTorch's global switches for reduced precision say, and adds the bias for free.
 """
 
 import triton
@@ -25,7 +25,7 @@ def dwconv_toeplitz_matrix_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
-    """Write BLOCK_P rows of one channel's matrix per program, zeros behind column P."""
+    """Write BLOCK_P rows of one channel's matrix per program, with zeros from column P on."""
     pixels = height * width
     length = row_units * UNIT
     blocks = tl.cdiv(pixels, BLOCK_P)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..reference.erf import refuse_image
 from . import native
 
-MOST_PIXELS = 2**31 - 1  # the error bound of csrc/cpu/erf_size.cpp counts on it
+MOST_PIXELS = 2**31 - 1  # the error bound of csrc/cpu/erf_size.cpp holds up to here
 
 
 def erf_size(grad: Tensor, p: Sequence[float], *, isa: str = "") -> Tensor:
@@ -20,8 +20,8 @@ def erf_size(grad: Tensor, p: Sequence[float], *, isa: str = "") -> Tensor:
         isa: the instruction set of this call; empty for that of the process.
     """
     sizes = torch.empty((len(grad), len(p)), dtype=torch.int64)
-    first_bad = _core(isa).erf_size(
-        _gradients(grad), list(p), sizes.data_ptr(), isa, torch.get_num_threads()
+    first_bad = native.load_for_isa(isa).erf_size(
+        gradients(grad), list(p), sizes.data_ptr(), isa, torch.get_num_threads()
     )
     if first_bad >= 0:
         refuse_image(grad, first_bad)
@@ -29,15 +29,12 @@ def erf_size(grad: Tensor, p: Sequence[float], *, isa: str = "") -> Tensor:
 
 
 def erf_accumulate(grad: Tensor, out: Tensor, mode: str, *, isa: str = "") -> None:
-    """Add to `out` (H, W) float64; see `cba_fast.ops.erf_accumulate`."""
-    _core(isa).erf_accumulate(
-        _gradients(grad), mode, out.data_ptr(), out.stride(), isa, torch.get_num_threads()
+    """Add gradients to the map `out` (H, W) float64; see `cba_fast.ops.erf_accumulate`."""
+    native.load_for_isa(isa).erf_accumulate(
+        gradients(grad), mode, out.data_ptr(), out.stride(), isa, torch.get_num_threads()
     )
 
 
-def _core(isa: str):
-    return native.load() if isa else native.load_for_isa()
-
-
-def _gradients(grad: Tensor) -> tuple:
-    return grad.data_ptr(), str(grad.dtype).removeprefix("torch."), grad.shape, grad.stride()
+def gradients(grad: Tensor) -> tuple:
+    """Return the arguments by which the compiled core reads gradients (N, C, H, W)."""
+    return grad.data_ptr(), native.dtype_name(grad.dtype), grad.shape, grad.stride()

@@ -1,4 +1,4 @@
-"""Loads the compiled core ``cba_fast._C`` and says what it holds, or why it is not there."""
+"""Loads the compiled core ``cba_fast._C``, and tells what it holds or why it cannot be used."""
 
 import importlib
 import types
@@ -9,16 +9,16 @@ from . import cuda_archs, openmp
 _module: types.ModuleType | None = None
 _usable: types.ModuleType | None = None  # _module, once its instruction set is known to run
 _error: ImportError | None = None
-_cuda_message: str | None = None  # why its CUDA kernels cannot run
+_cuda_message: str | None = None  # the reason why its CUDA kernels cannot run
 _cuda_built_for: tuple[str | None, tuple] = (None, ())
-_message = ""  # what _error says: `torch.compile` can trace a text, but no exception with a cause
+_message = ""  # the text of _error, because `torch.compile` cannot trace an exception with a cause
 
 
 def load() -> types.ModuleType:
     """Return the compiled core.
 
     Raises:
-        ImportError: it is not built or cannot be loaded; the first cause is attached.
+        ImportError: the core is not built or cannot be loaded; the first error is its cause.
     """
     if _module is None and _error is None:
         _import()
@@ -40,15 +40,18 @@ def _import() -> None:
         _error, _message = e, f"the compiled core cannot be loaded: {_describe(e)}"
 
 
-def load_for_isa() -> types.ModuleType:
-    """Return the compiled core for a kernel that the instruction set of the process runs.
+def load_for_isa(isa: str = "") -> types.ModuleType:
+    """Return the compiled core for kernels of an instruction set; empty for that of the process.
 
     Raises:
         ImportError: as `load`.
-        InputError: CBA_ISA names a set that is not there or that this machine cannot run.
+        InputError: `isa` is empty, and CBA_ISA names a set that was not compiled or that this
+            machine cannot run.
     """
     global _usable
-    if _usable is None:  # a hundredth of a millisecond that no call but the first pays
+    if isa:
+        return load()
+    if _usable is None:  # checked once, because it takes a hundredth of a millisecond
         module = load()
         info = module.build_info()
         if info["isa"] is None:
@@ -61,6 +64,11 @@ def _describe(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "cba_fast._C":
         return "cba_fast._C was not built (CBA_NATIVE=0, or cba_fast is not installed)"
     return str(error)
+
+
+def dtype_name(dtype: object) -> str:
+    """Return the compiled core's name of a `torch.dtype`, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def unavailable() -> str | None:
@@ -76,10 +84,10 @@ def cuda_unavailable() -> str | None:
 
 
 def cuda_built_for() -> tuple[str | None, tuple]:
-    """Return the CUDA architectures of the build, and the first and last capabilities of each.
+    """Return the CUDA architectures of the build, and the first and last capability of each.
 
-    (None, ()) without CUDA kernels; found out when the core is loaded, for `torch.compile` cannot
-    trace a question to it.
+    The result is (None, ()) without CUDA kernels. It is read when the core is loaded, because
+    `torch.compile` cannot trace a call of the core.
     """
     return _cuda_built_for
 
@@ -90,7 +98,7 @@ def _cuda_reason(module: types.ModuleType) -> str | None:
     driver, runtime = module.cuda_versions()
     if driver == 0:
         return "no NVIDIA driver is installed"
-    if driver // 1000 < runtime // 1000:  # within a major version any driver runs any kernel
+    if driver // 1000 < runtime // 1000:  # a driver runs all kernels of its major version
         return (
             f"the NVIDIA driver is for CUDA {_version(driver)}, but the kernels were built with "
             f"CUDA {_version(runtime)}"
@@ -103,12 +111,14 @@ def _version(number: int) -> str:
 
 
 def build_info() -> dict:
-    """Return what the compiled core holds.
+    """Return how the compiled core was built, and what this machine can run of it.
 
     Returns:
-        ``compiler``; ``isas_compiled`` and ``isas_supported`` (by this machine), best last; ``isa``
-        (in use; None if CBA_ISA names one that cannot run) and ``isa_reason``; ``cuda_compiler``
-        and ``cuda_archs``, or both None and ``cuda_reason``.
+        ``compiler``: the name and version of the C++ compiler.
+        ``isas_compiled``, ``isas_supported``: the instruction sets of the build, and those of them
+        that this machine can run, best last.
+        ``isa``: the set in use; None if CBA_ISA names one that cannot run, see ``isa_reason``.
+        ``cuda_compiler``, ``cuda_archs``: both None without CUDA kernels, see ``cuda_reason``.
 
     Raises:
         ImportError: as `load`.

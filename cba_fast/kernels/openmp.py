@@ -1,4 +1,4 @@
-"""Finds PyTorch's OpenMP runtime, for the compiled core to run on its threads."""
+"""Finds PyTorch's OpenMP runtime, so that the compiled core can run on its threads."""
 
 import ctypes
 import multiprocessing
@@ -22,7 +22,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_forked_child() -> bool:
-    """Say whether this process is known to be a fork: OpenMP's threads are gone in it.
+    """Say whether this process is known to be a fork, in which OpenMP's threads do not exist.
 
     A process that `os.fork` made before this module was imported is not recognized.
     """
@@ -33,7 +33,7 @@ def in_forked_child() -> bool:
 def entry_point() -> int:
     """Return the address of ``GOMP_parallel`` in PyTorch's OpenMP runtime, or 0 if there is none.
 
-    A process may hold several runtimes; it is the one in PyTorch's own folders, or the only one.
+    A process may hold several runtimes: PyTorch's is the one in its own folders, or the only one.
     """
     if in_forked_child():
         return 0
@@ -48,7 +48,7 @@ def entry_point() -> int:
     if len(own or runtimes) != 1:
         return 0
     try:
-        # NOLOAD: a second copy of the runtime would be of no use.
+        # NOLOAD finds the copy that PyTorch uses; a second one would have other threads.
         library = ctypes.CDLL(str((own or runtimes)[0]), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Launches the C++ quantizer."""
+"""Launches the C++ quantizer of score maps (CPU tensors)."""
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ def quantize(scoremaps: Tensor, isa: str = "") -> Tensor:
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
     out = torch.empty(values.shape, dtype=torch.uint8)
-    core = native.load() if isa else native.load_for_isa()
-    first_bad = core.quantize(
+    first_bad = native.load_for_isa(isa).quantize(
         values.data_ptr(),
-        str(values.dtype).removeprefix("torch."),
+        native.dtype_name(values.dtype),
         out.data_ptr(),
         values.numel(),
         isa,

@@ -1,16 +1,16 @@
-"""Launches the CUDA quantizer."""
+"""Launches the CUDA quantizer of score maps (CUDA tensors)."""
 
 import torch
 from torch import Tensor
 
 from ..reference.quantize import refuse_value
-from . import cuda_core
+from . import cuda_core, native
 
 
 def quantize(scoremaps: Tensor) -> Tensor:
-    """Quantize a CUDA tensor on its device and the current stream; see `cba_fast.ops.quantize`.
+    """Quantize a CUDA tensor on the current stream; see `cba_fast.ops.quantize`.
 
-    Waits for the kernel, because a bad value must raise.
+    Waits for the kernel, because a bad value must raise an error.
     """
     values = scoremaps.contiguous()
     if values.dtype not in (torch.float32, torch.float64):
@@ -20,7 +20,7 @@ def quantize(scoremaps: Tensor) -> Tensor:
     first_bad = torch.full((1,), count, dtype=torch.int64, device=values.device)
     cuda_core.load().quantize_cuda(
         values.data_ptr(),
-        cuda_core.name_of(values.dtype),
+        native.dtype_name(values.dtype),
         out.data_ptr(),
         count,
         first_bad.data_ptr(),

@@ -29,7 +29,7 @@ def build_model(
 ) -> nn.Module:
     """Build a classifier in evaluation mode, on the CPU in the default dtype.
 
-    What a checkpoint of ``train-wsol`` records need not be said; what it contradicts is refused.
+    Settings that a checkpoint of ``train-wsol`` records need not be given.
 
     The checkpoint's keys choose the variant: RepLKNet and slak_flex with merged branches, SLaK with
     or without strips, norms and width factor 1.3, ConvNeXt in the study's layout or in timm's names
@@ -121,7 +121,7 @@ def _create(
 
 
 def _as_convolutions(state, built: nn.Module):
-    """Give linear layers the shape of 1x1 convolutions where a small ConvNeXt of timm has these."""
+    """Reshape the weights of linear layers where timm's small ConvNeXts have 1x1 convolutions."""
     own = built.state_dict()
     return {
         k: v.reshape(own[k].shape)

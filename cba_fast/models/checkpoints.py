@@ -1,4 +1,4 @@
-"""Read, recognize, check and write checkpoints, never by unpickling code."""
+"""Read, check and write checkpoint files without running any code that they may hold."""
 
 import argparse
 import json
@@ -20,10 +20,11 @@ from ..short import Short
 from .description import KEY, ModelDescription
 from .layouts import detect_layout, in_known_names
 
-# What training scripts wrap a state dict in, the first that is there being taken: the study's and
-# the official scripts' names, then the PyTorch tutorials', then averages of the weights.
+# Names under which training scripts store a state dict; the first that a file has is taken. First
+# come the names of the study and the official scripts, then those of PyTorch's tutorials, then
+# those of averaged weights.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "model_ema", "state_dict_ema", "ema")
-# What DataParallel, torch.compile and Lightning put before every key.
+# Prefixes that DataParallel, torch.compile and Lightning put before every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -46,8 +47,8 @@ class Checkpoint(Short):
     Attributes:
         path: the file.
         state: the tensors by key, in the file's order and dtypes.
-        description: what the file says about its model; None in files of others.
-        taken: which of several weights these are, in words; "" where there was no choice.
+        description: what the file says about its model; None if another program wrote the file.
+        taken: which of the file's state dicts this is, in words; "" where there was no choice.
     """
 
     path: Path
@@ -57,18 +58,18 @@ class Checkpoint(Short):
 
 
 def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpoint:
-    """Read the state dict of a checkpoint file onto the CPU, and what it says about its model.
+    """Read a checkpoint file onto the CPU: its state dict, and what it says about its model.
 
     A name that ends in ``.safetensors`` is read as such, any other by
     ``torch.load(weights_only=True)``, which runs no code; an ``argparse.Namespace`` beside the
-    weights is let pass. Wrappers (``{"model": ...}``, ``{"state_dict": ...}``, nested too) and the
-    prefixes ``module.``, ``_orig_mod.`` and ``model.`` are taken off; keys of
-    facebookresearch/ConvNeXt get timm's names, and those of an early SLaK its later ones.
+    weights is accepted. Wrappers (``{"model": ...}``, ``{"state_dict": ...}``, nested too) and the
+    prefixes ``module.``, ``_orig_mod.`` and ``model.`` are taken off. Keys of
+    facebookresearch/ConvNeXt get timm's names, and keys of early SLaK files their later names.
 
     Args:
         path: the file.
-        mapped: leave the tensors in the file, mapped into memory where its format allows it: for a
-            short look at their shapes.
+        mapped: map the file into memory, where its format allows it, instead of reading it. This is
+            for callers that only look at the shapes.
 
     Raises:
         CheckpointError: the file is missing, damaged or no checkpoint, it needs unpickling, it
@@ -81,7 +82,7 @@ def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpo
 
 
 def _read(path: str | os.PathLike, mapped: bool = False) -> tuple[dict[str, Tensor], object, str]:
-    """Return tensors, what the file says about its model (or None) and what was taken."""
+    """Return the tensors, what the file says about its model (or None), and `Checkpoint.taken`."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -99,7 +100,10 @@ def _read(path: str | os.PathLike, mapped: bool = False) -> tuple[dict[str, Tens
 
 
 def described(state: dict[str, Tensor], description: ModelDescription) -> dict[str, Tensor]:
-    """Return `state` with a description, which ``load_state_dict`` of any module passes over."""
+    """Return a copy of `state` with a description in its metadata.
+
+    ``load_state_dict`` of any module ignores that description.
+    """
     state, metadata = OrderedDict(state), getattr(state, "_metadata", {})
     state._metadata = OrderedDict(metadata, **{KEY: description.as_json()})
     return state
@@ -110,17 +114,18 @@ def save_state_dict_file(
     path: str | os.PathLike,
     description: ModelDescription | None = None,
 ) -> None:
-    """Write a state dict in one step (``.safetensors`` by that suffix, else ``torch.save``).
+    """Write a state dict to a file, whole or not at all.
 
     Args:
         state: the tensors by key.
-        path: the file.
-        description: goes with the weights; others read the file as before.
+        path: the file; a name that ends in ``.safetensors`` gets that format, any other that of
+            ``torch.save``.
+        description: stored with the weights, where other programs ignore it.
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
     """
-    # Clones, because a view would drag its whole storage into the file.
+    # Tensors are cloned because a view would be saved with its whole storage.
     state = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()
     }
@@ -138,7 +143,7 @@ def save_state_dict_file(
 def load_strict(
     model: nn.Module, state: dict[str, Tensor], source: str | os.PathLike, name: str
 ) -> None:
-    """Load `state` into `model` (which may be on the meta device), every key of one shape.
+    """Load `state` into `model`, which may be on the meta device; keys and shapes must be equal.
 
     The tensors become the model's own, converted to its dtypes.
 
@@ -214,7 +219,7 @@ def _read_torch(path: Path, mapped: bool) -> object:
         if is_zip:
             check_archive(path, sums=not mapped)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            # Says that a pickle of another protocol may fail; what fails is reported below.
+            # PyTorch warns that another pickle protocol may fail; a failure is reported below.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(
                 path,
@@ -270,7 +275,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "save the state dict alone and use that file"
         )
     detail = text.splitlines()[0] if text else type(error).__name__
-    if not is_pickle:  # PyTorch would advise to unpickle it, whatever it is
+    if not is_pickle:  # PyTorch's message would advise to unpickle the file, whatever it is
         detail = f"it begins with {start!r}"
     return f"damaged, or not a checkpoint ({detail})"
 
@@ -280,7 +285,7 @@ def _unwrap(value: object, path: Path) -> tuple[dict[str, Tensor], str]:
     taken, seen = "", set()
     while isinstance(value, dict):
         found = [k for k in _WRAPPERS if isinstance(value.get(k), dict)]
-        # Settings are kept under such names, too.
+        # Some scripts keep settings under these names, so entries with weights are preferred.
         found = [k for k in found if _holds_weights(value[k])] or found
         if not found:
             break
@@ -304,7 +309,7 @@ def _holds_weights(value: dict) -> bool:
 
 
 def _check_tensors(state: dict, path: Path) -> None:
-    """Refuse entries that are no tensors, or none whose numbers all lie in the file."""
+    """Refuse entries that are no tensors, and tensors whose numbers are not all in the file."""
     for key, tensor in state.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{path}: not a state dict: its key {key!r} is no text")
@@ -331,10 +336,10 @@ def _unusable_kind(tensor: Tensor) -> str | None:
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return `state` without what wrappers put before its keys, and what was left out with that."""
+    """Return `state` without its keys' prefixes, and in words which other keys were left out."""
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k[len(prefix) :]: v for k, v in state.items()}
-    # A LightningModule has more in its state dict than its `model`: losses, an average.
+    # A LightningModule's state dict may hold losses or averaged weights besides its `model`.
     inner = {k: v for k, v in state.items() if k.startswith("model.")}
     if inner and len(inner) < len(state):
         inner, _ = _strip_prefixes(inner)

@@ -1,4 +1,4 @@
-"""What our models have in common: the interface of timm's models, and their heads."""
+"""Base classes of the models: the interface of timm's models, and linear heads."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .layers import mergeable, run_in_order
 
 
 class Classifier(nn.Module):
-    """What our models have in common: features, a linear head over pooled features, logits.
+    """Base class of the models: feature maps, pooling, and a linear head that gives logits.
 
     ``forward(x) == forward_head(forward_features(x))``, logits (N,num_classes). `forward_features`
     gives the map (N,num_features,h,w) that CAM weights by the rows of ``get_classifier().weight``.
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     _classifier_name = "head"
 
     def stage_modules(self) -> list[Sequence[nn.Module]]:
-        """Return for each stage the modules that run in order, its last output the stage's."""
+        """Return each stage's modules in running order; the last one's output is the stage's."""
         raise NotImplementedError
 
     def keep_stages(self, count: int) -> None:
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
             num_classes: rows of the linear layer.
             global_pool: timm's name of a pooling: ``avg``, ``max``, ``avgmax``, or an empty string
                 for none, with 0 classes only.
-            drop_rate: of the dropout before the linear layer.
+            drop_rate: rate of the dropout before the linear layer.
         """
         self.num_features, self.num_classes = num_features, num_classes
         self.global_pool, self.head = create_classifier(
@@ -97,16 +97,19 @@ class Classifier(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last output and the outputs of stages.
+        """Return the network's last feature map and the outputs of chosen stages, as timm does.
 
         Args:
-            x: (N,in_chans,H,W).
-            indices: of the stages, from 0 or (negative) from the end; a number: the last so many;
-                None: all.
+            x: images (N,in_chans,H,W).
+            indices: stages to return, counted from 0 or (negative) from the end; an integer n
+                means the last n stages, None all of them.
             norm: apply the final norm to the last stage's output, where the head norms the map.
-            stop_early: leave out the stages after the last one asked for.
-            output_fmt: "NCHW", nothing else.
+            stop_early: do not run the stages after the last one asked for.
+            output_fmt: must be "NCHW".
             intermediates_only: return the list alone.
+
+        Raises:
+            ValueError: another `output_fmt`.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -122,12 +125,16 @@ class Classifier(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the outputs of some stages do not need; return these stages' indices.
+        """Drop the modules that the outputs of the chosen stages do not need, as timm does.
 
         Args:
             indices: see `forward_intermediates`.
             prune_norm: drop the final norm.
-            prune_head: drop pooling and classifier. Norm and head go with the last stage, too.
+            prune_head: drop pooling and classifier. Norm and head are also dropped with the last
+                stage.
+
+        Returns:
+            The indices of the chosen stages.
         """
         count = len(self.stage_modules())
         taken, last = feature_take_indices(count, indices)
@@ -159,10 +166,11 @@ class Classifier(nn.Module):
 
 
 class BackboneWithHead(Classifier):
-    """A backbone and timm's pooling and linear head under the study's names ``0`` and ``1``.
+    """A backbone and timm's linear head, with the state dict keys of the study.
 
-    The study saves ``nn.Sequential(backbone, head)``: keys ``0.*`` and ``1.fc.*``. Its head ends in
-    a softmax. The backbone has the methods ``stage_modules`` and ``keep_stages``.
+    The study saves ``nn.Sequential(backbone, head)``, so the keys are ``0.*`` and ``1.fc.*``. Its
+    head ends in a softmax, which this one leaves out. The backbone has the methods
+    ``stage_modules`` and ``keep_stages``.
     """
 
     study_softmax = True
@@ -198,7 +206,7 @@ class BackboneWithHead(Classifier):
         self.backbone.keep_stages(count)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.backbone(x)  # as one module, which hooks may watch
+        return self.backbone(x)  # called as one module, so that its hooks run
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)

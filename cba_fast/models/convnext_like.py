@@ -9,17 +9,17 @@ from .layers import LayerScaleBlock, Stage, drop_path_rates, run_in_order, trans
 
 
 class ConvNeXtLikeBackbone(nn.Module):
-    """Patch stem, four stages of blocks with 2x2 downsampling between them, and a final norm.
+    """A patch stem, stages of blocks with 2x2 downsampling between them, and a final norm.
 
     The children are ``downsample_layers``, ``stages`` and ``norm`` as in ConvNeXt's official code.
     ``forward`` returns the last stage's output (N,dims[-1],h,w) and leaves ``norm`` to the caller.
 
     Args:
-        dims: width of each stage.
-        depths: blocks of each stage.
+        dims: number of channels of each stage.
+        depths: number of blocks of each stage.
         block: called with (stage index, drop path rate); returns one block.
         in_chans: input channels.
-        drop_path_rate: stochastic depth of the last block.
+        drop_path_rate: stochastic depth rate of the last block; it rises linearly from 0.
         output_stride: 32, or 16: the last stage then keeps the resolution, for small inputs.
     """
 
@@ -47,7 +47,7 @@ class ConvNeXtLikeBackbone(nn.Module):
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
 
     def stage_modules(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Return the downsampling and the blocks of each stage."""
+        """Return each stage's downsampling layers and its blocks."""
         return list(zip(self.downsample_layers, self.stages, strict=True))
 
     def keep_stages(self, count: int) -> None:
@@ -64,8 +64,8 @@ def group_matcher(prefix: str, coarse: bool) -> dict:
     """Return timm's groups of layers, for learning rates that fall with depth.
 
     Args:
-        prefix: before the names of the children, as a regular expression.
-        coarse: a group for each stage instead of each block.
+        prefix: regular expression of what stands before the names of the children.
+        coarse: make one group per stage instead of one per block.
     """
     blocks = [
         (rf"^{prefix}downsample_layers\.(\d+)", (0,)),

@@ -1,4 +1,4 @@
-"""ConvNeXt in the study's layout: timm's stem and stages, average pooling, linear."""
+"""ConvNeXt in the study's layout: timm's stem and stages, average pooling, a linear layer."""
 
 import timm
 from torch import nn
@@ -17,7 +17,7 @@ class ConvNeXtStudy(BackboneWithHead):
     Args:
         name: a model of timm's ``convnext`` module, with or without a pretrained tag.
         num_classes: 0 leaves the classifier out.
-        pretrained: load timm's weights of that tag into stem and stages (downloads them).
+        pretrained: download timm's weights of that tag and load them into stem and stages.
         global_pool, drop_rate: see `Classifier.make_head`.
         **kwargs: passed to timm's ConvNeXt, such as ``in_chans`` and ``drop_path_rate``.
 
@@ -55,7 +55,7 @@ class ConvNeXtStudy(BackboneWithHead):
 
 
 class _StemAndStages(nn.Sequential):
-    """timm's stem and its stages as ``0`` and ``1``."""
+    """timm's stem and stages under the names ``0`` and ``1``."""
 
     def stage_modules(self) -> list[tuple[nn.Module, ...]]:
         stem, stages = self

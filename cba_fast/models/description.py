@@ -1,4 +1,8 @@
-"""What a checkpoint says about its model: the settings without which its weights mislead."""
+"""The description of a model that a checkpoint carries beside its weights.
+
+Weights do not tell the input size, the output stride or the class names; with wrong ones they give
+wrong results instead of an error.
+"""
 
 import math
 from dataclasses import dataclass, fields
@@ -16,12 +20,12 @@ LARGEST_INPUT = 8192
 class ModelDescription(Short):
     """The model that weights belong to, and the images that it was trained on.
 
-    None stands for what is not known.
+    None means that a value is unknown.
 
     Attributes:
         family, model: as `build_model` takes them.
-        num_classes: rows of the classifier.
-        class_names: the name of each row.
+        num_classes: number of rows of the classifier.
+        class_names: the class of each row.
         output_stride: 32 or 16.
         input_size: side of the images in pixels.
         preprocessing: "study", see `cba_fast.data.study_transform`.
@@ -39,7 +43,7 @@ class ModelDescription(Short):
     beta: float | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Return what is known as plain values."""
+        """Return the known values as JSON values."""
         values = {k: v for k, v in vars(self).items() if v is not None}
         if self.class_names is not None:
             values["class_names"] = list(self.class_names)
@@ -47,14 +51,15 @@ class ModelDescription(Short):
 
     @classmethod
     def from_json(cls, value: object, source: object) -> "ModelDescription":
-        """Read what `as_json` gives; keys of later versions are passed over.
+        """Read what `as_json` gives; unknown keys, as a later version may write, are ignored.
 
         Args:
-            value: the plain values.
+            value: the JSON values.
             source: the file, for the message.
 
         Raises:
-            CheckpointError: a key is missing or its value is none that this version can use.
+            CheckpointError: `value` is no dict, "family" or "model" is missing, or this version
+                cannot use a value.
         """
         if not isinstance(value, dict):
             raise CheckpointError(f"{source}: its description is a {type(value).__name__}, no dict")

@@ -1,4 +1,4 @@
-"""Feature maps of any model as (N, C, h, w): from (N, h, w, C) and from tokens, and back."""
+"""Find out how a model lays out its feature maps, and bring them to (N, C, h, w) and back."""
 
 import functools
 import inspect
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
-# How many tokens may stand before those of the map where a model does not say it (attribute
-# ``num_prefix_tokens``): none, a class token, a class and a distillation token.
+# How many tokens may come before those of the map where a model has no attribute
+# ``num_prefix_tokens``: none, a class token, or a class and a distillation token.
 _USUAL_PREFIXES = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Says how a tensor holds a feature map.
+    """The way in which a tensor holds a feature map.
 
     Attributes:
         kind: "NCHW": (N, C, h, w); "NHWC": (N, h, w, C), as Swin; "NLC": (N, L, C), as ViT, where
@@ -68,23 +68,25 @@ def layout_of(
     layout: str | FeatureLayout | None = None,
     where: str = "the model",
 ) -> FeatureLayout:
-    """Return how `features` hold their map.
+    """Find out which axes of `features` are channels, height and width.
 
-    Four dimensions are (N, C, h, w) or (N, h, w, C). The first of these that decides is followed:
-    the only one of the two axes that has the right number of channels; timm's ``output_fmt``; which
-    axes have the aspect of the image; over which axes the model's head pools. Three dimensions are
-    (N, L, C) with a grid of the aspect of the image.
+    Four dimensions are (N, C, h, w) or (N, h, w, C). These questions are asked in turn until one
+    decides: Which of the two axes has the right number of channels? What does timm's ``output_fmt``
+    say? Which axes have the aspect ratio of the image? Over which axes does the model's head pool?
+    Three dimensions are (N, L, C), with a grid of the aspect ratio of the image.
 
     Args:
-        features: what the model or a layer gave for images of `image_size`.
+        features: the output of the model or of a layer for images of `image_size`.
         image_size: (H, W) of the images in pixels.
-        model: the network, for what it says about its features; None if it is not known.
-        last: whether `features` are what the model's ``forward_features`` gives, for which alone
-            its ``num_features``, ``output_fmt`` and ``forward_head`` speak.
-        channels: C if it is known, as from a linear head; None for the model's ``num_features``.
-        head: what the model pools out of such features of one image; None for its ``forward_head``.
+        model: the network whose attributes are read; None if it is not known.
+        last: whether `features` are the output of the model's ``forward_features``. Only then do
+            its ``num_features``, ``output_fmt`` and ``forward_head`` apply to them.
+        channels: C where it is known, for example from a linear head; None for the model's
+            ``num_features``.
+        head: function from such features of one image to the pooled ones; None for the model's
+            ``forward_head``.
         layout: what the caller knows: one of `LAYOUTS`, a `FeatureLayout`, or None.
-        where: what gave the features, for messages.
+        where: name of what gave the features, for messages.
 
     Raises:
         ValueError: `features` are no feature map or not of the given layout, or their layout cannot
@@ -134,7 +136,8 @@ def _evidence(
     sides = {"NCHW": (b, c), "NHWC": (a, b)}
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
     if head is None and hasattr(model, "forward_head"):
-        # Not the logits, where they can be left out: some models start with a classifier of zeros.
+        # Pooled features are compared rather than logits, where the model can return them: some
+        # models start with a classifier of zeros, whose logits never change.
         has = "pre_logits" in inspect.signature(model.forward_head).parameters
         head = functools.partial(model.forward_head, **({"pre_logits": True} if has else {}))
     if head is not None:
@@ -145,14 +148,14 @@ def _evidence(
 
 
 def random_like(features: Tensor) -> Tensor:
-    """Return random features of one image, without a draw from PyTorch's global generators."""
+    """Return random features of one image; PyTorch's global generators stay as they are."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn((1, *features.shape[1:]), generator=generator).to(features)
 
 
 @torch.no_grad()
 def head_change(head: Callable[[Tensor], Tensor], features: Tensor, others: Tensor) -> float:
-    """Return how much what a head in eval mode makes of two features differs at most."""
+    """Return the largest difference between the outputs of a head for two inputs."""
     return float((head(features.clone()) - head(others.clone())).abs().max())
 
 
@@ -162,7 +165,7 @@ def _token_layout(
     count, known = features.shape[1], getattr(model, "num_prefix_tokens", None)
     prefixes = _USUAL_PREFIXES if known is None else (known,)
     found = [FeatureLayout("NLC", p, g) for p in prefixes for g in _grids(count - p, image_size)]
-    if known is None:  # a single token is rather the class token of a model that drops the others
+    if known is None:  # a single token is most likely a class token, left after dropping the others
         found = [f for f in found if f.grid != (1, 1)]
     if len(found) > 1:
         patches = getattr(getattr(model, "patch_embed", None), "grid_size", None)
@@ -177,13 +180,16 @@ def _token_layout(
 
 
 def _grids(count: int, image_size: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the grids of `count` positions that have the aspect of the image."""
+    """Return the grids of `count` positions that have the aspect ratio of the image."""
     grids = [(h, count // h) for h in range(1, count + 1) if count % h == 0]
     return [grid for grid in grids if _has_aspect(grid, image_size)]
 
 
 def _has_aspect(grid: tuple[int, int], image_size: Sequence[int]) -> bool:
-    """Say whether one stride, the same both ways and rounded up or down, makes a grid of images."""
+    """Say whether some stride, equal on both axes, leads from the image to this grid.
+
+    Each side may be rounded up or down.
+    """
     (h, w), (height, width) = grid, image_size
     if height == width:
         return h == w

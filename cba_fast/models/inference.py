@@ -9,6 +9,7 @@ from torch import nn
 from ..kernels import native
 from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
 from .classifier import Classifier
+from .fused import fuse_blocks
 from .merging import merge
 from .slak import SLaK
 
@@ -27,6 +28,11 @@ def inference_form(
     - matching depthwise convolutions become `cba_fast.nn.DepthwiseConv2d` (`accelerate`);
     - on a CPU, linear layers over maps (ConvNeXt's and SLaK's) become 1x1 convolutions, where this
       processor computes these faster in float32 (`conv1x1_is_faster`, measured once per process);
+    - on a CPU, 1x1 convolutions and linear layers add biases, activate and add residuals while they
+      store, on weights that oneDNN has in its own order (`cba_fast.nn.fused`): no elementwise pass
+      is left but the ReLU after RepLKNet's large kernels and the sum of slak_flex's strips. These
+      have no derivative, so that calls with gradients run the layers one by one, as do calls
+      of which hooks want to see more, and contiguous images;
     - weights in channels_last, which all of these prefer;
     - in a half type, the weights of convolutions and linear layers are stored rounded, as autocast
       would round them in every pass (on two cores a tenth of the pass). The classifier's stay, for
@@ -56,6 +62,8 @@ def inference_form(
     form = form.to(device)
     if on_cpu and dtype == torch.float32 and _is_float32(form) and conv1x1_is_faster():
         linears_as_convs(form)
+    if on_cpu and isinstance(model, Classifier | ConvNeXt):
+        fuse_blocks(form)
     if channels_last:
         form = form.to(memory_format=torch.channels_last)
     if dtype != torch.float32:

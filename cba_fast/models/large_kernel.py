@@ -34,10 +34,10 @@ class ReparamLargeKernelConv(Mergeable):
     convolution without bias and a batch norm (none with ``norm=False``). Stride 1, zero "same"
     padding, so every branch can be centred in a larger kernel exactly.
 
-    Merged form: one K x K convolution ``lkb_reparam`` with bias; or, where strips shall stay,
+    Merged form: one K x K convolution ``lkb_reparam`` with bias; or, where the strips are kept,
     ``LoRA1`` with all of the bias and the small kernel, and ``LoRA2`` without bias, both without
-    norm. One K x K kernel is one pass over the input but K / (2 e) times the products, which a
-    Fourier transform does not mind and a direct convolution does.
+    norm. One K x K kernel needs a single pass over the input but K / (2 e) times the products. That
+    slows down a direct convolution, but not one by Fourier transforms.
 
     Args:
         dim: channels.
@@ -93,13 +93,13 @@ class ReparamLargeKernelConv(Mergeable):
 
     @torch.no_grad()
     def merge_branches(self, strips: bool = True) -> None:
-        """Go over to the merged form in place (running statistics, whatever mode the module is in).
+        """Change to the merged form in place, with the norms' running statistics.
 
-        Kernels and biases are summed in float64 and rounded once, so the outputs differ from the
-        training form's by the rounding of the convolutions alone.
+        Kernels and biases are summed in float64 and rounded once, so the outputs differ from those
+        of the training form in evaluation mode by the rounding of the convolutions alone.
 
         Args:
-            strips: False sums the strips, too, into one K x K kernel.
+            strips: keep two strips; False sums them into one K x K kernel as well.
         """
         if self.is_merged and (strips or hasattr(self, "lkb_reparam")):
             return
@@ -126,7 +126,7 @@ def _sum_of(kernels: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
 
 def _kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Return the float64 kernel (C,1,kh,kw) and bias (C,) of a branch with its norm folded."""
-    # In float64 before the norm is folded, so that the branches' sum is rounded only once.
+    # The norm is folded in float64, so that the sum of the branches is rounded only once.
     conv = copy.deepcopy(branch.conv).double()
     if hasattr(branch, "bn"):
         conv = fuse_conv_bn(conv, branch.bn)
@@ -135,14 +135,14 @@ def _kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
 
 
 def conv_of(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> DepthwiseConv2d:
-    """Return a "same" depthwise convolution of these parameters in `like`'s dtype, on its device.
+    """Return a "same" depthwise convolution with these parameters.
 
     Args:
         weight: (C,1,kh,kw), any floating dtype.
         bias: (C,) or None.
-        like: gives dtype, mode and whether the parameters require gradients.
+        like: gives dtype, device, mode and whether the parameters require gradients.
     """
-    with torch.device("meta"):  # no random initialization that is thrown away
+    with torch.device("meta"):  # skips a random initialization that would be thrown away
         conv = depthwise(len(weight), tuple(weight.shape[-2:]), bias=bias is not None)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:

@@ -1,4 +1,4 @@
-"""Pieces that several model families share: conv + norm pairs, layer-scale blocks."""
+"""Building blocks that several model families share."""
 
 import itertools
 from collections import OrderedDict
@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 def conv_bn(
     in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1, relu=False
 ) -> nn.Sequential:
-    """Return conv (no bias, "same" padding) -> batch norm (-> ReLU), named as RepLKNet names them.
+    """Return a convolution without bias, a batch norm and, with `relu`, a ReLU.
 
-    The children are ``conv``, ``bn`` and, with `relu`, ``nonlinear``.
+    The padding is "same". The children are called ``conv``, ``bn`` and ``nonlinear``, as in
+    RepLKNet.
     """
     conv = nn.Conv2d(
         in_chs,
@@ -55,7 +56,7 @@ def transition_strides(num_stages: int, output_stride: int) -> list[int]:
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Return per stage the blocks' drop path rates, rising linearly from 0 to `rate` over depth."""
+    """Return each stage's drop path rates, which rise linearly from 0 to `rate` over all blocks."""
     last = max(sum(depths) - 1, 1)
     flat = [rate * i / last for i in range(sum(depths))]
     starts = [sum(depths[:s]) for s in range(len(depths))]
@@ -63,10 +64,11 @@ def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
 
 
 class Stage(nn.Sequential):
-    """Blocks in order, which may keep only their inputs for the backward pass.
+    """Blocks that run one after the other.
 
     Attributes:
-        grad_checkpointing: whether they do; the backward pass then computes each block once more.
+        grad_checkpointing: keep only each block's input for the backward pass, which then computes
+            the block once more.
     """
 
     grad_checkpointing = False
@@ -80,7 +82,7 @@ class Stage(nn.Sequential):
 
 
 def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Return the output of the last of `modules`, each given what the one before returns."""
+    """Return what `modules` make of `x`, each one given the output of the one before."""
     for module in modules:
         x = module(x)
     return x
@@ -96,10 +98,10 @@ def stage_info(widths: Sequence[int], output_stride: int, prefix: str = "") -> l
 
 
 class LayerScaleBlock(nn.Module):
-    """Residual block of ConvNeXt around a depthwise module that the subclass supplies.
+    """ConvNeXt's residual block around a depthwise module that the subclass supplies.
 
-    y = x + drop_path(gamma * W2 gelu(W1 norm(depthwise(x)))), the norm and both linear layers over
-    channels at each position. A subclass defines the depthwise module and ``depthwise(x)``.
+    y = x + drop_path(gamma * W2 gelu(W1 norm(depthwise(x)))). The norm and both linear layers work
+    on the channels of each position. A subclass defines the depthwise module and ``depthwise(x)``.
 
     Args:
         dim: channels C of x (N,C,H,W).
@@ -136,11 +138,11 @@ class Mergeable(nn.Module):
         raise NotImplementedError
 
     def merge_branches(self, strips: bool = True) -> None:
-        """Go over to the merged form in place, in evaluation semantics.
+        """Change to the merged form in place, which computes what evaluation mode does.
 
         Args:
-            strips: whether two crossed strips may stay two; else they become one square kernel,
-                those of an already merged module too.
+            strips: keep two crossed strips as they are; False makes one square kernel of them, also
+                in a module that is merged already.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Tell by the keys of a state dict which family and which layout it is of."""
+"""Recognize a checkpoint's model family and layout by the keys of its state dict."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from ..short import Short
 
 @dataclass(frozen=True, repr=False)
 class Layout(Short):
-    """A checkpoint layout, as its keys show it.
+    """The layout of a checkpoint, as its keys show it.
 
     Attributes:
-        family: the family that it belongs to.
+        family: the model family.
         name: "official", "study", "timm" or "merged".
         classifier: key of the classifier's weight (num_classes, C).
         options: constructor options that the keys imply.
@@ -26,7 +26,7 @@ class Layout(Short):
 
 
 def detect_layout(state: dict[str, Tensor]) -> Layout | None:
-    """Return the layout whose tell-tale keys `state` has, or None."""
+    """Return the layout whose characteristic keys `state` has, or None."""
 
     def has(pattern: str) -> bool:
         return any(re.search(pattern, key) for key in state)
@@ -57,7 +57,7 @@ def _slak_layout(state: dict[str, Tensor], has) -> Layout:
     return Layout("slak", "merged" if merged else "official", "head.weight", options)
 
 
-# The names of facebookresearch/ConvNeXt (and ConvNeXt-V2) and what timm calls them.
+# Keys of facebookresearch/ConvNeXt (and ConvNeXt-V2), as regular expressions, and timm's names.
 _CONVNEXT_NAMES = [
     (r"^downsample_layers\.0\.(\d)\.", r"stem.\1."),
     (r"^downsample_layers\.(\d)\.(\d)\.", r"stages.\1.downsample.\2."),
@@ -72,7 +72,7 @@ _CONVNEXT_NAMES = [
 
 
 def in_known_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a ConvNeXt of facebookresearch in timm's names, an early SLaK in its later ones."""
+    """Rename the keys of facebookresearch's ConvNeXt to timm's, and those of early SLaK files."""
     if any(re.match(r"stages\.\d\.\d+\.dwconv\.weight$", key) for key in state):
         names = _CONVNEXT_NAMES
     else:

@@ -1,4 +1,4 @@
-"""Turn a model into its inference form: branches merged, batch norms and layer scales folded."""
+"""Merge a model's parallel branches and fold its batch norms and layer scales, for inference."""
 
 import copy
 
@@ -13,25 +13,25 @@ from .replknet import ConvFFN, RepLKBlock
 
 
 def merge(model: nn.Module, *, strips: bool = True) -> nn.Module:
-    """Return a model of ours (or timm's ConvNeXt) with fewer layers, for evaluation only.
+    """Return a copy of a model of `cba_fast`, or of timm's ConvNeXt, with fewer layers.
 
-    - parallel branches of the large kernels become one kernel, and slak_flex's mixture one K x K
-      kernel; two strips (SLaK's, and slak_flex's with beta = 0) stay two if `strips`;
-    - a batch norm after a convolution goes into that convolution, one before a 1x1 convolution into
-      that one; RepLKNet's last one stays, because CAM needs the features before it;
-    - a layer scale goes into the linear layer before it.
+    - The parallel branches of a large kernel become one kernel, and slak_flex's mixture one K x K
+      kernel. Two strips (SLaK's, and slak_flex's with beta = 0) stay two if `strips`.
+    - A batch norm after a convolution is folded into it, and one before a 1x1 convolution into that
+      one. RepLKNet's last norm stays, because CAM needs the features before it.
+    - A layer scale is folded into the linear layer before it.
 
     Every step is exact; sums are made in float64 and rounded once, so outputs differ by rounding.
 
     Args:
         model: the model, in any mode; it is left as it is. Running statistics are used.
-        strips: False sums strips, too, into one K x K kernel: one pass over the input and more
-            products, for convolutions by Fourier transforms.
+        strips: keep two strips as they are. False sums them into one K x K kernel as well, which
+            takes one pass over the input and more products: for convolutions by Fourier transforms.
 
     Returns:
-        A new module with the same interface, in evaluation mode, parameters not requiring
-        gradients (input gradients, as for the ERF, then cost no weight gradients). Merging it again
-        changes nothing.
+        A new module with the same interface, in evaluation mode. Its parameters require no
+        gradients, so that input gradients, as for the ERF, cost no weight gradients. Merging it
+        again changes nothing.
 
     Raises:
         TypeError: another kind of model.

@@ -1,4 +1,4 @@
-"""RepLKNet: 31B, 31L and XL, and a small one for tests and the demo."""
+"""RepLKNet in its variants 31B, 31L and XL, and a small one for tests and the demo."""
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class ConvFFN(nn.Module):
 
 
 class RepLKNetStage(nn.Module):
-    """Alternating :class:`RepLKBlock` and :class:`ConvFFN`, one pair per drop path rate."""
+    """A stage: :class:`RepLKBlock` and :class:`ConvFFN` in turn, a pair per drop path rate."""
 
     def __init__(self, dim, rates, kernel_size, small_kernel, dw_ratio, ffn_ratio, merged):
         super().__init__()
@@ -92,12 +92,12 @@ class RepLKNet(Classifier):
     Weights start as PyTorch initializes them, as in the official code.
 
     Args:
-        kernel_sizes: large kernel K of each stage, odd.
-        layers: pairs of RepLKBlock and ConvFFN in each stage.
-        channels: width of each stage.
+        kernel_sizes: edge K of the large kernel of each stage, odd.
+        layers: number of pairs of RepLKBlock and ConvFFN in each stage.
+        channels: number of channels of each stage.
         small_kernel: edge of the small parallel kernel, or None.
-        dw_ratio: width of the large kernels over the stage's.
-        ffn_ratio: hidden width of the ConvFFNs over the stage's.
+        dw_ratio: channels of the large kernels divided by those of the stage.
+        ffn_ratio: hidden channels of the ConvFFNs divided by those of the stage.
         num_classes: 0 leaves the classifier out.
         in_chans: input channels.
         drop_path_rate: stochastic depth of the last block (the study trains with 0.3).

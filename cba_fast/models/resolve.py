@@ -1,4 +1,4 @@
-"""Decide what a model is built from: what was asked for, what its checkpoint says, defaults."""
+"""Decide which model to build, from what was asked for, what its checkpoint says, and defaults."""
 
 from dataclasses import dataclass, fields
 
@@ -20,19 +20,19 @@ DEFAULT_MODELS = {
     "slak": "slak_base",
     "slak_flex": "slak_flex_base",
 }
-# A larger head is a damaged or hostile file: ImageNet-21k has 21,841 classes.
+# A file with a larger head is damaged or hostile: ImageNet-21k has 21,841 classes.
 MOST_CLASSES = 2**20
 
 
 @dataclass(frozen=True, repr=False)
 class Resolved(Short):
-    """What a model is built from.
+    """The complete description of a model to build, and where its values come from.
 
     Attributes:
-        description: all of it; None for what has no meaning or no default.
-        layout: of the checkpoint's keys; None without one.
-        assumed: the names of the values that nobody gave or recorded.
-        replaced: what the checkpoint records where something else was asked for, by name.
+        description: the description; None for values that have no meaning or no default.
+        layout: that of the checkpoint's keys; None without a checkpoint.
+        assumed: names of the values that were neither asked for nor recorded.
+        replaced: by name, the recorded values in whose place others were asked for.
     """
 
     description: ModelDescription
@@ -41,7 +41,7 @@ class Resolved(Short):
     replaced: dict[str, object]
 
     def known(self) -> ModelDescription:
-        """Return the description without what was assumed, to be recorded in another file."""
+        """Return the description without assumed values, to be recorded in another file."""
         values = dict(vars(self.description))
         return ModelDescription(
             **values | {k: None for k in self.assumed if k not in ("family", "model")}
@@ -62,19 +62,19 @@ def resolve_description(
 ) -> Resolved:
     """Complete what was asked for by what the checkpoint says, then by the study's defaults.
 
-    None is what was not asked for. Family, model and number of classes must be the checkpoint's;
-    the others may differ from what it records, and are listed in `Resolved.replaced` then.
+    None means that a value was not asked for. Family, model and number of classes must be the
+    checkpoint's; other values may differ from the recorded ones, which `Resolved.replaced` lists.
 
     Args:
         checkpoint: from `read_checkpoint`; None for random weights.
         family, model, num_classes, output_stride, alpha, beta: see `build_model`.
-        input_size: side of the images.
-        default_input_size: taken if neither is known.
+        input_size: side of the images in pixels.
+        default_input_size: taken if the side is neither asked for nor recorded.
 
     Raises:
         InputError: a value that no model has, alpha or beta where they have no meaning, or another
             number of classes than the checkpoint's.
-        CheckpointError: the checkpoint is of another family or model, of none that is known, or
+        CheckpointError: the checkpoint belongs to another family or model or to no known one, or
             contradicts itself.
     """
     recorded = checkpoint.description if checkpoint else None
@@ -168,8 +168,8 @@ def _model(checkpoint: Checkpoint | None, family: str, model: str | None) -> str
 def _checked_name(family: str, model: str | None) -> str:
     name = model or DEFAULT_MODELS[family]
     arch = name.split(".", 1)[0]
-    # timm files every model under the last part of the module that registers it, and our modules
-    # are called like their families.
+    # timm lists every model under the last part of the name of the module that registers it, and
+    # the modules here are named after their families.
     if is_model_in_modules(arch, [family]):
         return name
     other = next((f for f in FAMILIES if is_model_in_modules(arch, [f])), None)

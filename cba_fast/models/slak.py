@@ -1,4 +1,4 @@
-"""SLaK: tiny to large, and a small one for tests and the demo."""
+"""SLaK in its variants tiny to large, and a small one for tests and the demo."""
 
 from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
@@ -14,13 +14,14 @@ __all__ = ["SLaK", "SLaKBlock"]
 
 
 class SLaKBlock(LayerScaleBlock):
-    """Layer-scale block around a :class:`ReparamLargeKernelConv`.
+    """SLaK's residual block: :class:`ReparamLargeKernelConv` in a :class:`LayerScaleBlock`.
 
     Args:
         dim: channels.
         kernel_size: long edge K.
-        small_kernel: short edge of the strips and edge of the small kernel, which is there only if
+        small_kernel: short edge of the strips and edge of the small kernel, which exists only if
             it is smaller than K.
+        drop_path_rate, layer_scale: see :class:`LayerScaleBlock`.
         Decom: strips instead of a square kernel.
         bn: a batch norm in each branch.
         merged: build the large kernel in its merged form.
@@ -47,11 +48,11 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
     """SLaK for classification, with the official state dict.
 
     x (N,in_chans,H,W) -> features (N,C,H/32,W/32) -> average pooling, layer norm, linear -> logits
-    (N,num_classes). CAM weights the features by the linear layer, pooling and norm left out.
+    (N,num_classes). CAM weights the features by the linear layer, without pooling and norm.
 
     Args:
-        depths: blocks of each stage.
-        dims: width of each stage before `width_factor`.
+        depths: number of blocks of each stage.
+        dims: channels of each stage before `width_factor`.
         kernel_size: the four stages' long edges, then the short edge.
         width_factor: stage i has int(dims[i] * width_factor) channels.
         Decom: 51x5 + 5x51 + 5x5 (True, as released) or 51x51 + 5x5.
@@ -100,7 +101,8 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
         self.feature_info = stage_info(dims, output_stride)
         self.make_head(dims[-1], num_classes, global_pool, drop_rate)
         for module in self.modules():
-            # On the meta device, where checkpoints are built, this took 85 % of the time.
+            # Models with a checkpoint are built on the meta device, where this initialization
+            # would do nothing and take 85 % of the time.
             if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:

@@ -1,4 +1,4 @@
-"""slak_flex: the study's backbone between SLaK's cross-shaped and RepLKNet's round ERF."""
+"""slak_flex: the study's model whose ERF can be varied from SLaK's cross to RepLKNet's disk."""
 
 import math
 
@@ -17,14 +17,14 @@ __all__ = ["MixedLargeKernel", "SLaKFlex", "SLaKFlexBlock"]
 
 
 class MixedLargeKernel(Mergeable):
-    """Mixture of a cross of two strips and a square depthwise kernel.
+    """Depthwise convolution that mixes a cross of two strips with a square kernel.
 
-    y = alpha * (conv_h(x) + conv_w(x)) + beta * conv_square(x), conv_h of kernel K x 1, conv_w of
-    1 x K, conv_square of K x K, each with bias, stride 1, zero "same" padding. A part whose
-    coefficient is 0 does not run (and gets no gradient).
+    y = alpha * (conv_h(x) + conv_w(x)) + beta * conv_square(x), where conv_h has a K x 1 kernel,
+    conv_w a 1 x K kernel and conv_square a K x K kernel, each with bias, stride 1 and zero "same"
+    padding. A part whose coefficient is 0 does not run and gets no gradient.
 
-    Merged form, with the coefficients inside the weights: ``conv_merged`` (K x K, with bias); or,
-    with beta = 0 and where strips shall stay, ``conv_merged_h`` (with all of the bias) and
+    The merged form has the coefficients inside the weights: ``conv_merged`` (K x K, with bias); or,
+    with beta = 0 and if the strips are kept, ``conv_merged_h`` (with all of the bias) and
     ``conv_merged_w``.
 
     Args:
@@ -70,10 +70,11 @@ class MixedLargeKernel(Mergeable):
 
     @torch.no_grad()
     def merge_branches(self, strips: bool = True) -> None:
-        """Go over to the merged form in place; sums in float64, rounded once.
+        """Change to the merged form in place; sums are made in float64 and rounded once.
 
         Args:
-            strips: False sums the cross of beta = 0, too, into one K x K kernel.
+            strips: keep the cross as two strips where beta is 0; False makes one K x K kernel of
+                it as well.
         """
         if self.is_merged:
             if not strips and hasattr(self, "conv_merged_h"):
@@ -82,7 +83,7 @@ class MixedLargeKernel(Mergeable):
         if self.beta != 0 or not strips:
             self._square(self.alpha, self.conv_h, self.conv_w, self.conv_square)
             return
-        # Two strips cost 2 K products per output, one square K * K.
+        # Two strips cost 2 K products per output value, a square kernel K * K.
         like = self.conv_square
         bias = self.alpha * (self.conv_h.bias.double() + self.conv_w.bias.double())
         self.conv_merged_h = conv_of(self.alpha * self.conv_h.weight.double(), bias, like)
@@ -103,7 +104,7 @@ class MixedLargeKernel(Mergeable):
 
 
 class SLaKFlexBlock(LayerScaleBlock):
-    """Layer-scale block around a :class:`MixedLargeKernel`."""
+    """slak_flex's residual block: :class:`MixedLargeKernel` in a :class:`LayerScaleBlock`."""
 
     def __init__(self, dim, kernel_size, drop_path_rate, layer_scale, merged):
         super().__init__(dim, drop_path_rate, layer_scale)
@@ -117,19 +118,20 @@ class SLaKFlex(BackboneWithHead):
     """The study's slak_flex with its state dict (``0.*`` backbone, ``1.fc.*`` classifier).
 
     x (N,in_chans,H,W) -> features (N,dims[-1],H/32,W/32) -> average pooling, linear -> logits
-    (N,num_classes). The backbone's own final norm is in the state dict and is not used. In the
-    study's file the backbone pools and the head pools again, which cannot run; here the head takes
-    the feature map, as that file's comments say. Weights start as PyTorch initializes them, as
-    there.
+    (N,num_classes). The backbone's own final norm is in the state dict but not used. In the study's
+    file the backbone pools and the head pools again, which cannot run; here the head takes the
+    feature map, as the comments of that file say. Weights start as PyTorch initializes them, as in
+    the study.
 
     Args:
         alpha, beta: the mixture, see :class:`MixedLargeKernel`; (1, 0) is SLaK's cross, (0, 1) the
             round kernel of RepLKNet. `set_mixing` changes them later.
-        depths, dims, kernel_sizes: per stage.
+        depths, dims, kernel_sizes: number of blocks, channels and edge K of each stage.
         num_classes: 0 leaves the classifier out.
         in_chans, drop_path_rate, output_stride: see :class:`ConvNeXtLikeBackbone`.
         layer_scale_init_value: initial gamma; None leaves it out.
-        merged: build the merged form, "square" or "cross"; it holds one mixture in its weights.
+        merged: build the merged form "square" or "cross", whose weights hold one fixed mixture;
+            None for the training form.
         global_pool, drop_rate: see `Classifier.make_head`.
 
     Raises:

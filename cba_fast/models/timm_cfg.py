@@ -1,4 +1,4 @@
-"""How our models are registered with timm: the study's preprocessing, and their construction."""
+"""Helpers to register models with timm: their default configuration and their construction."""
 
 from typing import TypeVar
 
@@ -9,9 +9,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def study_cfg(first_conv: str, classifier: str) -> dict:
-    """Return a timm default cfg without weights.
+    """Return timm's default configuration of a model that has no published weights there.
 
-    The input is the study's: 384x384 by squashing, bilinear, mean and std 0.5.
+    The input is that of the study: squashed to 384x384 bilinearly, mean and std 0.5.
 
     Args:
         first_conv: name of the first convolution.
@@ -33,6 +33,6 @@ def study_cfg(first_conv: str, classifier: str) -> dict:
 
 
 def create(cls: type[Model], name: str, pretrained: bool, options: dict) -> Model:
-    """Build a registered model as timm does, ``features_only`` by its ``forward_intermediates``."""
+    """Build a registered model as timm does; ``features_only`` uses ``forward_intermediates``."""
     features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
     return build_model_with_cfg(cls, name, pretrained, feature_cfg=features, **options)

@@ -1,4 +1,4 @@
-"""Drop-in depthwise convolution."""
+"""A depthwise convolution that takes the place of `torch.nn.Conv2d`."""
 
 import logging
 
@@ -16,34 +16,35 @@ _DEVICES = ("cpu", "cuda", "meta")
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Be `torch.nn.Conv2d`, computed by `cba_fast.ops.depthwise_conv2d` where that covers it.
+    """A drop-in replacement for `torch.nn.Conv2d` that is fast for large depthwise kernels.
 
-    Constructor, attributes, state dict and results are those of `torch.nn.Conv2d`. Covered are
-    convolutions with groups = in_channels = out_channels, odd kernel sizes up to 63, stride 1,
-    dilation 1 and zero padding of half the kernel ("same"). Any other configuration runs as
-    `torch.nn.Conv2d`, with the reason logged once per configuration (logger ``cba_fast``, level
-    info).
+    Constructor, attributes, state dict and results are those of `torch.nn.Conv2d`. It computes by
+    `cba_fast.ops.depthwise_conv2d` where groups = in_channels = out_channels, the kernel sizes are
+    odd and at most 63, stride and dilation are 1, and the padding is zeros of half the kernel
+    ("same"). Any other configuration runs as `torch.nn.Conv2d`; the reason is logged once (logger
+    ``cba_fast``, level info).
 
     Shape: x (N, C, H, W) or (C, H, W) -> the same shape.
 
     Attributes:
-        algorithm: of `depthwise_conv2d`, "auto" unless set; "direct" keeps NaN and spikes local.
+        algorithm: the argument of `depthwise_conv2d`, "auto" unless set. "direct" keeps the effect
+            of a NaN or a spike under the kernel.
 
     Notes:
         ``torch.autograd.grad(y, x)`` computes the weight gradient too if the weight requires grad:
         freeze the weights for receptive fields and activation maps. See `depthwise_conv2d` for
         dtypes and accumulation. ONNX export, `torch.jit.trace`, forward-mode derivatives,
-        `torch.func` transforms and devices other than CPUs and GPUs of CUDA get the plain
-        convolution. It cannot be scripted.
+        `torch.func` transforms and devices other than CPUs and CUDA GPUs get PyTorch's convolution.
+        The module cannot be scripted.
     """
 
     algorithm = "auto"
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "DepthwiseConv2d":
-        """Return a module of `conv`'s geometry and mode that shares its parameters.
+        """Return a module with the geometry and mode of `conv` that shares its parameters.
 
-        Hooks and parametrizations of `conv` are not taken over.
+        Hooks and parametrizations of `conv` are not copied.
 
         Raises:
             TypeError: `conv` is no `torch.nn.Conv2d`.
@@ -55,15 +56,15 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x, (N, C, H, W) or (C, H, W)."""
         reason = why_not_covered(self)
-        symbolic = isinstance(x, torch.fx.Proxy)  # which has no dtype or device to look at
+        symbolic = isinstance(x, torch.fx.Proxy)  # has neither dtype nor device
         if reason is None and not symbolic and self.weight.dtype not in DTYPES:
             reason = f"the weight is {self.weight.dtype}"
         if reason is not None:
             if not torch.compiler.is_compiling():
                 _log_once(reason)
             return super().forward(x)
-        # ONNX knows the convolution, not our op. A TorchScript trace is run without this package,
-        # on any size, and would keep the method that was chosen for the size of the example.
+        # ONNX knows PyTorch's convolution but not this op. A TorchScript trace may run without this
+        # package and on other sizes than the example's.
         if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
             return super().forward(x)
         if not symbolic and (_differentiated_otherwise() or x.device.type not in _DEVICES):
@@ -71,7 +72,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return _convolve(x, self.weight, self.bias, self.algorithm)
 
 
-@torch.fx.wrap  # one node of a symbolic trace
+@torch.fx.wrap  # a symbolic trace keeps it as one node
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str) -> Tensor:
     batch = x.unsqueeze(0) if x.dim() == 3 else x
     y = depthwise_conv2d(batch, weight, bias, algorithm=algorithm)
@@ -79,9 +80,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str) ->
 
 
 def _differentiated_otherwise() -> bool:
-    """Say whether forward-mode derivatives or a transform of `torch.func` are at work.
+    """Say whether forward-mode derivatives or a `torch.func` transform are being computed.
 
-    PyTorch cannot take an op registered from Python through them.
+    PyTorch cannot take an op that was registered from Python through either.
     """
     if torch.compiler.is_compiling():
         return False
@@ -93,7 +94,7 @@ def _differentiated_otherwise() -> bool:
 def with_parameters(
     cls: type[nn.Conv2d], conv: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None
 ) -> nn.Conv2d:
-    """Return a `cls` of `conv`'s geometry and mode that holds these parameters."""
+    """Return a `cls` with the geometry and mode of `conv` that holds these parameters."""
     new = cls(
         conv.in_channels,
         conv.out_channels,
@@ -111,7 +112,7 @@ def with_parameters(
 
 
 def why_not_covered(conv: nn.Conv2d) -> str | None:
-    """Return why `depthwise_conv2d` cannot stand for `conv`, or None if it can."""
+    """Return the reason why `depthwise_conv2d` cannot replace `conv`, or None if it can."""
     kernel = tuple(conv.kernel_size)
     if not conv.groups == conv.in_channels == conv.out_channels:
         return (
@@ -140,7 +141,7 @@ IMPLICIT_GEMM = "DepthWiseConv2dImplicitGEMM"
 
 
 def true_padding(conv: nn.Conv2d) -> str | tuple[int, ...]:
-    """Return the padding that `conv` applies, which its attribute may not tell."""
+    """Return the padding that `conv` applies, which may differ from its attribute."""
     if type(conv).__name__ == IMPLICIT_GEMM:
         return tuple(k // 2 for k in conv.kernel_size)
     return conv.padding

@@ -1,7 +1,7 @@
 """Exact rewrites of trained convolutions: fold batch norms, centre small kernels in large ones.
 
-They are computed in float64 and rounded once to the convolution's own dtype, so that an inference
-form differs from the training form by rounding alone.
+New weights are computed in float64 and rounded once to the convolution's own dtype, so that the
+rewritten model differs from the trained one by rounding alone.
 """
 
 import torch
@@ -19,13 +19,13 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     Args:
         conv: any `torch.nn.Conv2d`; it is left as it is.
-        bn: the batch norm on its output, with running statistics. They are used whatever mode the
-            module is in.
+        bn: the batch norm on its output, with running statistics. These are used also where the
+            module is in training mode.
 
     Returns:
-        A new convolution with bias, of `conv`'s geometry, dtype, device and mode; a
-        `DepthwiseConv2d` if `conv` is one, else a plain `torch.nn.Conv2d`. It shares no storage
-        with the inputs.
+        A new convolution with bias and with the geometry, dtype, device and mode of `conv`; a
+        `DepthwiseConv2d` if `conv` is one, else a `torch.nn.Conv2d`. It shares no storage with the
+        arguments.
 
     Raises:
         ValueError: `bn` keeps no running statistics, or its width is not `conv.out_channels`.
@@ -42,15 +42,15 @@ def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
 
     With s = gamma / sqrt(running_var + eps) and t = beta - s * running_mean per input channel:
     weight'[o, i] = weight[o, i] * s[i], bias'[o] = bias[o] + sum over i of weight[o, i] * t[i].
-    This is exact because a 1x1 convolution without padding never sees a zero that the batch norm
-    did not; with padding or a larger kernel no bias can stand for the shift, so those are refused.
+    This is exact because every value that a 1x1 convolution without padding reads has passed the
+    batch norm. Padded zeros have not, so that no bias could replace the shift at the border.
 
     Args:
-        bn: the batch norm, with running statistics, used whatever mode the module is in.
+        bn: the batch norm, with running statistics, which are used also in training mode.
         conv: a 1x1 `torch.nn.Conv2d` without padding, of any stride and groups; left as it is.
 
     Returns:
-        A new convolution with bias, of `conv`'s geometry, dtype, device and mode.
+        A new convolution with bias and with the geometry, dtype, device and mode of `conv`.
 
     Raises:
         ValueError: `conv` is not 1x1 or pads, `bn` keeps no running statistics, or its width is not
@@ -78,8 +78,8 @@ def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
 def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
     """Centre a convolution weight in a larger kernel of zeros.
 
-    Under zero "same" padding the padded kernel computes the same convolution, which is how parallel
-    branches are merged: weight = large + pad_kernel(small, large.shape[-2:]). Differentiable.
+    With zero "same" padding the larger kernel computes the same convolution. So parallel branches
+    are merged: weight = large + pad_kernel(small, large.shape[-2:]). Differentiable.
 
     Args:
         weight: (..., kh, kw), any dtype and device.
@@ -89,7 +89,7 @@ def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
         (..., KH, KW).
 
     Raises:
-        ValueError: the target is smaller, or the difference is odd so that no centre exists.
+        ValueError: the target is smaller, or differs by an odd number so that there is no centre.
     """
     target = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
     kh, kw = weight.shape[-2:]
@@ -103,7 +103,7 @@ def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
 
 
 def _affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tensor]:
-    """Return (scale, shift), float64 (C,), of a batch norm in evaluation mode."""
+    """Return the scale and shift, float64 (C,), of a batch norm in evaluation mode."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")
     if bn.num_features != width:
@@ -118,7 +118,7 @@ def _affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tens
 
 
 def _like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """Return a convolution of `conv`'s geometry with these float64 parameters, rounded once."""
+    """Return a convolution like `conv` with these float64 parameters, rounded to its dtype."""
     cls = DepthwiseConv2d if isinstance(conv, DepthwiseConv2d) else nn.Conv2d
     old = conv.weight
     parameters = [

@@ -1,4 +1,4 @@
-"""Train and eval mode of modules."""
+"""Switching models between training and evaluation mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode; restore the mode of each of its modules at the end, also on errors.
+    """Put `model` in evaluation mode; restore the mode of each module at the end, also on errors.
 
-    In train mode batch norms mix the images of a batch and change their running statistics.
+    In training mode batch norms mix the images of a batch and change their running statistics.
     """
     training = [m for m in model.modules() if m.training]
     try:

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 class MapLinear(nn.Linear):
-    """Be `torch.nn.Linear`, computed as a 1x1 convolution on inputs (N, H, W, C).
+    """A drop-in replacement for `torch.nn.Linear` that computes maps by a 1x1 convolution.
 
-    y[n, h, w, o] = bias[o] + sum over c of weight[o, c] * x[n, h, w, c]. A contiguous x is, seen as
-    (N, C, H, W), a channels_last tensor, so no value is copied and y is contiguous again. Inputs of
-    other dimensions run as `torch.nn.Linear`. Same constructor, state dict and results, up to the
-    order of summation.
+    y[n, h, w, o] = bias[o] + sum over c of weight[o, c] * x[n, h, w, c]. A contiguous x, seen as
+    (N, C, H, W), is a channels_last tensor, so nothing is copied and y is contiguous again. Inputs
+    that are not 4-D run as `torch.nn.Linear`. Constructor and state dict are those of
+    `torch.nn.Linear`, and so are the results up to the order of summation.
 
     Shape: (N, H, W, C) -> (N, H, W, O), or (..., C) -> (..., O).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the linear map of the last dimension of x."""
+        """Apply the linear layer to the last dimension of x."""
         if x.dim() != 4:
             return super().forward(x)
         return _conv(x, self.weight, self.bias)
@@ -32,9 +32,10 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linears_as_convs(model: nn.Module) -> list[str]:
-    """Turn every `torch.nn.Linear` of a model into a `MapLinear`, in place, by a change of class.
+    """Turn every `torch.nn.Linear` of a model into a `MapLinear`, in place.
 
-    Modules of another type, or with a ``forward`` of their own or parametrizations, are left alone.
+    The class of each module is changed. Subclasses, parametrized layers and modules with their own
+    ``forward`` are left alone.
 
     Returns:
         The names of the changed modules.
@@ -50,11 +51,11 @@ def linears_as_convs(model: nn.Module) -> list[str]:
 def conv1x1_is_faster() -> bool:
     """Say whether this CPU computes float32 1x1 convolutions much faster than `torch.nn.Linear`.
 
-    On CPUs PyTorch hands a float32 linear layer to MKL and a convolution to oneDNN. On an AMD
-    processor with AVX-512 MKL got 134 GFLOP/s where oneDNN got 400; on one with AVX2 both get the
-    same. Measured once per process and number of threads, in tens of milliseconds, on the first
-    linear layer of ConvNeXt-B's third stage at 384 pixels; differences below a quarter count as
-    none, so that two runs on one machine choose alike.
+    On CPUs PyTorch computes a float32 linear layer by MKL and a convolution by oneDNN. On an AMD
+    processor with AVX-512 MKL reached 134 GFLOP/s and oneDNN 400; on one with AVX2 both are equal.
+    The first linear layer of ConvNeXt-B's third stage at 384 pixels is measured once per process
+    and number of threads, which takes tens of milliseconds. Differences below a quarter count as
+    none, so that two runs on one machine choose the same.
     """
     return _conv1x1_is_faster(torch.get_num_threads())
 
@@ -65,7 +66,7 @@ def _conv1x1_is_faster(threads: int) -> bool:
     x, weight = torch.ones(1, 24, 24, 512, **like), torch.ones(2048, 512, **like)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         times = [(_seconds(F.linear, x, weight), _seconds(_conv, x, weight)) for _ in range(5)]
-    linear, conv = map(min, zip(*times[1:], strict=True))  # the first ones warm up
+    linear, conv = map(min, zip(*times[1:], strict=True))  # the first pair warms up
     return linear > 1.25 * conv
 
 

@@ -13,27 +13,27 @@ log = logging.getLogger("cba_fast")
 def accelerate(model: nn.Module, *, algorithm: str = "auto") -> list[str]:
     """Turn every matching depthwise `torch.nn.Conv2d` of a model into a `DepthwiseConv2d`.
 
-    Matching are modules whose type is exactly `torch.nn.Conv2d`, or a drop-in named
-    ``DepthWiseConv2dImplicitGEMM``, in a configuration that `DepthwiseConv2d` covers. Each becomes
-    a `DepthwiseConv2d` by a change of its class: the object stays the same, and with it its
-    parameters, dtype, device, mode, hooks, and its place in every container and optimizer that
-    holds it. A drop-in that says padding 0 gets the padding it applies.
+    A module matches if its type is exactly `torch.nn.Conv2d`, or RepLKNet's drop-in
+    ``DepthWiseConv2dImplicitGEMM``, and `DepthwiseConv2d` covers its configuration. Only its class
+    is changed: the object keeps its parameters, dtype, device, mode and hooks, and its place in
+    every container and optimizer. The ``padding`` of RepLKNet's drop-in, which stays 0 although it
+    pads, is set to what it applies.
 
     Args:
         model: any module; changed in place. It may be a matching convolution itself.
-        algorithm: of the changed modules, see `depthwise_conv2d`.
+        algorithm: the `algorithm` of the changed modules, see `depthwise_conv2d`.
 
     Returns:
         The names of the changed modules in the order of ``named_modules``, one name for a module
-        that is used in several places. Empty if called again.
+        that is used in several places. A second call returns an empty list.
 
     Raises:
-        ValueError: unknown algorithm; nothing is changed.
+        ValueError: `algorithm` is unknown; nothing is changed.
 
     Notes:
-        Depthwise convolutions that are left alone (another configuration, parametrized, an own
-        ``forward`` set on the instance) are logged with the reason (logger ``cba_fast``, level
-        info).
+        A depthwise convolution that is left alone, because it has another configuration,
+        parametrizations or its own ``forward``, is logged with the reason (logger ``cba_fast``,
+        level info).
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
@@ -67,6 +67,6 @@ def _swap(module: nn.Conv2d, algorithm: str) -> None:
     if algorithm != DepthwiseConv2d.algorithm:
         module.algorithm = algorithm
     if padding != module.padding:
-        # Both attributes that `torch.nn.Conv2d` keeps of its padding.
+        # `torch.nn.Conv2d` keeps its padding in two attributes.
         module.padding = padding
         module._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in (0, 1)]

@@ -1,7 +1,7 @@
 """The ops: one public function per op, registered with PyTorch as ``torch.ops.cba_fast.*``.
 
-Two functions have the names of their files (``ops.quantize`` is the function); nothing here is
-lazy, or a file imported later would take its name back.
+``ops.quantize`` and ``ops.box_sweep`` are functions with the names of their files. All files are
+imported here, because one that was imported later would replace its function.
 """
 
 from .box_sweep import best_box_iou, box_sweep

@@ -1,10 +1,9 @@
-"""The one table of backends that every op is dispatched through.
+"""Chooses the backend that computes an op.
 
-An op has a :class:`BackendTable`: its backends in order of preference, each with a predicate
-``refuses(*args) -> str | None`` that gives the reason why it cannot run for these arguments (None:
-it can). ``backend=None`` takes the first that can and that is not kept for those who name it; a
-named backend that cannot run raises a `ValueError` with the same reason. ``cba-fast info`` prints
-the tables.
+Each op has a :class:`BackendTable`: its backends in order of preference. A backend's predicate
+``refuses(*args)`` returns the reason why it cannot run for these arguments, or None if it can.
+``backend=None`` takes the first backend that can run and need not be named; a named backend that
+cannot run raises a `ValueError` with the reason. ``cba-fast info`` prints the tables.
 """
 
 import logging
@@ -17,8 +16,8 @@ log = logging.getLogger("cba_fast")
 
 NAMES = ("reference", "torch", "cpp", "triton", "cuda")
 
-# Kernels that were only emulated and compiled: nobody knows whether they are right and fast on a
-# device, so ``backend=None`` must not take them. docs/gpu-status.md says which ones they are.
+# Some kernels were only emulated and compiled. Nobody knows whether they are right and fast on a
+# GPU, so ``backend=None`` must not take them. docs/gpu-status.md lists them.
 UNPROVEN = "it has not run on a GPU yet; backend='cuda' asks for it"
 
 
@@ -28,11 +27,11 @@ class Backend:
 
     Attributes:
         name: one of `NAMES`.
-        refuses: called with the op's tensors; the reason why this backend cannot run, or None.
-        unavailable: called without arguments; the reason why it never runs here (not built, no
-            compiler, no GPU), or None.
-        on_request: the reason why ``backend=None`` never takes this backend although it can run,
+        refuses: a function of the op's tensors that returns why this backend cannot run for them,
             or None.
+        unavailable: a function that returns why the backend never runs here (not built, no
+            compiler, no GPU), or None.
+        on_request: why ``backend=None`` never takes this backend although it can run, or None.
     """
 
     name: str

@@ -24,33 +24,36 @@ def box_sweep(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Find the boxes of score maps at every threshold.
 
-    With u = uint8(255 * m) the mask at t is u > int(t * max u). The box of one of its contours
-    (8-connected; borders of holes count) is x0, y0, min(x0 + w, W - 1), min(y0 + h, H - 1) for the
-    bounding rectangle x0, y0, w, h. A mask without contour has the box 0, 0, 0, 0.
+    With u = uint8(255 * m) the mask at threshold t is u > int(t * max u). Its contours are
+    8-connected and include the borders of holes. A contour with the bounding rectangle x0, y0, w, h
+    has the box x0, y0, min(x0 + w, W - 1), min(y0 + h, H - 1). A mask without contour has the box
+    0, 0, 0, 0.
 
     Args:
-        scoremaps: m, (N, H, W), floating in [0, 1], or u itself as uint8; on CPU or CUDA, or an
-            array.
+        scoremaps: m, (N, H, W), floating in [0, 1], or u itself as uint8; a CPU or CUDA tensor or
+            an array.
         thresholds: t, (T,), each in [0, 1), in any order, duplicates allowed; taken as float64.
         contours: ``"largest"`` for the contour of largest area (among equals the one that
             `cv2.findContours` lists first), or ``"all"``.
         backend: None for the best one, or ``"cpp"``, ``"reference"``.
 
     Returns:
-        For ``"largest"`` boxes (N, T, 4) int32. For ``"all"`` (boxes (M, 4) int32, offsets
-        (N*T+1,) int64): the boxes of map i and threshold j are those from offsets[i*T+j] to before
-        offsets[i*T+j+1], sorted by x0, y0, x1, y1. On the device of `scoremaps`.
+        For ``"largest"`` the boxes, (N, T, 4) int32. For ``"all"`` a pair of boxes, (M, 4) int32,
+        and offsets, (N*T+1,) int64: map i has at threshold j the boxes
+        boxes[offsets[i*T+j] : offsets[i*T+j+1]], sorted by x0, y0, x1, y1. On the device of
+        `scoremaps`.
 
     Raises:
-        TypeError: a wrong dtype or type.
-        ValueError: a wrong shape, a value of `scoremaps` or `thresholds` that is NaN or out of
-            range, an unknown `contours`, or a `backend` that cannot run.
+        TypeError: an argument has a wrong type or dtype.
+        ValueError: a shape is wrong, a value of `scoremaps` or `thresholds` is NaN or out of range,
+            `contours` is unknown, or `backend` cannot run.
 
     Notes:
-        Both backends work on the CPU; CUDA maps are quantized on the GPU and their bytes moved.
-        All backends and numbers of threads give the same boxes. ``"cpp"`` runs one thread per map:
-        a tree of row segments (0.2 to 0.4 ms for a smooth map of 224x224 with AVX2, whatever the
-        number of thresholds), or a union-find over pixels for maps with very many local maxima.
+        Both backends work on the CPU. CUDA maps are quantized on the GPU, and their bytes are moved
+        to the CPU. The boxes do not depend on the backend and the number of threads. ``"cpp"``
+        gives each map to one thread and builds a tree of row segments, which takes 0.2 to 0.4 ms
+        for a smooth map of 224x224 with AVX2, however many thresholds there are. Maps with very
+        many local maxima are swept by a union-find over pixels instead.
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of
@@ -77,17 +80,17 @@ def best_box_iou(
 
     Args:
         scoremaps, thresholds, contours, backend: as for `box_sweep`.
-        gt_boxes: one integer array (G_i, 4) of x0, y0, x1, y1 for each map, G_i >= 1, in pixels of
-            the map (they may reach beyond it); or a pair (boxes (N, G, 4), counts (N,)), of which
-            the first counts[i] boxes of map i are taken.
+        gt_boxes: for each map an integer array (G_i, 4) of x0, y0, x1, y1 with G_i >= 1, in pixels
+            of the map; boxes may reach beyond it. Or a pair of boxes (N, G, 4) and counts (N,):
+            map i then has its first counts[i] boxes.
 
     Returns:
         (N, T) float64: the maximum over the estimated and the ground-truth boxes of each map, on
         the device of `scoremaps`.
 
     Raises:
-        TypeError, ValueError: as `box_sweep`; also for boxes that are not integer, of a wrong
-            shape or number, negative or reversed.
+        TypeError, ValueError: as `box_sweep`; also if boxes are not integer, have a wrong shape or
+            number, are negative, or have x1 < x0 or y1 < y0.
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
@@ -135,7 +138,7 @@ def _pack_boxes(gt_boxes, num_maps: int) -> tuple[Tensor, Tensor]:
         return boxes[torch.arange(boxes.shape[1]) < counts[:, None]], counts
     if len(gt_boxes) != num_maps:
         raise ValueError(f"gt_boxes has boxes of {len(gt_boxes)} maps, scoremaps has {num_maps}")
-    # NumPy, since a call of PyTorch per map would take longer than sweeping it.
+    # NumPy is used because a call of PyTorch for each map would take longer than its sweep.
     rows = [b.numpy(force=True) if isinstance(b, Tensor) else np.asarray(b) for b in gt_boxes]
     for i, row in enumerate(rows):
         if row.ndim != 2 or row.shape[1] != 4 or len(row) == 0:
@@ -161,12 +164,12 @@ _BACKENDS = [
 TABLE = BackendTable("box_sweep", _BACKENDS)
 IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
 
-# The registered ops. They are called by their own names too: all that a backend relies on is
-# checked here.
+# The registered ops can be called directly, too, so that all that a backend relies on is checked in
+# them and not in the public functions.
 
 
 def _check_layout(name: str, value: Tensor, dtype: torch.dtype, shape: tuple) -> None:
-    """Refuse what the backends would misread, who take addresses; None in `shape` is any length."""
+    """Refuse what a backend that reads addresses would misread; None in `shape` fits any length."""
     fits = len(shape) == value.dim() and all(
         want in (None, have) for want, have in zip(shape, value.shape)
     )
@@ -181,17 +184,17 @@ def _check_layout(name: str, value: Tensor, dtype: torch.dtype, shape: tuple) ->
 
 def _check_thresholds(thresholds: Tensor) -> None:
     _check_layout("thresholds", thresholds, torch.float64, (None,))
-    values = thresholds.numpy()  # many times faster than PyTorch on so few
+    values = thresholds.numpy()  # many times faster than PyTorch for few numbers
     inside = (values >= 0) & (values < 1)
     if not inside.all():
         raise ValueError(f"thresholds must lie in [0, 1), got {values[~inside][0]}")
 
 
 def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
-    """Return on the CPU what `backend` reads: bytes, or floating maps for the compiled core.
+    """Return the maps on the CPU as `backend` reads them: bytes, or floating maps for "cpp".
 
-    The core quantizes each row as it reads it, which saves a pass over the batch; maps on a GPU are
-    quantized there, since their bytes are moved sooner. The bytes are the same either way.
+    The compiled core quantizes each row as it reads it, which saves a pass over the batch. Maps on
+    a GPU are quantized there, because bytes are moved faster. The boxes are the same either way.
     """
     if scoremaps.dtype == torch.uint8 or (backend == "cpp" and scoremaps.device.type == "cpu"):
         return scoremaps.cpu()
@@ -204,7 +207,7 @@ def _check_boxes(boxes: Tensor, counts: Tensor, num_maps: int) -> None:
     b, num = boxes.numpy(), counts.numpy()
     if (num < 1).any():
         raise ValueError(f"gt_boxes: map {np.argmax(num < 1)} has no box")
-    if sum(num.tolist()) != len(b):  # Python's integers: those of NumPy could wrap around
+    if sum(num.tolist()) != len(b):  # as Python integers, which cannot overflow
         raise ValueError(f"gt_counts: {sum(num.tolist())} boxes in all, gt_boxes has {len(b)}")
     bad = ((b[:, 2:] < b[:, :2]) | (b[:, :2] < 0) | (b[:, 2:] >= 2**31)).any(1)
     if bad.any():

@@ -1,11 +1,11 @@
 """Depthwise convolution with large kernels: three ops that are each other's derivatives.
 
-With y = conv(x, w): grad_x(g, w) is linear in both arguments with derivatives conv(., w) and
-grad_weight(g, .), and grad_weight(g, x) has conv(x, .) and grad_x(g, .). So each backward pass is a
-public op, and derivatives of any order run through the same three kernels.
+With y = conv(x, w), grad_x(g, w) is linear in both arguments with the derivatives conv(., w) and
+grad_weight(g, .), and grad_weight(g, x) has the derivatives conv(x, .) and grad_x(g, .). So each
+backward pass is a public op, and derivatives of any order run through the same three kernels.
 
-How each of the three is computed is chosen inside the op (`dwconv_choice`), and remembered with the
-launcher for tensors of the same layout: the first call checks and chooses, the next ones launch.
+Each op chooses by itself how it is computed (`dwconv_choice`). The first call for tensors of a
+layout checks its arguments, chooses a kernel and remembers its launcher; the next ones only launch.
 """
 
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def depthwise_conv2d(
     backend: str | None = None,
     algorithm: str = AUTO,
 ) -> Tensor:
-    """Convolve each channel with its own kernel: stride 1, zero "same" padding.
+    """Convolve each channel with its own kernel, with stride 1 and zero "same" padding.
 
     y[n, c, h, w] = bias[c] + sum over i, j of weight[c, 0, i, j] * x[n, c, h+i-kh//2, w+j-kw//2],
-    where x is zero outside the image; a cross-correlation, as
+    where x is zero outside the image. This is a cross-correlation and equals
     ``torch.nn.functional.conv2d(x, weight, bias, padding=(kh//2, kw//2), groups=C)``.
 
     Args:
@@ -49,31 +49,32 @@ def depthwise_conv2d(
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
             nvcc; all dtypes but float64), "torch" (PyTorch's own), "reference" (slow), or None for
-            the fastest for these arguments. The backward passes use the same one; with None each
-            its own fastest.
-        algorithm: "fft" (transforms; compiled only), "direct" (tap by tap) or "auto" for the
-            faster one.
+            the fastest for these arguments. The backward passes use the same backend; with None
+            each uses the fastest for itself.
+        algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
+            taps) or "auto" for the faster one.
 
     Returns:
-        (N, C, H, W) of x's dtype, channels_last where x is (or weight, as `conv2d` has it), else
-        contiguous.
+        (N, C, H, W) of x's dtype. Like the result of `conv2d`, it is channels_last if x or weight
+        is, else contiguous.
 
     Raises:
-        TypeError: an argument is no tensor, or of a dtype not listed, or the dtypes differ.
+        TypeError: an argument is no tensor, has a dtype that is not listed, or the dtypes differ.
         ValueError: a shape, kernel size or device does not fit, `backend` or `algorithm` is
             unknown, or the backend cannot run the algorithm (the message says why).
 
     Notes:
-        Transforms are more accurate than sums of products on the whole (relative L2 error of about
-        2e-7 against 5e-7 for 31x31 in float32), but their error is global: it is relative to the
-        largest value of the plane, so that a spike of 1000 leaves absolute errors of about 1e-4
-        everywhere in its plane, and a NaN or an infinity spreads over all of it. "direct" keeps
-        both under the kernel.
+        On average, transforms are more accurate than sums over the taps: for 31x31 in float32 the
+        relative L2 error is about 2e-7 against 5e-7. But their error is relative to the largest
+        value of the plane: a spike of 1000 leaves absolute errors of about 1e-4 everywhere in its
+        plane, and a NaN or an infinity spreads over all of it. With "direct" neither reaches
+        further than the kernel.
 
-        The Triton kernels are products of matrices: a NaN or an infinity spreads over up to 80
-        columns, on maps of up to 144 pixels over the map. So are the CUDA kernels for half types:
-        over less than 96 rows and 64 columns; for float32 they keep it under the kernel. The sums
-        of both are float32 throughout (no TF32) and come out the same every time.
+        The Triton kernels multiply matrices, in which a NaN or an infinity spreads over up to 80
+        columns, or over the whole map if that has at most 144 pixels. In the CUDA kernels for half
+        types it spreads over less than 96 rows and 64 columns; in those for float32 it stays under
+        the kernel. All of them accumulate in float32 (without TF32) and return the same bits every
+        time.
 
         Half types are accumulated in float32 and rounded once. Under autocast the arguments are
         cast as those of `conv2d`. On CUDA the torch backend follows
@@ -149,16 +150,16 @@ def depthwise_conv2d_grad_weight(
 
 
 def _how(backend: str | None, algorithm: str) -> tuple[str, str]:
-    """Return the last two arguments of the ops; whether the names are known, the ops say."""
+    """Return the last two arguments of the ops, which check whether the names are known."""
     if not isinstance(algorithm, str):
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
     return backend_argument(backend), algorithm
 
 
-# The launchers that calls of each kind were given, by all that they depend on: a check and a choice
-# take 20 microseconds, the convolution of a 7x7 map 3 on a CPU.
+# The launchers that earlier calls chose, by all that the choice depends on. To check and to choose
+# takes 20 microseconds; the convolution of a 7x7 map takes 3 on a CPU.
 _launchers: dict[tuple, Callable[..., Tensor]] = {}
-_MOST_LAUNCHERS = 4096  # a data set of images of all sizes must not fill the memory
+_MOST_LAUNCHERS = 4096  # images of very many sizes must not fill the memory
 
 
 def _layout(t: Tensor) -> tuple:
@@ -172,7 +173,7 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
     return launcher
 
 
-# Kernels, fakes and derivatives. `how` are a backend's name or "auto", and an algorithm.
+# Kernels, fakes and derivatives. `how` is a pair: a backend's name or "auto", and an algorithm.
 
 
 def _forward(x, weight, bias, *how):
@@ -187,7 +188,7 @@ def _forward_launcher(x, weight, bias, how):
 
 
 def _image_launcher(direction, image, weight, how) -> Callable[..., Tensor]:
-    """Return the function (image, weight, bias) -> y, or its input gradient."""
+    """Return a function (image, weight, bias) that computes `direction`: "forward" or "grad_x"."""
     size, memory_format = tuple(weight.shape[2:]), output_format(image, weight)
     turned = direction == "grad_x"
     method = choose(direction, image, size, *how)
@@ -234,8 +235,8 @@ def _grad_weight(grad, x, kernel_size, *how):
     size = tuple(kernel_size)
     key = ("grad_weight", *how, _layout(grad), _layout(x), size)
     launch = _launchers.get(key) or _remember(key, _grad_weight_launcher(grad, x, size, how))
-    # (C, 1, kh, kw) is contiguous and channels_last at once and `contiguous` leaves such strides as
-    # they are, but DistributedDataParallel compares them with the parameter's, size 1 or not.
+    # Dimensions of size 1 may have any stride, but DistributedDataParallel compares these strides,
+    # too, with the parameter's. The reshape gives all dimensions those of a contiguous tensor.
     return launch(grad, x).reshape(-1, *size).unsqueeze(1)
 
 
@@ -278,7 +279,8 @@ def _forward_setup(ctx, inputs, output):
 def _forward_backward(ctx, grad):
     x, weight = ctx.saved_tensors
     ops = torch.ops.cba_fast
-    # An expanded or foreign format is mended once for both passes, and grad_x then has x's format.
+    # An expanded gradient or one of another format is copied once for both passes. grad_x then has
+    # the format of x.
     grad = grad.contiguous(memory_format=ctx.memory_format)
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
@@ -294,7 +296,7 @@ def _forward_backward(ctx, grad):
 
 
 def _restrided(t: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Give `t` these strides if they differ in dimensions of size 1 only."""
+    """Return `t` with these strides if only those of dimensions of size 1 differ, else `t`."""
     differing = [n for n, a, b in zip(t.shape, t.stride(), strides, strict=True) if a != b]
     if differing and all(n == 1 for n in differing):
         return t.as_strided(t.shape, strides)
@@ -314,7 +316,7 @@ def _grad_x_backward(ctx, v):
     ops = torch.ops.cba_fast
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        with torch.autocast(v.device.type, enabled=False):  # of the derivatives it alone would cast
+        with torch.autocast(v.device.type, enabled=False):  # this op casts, the others do not
             grad_grad = ops.depthwise_conv2d.default(v, weight, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_weight = ops.depthwise_conv2d_grad_weight.default(grad, v, ctx.kernel_size, *ctx.how)
@@ -333,7 +335,7 @@ def _grad_weight_backward(ctx, v):
     ops = torch.ops.cba_fast
     grad_grad = grad_x = None
     if ctx.needs_input_grad[0]:
-        with torch.autocast(v.device.type, enabled=False):  # as above
+        with torch.autocast(v.device.type, enabled=False):  # as in _grad_x_backward
             grad_grad = ops.depthwise_conv2d.default(x, v, None, *ctx.how)
     if ctx.needs_input_grad[1]:
         grad_x = ops.depthwise_conv2d_grad_x.default(grad, v, *ctx.how)
@@ -341,7 +343,7 @@ def _grad_weight_backward(ctx, v):
 
 
 def _flops(image_shape: tuple[int, ...], kernel_size: tuple[int, int]) -> int:
-    """Count a multiplication and an addition per tap and pixel, padding included, as `conv2d`."""
+    """Count two operations per tap and pixel, padding included, as PyTorch does for `conv2d`."""
     n, c, h, w = image_shape
     return 2 * n * c * h * w * kernel_size[0] * kernel_size[1]
 

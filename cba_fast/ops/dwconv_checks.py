@@ -1,6 +1,6 @@
-"""What the depthwise convolution ops take, and the memory format of what they return.
+"""Checks the arguments of the depthwise convolution ops, and tells the format of their results.
 
-Shared by the kernels and their fakes.
+The ops' kernels and fakes use the same functions.
 """
 
 import operator
@@ -14,6 +14,7 @@ MAX_KERNEL = 63
 
 
 def check_image(name: str, x: Tensor) -> None:
+    """Refuse an image that is not (N, C, H, W) or of another dtype than `DTYPES`."""
     if x.dim() != 4:
         raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(x.shape)}")
     if x.dtype not in DTYPES:
@@ -28,20 +29,21 @@ def _check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
 
 
 def kernel_sides(kernel_size) -> list[int]:
-    """Return (kh, kw) of one integer or two; a `TypeError` for anything else."""
+    """Return one integer or two as [kh, kw]; raise a `TypeError` for anything else."""
     if isinstance(kernel_size, Sequence):
         return [operator.index(k) for k in kernel_size]
     return [operator.index(kernel_size)] * 2
 
 
 def check_kernel_size(kernel_size) -> None:
+    """Refuse what is not two odd numbers from 1 to `MAX_KERNEL`."""
     size = tuple(kernel_size)
     if len(size) != 2 or any(k % 2 == 0 or not 1 <= k <= MAX_KERNEL for k in size):
         raise ValueError(f"the kernel size must be two odd numbers, 1 to {MAX_KERNEL}, got {size}")
 
 
 def check_shapes(name: str, x: Tensor, weight: Tensor) -> None:
-    """Check what does not change under autocast, which may still make the dtypes equal."""
+    """Check all but whether the dtypes are equal, which autocast may still make them."""
     check_image(name, x)
     if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != x.shape[1]:
         raise ValueError(
@@ -57,6 +59,7 @@ def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
 
 
 def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse arguments that `depthwise_conv2d` cannot take."""
     _check_weight(weight, "x", x)
     if bias is not None:
         _check_like("bias", bias, "x", x)
@@ -68,10 +71,12 @@ def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_grad_x(grad: Tensor, weight: Tensor) -> None:
+    """Refuse arguments that `depthwise_conv2d_grad_x` cannot take."""
     _check_weight(weight, "grad", grad)
 
 
 def check_grad_weight(grad: Tensor, x: Tensor, kernel_size: list[int]) -> None:
+    """Refuse arguments that `depthwise_conv2d_grad_weight` cannot take."""
     check_image("grad", grad)
     check_image("x", x)
     _check_like("grad", grad, "x", x)
@@ -83,8 +88,8 @@ def check_grad_weight(grad: Tensor, x: Tensor, kernel_size: list[int]) -> None:
 def is_channels_last(t: Tensor) -> bool:
     """Say whether `conv2d` would take `t` (4-D) for channels_last.
 
-    The order of strides decides, C < W < H < N, so that slices of channels_last tensors count; a
-    tensor that is both (1x1 maps, one channel) counts as contiguous unless its strides say else.
+    The order of strides decides, C < W < H < N, so that slices of channels_last tensors count. A
+    tensor that is both (1x1 maps or one channel) is contiguous unless its strides tell otherwise.
     """
     n, c, h, w = t.stride()
     if c > w or c == 0:  # contiguous, or expanded over channels
@@ -98,6 +103,7 @@ def is_channels_last(t: Tensor) -> bool:
 
 
 def output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Return the memory format that `conv2d` would give the result."""
     if is_channels_last(x) or is_channels_last(weight):
         return torch.channels_last
     return torch.contiguous_format

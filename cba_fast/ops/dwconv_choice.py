@@ -1,7 +1,7 @@
-"""How a depthwise convolution is computed: the backends, and the rule for the fastest.
+"""Chooses how a depthwise convolution is computed: its backends, and the rule for the fastest.
 
-A method is one of `METHODS`: an algorithm of the compiled kernel, or another backend. The rule for
-NVIDIA GPUs is in `dwconv_gpu`.
+A method is an algorithm of the compiled CPU kernel ("fft" or "direct") or the name of another
+backend. The rule for NVIDIA GPUs is in `dwconv_gpu`.
 """
 
 import torch
@@ -15,8 +15,8 @@ from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
 METHODS = ("fft", "direct", "torch", "triton", "cuda", "reference")
-COMPILED = ("fft", "direct")  # of the methods
-_MOST_PIXELS = 1 << 20  # some algorithms keep whole planes of 8 or 16 channels per thread
+COMPILED = ("fft", "direct")  # the methods of backend "cpp"
+_MOST_PIXELS = 1 << 20  # some algorithms keep planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,34 +25,36 @@ def fastest(
 ) -> str:
     """Return the fastest method on a CPU: "fft", "direct" or "torch".
 
-    The rule was read off measurements with AVX2 on two threads: maps of 7 to 96, square kernels of
-    3 to 31, batch 1 and 8, and strips. What won on one thread won on two.
+    The rule comes from measurements with AVX2 on two threads: maps with sides of 7 to 96, square
+    kernels of 3 to 31 and strips, batches of 1 and 8. One thread has the same winners.
 
     Args:
         direction: "forward", "grad_x" or "grad_weight".
         size: (H, W) of the image.
         kernel_size: (kh, kw).
-        channels_last: whether the image is in that format.
+        channels_last: whether the image has that memory format.
     """
     taps, pixels = kernel_size[0] * kernel_size[1], size[0] * size[1]
     small = pixels <= 100
     if direction == "grad_weight":
-        # PyTorch's is level with these for 3x3 in channels_last, else 2 to 400 times slower.
+        # PyTorch takes as long for 3x3 in channels_last, else 2 to 400 times as long.
         return "direct" if max(kernel_size) <= 9 or small else "fft"
     if small:
         return "direct"  # a transform has more padding than data
     if direction == "grad_x":
-        return "torch" if taps < 9 else "fft"  # PyTorch's takes 1.3 to 6 times as long for 3x3
+        return "torch" if taps < 9 else "fft"  # PyTorch takes 1.3 to 6 times as long for 3x3
     if channels_last:
         if 1 in kernel_size:
-            return "torch"  # 51x1 and 1x51 at 96x96: 0.9 to 1.6 times as fast as "fft"
-        # 5x5: PyTorch's is up to 1.7 times as fast; 7x7: 0.8 to 1 times, at 96x96 and batch 8 1.3.
+            return "torch"  # for 51x1 and 1x51 at 96x96 it is 0.9 to 1.6 times as fast as "fft"
+        # PyTorch is up to 1.7 times as fast for 5x5. For 7x7 it is 0.8 to 1 times as fast, but 1.3
+        # times at 96x96 and batch 8.
         return "torch" if taps < (81 if pixels > 64 * 64 else 49) else "fft"
-    # 3x3: PyTorch's is 0.5 to 1.2 times as fast; 5x5 at 14x14 1.2, from 20x20 on 0.5 to 0.96.
+    # PyTorch is 0.5 to 1.2 times as fast for 3x3; for 5x5 it is 1.2 times as fast at 14x14, and 0.5
+    # to 0.96 times from 20x20 on.
     return "torch" if taps < (25 if pixels > 200 else 81) else "fft"
 
 
-# The backends, best first. Predicates get (image, kernel_size, algorithm).
+# The backends, best first. Their predicates take (image, kernel_size, algorithm).
 
 
 def _refuses_cpp(image: Tensor, kernel_size, algorithm: str) -> str | None:
@@ -102,7 +104,7 @@ def choose(
         algorithm: one of `ALGORITHMS`.
 
     Raises:
-        ValueError: an unknown name, or no backend can run it.
+        ValueError: a name is unknown, or no backend can run.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")

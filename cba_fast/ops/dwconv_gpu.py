@@ -1,10 +1,9 @@
-"""The depthwise convolution on NVIDIA GPUs: what each backend takes, and which is chosen.
+"""The depthwise convolution on NVIDIA GPUs: what each backend takes, and which one is chosen.
 
-The automatic choice is read from ``dwconv_gpu_table.json``, which holds measurements and nothing
-else: for an architecture and a kind of call (`bucket`) the method that was right and faster than
-PyTorch's on both memory formats in every measured case. What is not in it is PyTorch's.
-Architectures that nobody measured have no entries (docs/gpu-status.md);
-``benchmarks/gpu_choice.py`` makes them.
+The automatic choice is read from ``dwconv_gpu_table.json``. For an architecture and a kind of call
+(`bucket`) it holds the method that was right and faster than PyTorch's convolution on both memory
+formats in every measured case. PyTorch computes all other calls. The table is made from
+measurements by ``benchmarks/gpu_choice.py``; docs/gpu-status.md says what was measured.
 """
 
 import json
@@ -19,10 +18,10 @@ from .dwconv_checks import is_channels_last
 
 TABLE = Path(__file__).with_name("dwconv_gpu_table.json")
 
-# A call is measured at these values. A map and a kernel count as the next larger one: both make our
-# kernels worse by their padding. Images and channels count as the next smaller one: more of them
-# fill the GPU better. Sides that 8 does not divide are kinds of their own, by the power of 2 that
-# does: it is the width in which our kernels read a row.
+# Calls are measured at these values. The sides of a map or a kernel are rounded up, because smaller
+# ones waste more of a kernel's work on padding. Images and channels are rounded down, because more
+# of them fill the GPU better. The largest power of 2, up to 8, that divides both sides of a map is
+# part of the kind, because the kernels read rows in pieces of that many numbers.
 KERNEL_SIDES = (1, 3, 5, 7, 9, 13, 21, 31, 51, 63)
 ALIGNMENTS = (8, 4, 2, 1)
 MAP_SIDES = (7, 14, 28, 56, 112, 224)
@@ -31,20 +30,20 @@ IMAGES = (1, 2, 8)
 CHANNELS = (32, 128, 512)
 _DTYPES = {torch.bfloat16: "half", torch.float16: "half", torch.float32: "float32"}
 
-_MOST = 1 << 30  # images, pixels in a plane: their numbers have 32 bits, addresses have 64
+_MOST = 1 << 30  # images, or pixels in a plane: kernels number them by 32 bits
 _LONGEST_GRID = 2**31 - 1
 
 
 def bucket(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str | None:
-    """Return the kind of a call as the table names it, None for one that is never measured.
+    """Return the kind of a call as the table names it, or None for a kind that is not measured.
 
-    Not measured are slices and transposed maps, whose rows may lie anywhere.
+    Slices and transposed maps, whose rows may lie anywhere, are not measured.
     """
     n, c, h, w = image.shape
     if image.dtype not in _DTYPES:
         return None
     if image.dtype == torch.float16 and max(kernel_size) <= 5:
-        return None  # PyTorch has other kernels for these than for bfloat16
+        return None  # PyTorch has other kernels here than for bfloat16
     sides = [_at_most(side, KERNEL_SIDES) for side in kernel_size]
     area = _at_most(h * w, _MAP_AREAS)
     images = next((step for step in reversed(IMAGES) if n >= step), None)
@@ -66,7 +65,7 @@ def _at_most(value: int, steps: Sequence[int]) -> int | None:
 
 
 def _are_dense(images: Tensor, channels_last: bool) -> bool:
-    """Say whether each of the images lies in one piece, in this memory format."""
+    """Say whether each image lies in memory without gaps, in this memory format."""
     _, c, h, w = images.shape
     dense = (1, w * c, c) if channels_last else (h * w, w, 1)
     strides = zip((c, h, w), images.stride()[1:], dense, strict=True)
@@ -74,7 +73,7 @@ def _are_dense(images: Tensor, channels_last: bool) -> bool:
 
 
 def smallest_share(kernel_size: tuple[int, int]) -> float:
-    """Return how many of these taps the smallest kernel of the same kind has, in (0, 1]."""
+    """Return the taps of the smallest kernel of the same kind as a share of these, in (0, 1]."""
     share = 1.0
     for side in kernel_size:
         below = max((s for s in KERNEL_SIDES if s < side), default=-1)
@@ -83,7 +82,7 @@ def smallest_share(kernel_size: tuple[int, int]) -> float:
 
 
 def fastest_on_gpu(direction: str, image: Tensor, kernel_size: tuple[int, int]) -> str:
-    """Return the method that was measured to be the fastest for such a call, else "torch"."""
+    """Return the method that was measured to be fastest for such a call, or "torch"."""
     methods = measured().get(arch_of(image.device), {}).get("methods", {})
     return methods.get(bucket(direction, image, kernel_size), "torch") if methods else "torch"
 
@@ -92,7 +91,7 @@ _MEASURED: dict[str, dict] = json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def measured() -> dict[str, dict]:
-    """Return the table: by architecture, on what it was measured, and ``methods`` by bucket."""
+    """Return the table: for each architecture what was measured, and ``methods`` by bucket."""
     return _MEASURED
 
 
@@ -111,7 +110,8 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
         interpreted = image.device.type == "cpu" and dwconv_triton.is_interpreted()
         return None if interpreted and reason.startswith(_NOT_HERE) else reason
     n, c, h, w = image.shape
-    # Bounds that no kernel's grid exceeds, and no number of tiles, lying or standing.
+    # No kernel has a longer grid or more tiles than these, whether its rows or its columns lie
+    # along the tiles.
     most = (n * c * h * (w // 16 + 1), n * c * w * (h // 16 + 1), c * 144)
     if max(most) > _LONGEST_GRID:
         return f"more than {_LONGEST_GRID} programs for shape {tuple(image.shape)}"

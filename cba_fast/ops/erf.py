@@ -1,4 +1,4 @@
-"""Effective receptive fields: their size from input gradients, and the accumulated map."""
+"""Effective receptive fields (ERF) from input gradients: their size, and the accumulated map."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -19,13 +19,13 @@ def erf_size(
 ) -> Tensor:
     """Count the pixels that together hold a share p of each image's input gradient.
 
-    With g = mean over c of |grad[n, c]|, its H*W values sorted descending, and S their cumulative
-    sum: size = 1 + searchsorted(S, p * S[-1], side left), the smallest k with S of the k largest
-    values >= p * S[-1], which is 1 for p = 0; 0 where S[-1] is 0.
+    With g = mean over c of |grad[n, c]| and S the cumulative sum of its H*W values in descending
+    order, the size is 1 + searchsorted(S, p * S[-1], side left): the smallest k whose k largest
+    values add up to at least p * S[-1]. It is 1 for p = 0, and 0 where S[-1] is 0.
 
     Args:
-        grad: (N, C, H, W), d score / d input, float32, float64, float16 or bfloat16, CPU or CUDA,
-            any strides, C >= 1, finite.
+        grad: (N, C, H, W), the gradient of a score with respect to the input; float32, float64,
+            float16 or bfloat16, CPU or CUDA, any strides, C >= 1, finite.
         p: the share, 0 <= p <= 1, or a sequence of shares.
         backend: "cuda" (only on request: it has not run on a GPU yet), "cpp" (CPU), "reference",
             or None for the fastest of the others that can run.
@@ -40,14 +40,14 @@ def erf_size(
             cannot run.
 
     Notes:
-        The channel mean is taken in grad's dtype (float32 for half types), channel after channel,
-        equal to NumPy's ``np.abs(grad).mean(axis=0)`` for fewer than 8 channels; the cumulative sum
-        is sequential and in float64, so the result does not depend on device, batch, strides,
-        threads or backend. The C++ backend sorts no more than the values whose rounding could
-        change the result, and reads strided tensors in place; it keeps 12 to 32 bytes per
-        pixel and thread between calls. The CUDA backend does not sort at all, waits once for the
-        sizes, and measures the few images whose roundings could count on the CPU; it takes
-        48 KiB per image and 4 or 8 bytes per pixel, up to 256 MiB in all. Not differentiable.
+        The channel mean is taken in grad's dtype (float32 for half types), channel after channel;
+        for fewer than 8 channels it equals NumPy's ``np.abs(grad).mean(axis=0)``. The cumulative
+        sum is sequential and in float64. So the result does not depend on the device, batch,
+        strides, threads or backend. The C++ backend sorts only the values whose rounding could
+        change the result and reads strided tensors in place; it keeps 12 to 32 bytes per pixel and
+        thread between calls. The CUDA backend does not sort; it waits once for the sizes, and
+        computes on the CPU the few images whose size depends on rounding. It takes 48 KiB per image
+        and 4 or 8 bytes per pixel, up to 256 MiB in all. Not differentiable.
 
     Source:
         The ERF measure of the reproduction of S. Yasuki and M. Taki (2024), "CAM Back Again".
@@ -88,18 +88,17 @@ def erf_accumulate(
             backend cannot run.
 
     Notes:
-        Images and channels are added up in order, 8 images at a time, then these sums with
-        compensation, then `out`. All terms are >= 0, so nothing cancels: with u = 2**-53 what is
-        added to `out` has a relative error of at most about (8 * C + 1) * u however many images
-        there are (a plain sum: N * C * u), and each call adds u. That is 3e-15 for RGB, far below
-        what float32 gradients carry (6e-8); compensating each addition would take twice the time
-        on CPUs. Equal bits for any strides, threads and backend. A NaN
-        makes its pixel NaN, and so does an infinite f: leave such images out before. Not
-        differentiable.
+        The channels of 8 images at a time are added up in order, then these sums with
+        compensation, then `out`. All terms are >= 0, so nothing cancels. With u = 2**-53, what is
+        added to `out` has a relative error of at most about (8 * C + 1) * u for any number of
+        images (a plain sum has N * C * u), and the addition to `out` another u. That is 3e-15 for
+        RGB, far below the 6e-8 of float32 gradients; compensating each addition would take twice
+        the time on CPUs. The bits do not depend on strides, threads and backend. A NaN or an
+        infinite f makes its pixel NaN: leave such images out. Not differentiable.
 
     Source:
-        X. Ding et al. (2022), "Scaling Up Your Kernels to 31x31"; its script sums in the
-        gradient's own dtype.
+        X. Ding et al. (2022), "Scaling Up Your Kernels to 31x31"; differs from its script, which
+        sums in the gradient's own dtype.
     """
     check_tensors(grad=grad, out=out)
     if out.requires_grad:
@@ -202,7 +201,7 @@ def _accumulate_fake(grad, out, mode, backend):
 
 
 register("erf_size(Tensor grad, float[] p, str backend) -> Tensor", _size, _size_fake)
-# Not `mode`: a name that `torch.library.opcheck` hands on with another meaning.
+# The argument is called `kind` because `torch.library.opcheck` gives `mode` another meaning.
 register(
     "erf_accumulate(Tensor grad, Tensor(a!) out, str kind, str backend) -> ()",
     _accumulate,

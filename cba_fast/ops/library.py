@@ -1,4 +1,4 @@
-"""Registration of ops with PyTorch: schema, kernel, fake, autograd, autocast, FLOPs in one call."""
+"""Registers ops with PyTorch: schema, kernel, fake, autograd, autocast and FLOPs in one call."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ NAMESPACE = "cba_fast"
 AUTO = "auto"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-# Inductor may otherwise hand an op a tensor of another stride order than the one its fake saw, and
-# then find the strides of the result wrong.
+# Without the second tag Inductor may give an op a tensor of another stride order than its fake saw,
+# and then reject the strides of the result.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -29,7 +29,7 @@ def register(
     autocast: bool = False,
     flops: Callable[..., int] | None = None,
 ) -> None:
-    """Define ``cba_fast::<schema>`` and all that PyTorch needs to know of it.
+    """Define the op ``cba_fast::<schema>`` with all that PyTorch needs to know about it.
 
     Does nothing if the op exists already, so that a module may be imported again.
 
@@ -37,11 +37,13 @@ def register(
         schema: the op's name and signature.
         kernel: the implementation for CPU and CUDA tensors.
         fake: the shape, dtype and strides of what `kernel` returns, without computing it.
-        backward, setup_context: as `torch.library.register_autograd`; None: not differentiable.
-        autocast: cast floating arguments (float64 aside) to the autocast dtype of their device, as
-            PyTorch does for convolutions. If not, arguments keep their dtypes. Either way the
-            kernel itself runs outside of autocast.
-        flops: the count for `torch.utils.flop_counter`; gets the arguments, shapes for tensors.
+        backward, setup_context: as in `torch.library.register_autograd`; without them the op is not
+            differentiable.
+        autocast: whether floating arguments other than float64 are cast to the autocast dtype of
+            their device, as PyTorch does for convolutions. The kernel itself always runs outside
+            of autocast.
+        flops: the count for `torch.utils.flop_counter`; takes the arguments, with shapes in place
+            of tensors.
     """
     name = schema[: schema.index("(")]
     if hasattr(getattr(torch.ops, NAMESPACE), name):
@@ -62,7 +64,7 @@ def register(
 
 
 def check_tensors(**arguments) -> None:
-    """Raise a `TypeError` that names the first of the arguments that is no tensor."""
+    """Raise a `TypeError` that names the first argument that is no tensor."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -71,7 +73,7 @@ def check_tensors(**arguments) -> None:
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
     """Raise a `NotImplementedError` if a tensor carries a tangent, which the op would drop.
 
-    Autograd of an op registered from Python has no forward mode; it says nothing, returns zeros.
+    The autograd of an op registered from Python has no forward mode: it returns zeros silently.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
@@ -80,10 +82,10 @@ def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
 
 
 def backend_argument(backend: str | None) -> str:
-    """Return the value of a schema's ``str backend`` for the public `backend`.
+    """Return the registered op's ``str backend`` for the `backend` of a public function.
 
     Raises:
-        TypeError: it is neither None nor a string.
+        TypeError: `backend` is neither None nor a string.
     """
     if backend is not None and not isinstance(backend, str):
         raise TypeError(f"backend must be None or a string, got {type(backend).__name__}")
@@ -91,18 +93,18 @@ def backend_argument(backend: str | None) -> str:
 
 
 def requested(backend: str) -> str | None:
-    """Undo `backend_argument`: the name for `BackendTable.resolve`."""
+    """Undo `backend_argument`: return the name for `BackendTable.resolve`, or None."""
     return None if backend == AUTO else backend
 
 
 def _outside_autocast(op, device: str, cast: bool) -> Callable:
-    # `torch.library.register_autocast` fixes one dtype for ever; this reads the one in force.
+    # `torch.library.register_autocast` fixes one dtype forever; this reads the one in force.
     def run(*args):
         if cast:
             dtype = torch.get_autocast_dtype(device)
             args = [_cast(a, device, dtype) for a in args]
-        # As `register_autocast` does it; `torch.autocast(device, enabled=False)` takes longer than
-        # the convolution of a small map.
+        # `register_autocast` leaves autocast in the same way. `torch.autocast(device,
+        # enabled=False)` takes longer than the convolution of a small map.
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return op(*args)
 

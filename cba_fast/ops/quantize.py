@@ -24,12 +24,13 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
 
     Raises:
         TypeError: `scoremaps` is no tensor or array, or neither floating nor uint8.
-        ValueError: `scoremaps` has another shape, `backend` cannot run, or (a `ScoreMapError`) a
-            value is NaN or outside [0, 1]; the message names the map, row, column and value.
+        ValueError: `scoremaps` has another shape, or `backend` cannot run.
+        ScoreMapError: a value is NaN or outside [0, 1]; the message names the map, row, column and
+            value. It is a `ValueError`, too.
 
     Notes:
-        The product is in float64 for float64 and in float32 for all other types, rounded once.
-        Every backend gives the same bytes. CUDA tensors are waited for.
+        The product is rounded once, in float64 for float64 maps and in float32 for all others.
+        Every backend gives the same bytes. The call waits for CUDA maps to be checked.
 
     Source:
         Bit-exact with ``(scoremap * 255).astype(numpy.uint8)`` of clovaai/wsolevaluation.
@@ -37,13 +38,13 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     scoremaps = as_scoremaps(scoremaps)
     if scoremaps.dtype == torch.uint8:
         if backend is not None:
-            TABLE.resolve(backend, scoremaps)  # a name that cannot run is refused here too
+            TABLE.resolve(backend, scoremaps)  # refuses a backend that cannot run
         return scoremaps
     return torch.ops.cba_fast.quantize.default(scoremaps, backend_argument(backend))
 
 
 def as_tensor(value, name: str) -> Tensor:
-    """Return a tensor as it is and an array as a tensor, without a copy where that is possible.
+    """Return a tensor as it is, and an array as a tensor that shares its memory if possible.
 
     Raises:
         TypeError: `value` is something else, or has a dtype that PyTorch does not know.
@@ -61,7 +62,7 @@ def as_tensor(value, name: str) -> Tensor:
 
 
 def as_scoremaps(scoremaps) -> Tensor:
-    """Return `scoremaps` as a tensor of a right shape and dtype, without its autograd history.
+    """Return `scoremaps` as a tensor without autograd history, after checking shape and dtype.
 
     Raises:
         TypeError, ValueError: as `quantize`.

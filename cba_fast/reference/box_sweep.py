@@ -1,7 +1,7 @@
-"""Boxes of thresholded score maps and their IoU, as the official evaluator finds them, with OpenCV.
+"""The specification of the box sweep: boxes of thresholded score maps, by OpenCV, and their IoU.
 
 Source: Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020
-(clovaai/wsolevaluation); same boxes, same float64 IoU.
+(clovaai/wsolevaluation). The boxes and the float64 IoU equal those of its evaluator.
 """
 
 import cv2
@@ -9,15 +9,15 @@ import numpy as np
 
 
 def boxes_at(u: np.ndarray, threshold: float, contours: str) -> np.ndarray:
-    """Return the boxes of one map at one threshold.
+    """Return the boxes of the contours of one map at one threshold.
 
-    The mask is u > int(threshold * max u). The box of a contour with bounding rectangle x, y, w, h
-    is x, y, min(x + w, W - 1), min(y + h, H - 1); a mask without contour has the box 0, 0, 0, 0.
+    The mask is u > int(threshold * max u). A contour with the bounding rectangle x, y, w, h has the
+    box x, y, min(x + w, W - 1), min(y + h, H - 1). A mask without contour has the box 0, 0, 0, 0.
 
     Args:
         u: (H, W) uint8.
         threshold: in [0, 1).
-        contours: ``"largest"`` for the contour of largest area (the first of equals), ``"all"``.
+        contours: ``"largest"`` for the contour of largest area (the first of equals), or ``"all"``.
 
     Returns:
         (K, 4) int32: x0, y0, x1, y1, inclusive; K = 1 for ``"largest"``.
@@ -54,9 +54,9 @@ def box_sweep_all(scoremaps: np.ndarray, thresholds: np.ndarray) -> tuple[np.nda
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the IoU of boxes (K, 4) and (G, 4) with inclusive corners: (K, G) float64.
 
-    IoU = I / (A + B - I) with the areas (x1 - x0 + 1) * (y1 - y0 + 1), and 0 where the denominator
-    is not positive (as the official evaluator has it; boxes with x0 <= x1 and y0 <= y1 never give
-    one).
+    IoU = I / (A + B - I) with the areas (x1 - x0 + 1) * (y1 - y0 + 1). As in the official
+    evaluator it is 0 where the denominator is not positive, which boxes with x0 <= x1 and y0 <= y1
+    never cause.
     """
     a, b = a.astype(np.int64)[:, None], b.astype(np.int64)[None]
     x0, y0 = np.maximum(a[..., 0], b[..., 0]), np.maximum(a[..., 1], b[..., 1])
@@ -75,7 +75,7 @@ def best_box_iou(
     thresholds: np.ndarray,
     contours: str,
 ) -> np.ndarray:
-    """Return the best IoU over estimated and true boxes: (N, T) float64.
+    """Return each map's best IoU of an estimated and a true box at each threshold: (N, T) float64.
 
     The true boxes of map i are gt_boxes[gt_offsets[i] : gt_offsets[i + 1]].
     """

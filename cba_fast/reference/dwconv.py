@@ -1,8 +1,8 @@
 """The specification of depthwise convolution and its two gradients, tap by tap.
 
-No convolution of PyTorch's is called, so these are an oracle for every backend, PyTorch's own
-included. Half types are accumulated in float32 and rounded once, float64 stays float64. The cost is
-one pass over the image per tap; results have no particular memory format.
+PyTorch's convolution is not called, so that these functions can check every backend, PyTorch's own
+included. Half types are accumulated in float32 and rounded once; float64 is accumulated in float64.
+Each tap costs a pass over the image. Results have no particular memory format.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,11 @@ from torch import Tensor
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y[n, c, h, w] = b[c] + sum over i, j of weight[c, 0, i, j] * x[n, c, h+i-kh//2, w+j-kw//2].
+    """Convolve each channel of x with its own kernel; x counts as zero outside the image.
 
-    x (N, C, H, W) counts as zero outside the image; weight (C, 1, kh, kw), kh and kw odd.
+    y[n, c, h, w] = bias[c] + sum over i, j of weight[c, 0, i, j] * x[n, c, h+i-kh//2, w+j-kw//2].
+
+    x (N, C, H, W), weight (C, 1, kh, kw) with kh and kw odd, bias (C,) or None -> (N, C, H, W).
     """
     acc = _accumulator(x.dtype)
     windows = _windows(x.to(acc), weight.shape[-2:])
@@ -29,7 +31,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def depthwise_conv2d_grad_x(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the adjoint of x -> y: each tap adds weight * grad where the forward pass read x.
+    """Return the input gradient: each tap adds weight * grad where the forward pass read x.
 
     grad (N, C, H, W), weight (C, 1, kh, kw) -> (N, C, H, W).
     """
@@ -46,7 +48,9 @@ def depthwise_conv2d_grad_x(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def depthwise_conv2d_grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """gw[c, 0, i, j] = sum over n, h, w of grad[n, c, h, w] * x[n, c, h+i-kh//2, w+j-kw//2].
+    """Return the weight gradient.
+
+    gw[c, 0, i, j] = sum over n, h, w of grad[n, c, h, w] * x[n, c, h+i-kh//2, w+j-kw//2].
 
     grad and x (N, C, H, W) -> (C, 1, kh, kw).
     """
@@ -63,7 +67,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _windows(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield (i, j, what tap (i, j) reads at each output pixel), the last one (N, C, H, W)."""
+    """Yield (i, j, window): what tap (i, j) reads at each output pixel, (N, C, H, W)."""
     kh, kw = kernel_size
     padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))
     return _views(padded, (kh, kw), x.shape[-2:])

@@ -1,4 +1,4 @@
-"""Quantization of score maps to bytes, and what is said about values that cannot be quantized."""
+"""The specification of quantizing score maps to bytes, and the error for unusable values."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,12 @@ from ..errors import ScoreMapError
 
 
 def quantize(scoremaps: Tensor) -> Tensor:
-    """Return u = uint8(255 * m), truncated; the product in the precision of m, at least float32.
+    """Quantize score maps to bytes: u = uint8(255 * m), truncated.
+
+    The product is in the precision of m, but at least in float32.
 
     Args:
-        scoremaps: m, floating, (N, H, W), on any device.
+        scoremaps: m, floating in [0, 1], (N, H, W), on any device.
 
     Returns:
         (N, H, W) uint8, contiguous, on the same device.
@@ -21,14 +23,14 @@ def quantize(scoremaps: Tensor) -> Tensor:
     values = scoremaps.contiguous()
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
-    inside = (values >= 0) & (values <= 1)  # NaN is not
+    inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         refuse_value(scoremaps, int(inside.flatten().to(torch.uint8).argmin()))
     return (255 * values).to(torch.uint8)
 
 
 def refuse_value(scoremaps: Tensor, index: int) -> None:
-    """Raise the error for the value at a flat `index` of `scoremaps` (N, H, W).
+    """Raise the error for the value at the flat `index` of `scoremaps` (N, H, W).
 
     Raises:
         ScoreMapError: always; it names the map, the row, the column and the value.

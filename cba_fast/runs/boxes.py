@@ -1,4 +1,4 @@
-"""``boxes``: the boxes that stored maps predict at a threshold, as CSV or COCO JSON."""
+"""The command ``boxes``: find the boxes of stored maps at a threshold, write CSV or COCO JSON."""
 
 import csv
 import io
@@ -34,9 +34,9 @@ class ThresholdRule:
     """How the threshold of a map is chosen.
 
     Attributes:
-        kind: "fixed", "optimal" (the best one against the ground truth, for all maps), "percentile"
-            or "otsu" (of each map's bytes u = uint8(255 * m)).
-        value: the threshold in [0, 1) of "fixed", the percentage of "percentile".
+        kind: "fixed" or "optimal" (the most accurate one) for one threshold of all maps,
+            "percentile" or "otsu" for one that each map's bytes u = uint8(255 * m) determine.
+        value: the threshold in [0, 1) for "fixed", the percentage for "percentile".
     """
 
     kind: str
@@ -44,7 +44,7 @@ class ThresholdRule:
 
 
 def threshold_rule(text: str) -> ThresholdRule:
-    """Return the rule that ``0.15``, ``optimal``, ``percentile:90`` or ``otsu`` names.
+    """Parse a rule such as ``0.15``, ``optimal``, ``percentile:90`` or ``otsu``.
 
     Raises:
         InputError: another text, or a number outside of its range.
@@ -65,7 +65,10 @@ def threshold_rule(text: str) -> ThresholdRule:
 
 @dataclass(frozen=True)
 class PredictedBox:
-    """A box x0, y0, x1, y1 in an image or map of `width` and `height`, and its threshold."""
+    """A box x0, y0, x1, y1 in pixels of an image or map of `width` x `height`.
+
+    `threshold` is the score threshold at which it was found.
+    """
 
     image_id: str
     x0: float
@@ -82,10 +85,10 @@ class Predictions(Short):
     """The boxes of all maps.
 
     Attributes:
-        boxes: of each image one or more, in the order of the images.
-        pixels: "image" or "map": whose pixels the boxes are in.
-        without_contour: images whose mask is empty; their box is 0, 0, 0, 0.
-        notes: what to tell at the end.
+        boxes: one or more boxes of each image, in the order of the images.
+        pixels: "image" or "map", whose pixels the coordinates count.
+        without_contour: number of images whose mask is empty; their box is 0, 0, 0, 0.
+        notes: lines to print at the end.
     """
 
     boxes: list[PredictedBox]
@@ -106,24 +109,25 @@ def predict_boxes(
 ) -> Predictions:
     """Find the boxes of stored maps, as MaxBoxAcc counts them.
 
-    With u = uint8(255 * m) a map's mask is u > int(t * max(u)). Its boxes are those of `box_sweep`,
-    for the contour mode ``config.contours``. For the rules "percentile" and "otsu" t is chosen such
-    that int(t * max(u)) is the percentile of u, rounded down, or OpenCV's Otsu threshold, but at
-    most max(u) - 1: the brightest pixels always stay.
+    With u = uint8(255 * m) a map's mask is u > int(t * max(u)), and its boxes are those of
+    `box_sweep` for the contour mode ``config.contours``. For the rules "percentile" and "otsu", t
+    is chosen such that int(t * max(u)) is the percentile of u, rounded down, or OpenCV's Otsu
+    threshold, but at most max(u) - 1, so that the brightest pixels are always in the mask.
 
     Args:
         np_root: a folder of maps or a store.
         rule: from `threshold_rule`.
-        config: ground truth, which names the images, their sizes and the optimum; it may be none:
-            then all maps are taken, under the names of their files. Also how maps are read.
-        test_dataset: images instead of ground truth, for their ids and sizes.
-        pixels: "image" or "map"; None for those of the images where their sizes are known.
-        num_workers: threads that read.
+        config: how maps are read, and the ground truth, from which the images, their sizes and the
+            optimum come. Without ground truth all maps are taken, under the names of their files.
+        test_dataset: images that give ids and sizes instead of ground truth.
+        pixels: "image" or "map"; None for "image" if the sizes of the images are known, else "map".
+        num_workers: number of threads that read.
         progress: called with an iterable and its length, returns an iterable.
 
     Raises:
         ScoreMapError, ImageError: a map, or the header of an image, that cannot be read.
-        InputError: "optimal" without ground truth, "image" without sizes, both contour modes.
+        InputError: "optimal" without ground truth, "image" without known sizes, both contour modes,
+            ground truth and `test_dataset` together, or no maps.
     """
     if config.contours not in ("largest", "all"):
         raise InputError(f"`contours` must be largest or all, got {config.contours!r}")
@@ -158,7 +162,7 @@ def predict_boxes(
 
 
 class _Known:
-    """What is known of the images: which map is whose, and their sizes (None if unknown)."""
+    """What is known of the images: where the map of each is, and their sizes (None if unknown)."""
 
     def __init__(self, source: MapSource, config: BoxConfig, test_dataset: str | None):
         self.sizes: Mapping[str, tuple[int, int]] | None = None
@@ -186,7 +190,7 @@ class _Known:
     def optimal(
         self, source: MapSource, config: BoxConfig, progress: Callable | None, num_workers: int
     ) -> float:
-        """Return the threshold that is best for these maps at ``config.iou_thr``."""
+        """Return the threshold with the best accuracy of these maps at ``config.iou_thr``."""
         if self.boxes is None:
             raise InputError(
                 "the optimal `threshold` needs ground truth: give `cub_root` or `metadata_root`"
@@ -201,7 +205,7 @@ class _Known:
 def _boxes(
     maps: np.ndarray, rule: ThresholdRule, contours: str
 ) -> tuple[list[float], list[np.ndarray]]:
-    """Return the threshold and the boxes (M, 4) of each of the maps (N, H, W) uint8."""
+    """Return the thresholds and the boxes (M, 4) of maps (N, H, W) uint8."""
     if rule.kind == "fixed":
         return [rule.value] * len(maps), _sweep(maps, rule.value, contours)
     thresholds = [_own_threshold(u, rule) for u in maps]
@@ -226,15 +230,15 @@ def _own_threshold(u: np.ndarray, rule: ThresholdRule) -> float:
         level, _ = cv2.threshold(u, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     else:
         level = np.percentile(u, rule.value)
-    return (min(int(level), peak - 1) + 0.5) / peak  # half a level: no rounding can reach another
+    return (min(int(level), peak - 1) + 0.5) / peak  # + 0.5, so that no rounding changes the level
 
 
 def write_boxes(path: Path, predicted: Predictions, settings: dict) -> None:
     """Write boxes as CSV or as COCO JSON, by the suffix of `path`.
 
     The CSV has the columns of `PredictedBox`. The JSON has COCO's images, annotations (bbox is x,
-    y, width, height, the width being x1 - x0) and one category; `info` has `settings` and tells
-    whose pixels the boxes are in.
+    y, width, height, where the width is x1 - x0) and one category; its `info` holds `settings`,
+    versions, and whose pixels the coordinates count.
 
     Raises:
         InputError: another suffix.
@@ -249,7 +253,7 @@ def write_boxes(path: Path, predicted: Predictions, settings: dict) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file that is neither CSV nor JSON, before anything runs.
+    """Refuse the name of a file that is neither CSV nor JSON.
 
     Raises:
         InputError: the message names the file.

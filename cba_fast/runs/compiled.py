@@ -15,17 +15,19 @@ def compiled_form(
 ) -> nn.Module:
     """Return a second form of `model` whose ``forward_features`` is compiled by `torch.compile`.
 
-    On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). One
-    batch shape is compiled, at the first call: a smaller batch is filled up with zeros and the
-    result cut. ``forward_head`` stays as it is: `cba_fast.wsol.features.classify` watches it by
-    hooks, for which compiled code would have to be compiled anew, and pooling and one linear layer
-    gain nothing.
+    On a GPU its kernels are recorded and replayed as one CUDA graph (``reduce-overhead``). On a CPU
+    the weights are taken as constants (``freezing``), so that the compiler brings them into the
+    order of its convolutions once and lets these add biases, activate and add residuals, as
+    `inference_form` does without a compiler. One batch shape is compiled, at the first call; a
+    smaller batch is filled up with zeros and the result cut. ``forward_head`` is not compiled:
+    `cba_fast.wsol.features.classify` watches it by hooks, each of which would need another
+    compilation, and pooling and one linear layer would gain nothing.
 
     Args:
-        model: in evaluation mode, with ``forward_features`` and ``forward_head``; left as it is.
-            The new form shares its modules.
+        model: a model in evaluation mode, with ``forward_features`` and ``forward_head``. It is
+            left as it is; the new form shares its modules.
         batch_size: the largest number of images in a batch.
-        backend: of `torch.compile`.
+        backend: the backend of `torch.compile`.
 
     Returns:
         A module with the interface of `model`. Its outputs differ by rounding, as compiled code
@@ -36,6 +38,27 @@ def compiled_form(
     return form
 
 
+def compile_frozen(
+    function: Callable[[Tensor], Tensor], backend: str | Callable = "inductor"
+) -> Callable[[Tensor], Tensor]:
+    """Return `function` compiled for one shape, with weights as constants where no gradient is on.
+
+    Args:
+        function: of one tensor, such as a model.
+        backend: of `torch.compile`.
+    """
+    from torch._inductor import config  # takes a second to import
+
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def run(x: Tensor) -> Tensor:
+        # Tracing, in the first call, looks at this setting, too: `options` would come too late.
+        with config.patch(freezing=True):
+            return compiled(x)
+
+    return run
+
+
 class _FixedBatch:
     """``model.forward_features``, compiled for one number of images."""
 
@@ -43,12 +66,13 @@ class _FixedBatch:
         device = next(model.parameters()).device
         self._graphs = device.type == "cuda"
         self._batch_size = batch_size
-        self._compiled = torch.compile(
-            model.forward_features,
-            backend=backend,
-            dynamic=False,
-            mode="reduce-overhead" if self._graphs else None,
-        )
+        function = model.forward_features
+        if self._graphs:
+            self._compiled = torch.compile(
+                function, backend=backend, dynamic=False, mode="reduce-overhead"
+            )
+        else:
+            self._compiled = compile_frozen(function, backend)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._graphs:
@@ -62,5 +86,5 @@ class _FixedBatch:
         except torch._dynamo.exc.TorchDynamoException as e:
             reason = str(e).strip().splitlines()[0]
             raise InputError(f"the model cannot be compiled here (`compile`): {reason}") from e
-        # The next replay of the graph writes to the same memory.
+        # The features are copied because the next replay of the graph overwrites them.
         return features[: len(x)].clone()

@@ -1,4 +1,4 @@
-"""``erf-compute``: ERF sizes and ERF maps of a data set, written to files, continued if killed."""
+"""The commands ``erf-compute`` and ``erf-map``: measure and write ERF sizes and maps."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,14 @@ from .size_stats import SizeStats, size_stats
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """What is measured on how many images. `shares` are the values of p."""
+    """What ERF sizes are measured on.
+
+    Attributes:
+        num_samples: number of images that are sampled.
+        shares: the values of p, the shares of the gradient.
+        seed: of the sample.
+        score: ``prob``, ``logit`` or ``logprob``, whose gradient is taken.
+    """
 
     num_samples: int = 200
     shares: tuple[float, ...] = (0.2,)
@@ -42,7 +49,12 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class ErfMapConfig:
-    """The ERF map's protocol; the defaults are those of RepLKNet's script."""
+    """What an ERF map is measured on; the defaults are those of RepLKNet's script.
+
+    Attributes:
+        num_images: number of images in the mean.
+        input_size: side of the images in pixels.
+    """
 
     num_images: int = 50
     input_size: int = 1024
@@ -50,9 +62,12 @@ class ErfMapConfig:
 
 @dataclass(repr=False)
 class SizeRun(Short):
-    """A finished measurement: statistics for each share p, notes for the end, and the map if any.
+    """The result of a measurement of ERF sizes.
 
-    The map is the mean over the images of what the sizes are measured on.
+    Attributes:
+        stats: the statistics of the sizes by share p.
+        notes: lines to print at the end.
+        map: the mean over the images of the gradients that the sizes are measured on, or None.
     """
 
     stats: dict[float, SizeStats]
@@ -64,8 +79,8 @@ def check_precision(run: RunConfig) -> None:
     """Refuse a precision whose input gradients mean nothing.
 
     Raises:
-        InputError: fp16, in which gradients of probabilities (often below its smallest normal
-            number, 6e-5) are flushed to zero.
+        InputError: fp16, in which gradients of probabilities become zero, because they are often
+            below its smallest normal number, 6e-5.
     """
     if run.precision == "fp16":
         raise InputError("precision fp16: input gradients underflow; use fp32 or bf16")
@@ -87,25 +102,26 @@ def compute_sizes(
 ) -> SizeRun:
     """Measure ERF sizes on a sample of `images` and write them to `output`.
 
-    The file is float32, (N,) for one share and (N,P) for several, one row per sampled image that
-    could be measured, in the order of the sample. Until it is written, the finished part lies
-    beside it; the same run goes on from there, and once it has ended reads what it wrote.
+    The file is float32, (N,) for one share and (N,P) for several, with one row per sampled image
+    that could be measured, in the order of the sample. Until it is written, the finished part of
+    the run lies beside it, from which the same run continues. If the run has ended before, its
+    files are read instead.
 
-    With `save_map` what the sizes are measured on, the mean over the images of |gradient| averaged
-    over the channels, goes to that file, (H,W) float64, as :func:`compute_map` writes its map.
+    With `save_map` the mean over the images of |gradient|, averaged over the channels, is written
+    as well: (H,W) float64, with a JSON file beside it as :func:`compute_map` writes it.
 
     Args:
-        model: in its inference form, on the run's device.
+        model: the model in its inference form, on the run's device.
         images: the data set.
-        model_config, data, run: how model and images were made.
+        model_config, data, run: the settings of the model, the images and the computation.
         config: sample, shares and score.
         output: the ``.npy`` file.
         save_map: a second ``.npy`` file, or None.
-        checkpoint: recompute activations in the backward pass: ``none``, ``block``, ``stage``, or
-            ``auto``, the first of these whose activations fit into half of the free memory. The
-            numbers do not depend on it.
-        overwrite: start anew and replace what an earlier run wrote; else one of the same settings,
-            weights and images is continued, and any other refused.
+        checkpoint: whose activations are recomputed in the backward pass: ``none``, ``block``,
+            ``stage``, or ``auto`` for the first of these whose activations fit into half of the
+            free memory. The numbers do not depend on it.
+        overwrite: start anew and replace what an earlier run wrote. Otherwise a run with the same
+            settings, weights and images is continued, and any other is refused.
         progress: called with the iterable of steps and their number, returns an iterable.
 
     Raises:
@@ -146,13 +162,13 @@ def compute_sizes(
 
 @dataclass(repr=False)
 class Measured(Short):
-    """ERF sizes and what to tell of them.
+    """ERF sizes and what to report about them.
 
     Attributes:
         sizes: float32 (N,) or (N,P).
-        notes: for the end of the run.
-        map: the mean map, if asked for.
-        failed: what is wrong with the first image that could not be measured, or "".
+        notes: lines to print at the end of the run.
+        map: (H,W) float64, the mean gradient, if it was asked for.
+        failed: name and reason of the first image that could not be measured, or "".
         resumed: how many images an earlier, killed run had visited.
     """
 
@@ -175,11 +191,12 @@ def measure_sizes(
     with_map: bool = False,
     checkpoint: str = "auto",
 ) -> Measured:
-    """Measure ERF sizes on a sample of `records`; arguments and errors as :func:`compute_sizes`.
+    """Measure ERF sizes on a sample of `records`; see :func:`compute_sizes` for what is not here.
 
     Args:
-        partial: keeps the finished part, and gives that of a killed run; None for neither.
-        with_map: also average what the sizes are measured on.
+        records: the images of the data set.
+        partial: keeps the finished part, from which a killed run continues; None keeps nothing.
+        with_map: also average the gradients that the sizes are measured on.
     """
     check_precision(run)
     indices = sample_indices(len(records), config.num_samples, config.seed)
@@ -217,9 +234,9 @@ def compute_map(
 ) -> MapRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
-    The file is (S,S) float64, the mean of the images' contributions (not log-scaled); a JSON file
-    of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
-    errors as :func:`compute_sizes`; a map without any gradient is an `InputError`.
+    The file is (S,S) float64, the mean of the images' contributions without a logarithm. A JSON
+    file of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
+    errors are those of :func:`compute_sizes`; a map that is zero everywhere is an `InputError`.
     """
     check_precision(run)
     size, records = config.input_size, images.records
@@ -251,7 +268,10 @@ def compute_map(
 def checkpoint_level(
     checkpoint: str, model: nn.Module, input_size: int, run: RunConfig, *, features: bool = False
 ) -> str:
-    """Return the checkpoint level that ``auto`` stands for in a run; others as they are."""
+    """Return the level of recomputing: `checkpoint`, or what ``auto`` means in this run.
+
+    With `features` the run computes the model's features only.
+    """
     if checkpoint != "auto":
         return checkpoint
     return choose_checkpoint(
@@ -268,7 +288,7 @@ def map_walk(
     run: RunConfig,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
-    """Return the walk of an ERF map: all images in order, preprocessed as RepLKNet's script."""
+    """Return the walk of an ERF map: all images in order, preprocessed as in RepLKNet's script."""
     transform = erf_map_transform(input_size)
     return _walk(records, input_size, transform, range(len(records)), run, progress)
 
@@ -300,16 +320,16 @@ def run_description(
     records: Sequence[ImageRecord],
     more: dict,
 ) -> dict:
-    """Return the record of all that the numbers depend on, the settings `more` among it.
+    """Return the record of everything that the numbers depend on, which includes `more`.
 
-    Workers and strictness do not count.
+    The number of workers and strictness are not part of it.
     """
     run = replace(run, device=str(choose_device(run)), num_workers=0, strict=False)
     return describe_run({**settings(model, data, run), **more}, model.weights, records)
 
 
 def as_json(described: dict) -> dict:
-    """Return what a JSON file of results says of its run, from :func:`run_description`."""
+    """Return the part of a :func:`run_description` that a JSON file of results repeats."""
     inputs, versions = described["inputs"], described["versions"]
     return {**described["settings"], "inputs": inputs, "versions": versions}
 
@@ -319,7 +339,7 @@ def _map_outputs(path: str | os.PathLike, described: dict) -> Outputs:
 
 
 def _claim(outputs: Sequence[Outputs], overwrite: bool, run: RunConfig) -> dict | None:
-    """Take the outputs for this run; return what it noted at its end if it has ended before."""
+    """Take the outputs for this run; return the notes of its end if it has ended before."""
     ended = resume.claim(outputs, overwrite)
     if ended and ended["failed"] and run.strict:
         raise ImageError(ended["failed"])  # the run that has ended was not strict
@@ -343,7 +363,7 @@ def _continued_note(images: int) -> list[str]:
 
 
 def as_rows(stats: dict[float, SizeStats]) -> list[str]:
-    """Return one printed line per share p."""
+    """Return a line to print for each share p."""
     return [
         f"ERF size (p = {p:g}): mean {s.mean:.2f}, std {s.std:.2f}, min {s.min:.0f},"
         f" max {s.max:.0f} pixels ({s.count} images)"

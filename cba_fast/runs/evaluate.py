@@ -1,4 +1,4 @@
-"""``evaluate``: images in, metrics out, without intermediate files."""
+"""The command ``evaluate``: from images to all metrics, without files in between."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -40,23 +40,20 @@ from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 
 @dataclass(repr=False)
 class EvaluateResult(Short):
-    """Scores of one model.
+    """The scores of one model.
 
     Attributes:
         result: the box scores.
-        classification: ``top1`` and ``top5`` (shares of images, percent) and ``top1_localization``
-            and ``top5_localization`` (the class is right and the box is, at the optimal threshold
-            of MaxBoxAcc, IoU 0.5, largest contour); None without labels.
-        erf: ``num_samples``, ``p``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels; None if
-            not asked for, or if it could not be measured (a note says why).
-        unreadable: why each image that could not be read, or whose features overflow, has no map,
-            by id.
+        classification: from `cba_fast.wsol.classification_scores`; None without labels.
+        erf: ``num_samples``, ``p``, ``seed``, ``mean``, ``std`` (ddof 0) of the ERF size in pixels;
+            None if it was not asked for or could not be measured (a note says why).
+        unreadable: by id, why an image has no map: it could not be read, or its features overflow.
         constant: ids of the images whose map is constant and counts as zeros.
         box_config: the ground truth and protocol that were used.
         fixed, transferred: see `ScoreResult`.
-        notes: what to tell at the end of the run.
+        notes: lines to print at the end of the run.
         predictions: the five best classes of each scored image, best first.
-        sources: which folder was read for the images, and for the ground truth.
+        sources: the folders that were read for the images and for the ground truth.
     """
 
     result: BoxResult
@@ -96,13 +93,14 @@ def evaluate(
         model_config, data, run, maps, box_config: settings; gaps are filled by
             `cba_fast.runs.resolve`. Without `cub_root` and `metadata_root`
             the images must be a CUB_200_2011 folder, whose own boxes are taken.
-        num_samples, p, seed: of the ERF size: images (0 leaves it out), share, sampling seed.
-        tuned: thresholds of another run, at which the accuracies are wanted too.
-        scored: called with the result before the ERF is measured, to save it.
+        num_samples, p, seed: number of images of the ERF size (0 leaves it out), share of the
+            gradient, and seed of the sample.
+        tuned: thresholds of another run, at which the accuracies are computed too.
+        scored: called with the result before the ERF is measured, so that it can be saved.
         progress, erf_progress: called with an iterable and its length, return an iterable.
 
     Raises:
-        CbaError: as the two commands.
+        CbaError: as those two commands.
     """
     resolved = resolve(model_config, data)
     model_config, data = resolved.model, resolved.data
@@ -146,14 +144,20 @@ def evaluate(
     return done
 
 
+def with_own_boxes(config: BoxConfig, images: ImageSet) -> BoxConfig:
+    """Return `config` with the boxes of the CUB folder of `images` if it names no ground truth."""
+    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
+        return replace(config, cub_root=images.root)
+    return config
+
+
 def _both_modes(config: BoxConfig, images: ImageSet, maps: MapConfig) -> BoxConfig:
     """Return the effective protocol: both contour modes, and a CUB folder's own boxes by default.
 
     Raises:
         ScoreMapError: maps of another size than asked for, which are not to be resized.
     """
-    if config.cub_root is None and config.metadata_root is None and images.kind == "cub":
-        config = replace(config, cub_root=images.root)
+    config = with_own_boxes(config, images)
     wanted = _resized_to(config, maps)
     if wanted is not None and not config.resize_maps:
         raise ScoreMapError(
@@ -173,16 +177,17 @@ def _resized_to(config: BoxConfig, maps: MapConfig) -> tuple[int, int] | None:
 
 @dataclass
 class _Seen:
-    """What a run keeps of the scored images, by id: five best classes; which maps are constant."""
+    """What is kept of the scored images: the five best classes by id, and ids of constant maps."""
 
     top5: dict[str, np.ndarray] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
 
 
 def choose_loop(run: RunConfig) -> Callable:
-    """Return how batches are made and swept: by turns, or at once where a GPU makes them.
+    """Return the loop that makes batches and scores them: one after the other, or overlapping.
 
-    Next to a model on the CPU a sweep would only take its cores.
+    They overlap where a GPU makes the batches. Beside a model on the CPU, scoring would only take
+    the model's cores.
     """
     return in_background if choose_device(run).type == "cuda" else one_by_one
 
@@ -194,7 +199,7 @@ def _score(
     image_ids: list[str],
     shape: tuple[int, int] | None,
 ) -> _Seen:
-    """Score the batches; `shape`: (H, W) to which the maps are resized before, if they are."""
+    """Score the batches, after resizing the maps to `shape` (H, W) if it is given."""
     seen = _Seen()
 
     def sweep(batch: Sent) -> None:
@@ -220,16 +225,19 @@ def match_images(
 ) -> tuple[list[ImageRecord], list[str], list[str]]:
     """Pair images with ground truth by the name of their map, as ``wsol-eval`` does.
 
-    `rule` says how maps are named; see :func:`cba_fast.data.map_names`.
+    Args:
+        records: the images.
+        boxes: the ground truth.
+        rule: how maps are named, see :func:`cba_fast.data.map_names`.
 
     Returns:
-        The records that have boxes and exist, with the ground truth's labels where it has them;
-        their ids in the ground truth; and notes on images without boxes. Ground truth without an
-        image stays for the evaluator's list of missing.
+        The records whose files exist and that have boxes, with the labels of the ground truth if it
+        has any; their ids in the ground truth; and notes on images without boxes. Ground truth
+        without an image is not reported here, because the evaluator lists it as missing.
 
     Raises:
-        InputError: no image has boxes, two images have the same map, or an image could be either
-            of two of the ground truth.
+        InputError: no image has boxes, two images have the same map, or an image fits two ids of
+            the ground truth.
     """
     records = list(records)
     names = map_names(records, rule)
@@ -255,7 +263,7 @@ def match_images(
         unknown = counted(len(records) - len(known), "image")
         notes.append(f"without ground truth, left out: {unknown}")
     if boxes.labels is not None:
-        # Class folders number their classes by name, the ground truth perhaps in another order.
+        # Class folders number classes by their names; the ground truth may have another order.
         paired = [(replace(r, label=boxes.labels[i]), i) for r, i in paired]
     return [r for r, _ in paired], [i for _, i in paired], notes
 
@@ -267,10 +275,12 @@ def _labelled(
     boxes: Boxes,
     maps: MapConfig,
 ) -> tuple[list[ImageRecord], list[str]]:
-    """Return the records of `match_images` with the model's labels; or with none, and a note why.
+    """Return the records of `match_images` with the model's labels, and notes.
+
+    If the labels cannot be known, the records have none and a note says why.
 
     Raises:
-        InputError: the labels are not known, and the maps need them.
+        InputError: the labels cannot be known, and the maps need them.
     """
     truth = None if boxes.labels is None else {r.image_id: r.label for r in records}
     try:
@@ -306,9 +316,10 @@ def _erf_summary(
     config: SizeConfig,
     progress: Callable | None,
 ) -> tuple[dict | None, list[str]]:
-    """Measure as ``erf-compute`` does by default, one image at a time, in float32; and tell notes.
+    """Return the ERF summary and notes, measured as ``erf-compute`` does by default.
 
-    A measurement that is not possible gives None and a note: the scores of the boxes stand.
+    That is one image at a time and in float32. If it is not possible, the summary is None and a
+    note says why, because the scores of the boxes are valid without it.
     """
     run = replace(run, batch_size=1, precision="fp32")
     options = {"progress": progress} if progress else {}

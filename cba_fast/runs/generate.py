@@ -1,4 +1,4 @@
-"""``generate-heatmap``: score maps and overlays of an image set."""
+"""The command ``generate-heatmap``: make and store score maps and overlays of an image set."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -25,11 +25,14 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 
 @dataclass(repr=False)
 class GenerateResult(Short):
-    """Where the results are, and how many were made now and were there before.
+    """Where the results of a run are.
 
-    `map_folder` is the folder of the maps, or the store that took them.
-    `notes` tells of constant maps and of truncated and unreadable images; `source` says which
-    folder was read.
+    Attributes:
+        map_folder: the folder of the maps, or the store that took them.
+        overlay_folder: the folder of the overlays; None without them.
+        made, kept: how many maps were made now, and how many existed before.
+        notes: lines on constant maps and on truncated and unreadable images.
+        source: the folder that was read.
     """
 
     map_folder: Path
@@ -59,16 +62,18 @@ def generate_heatmaps(
 ) -> GenerateResult:
     """Make and store the maps of an image set.
 
-    Writes ``np_<output>/<folder>/<stem>.npy`` (H, W) float64 in [0, 1] (or their bytes to `store`)
-    and, with `overlay`, ``<output>/heatmap_%07d.png`` numbered in dataset order.
+    Maps are written to ``np_<output>/<folder>/<stem>.npy``, (H, W) float64 in [0, 1], or as bytes
+    to `store`; with `overlay`, pictures are written to ``<output>/heatmap_%07d.png``, numbered in
+    data set order.
 
     Args:
         model_config, data, run, maps: settings; gaps are filled by `cba_fast.runs.resolve`.
         heatmap_output: the folder of the overlays.
-        overwrite: start anew and replace what an earlier run wrote; else one of the same settings,
-            weights and images is continued, and any other refused.
+        overwrite: start anew and replace what an earlier run wrote. Otherwise a run with the same
+            settings, weights and images is continued, and any other is refused.
         overlay: write the overlays too.
-        store: the folder of a store that takes the maps instead; see `cba_fast.data.score_store`.
+        store: the folder of a store for the maps, instead of ``np_<output>``; see
+            `cba_fast.data.score_store`.
         progress: called with an iterable of batches and their number, returns an iterable.
 
     Raises:
@@ -94,8 +99,8 @@ def generate_heatmaps(
     kept = len(images) - sum(map(len, todo))
     report = report_on(images.records, run)
     located = iter_localizations(model, images.records, data, run, maps, report, todo)
-    # What would end the run at its start must not cost the earlier run's files: they are cleared
-    # when the first maps are there.
+    # Files of an earlier run are cleared only when the first maps have been made, so that a run
+    # that fails at its start does not cost them.
     first = list(itertools.islice(located, 1))
     report.check_any(kept + len(first))
     outputs.prepare(overwrite)
@@ -109,7 +114,7 @@ def generate_heatmaps(
 def _described(
     images: ImageSet, model: ModelConfig, data: DataConfig, run: RunConfig, maps: MapConfig
 ) -> dict:
-    """Return all that the maps depend on, as the record that a continued run must share."""
+    """Return the record of everything that the maps depend on; a continued run must have it too."""
     how = ("batch_size", "precision", "channels_last", "compile")
     kept = settings(model, data, maps) | {name: getattr(run, name) for name in how}
     return describe_run(kept, model.weights, images.records)
@@ -117,7 +122,7 @@ def _described(
 
 @dataclass
 class _Outputs:
-    """The two folders of a run: `maps` and, if they are `drawn`, `overlays`."""
+    """The two folders of a run: `maps`, and `overlays`, which are written if `drawn`."""
 
     records: tuple[ImageRecord, ...]
     maps: NpyFolder | StoreFolder
@@ -135,7 +140,7 @@ class _Outputs:
         for folder in self.written:
             folder.prepare(overwrite)
         if not self.drawn and overwrite:
-            self.overlays.discard()  # overlays of the maps that were just cleared
+            self.overlays.discard()  # they belong to the maps that were just cleared
 
 
 def _open_outputs(
@@ -162,7 +167,7 @@ def _open_outputs(
 def _store(
     results: Iterable[tuple[list[int], Localization]], outputs: _Outputs
 ) -> tuple[int, list[str]]:
-    """Write maps and overlays; return how many, and the ids of the images whose map is constant."""
+    """Write maps and overlays; return their number and the ids of images with constant maps."""
     made, constant = 0, []
     with outputs.maps.writing() as write_map:
         for indices, result in results:
@@ -186,9 +191,9 @@ def constant_lines(image_ids: list[str]) -> list[str]:
 
 
 def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:
-    """Write the image at its own size with the map in OpenCV's JET colours over it.
+    """Write an image at its own size with its score map in OpenCV's JET colours over it.
 
-    The mix is the study's: 0.8 * colours + image, scaled so that the brightest value is 255.
+    As in the study, the picture is 0.8 * colours + image, scaled so that its largest value is 255.
     """
     image, _ = read_image(record.path)
     bgr = np.asarray(image)[:, :, ::-1]

@@ -1,4 +1,4 @@
-"""Loops whose steps overlap: results as those of the plain loop, in the same order."""
+"""Loops that make the next items while earlier ones are processed, with the same results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,16 +15,16 @@ def one_by_one(items: Iterable[Item], work: Callable[[Item], None]) -> None:
 
 
 def in_background(items: Iterable[Item], work: Callable[[Item], None], depth: int = 2) -> None:
-    """Call `work` with each item, in order, in one thread, while the next ones are made here.
+    """Call `work` with each item, in order, in a second thread, while the next items are made.
 
-    Ends as `one_by_one` does: with the error of the first item that has one, whether it was met in
-    its making or in `work`; `work` then may have been called with `depth` later items. An interrupt
-    ends the loop once the running call has returned.
+    As with `one_by_one`, the first error is raised, whether it occurs while an item is made or in
+    `work`; by then `work` may have been called with up to `depth` later items. An interrupt ends
+    the loop once the running call has returned.
 
     Args:
         items: made in the calling thread, at most `depth` ahead of what `work` has finished.
-        work: what to do with an item.
-        depth: how many items may wait or be worked on.
+        work: function to call with an item.
+        depth: how many items may wait or be in work.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="cba-fast") as pool:
         waiting: deque[Future] = deque()
@@ -39,7 +39,7 @@ def in_background(items: Iterable[Item], work: Callable[[Item], None], depth: in
 
 
 def _errors_last(items: Iterable[Item], waiting: deque[Future]) -> Iterator[Item]:
-    """Yield the items; when they end, by an error or not, wait for what is under way first."""
+    """Yield the items; at their end, even by an error, first wait for the calls under way."""
     try:
         yield from items
     except Exception:
@@ -54,9 +54,9 @@ def _finish(waiting: deque[Future]) -> None:
 
 
 def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """Yield the items in order, each after the `depth` ones behind it have been made.
+    """Yield the items in order, each one after `depth` further ones have been made.
 
-    An error in the making of one is raised after the items before it have been yielded.
+    An error in making an item is raised after all items before it have been yielded.
     """
     made: deque[Item] = deque()
     source = iter(items)

@@ -1,4 +1,4 @@
-"""``pack-maps``: put a folder of ``.npy`` score maps into a store."""
+"""The command ``pack-maps``: put a folder of ``.npy`` score maps into a store."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .outputs import StoreFolder
 
 @dataclass
 class PackResult:
-    """How many maps were stored now, how many were there, and the bytes of the store's array."""
+    """How many maps were stored now and were there before; (H, W) of a map; bytes of the array."""
 
     stored: int
     kept: int
@@ -40,12 +40,12 @@ def pack_maps(
     Args:
         np_root: the folder; all ``*.npy`` below it are maps, also in linked folders.
         store: the folder of the store.
-        eval_size: the side or (H, W) that the maps must have.
+        eval_size: the side or (H, W) that the maps must have; None for that of the first map.
         resize: resize maps of other sizes to `eval_size`, before they are quantized.
-        overwrite: start anew and replace what an earlier run wrote; else one over the same files
-            is continued, and any other refused.
+        overwrite: start anew and replace what an earlier run wrote. Otherwise a run over the same
+            files is continued, and any other is refused.
         clip: see `check_score_map`.
-        num_workers: threads that read.
+        num_workers: number of threads that read.
         progress: called with an iterable and its length, returns an iterable.
 
     Raises:
@@ -84,15 +84,15 @@ def pack_maps(
 
 
 def map_files(root: Path) -> list[str]:
-    """Return the ``.npy`` files below a folder, sorted, relative and with "/"."""
+    """Return the ``.npy`` files below a folder: sorted paths relative to it, with "/"."""
     paths = (p for p in _files(root, ()) if p.suffix == ".npy" and not p.name.startswith(".tmp-"))
     return sorted(p.relative_to(root).as_posix() for p in paths)
 
 
 def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the files below a folder, also of linked folders, which `MapFolder` finds too.
+    """Yield the files below a folder, including those in linked folders, as `MapFolder` does.
 
-    A link to a folder that it lies in would never end; it is left out.
+    A link to a folder above itself is left out, because following it would never end.
     """
     real = folder.resolve()
     if real in above:
@@ -100,5 +100,5 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path, (*above, real))
-        elif path.is_file():  # no pipe or device, which would never end
+        elif path.is_file():  # a pipe or a device is left out: reading it might never end
             yield path

@@ -1,4 +1,4 @@
-"""``wsol-eval``: score stored maps against boxes."""
+"""The command ``wsol-eval``: score stored maps against boxes."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -25,11 +25,16 @@ from .settings import BoxConfig, settings
 
 @dataclass(repr=False)
 class ScoreResult(Short):
-    """The scores of a run, and the evaluator that holds the rows.
+    """The scores of a run.
 
-    `fixed` has the accuracies at the threshold asked for (see `fixed_accuracies`), `transferred`
-    those at thresholds tuned elsewhere (see `transferred_accuracies`), or they are None; `notes`
-    tell what was noticed; `statistics` has what was asked for besides.
+    Attributes:
+        result: the box scores.
+        evaluator: the evaluator with the rows of all images.
+        fixed: the accuracies at a threshold that was asked for, see `fixed_accuracies`; or None.
+        transferred: the accuracies at thresholds of another run, see `transferred_accuracies`; or
+            None.
+        notes: lines to print at the end.
+        statistics: further statistics that were asked for, or None.
     """
 
     result: BoxResult
@@ -52,10 +57,10 @@ class Tuned(Short):
 
 
 def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) -> BoxEvaluator:
-    """Return the evaluator of the protocol in `config`; its thresholds must hold those of `tuned`.
+    """Return the evaluator of the protocol in `config`.
 
     Raises:
-        InputError: as :func:`check_tuned`.
+        InputError: as :func:`check_tuned`, if `tuned` is given.
     """
     evaluator = BoxEvaluator(
         boxes,
@@ -71,7 +76,7 @@ def make_evaluator(boxes: Boxes, config: BoxConfig, tuned: Tuned | None = None) 
 def fixed_evaluator(boxes: Boxes, config: BoxConfig) -> BoxEvaluator | None:
     """Return an evaluator of ``config.threshold`` alone, or None if there is none.
 
-    An evaluator of its own: among the thresholds of the other, it would have a say in the best.
+    It is a separate evaluator, because among the other thresholds this one could become the best.
 
     Raises:
         InputError: a threshold outside of [0, 1).
@@ -87,11 +92,11 @@ def fixed_evaluator(boxes: Boxes, config: BoxConfig) -> BoxEvaluator | None:
 
 
 def fixed_accuracies(fixed: BoxEvaluator | None, result: BoxResult) -> list[dict] | None:
-    """Return the accuracies at the threshold of `fixed` as `transferred_accuracies` does.
+    """Return the accuracies at the threshold of `fixed`, in the form of `transferred_accuracies`.
 
     Args:
-        fixed: from `fixed_evaluator`, with the images of `result`.
-        result: the scores; its number of images is taken.
+        fixed: from `fixed_evaluator`, with the images of `result`; None gives None.
+        result: the scores, whose number of images counts.
     """
     if fixed is None:
         return None
@@ -127,10 +132,11 @@ def open_boxes(config: BoxConfig) -> Boxes:
 
 
 def box_settings(config: BoxConfig) -> dict:
-    """Return the settings of a score as JSON values: the ground truth that was really read.
+    """Return the settings of a score as JSON values, with the ground truth that was really read.
 
-    ``metadata_folder`` is the folder with the four files. What had no say in finding the ground
-    truth is None: `dataset_name` for CUB, and also `split` where `metadata_root` is that folder.
+    ``metadata_folder`` is the folder with the four files of the metadata. Settings that were not
+    used to find the ground truth are None: `dataset_name` for CUB, and both `dataset_name` and
+    `split` if `metadata_root` is that folder.
     """
     found = settings(config) | {"metadata_folder": None}
     if config.metadata_root is None:
@@ -149,21 +155,20 @@ def score_folder(
     statistics: Statistics | None = None,
     num_workers: int = 2,
 ) -> ScoreResult:
-    """Score stored maps.
+    """Score stored maps against boxes.
 
     Args:
         np_root: a folder with ``<class>/<stem>.npy`` or ``<image_id>.npy``, or a store.
         config: ground truth and protocol.
-        tuned: thresholds of another run, at which the accuracies are wanted too.
+        tuned: thresholds of another run, at which the accuracies are computed too.
         progress: called with an iterable and its length, returns an iterable.
-        statistics: what else is wanted.
-        num_workers: threads that read.
+        statistics: further statistics to compute.
+        num_workers: number of threads that read.
 
     Raises:
-        ScoreMapError: a map that is not valid, or no folder; the message names the file.
+        ScoreMapError: a map is not valid, or there is no such folder; the message names the file.
         InputError: bad ground truth, no image has a map, two images share one, `tuned` does not fit
-            (see `check_tuned`), or `statistics` cannot be had (see
-            `find_statistics`).
+            (see `check_tuned`), or `statistics` cannot be computed (see `find_statistics`).
     """
     source = open_maps(np_root)
     predictions = read_all_predictions(statistics) if statistics else None
@@ -197,7 +202,7 @@ def fill_evaluator(
     progress: Callable | None,
     num_workers: int,
 ) -> list[str]:
-    """Score the maps of `source` by each evaluator; return notes on what was noticed.
+    """Add the maps of `source` to each evaluator; return lines to print at the end.
 
     Raises:
         ScoreMapError, InputError: as :func:`score_folder`.
@@ -213,7 +218,7 @@ def fill_evaluator(
 
 
 def read_tuned(path: Path) -> Tuned:
-    """Read the thresholds that another run (on val, say) found best from its JSON file.
+    """Read the thresholds that another run found best, for example on val, from its JSON file.
 
     Raises:
         InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
@@ -236,7 +241,7 @@ def read_tuned(path: Path) -> Tuned:
 
 
 def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
-    """Refuse thresholds that `evaluator` will not evaluate, before it has worked.
+    """Refuse thresholds that `evaluator` does not evaluate, before any map is read.
 
     Raises:
         InputError: no contour mode and IoU threshold in common, or a threshold that is not on the
@@ -265,8 +270,9 @@ def transferred_accuracies(result: BoxResult, tuned: Tuned) -> list[dict]:
         tuned: thresholds that `check_tuned` has accepted.
 
     Returns:
-        For each contour mode and IoU threshold that both runs have: mode, iou, threshold, the
-        accuracy at it and the best accuracy, in percent.
+        For each contour mode and IoU threshold that both runs have, a dict with ``contours``,
+        ``iou``, ``threshold``, and in percent ``box_acc``, the accuracy at that threshold, and
+        ``max_box_acc``, the best one.
     """
     return [
         {

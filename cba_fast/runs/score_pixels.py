@@ -1,4 +1,4 @@
-"""``wsol-eval --mask_root``: score stored maps against masks (PxAP)."""
+"""The command ``pixel-eval``: score stored maps against masks by PxAP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..wsol.map_reading import ambiguous_lines, prefetch
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """Which masks, and the protocol of the score."""
+    """The masks and the protocol of PxAP; see `load_masks`, `PixelEvaluator` and `MapReading`."""
 
     mask_root: Path
     metadata_root: Path
@@ -34,18 +34,19 @@ def score_pixels(
     """Score stored maps against masks.
 
     Args:
-        np_root: a folder with ``<class>/<stem>.npy`` or ``<image_id>.npy``; maps of 224x224 pixels,
-            or of the `eval_size` asked for, to which the masks are resized then.
+        np_root: a folder with ``<class>/<stem>.npy`` or ``<image_id>.npy``. Maps must have 224x224
+            pixels, or the `eval_size` of `config`, to which the masks are then resized.
         config: ground truth and protocol.
         progress: called with an iterable and its length, returns an iterable.
-        num_workers: threads that read maps and masks.
+        num_workers: number of threads that read maps, and of those that read masks.
 
     Returns:
-        The result, and notes on what was noticed.
+        The result, and lines to print at the end.
 
     Raises:
-        ScoreMapError: a map that is not valid, a store (it holds no scores), or no folder.
-        ImageError: a mask that cannot be read.
+        ScoreMapError: a map is not valid, `np_root` is a store (whose bytes are no scores) or no
+            folder.
+        ImageError: a mask cannot be read.
         InputError: bad metadata, no image has a map, or two images share one.
     """
     size = config.eval_size or OFFICIAL_SIZE
@@ -63,7 +64,7 @@ def score_pixels(
         size, config.resize_maps, as_bytes=False, workers=num_workers, clip=config.clip
     )
 
-    # The masks are files, too: they are read ahead in the order of the maps.
+    # Masks are files as well, so they are also read ahead, in the order of the maps.
     read_masks = prefetch(masks.read, found, num_workers)
     for ids, maps in read_maps(source, found, reading, progress):
         evaluator.update(maps, ids, [next(read_masks) for _ in ids])

@@ -1,4 +1,4 @@
-"""What ``wsol-eval`` tells beside the scores: top-1, classes, intervals, another run."""
+"""Statistics of ``wsol-eval`` beyond the scores: top-1, classes, intervals, comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,15 +26,15 @@ Predictions = Mapping[str, list[int]]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is asked for.
+    """Which statistics to compute.
 
     Attributes:
         predictions: a file of ranked classes, for top-1 and top-5 localization.
-        compare: the maps of another run over the same images.
-        compare_predictions: the predictions of that run.
-        num_resamples: of the bootstrap; 0 for none, which a comparison cannot do with.
-        confidence, seed: of the bootstrap.
-        per_class: figures of each class.
+        compare: the maps of another run over the same images, to compare with.
+        compare_predictions: the ranked classes of that run.
+        num_resamples: number of bootstrap resamples; 0 for no intervals. A comparison needs some.
+        confidence, seed: confidence level and random seed of the bootstrap.
+        per_class: whether to compute the accuracies of each class.
     """
 
     predictions: Path | None = None
@@ -48,7 +48,7 @@ class Statistics:
 
 @dataclass(repr=False)
 class FoundStatistics(Short):
-    """What was found; None for what was not asked for."""
+    """The statistics; None for what was not asked for, and `notes` to print at the end."""
 
     classification: dict[str, float | None] | None = None
     bootstrap: BootstrapResult | None = None
@@ -57,7 +57,7 @@ class FoundStatistics(Short):
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
-        """Return the fields that were asked for as JSON values."""
+        """Return the statistics that were asked for as JSON values."""
         out: dict = {}
         if self.classification is not None:
             out["classification"] = self.classification
@@ -89,18 +89,18 @@ def find_statistics(
     other: BoxEvaluator | None,
     missing_as_miss: bool,
 ) -> FoundStatistics:
-    """Find what is asked for.
+    """Compute the statistics that are asked for.
 
     Args:
-        asked: what.
+        asked: which statistics.
         predictions: from :func:`read_all_predictions`.
-        evaluator, result: this run.
-        other: the other run; None without a comparison.
+        evaluator, result: the evaluator and the scores of this run.
+        other: the evaluator of the other run; None without a comparison.
         missing_as_miss: as for `BoxEvaluator.compute`.
 
     Raises:
-        InputError: labels or predictions that are needed are not there, top-1 without the contour
-            mode "largest", or runs that cannot be compared.
+        InputError: needed labels or predictions are missing, top-1 is asked for without the contour
+            mode "largest", or the runs cannot be compared.
     """
     found = FoundStatistics()
     correct = _correct(evaluator, predictions[0], asked.predictions, found.notes)

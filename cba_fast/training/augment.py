@@ -1,8 +1,9 @@
-"""The study's two augmentations, cut so that what is fixed can be cached and what varies repeats.
+"""The study's two augmentations, "light" and "strong", as steps that can be cached and repeated.
 
-Both modes are `resize` (the same for an image in every epoch), then for "strong" `CropAndJitter`
-per image, then `to_floats` for a whole batch, which also flips. The study flips before its colour
-jitter; jitter works on pixels and on the image's mean, so flipping last gives the same pixels.
+First comes `resize`, whose result is the same in every epoch and can be cached. "strong" then
+applies `CropAndJitter` to each image, which a seed determines. Last comes `to_floats`, which flips
+and scales a whole batch. The study flips before its colour jitter; flipping last gives the same
+pixels, because the jitter depends only on single pixels and on the image's mean.
 """
 
 import torch
@@ -18,17 +19,17 @@ from torchvision.transforms import (
 
 
 def resize(input_size: int, aug_mode: str | None = None) -> Resize:
-    """Return the resize that comes first (bilinear, antialiased), PIL image -> PIL image.
+    """Return the first step: a bilinear, antialiased resize, PIL image -> PIL image.
 
-    To (S, S) for tests (`aug_mode` None) and "light", to int(1.1 * S) for "strong", where a crop
-    follows.
+    The result is (S, S) for tests (`aug_mode` None) and "light". For "strong", where a crop
+    follows, its side is int(1.1 * S).
     """
     side = int(1.1 * input_size) if aug_mode == "strong" else input_size
     return Resize((side, side), InterpolationMode.BILINEAR, antialias=True)
 
 
 class CropAndJitter:
-    """The varying part of "strong": RandomResizedCrop of 0.6 to 1 of the area, then ColorJitter.
+    """The random part of "strong": RandomResizedCrop of 0.6 to 1 of the area, then ColorJitter.
 
     Brightness, contrast and saturation vary by 0.2, hue by 0.1.
 
@@ -42,9 +43,9 @@ class CropAndJitter:
         )
 
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
-        """Return the varied image; equal seeds give equal images, in any process.
+        """Return the augmented image; equal seeds give equal images, in any process.
 
-        PyTorch's global generator, from which torchvision draws, is left as it was.
+        torchvision draws from PyTorch's global generator, whose state is restored afterwards.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -52,7 +53,7 @@ class CropAndJitter:
 
 
 def to_floats(pixels: Tensor, flips: Tensor | None = None) -> Tensor:
-    """Flip some images, then scale: (v / 255 - 0.5) / 0.5, on CPUs bit-equal to `study_transform`.
+    """Flip some images and scale all: (v / 255 - 0.5) / 0.5, on CPUs bit-equal to the study's.
 
     Args:
         pixels: (N,S,S,3) uint8.

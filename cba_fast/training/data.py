@@ -1,4 +1,4 @@
-"""The images of a training run: two splits, and batches that a seed and an epoch fix."""
+"""The images of a training run: the two splits, and each epoch's batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..runs.settings import RunConfig
 from ..short import Short
 
 SPLITS = ("train", "test")
-# A run goes on without a few unreadable images; without more than this share it would train on
+# A run goes on without a few unreadable images. If a larger share is missing, it would train on
 # something else than what was asked for.
 MOST_UNREADABLE = 0.05
 
@@ -34,7 +34,7 @@ class Splits:
 
     @property
     def fingerprint(self) -> dict:
-        """What identifies the images, wherever they lie."""
+        """What identifies the images, wherever their folder is."""
         records = (*self.train.records, *self.test.records)
         return list_fingerprint((r.image_id, r.path) for r in records)
 
@@ -44,11 +44,12 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
 
     Args:
         data_root: the folder.
-        num_classes: if given, the number of classes that there must be.
+        num_classes: the number of classes that there must be; None for any.
 
     Raises:
         InputError: a folder is missing or has no class folders, a class folder is empty, there is
-            one class only, or the classes differ; the message names them.
+            only one class or another number than `num_classes`, or the splits have different
+            classes; the message names them.
     """
     data_root = Path(data_root)
     if cub.is_cub(data_root):
@@ -83,13 +84,13 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
 
 @dataclass(frozen=True, repr=False)
 class EpochPlan(Short):
-    """All randomness of one epoch's images.
+    """Everything that is random about the images of one epoch.
 
     Attributes:
         batches: image indices of each batch.
-        seeds: (number of images,) int64, what varies each image.
+        seeds: (number of images,) int64, the seed of each image's augmentation.
         flips: (number of images,) bool, which images are mirrored.
-        model_seed: for the global generators, from which drop path and dropout draw.
+        model_seed: seed of PyTorch's global generators, from which drop path and dropout draw.
     """
 
     batches: list[np.ndarray]
@@ -101,10 +102,10 @@ class EpochPlan(Short):
 def plan_epoch(
     seed: int, epoch: int, count: int, batch_size: int, *, join_last: bool = False
 ) -> EpochPlan:
-    """Draw an epoch from (seed, epoch) alone, so that it does not matter what ran before.
+    """Draw the plan of an epoch from (seed, epoch) alone, whatever ran before.
 
     Args:
-        seed, epoch: what the epoch depends on.
+        seed, epoch: the seed of the run, and the number of the epoch.
         count: number of images.
         batch_size, join_last: see :func:`cut_batches`.
     """
@@ -132,20 +133,25 @@ def cut_batches(items: np.ndarray, size: int, *, join_last: bool) -> list[np.nda
 
 @dataclass(repr=False)
 class PixelBatch(Short):
-    """The readable images of one batch, (N,S,S,3) uint8; `pixels` is None if there are none."""
+    """The readable images of one batch.
+
+    Attributes:
+        indices: N positions in the split.
+        pixels: (N,S,S,3) uint8; None if no image is readable.
+    """
 
     indices: list[int]
     pixels: Tensor | None
 
 
 class PixelDataset(Dataset):
-    """Images as uint8 arrays; an item is asked for as (index, seed).
+    """Images as uint8 arrays; the key of an item is (index, seed).
 
     Args:
         records: the images.
-        prepare: PIL image -> PIL image, the part that is the same in every epoch.
-        vary: (PIL image, seed) -> PIL image, the part that is not; None for nothing.
-        prepared: (len(records),P,P,3) uint8, if the images have been prepared before.
+        prepare: PIL image -> PIL image, the part of the preprocessing that never changes.
+        vary: (PIL image, seed) -> PIL image, the random part; None for no such part.
+        prepared: (len(records),P,P,3) uint8, the results of `prepare` if they are cached.
     """
 
     def __init__(
@@ -178,10 +184,10 @@ class PixelDataset(Dataset):
 
 
 def _collate(items: list[dict]) -> dict:
-    """Stack the readable images where they were read: one array per batch travels, not dozens.
+    """Stack the readable images of a batch into one array in the worker that read them.
 
-    An array, because tensors leave a worker through shared memory files, and a worker that cannot
-    make one (a small /dev/shm, a file size limit) hangs the run.
+    It is no tensor, because tensors leave a worker through shared memory files, and a worker that
+    cannot make one (a small /dev/shm, a file size limit) hangs the run.
     """
     readable = [i for i in items if not i["error"]]
     pixels = np.stack([i["pixels"] for i in readable]) if readable else None
@@ -194,23 +200,23 @@ def _collate(items: list[dict]) -> dict:
 
 
 class PixelReader:
-    """The images of one split in given batches, as often as needed.
+    """Reads the images of one split in given batches, as often as needed.
 
-    Batches depend on their indices and seeds alone: not on the number of processes that read, nor
-    on whether the images are cached. An unreadable image is left out of its batch and reported
+    Batches depend on their indices and seeds only, and neither on the number of processes that read
+    nor on whether the images are cached. An unreadable image is left out of its batch and reported
     once.
 
     Args:
         images: the split.
         prepare, vary: see :class:`PixelDataset`.
         run: gives `num_workers`, `strict`, and the device, for which memory is pinned.
-        cached: read every image now, prepare it and keep it.
+        cached: read and prepare every image now, and keep it in memory.
 
     Attributes:
-        report: the unreadable and the truncated images met so far.
+        report: the unreadable and the truncated images so far.
 
     Raises:
-        ImageError: an unreadable image in a strict run, or more than 5 % of them in any.
+        ImageError: an image is unreadable in a strict run, or more than 5 % of them in any run.
     """
 
     def __init__(
@@ -241,7 +247,7 @@ class PixelReader:
             for indices in wanted:
                 yield PixelBatch(indices, self._prepared[indices] if indices else None)
             return
-        # The loader holds this very list.
+        # The list is changed in place because the loader refers to it.
         self._keys[:] = [[(i, 0 if seeds is None else int(seeds[i])) for i in b] for b in wanted]
         for read in self._loader:
             self._note(read)
@@ -258,7 +264,8 @@ class PixelReader:
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=persistent and workers > 0,
-            # Its own: starting a pass draws a number, which the model's drop path must not notice.
+            # Starting a pass draws a number. From the global generator, that would change what the
+            # model's drop path draws.
             generator=torch.Generator(),
         )
 

@@ -1,4 +1,4 @@
-"""The model that a training run starts from."""
+"""Build the model that a training run starts from."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ..models import build_model, detect_layout, read_checkpoint
 from ..runs.settings import ModelConfig
 from .config import TrainConfig, drop_path_rate
 
-# What each family's constructor calls the initial layer scale.
+# The name of the initial layer scale in the constructor of each family.
 LAYER_SCALE = {
     "convnext": "ls_init_value",
     "slak": "layer_scale_init_value",
@@ -31,19 +31,20 @@ def initial_model(
 ) -> nn.Module:
     """Build the model of a run in its training form, on the CPU.
 
-    Random weights follow ``config.seed`` (PyTorch's global generator is set to it). The model's
-    `description` says what is to be recorded with its weights.
+    Random weights follow from ``config.seed``, to which PyTorch's global generator is set. The
+    model's `description` is what is to be recorded with its weights.
 
     Args:
         model_config, config: settings.
-        num_classes: rows of the classifier.
-        log: gets a line on what ``init_weights`` gave and which keys it did not.
-        continued: the last state of the run, if it is continued; its weights and variant are taken
-            then, and the first weights need not be there any more.
-        class_names: of the rows; ``init_weights`` of other names lose their head.
+        num_classes: number of rows of the classifier.
+        log: gets a line on the keys that ``init_weights`` gave and did not give.
+        continued: file with the last state of the run, if it is continued. It gives weights and
+            variant, and the first weights need not exist any more.
+        class_names: names of the rows. If ``init_weights`` records other names, its classifier is
+            replaced by a random one.
 
     Raises:
-        InputError: settings that the model does not have, pretrained weights that cannot be got.
+        InputError: the model has no such setting, or pretrained weights cannot be loaded.
         CheckpointError: ``init_weights`` cannot be loaded, or holds merged branches.
     """
     torch.manual_seed(config.seed)

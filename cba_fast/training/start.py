@@ -1,4 +1,4 @@
-"""What is said, estimated and refused before a training run's first epoch."""
+"""Before the first epoch: print what will be trained, estimate the memory, refuse what fails."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from .augment import resize
 from .config import TrainConfig
 from .data import Splits, cut_batches, plan_epoch
 
-# AdamW: each weight has a gradient and two moments.
+# With AdamW, each weight has a gradient and two moments.
 _COPIES_OF_WEIGHTS = 4
-# A backward pass holds the gradients of a layer's output and input beside what was kept.
+# A backward pass holds the gradients of a layer's output and input besides what was kept.
 _TEMPORARIES = 2
-# Estimates leave out what Python, PyTorch and the processes that read images need.
+# Estimates do not include what Python, PyTorch and the processes that read images need.
 _SHARE_OF_FREE = 0.9
 
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate of what training takes on its device, in bytes.
+    """An estimate of the memory that training takes on its device, in bytes.
 
     Attributes:
         checkpoint: the level of recomputing that it is for.
         state: weights, their gradients, the optimizer's moments, buffers, cached images.
         kept: what a step keeps for its backward pass at the peak.
-        temporary: of single layers.
+        temporary: temporary results of single layers.
     """
 
     checkpoint: str
@@ -46,7 +46,7 @@ class Memory:
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """Say whether images of a batch depend on each other in training."""
+    """Say whether the model has batch norms, by which the images of a batch affect each other."""
     return any(isinstance(m, _BatchNorm) for m in model.modules())
 
 
@@ -59,15 +59,18 @@ def prepare(
     free: int | None,
     log: Callable[[str], None],
 ) -> str:
-    """Say what will be trained and with how much memory; return the level of recomputing.
+    """Log what will be trained and with how much memory; return the level of recomputing.
 
     Args:
-        name: of the model.
-        model: in its training form, in float32.
+        name: name of the model.
+        model: the model in its training form, in float32.
         splits: the images.
         config, run: settings.
         free: bytes that were free on the device before the model was made; None if unknown.
         log: gets the lines.
+
+    Returns:
+        One of `cba_fast.erf.LEVELS`: the setting, or for "auto" the first that fits into `free`.
 
     Raises:
         InputError: what a step keeps does not fit into `free`, or a batch norm would see one value
@@ -142,7 +145,7 @@ def _fitting(
     images: int,
     free: int | None,
 ) -> Memory:
-    """Return the estimate of the first level that fits, else of the one that needs least."""
+    """Return the estimate for the first level that fits, or else for the one that needs least."""
     state = _COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
     state += sum(b.nbytes for b in model.buffers())
     if config.cache_images and choose_device(run).type == "cpu":

@@ -23,9 +23,10 @@ class Progress(Short):
     """How far a run has come.
 
     Attributes:
-        epoch: epochs done.
-        best_top1, best_epoch: in percent, -1 before the first epoch, and when it was.
-        history: what was logged of each epoch: ``epoch``, ``time`` and ``scalars`` by name.
+        epoch: number of finished epochs.
+        best_top1, best_epoch: the best test top-1 in percent, -1 before the first epoch, and the
+            epoch that reached it.
+        history: the log of each epoch: ``epoch``, ``time`` and ``scalars`` by name.
     """
 
     epoch: int = 0
@@ -37,13 +38,13 @@ class Progress(Short):
 class RunFiles:
     """The best weights, the last state and the log of one run.
 
-    The last state is written before anything else of a run, and last in every epoch: whatever
-    a killed run leaves belongs to a state that says so, and a continued run repeats the epoch that
-    had not been finished, with the same result.
+    The last state is the first file that a run writes, and the last one in every epoch. So a killed
+    run never leaves files without a state, and a continued run repeats the unfinished epoch, with
+    the same result.
 
     Args:
-        model_config, config: settings, which name the files.
-        record: what a continued run must share, see `run_record`; it lies in the last state.
+        model_config, config: settings, from which the names of the files follow.
+        record: from `run_record`; it is part of the last state.
     """
 
     def __init__(self, model_config: ModelConfig, config: TrainConfig, record: dict):
@@ -53,11 +54,13 @@ class RunFiles:
         self.record = {**record, "files": [self.best.name, self.last.name, self.log.name]}
 
     def open(self, overwrite: bool, log: Callable[[str], None]) -> dict | None:
-        """Return the state to continue from, or None for a fresh start; change nothing.
+        """Return the state to continue from, or None for a fresh start; change no file.
 
         Raises:
-            InputError: the files there are not a run's; best weights are missing.
-            OtherRunError: without `overwrite`, a run that differs from this one.
+            InputError: files of these names were not written by a run, the best weights of the run
+                are missing, or it has more epochs than are asked for.
+            OtherRunError: the earlier run differs from this one, and `overwrite` is False.
+            CheckpointError: the last state cannot be read.
         """
         if not self.last.exists():
             for path in (self.best, *self.log.glob("events.out.tfevents.*")):
@@ -75,20 +78,20 @@ class RunFiles:
         return state
 
     def begin(self, state: dict) -> None:
-        """Replace what an earlier run left by the state before the first epoch."""
+        """Replace the files of an earlier run by `state`, the one before the first epoch."""
         self.save(state)
         self.remove_leftovers()
         self.best.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed run of this name left of files that it was writing."""
+        """Remove the unfinished files that a killed run of this name has left."""
         remove_leftovers([self.best, self.last])
 
     def save(self, state: dict) -> None:
-        """Write the last state in one step, with the run's settings."""
+        """Write the last state with the run's record, whole or not at all."""
         state = {"written_by": WRITTEN_BY, "record": self.record, **state}
-        # Not through save_state_dict_file, which makes tensors contiguous: the optimizer's must
-        # keep the strides of their parameters.
+        # `save_state_dict_file` would make tensors contiguous, but those of the optimizer must keep
+        # the strides of their parameters.
         with atomic_path(self.last) as tmp, open(tmp, "wb") as f:
             torch.save(state, f)
 
@@ -97,7 +100,7 @@ class RunFiles:
         old = old if is_record(old) else {}
         epochs, done = new["settings"]["epochs"], state["progress"]["epoch"]
         if new["settings"]["schedule"] == "constant":
-            # Nothing before the end depends on where the end is.
+            # With a constant schedule no epoch depends on the number of epochs.
             old = {**old, "settings": {**old.get("settings", {}), "epochs": epochs}}
         if changes := differences(old, new):
             raise OtherRunError(self.last, changes)
@@ -112,10 +115,10 @@ class RunFiles:
 def run_record(
     model_config: ModelConfig, config: TrainConfig, run: RunConfig, images: dict
 ) -> dict:
-    """Return what a continued run must have in common with its beginning.
+    """Return the record of a run, which a continued run must have as well.
 
-    That is whatever changes the weights, the device apart: where files lie, how many processes read
-    them, and whether they are cached or activations recomputed does not.
+    It holds everything that changes the weights, except for the device. The places of files, the
+    number of processes that read them, caching and recomputing change nothing.
 
     Args:
         model_config, config, run: settings.
@@ -124,7 +127,7 @@ def run_record(
     kept = settings(model_config, config)
     kept["drop_path"] = drop_path_rate(model_config, config)
     kept["output_stride"] = kept["output_stride"] or 32
-    # Where files lie, how they are read, what is computed twice, what the images say themselves.
+    # These settings change no weights, except for `num_classes`, which the images determine.
     places = ("data_root", "save_dir", "exp_name", "weights")
     for key in (*places, "cache_images", "checkpoint", "num_classes"):
         kept.pop(key)
@@ -150,7 +153,7 @@ def load_state(path: Path) -> dict:
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"{path}: damaged, or not the state of a training run") from e
-    if written_by not in (WRITTEN_BY, f"{WRITTEN_BY} 1"):  # of an earlier version: without record
+    if written_by not in (WRITTEN_BY, f"{WRITTEN_BY} 1"):  # an earlier version wrote "1", no record
         raise CheckpointError(f"{path}: written by {written_by!r}, not by {WRITTEN_BY!r}")
     for key in ("progress", "model", "optimizer", "scaler"):
         if not isinstance(state.get(key), dict):

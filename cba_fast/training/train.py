@@ -1,7 +1,8 @@
-"""``train-wsol``: train a classifier as the study does; a killed run continues bit by bit.
+"""The command ``train-wsol``: train a classifier as the study does.
 
-By construction, not by saved generator states: whatever is random in epoch e is drawn from (seed,
-e) alone, so an epoch that is repeated gives what it gave.
+A run that was killed can be continued, with the weights of an uninterrupted one. This needs no
+saved generator states: everything random in epoch e is drawn from (seed, e) alone, so repeating an
+epoch gives the same result.
 """
 
 import contextlib
@@ -25,20 +26,20 @@ from .trainer import Trainer
 
 __all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", "train"]
 
-# After so many epochs, a loss of guessing is worth a warning.
+# After this many epochs, a loss as of guessing is worth a warning.
 _PATIENCE = 5
 
 
 @dataclass(repr=False)
 class TrainResult(Short):
-    """What a run ended with.
+    """The result of a run.
 
     Attributes:
-        best_top1: test top-1 in percent of the weights in `best_path`, of epoch `best_epoch`.
-        best_path, last_path: where the best weights and the last state are.
-        epochs: how many have been done in all.
-        seconds: that this call took.
-        notes: unreadable and truncated images.
+        best_top1: test top-1 in percent of the weights in `best_path`, which are from `best_epoch`.
+        best_path, last_path: the files of the best weights and the last state.
+        epochs: number of epochs of the run, with those of earlier calls.
+        seconds: duration of this call.
+        notes: lines on unreadable and truncated images.
     """
 
     best_top1: float
@@ -61,27 +62,27 @@ def train(
 ) -> TrainResult:
     """Train with AdamW and cross-entropy; after each epoch measure the top-1 on the test split.
 
-    Writes ``<save_dir>/<exp_name>_best.pth`` (the state dict with its `ModelDescription`, when the
-    test top-1 strictly improves), ``_last.pth`` (the state after each epoch) and ``_tb/``
-    (TensorBoard).
+    The files are ``<save_dir>/<exp_name>_best.pth`` (the state dict with its `ModelDescription`,
+    written when the test top-1 strictly improves), ``_last.pth`` (the state after each epoch) and
+    ``_tb/`` (TensorBoard).
 
     Args:
         model_config: the model; its `weights` must be None.
         config: how to train.
-        run: how to compute; `batch_size` is that of `config`.
-        overwrite: start anew and replace a run of this name; else one of the same settings and
-            images is continued, and any other refused. On a CPU with the same number of threads
-            the weights are those of an uninterrupted run.
+        run: how to compute; its `batch_size` is not used.
+        overwrite: start anew and replace a run of this name. Otherwise a run with the same settings
+            and images is continued, and any other is refused. On a CPU with the same number of
+            threads a continued run ends with the weights of an uninterrupted one.
         progress: called in each epoch with an iterable of batches and their number, returns an
             iterable.
-        log: gets what is trained on what, with an estimate of the memory; then a line per epoch.
+        log: gets lines on the model, the images and the estimated memory, then one per epoch.
 
     Raises:
-        InputError: settings or folders that cannot be used, more memory than there is; a loss or
-            test outputs that are not finite (the files are those of the last epoch before).
+        InputError: settings or folders cannot be used, the memory does not suffice, or a loss or a
+            test output is not finite (the files of the epoch before stay).
         OtherRunError: the run of this name differs from this one; the message says how.
-        CheckpointError: `init_weights` cannot be loaded.
-        ImageError: too many unreadable images, or one in a strict run.
+        CheckpointError: `init_weights` or the last state cannot be loaded.
+        ImageError: too many images are unreadable, or one is in a strict run.
         OSError: a file cannot be written; what was written before stays.
     """
     started = time.perf_counter()
@@ -138,7 +139,7 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
     }
     done.history.append({"epoch": epoch, "time": time.time(), "scalars": scalars})
     _write_log(writer, done.history[-1:])
-    files.save(trainer.state())  # last: it says that the epoch's other files are complete
+    files.save(trainer.state())  # written last, because it vouches for the epoch's other files
     epochs = trainer.config.epochs
     log(
         f"epoch {epoch:{len(str(epochs))}d}/{epochs}  lr {figures.lr:.3e}  "
@@ -166,11 +167,11 @@ def _result(files: RunFiles, done: Progress, started: float, notes: list[str]) -
 def _open_log(folder: Path, history: list[dict]):
     """Return a TensorBoard writer whose log holds the epochs of `history` and no others.
 
-    A continued log is written anew: what a killed run logged of an epoch that will be repeated is
-    gone, and TensorBoard reads the files of one folder in the order of their names, which hold
-    whole seconds, the host and the process.
+    The log of a continued run is written anew. This removes what a killed run logged of an epoch
+    that will be repeated, and leaves one file: TensorBoard orders several by their names, which
+    hold whole seconds, the host and the process.
     """
-    # Imported here: it takes a second, which a command that does not train need not wait.
+    # The import takes a second, so it is left to commands that train.
     from torch.utils.tensorboard import SummaryWriter
 
     for path in folder.glob("events.out.tfevents.*"):

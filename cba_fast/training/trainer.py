@@ -1,4 +1,4 @@
-"""One training run in memory: epochs, the test after each, and the state between them."""
+"""Train and test a model epoch by epoch; this file reads and writes no results."""
 
 import math
 import time
@@ -24,16 +24,16 @@ from .data import EpochPlan, PixelBatch, PixelReader, Splits, cut_batches, plan_
 from .start import has_batch_norms
 from .state import Progress
 
-# Reading a loss waits for the GPU; between two readings it may run ahead.
+# Losses are read after this many steps, because reading one waits for the GPU.
 _STEPS_BETWEEN_CHECKS = 50
-# How close to log(classes) the loss of a model that guesses is.
+# A loss within this share of log(number of classes) is that of a model that guesses.
 _GUESSING = 0.02
 _TINY_LAYER_SCALE = 1e-3
 
 
 @dataclass
 class EpochFigures:
-    """Mean loss and top-1 (percent) over an epoch, its last learning rate, and its speed."""
+    """Mean training loss and top-1 (percent) of an epoch, its last learning rate and its speed."""
 
     loss: float
     top1: float
@@ -42,16 +42,16 @@ class EpochFigures:
 
 
 class Trainer:
-    """Model, optimizer and images of one run.
+    """The model, the optimizer and the images of one training run.
 
     Args:
-        model: in its training form; it is moved to the run's device.
+        model: the model in its training form; it is moved to the run's device.
         splits: the images.
         config, run: settings.
-        checkpoint: the level of recomputing, of `cba_fast.erf.LEVELS`; see `prepare`.
+        checkpoint: the level of recomputing, one of `cba_fast.erf.LEVELS`; see `prepare`.
 
     Attributes:
-        progress: the epochs done, kept by the caller; part of the state.
+        progress: the finished epochs. The caller keeps it up to date; it is part of the state.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Trainer:
         self._train = PixelReader(splits.train, resize(size, mode), vary, run, cached=cached)
         self._test = PixelReader(splits.test, resize(size), None, run, cached=cached)
         self._train_labels, self._test_labels = (_labels(s) for s in (splits.train, splits.test))
-        # "fused" is one kernel for all parameters: the loop over hundreds of small tensors costs
-        # more than the arithmetic.
+        # "fused" uses one kernel for all parameters, because a loop over hundreds of small tensors
+        # takes more time than the arithmetic.
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -103,7 +103,7 @@ class Trainer:
             flips = torch.from_numpy(plan.flips[batch.indices])
             try:
                 loss, correct = self._step(batch, flips)
-            except ValueError as e:  # only one image of a batch is readable, and its maps are 1x1
+            except ValueError as e:  # a batch norm got a single readable image with maps of 1x1
                 raise InputError(f"epoch {epoch}, step {len(losses) + 1}: {e}") from e
             losses.append(loss)
             hits.append(correct)
@@ -125,7 +125,7 @@ class Trainer:
         return plan_epoch(self.config.seed, epoch, count, size, join_last=self._has_norms)
 
     def _step(self, batch: PixelBatch, flips: Tensor) -> tuple[Tensor, Tensor]:
-        """Do one step; return its loss and the number of right answers, still on the device."""
+        """Train on one batch; return its loss and number of correct answers, on the device."""
         count = len(batch.indices)
         size = self.config.micro_batch or count
         labels = self._train_labels[batch.indices].to(self.device, non_blocking=True)
@@ -137,7 +137,7 @@ class Trainer:
             with recomputing(self.model, self.checkpoint, between=True), autocast(self.run):
                 logits = self.model(x).float()
                 scores = logits.softmax(1) if self.config.study_softmax else logits
-                # The gradient of the whole batch's mean is the sum of these.
+                # With these weights the parts' gradients sum to that of the batch's mean loss.
                 loss = F.cross_entropy(scores, labels[rows]) * (len(part) / count)
             self._scaler.scale(loss).backward()
             found.append((loss.detach(), (logits.detach().argmax(1) == labels[rows]).sum()))
@@ -153,7 +153,7 @@ class Trainer:
         """Return the top-1 on the test split in percent.
 
         Raises:
-            InputError: outputs that are not finite.
+            InputError: an output is not finite.
             ImageError: see :class:`PixelReader`.
         """
         self.model.eval()
@@ -173,7 +173,7 @@ class Trainer:
         return 100 * torch.stack(hits).sum().item() / count
 
     def state(self) -> dict:
-        """Return what :meth:`load` needs, as tensors and plain values."""
+        """Return the state that :meth:`load` needs, as tensors and plain values."""
         return {
             "progress": asdict(self.progress),
             "model": described(self.model.state_dict(), self.model.description),
@@ -183,7 +183,7 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Go on from what :meth:`state` returned in a run of the same settings."""
+        """Continue from what :meth:`state` returned in a run with the same settings."""
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -192,7 +192,7 @@ class Trainer:
         self._scaler.load_state_dict(state["scaler"])
 
     def notes(self) -> list[str]:
-        """Return what to tell about images that were unreadable or not whole."""
+        """Return lines on the unreadable and truncated images."""
         return [*self._train.report.lines(), *self._test.report.lines()]
 
     def guessing_warning(self, loss: float) -> str | None:
@@ -241,7 +241,7 @@ def _labels(images: ImageSet) -> Tensor:
 def _scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
 ) -> LRScheduler | None:
-    """Return the schedule over `steps` steps in all; None for a constant rate."""
+    """Return the learning rate schedule over `steps` steps; None for a constant rate."""
     if config.schedule == "onecycle":
         return OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps)
     if config.schedule == "cosine":

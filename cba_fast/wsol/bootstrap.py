@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..short import Short
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
+from .resampling import check_resampling, parts, percentile_interval
 from .row_table import RowTable
 
 BATCH_BYTES = 100 << 20  # of the weights, or counts, of the resamples that are scored at a time
@@ -127,7 +128,7 @@ def bootstrap(
     Source:
         Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (percentile interval).
     """
-    _check(num_resamples, confidence)
+    check_resampling(num_resamples, confidence)
     run = _Run(evaluator, list(evaluator.table.index), correct)
     total = _total(evaluator, missing_as_miss)
     point = run.scores(np.ones((1, len(run.ids)), np.uint16), total)
@@ -169,7 +170,7 @@ def compare(
         InputError: the runs hold different images (with `missing_as_miss`: their ground truths
             do; one is named), other ground truth, or nothing that both have.
     """
-    _check(num_resamples, confidence)
+    check_resampling(num_resamples, confidence)
     a.check_boxes(b.boxes)
     ids = _images_of_both(a, b, missing_as_miss)
     total, _ = (_total(run, missing_as_miss) for run in (a, b))  # equal; an empty run is refused
@@ -220,13 +221,6 @@ def _in_order(
     return {name: np.append(right, False)[at] for name, right in correct.items()}
 
 
-def _check(num_resamples: int, confidence: float) -> None:
-    if num_resamples < 2:
-        raise InputError(f"num_resamples must be at least 2, got {num_resamples}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie in (0, 1), got {confidence}")
-
-
 def _total(evaluator: BoxEvaluator, missing_as_miss: bool) -> int:
     if not len(evaluator):
         raise InputError("no image was evaluated")
@@ -244,9 +238,8 @@ def _weights(
     rng = np.random.default_rng(seed)
     dtype = np.uint16 if total < 2**16 else np.uint32
     size = max(np.dtype(dtype).itemsize * total, 4 * num_counts)
-    step = max(1, BATCH_BYTES // size)
-    for start in range(0, num_resamples, step):
-        weights = np.empty((min(step, num_resamples - start), num_images), dtype)
+    for part in parts(num_resamples, BATCH_BYTES // size):
+        weights = np.empty((part, num_images), dtype)
         for row in weights:
             row[:] = np.bincount(rng.integers(0, total, total), minlength=total)[:num_images]
         yield weights
@@ -259,10 +252,9 @@ def _percent(counts: np.ndarray, total: int) -> np.ndarray:
 def _summary(
     estimate: float, drawn: np.ndarray, confidence: float
 ) -> tuple[float, float, float, float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = percentile_interval(drawn, confidence)
     error, bias = np.std(drawn, ddof=1), np.mean(drawn) - estimate
-    return float(estimate), float(low), float(high), float(error), float(bias)
+    return float(estimate), low, high, float(error), float(bias)
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""What a box evaluation gives: counts, accuracies, the curve over thresholds, figures by class."""
+"""The results of a box evaluation: counts, accuracies, curves over thresholds, and classes."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ def warn_missing(missing: list[str], num_images: int) -> None:
 
 @dataclass(repr=False)
 class ModeResult(Short):
-    """The counts of one contour mode and what follows from them.
+    """The counts and accuracies of one contour mode.
 
     Attributes:
-        num_correct: for each IoU threshold, the number of images localized at each threshold.
-        max_box_acc: for each IoU threshold, the best share of images, in percent.
-        optimal_threshold: for each IoU threshold, the lowest threshold that reaches the best.
+        num_correct: for each IoU threshold, the number of images localized at each score threshold.
+        max_box_acc: for each IoU threshold, the largest share of images, in percent.
+        optimal_threshold: for each IoU threshold, the lowest score threshold that reaches it.
     """
 
     num_correct: list[list[int]]
@@ -40,13 +40,13 @@ class ModeResult(Short):
 
 @dataclass(repr=False)
 class ClassResult(Short):
-    """The figures of one class at the thresholds that are optimal for the whole set.
+    """The accuracies of one class at the thresholds that are optimal for the whole set.
 
     Attributes:
         label: the 0-based class.
-        num_images: images of the class that count.
-        box_acc: contour mode -> for each IoU threshold the share of images, in percent. Their
-            means, weighted with the numbers of images, are the accuracies of the whole set.
+        num_images: number of images of the class that count.
+        box_acc: by contour mode, the share of images for each IoU threshold, in percent. The mean
+            over the classes, weighted with their numbers of images, is the accuracy of the set.
     """
 
     label: int
@@ -56,7 +56,14 @@ class ClassResult(Short):
 
 @dataclass(repr=False)
 class BoxResult(Short):
-    """What `BoxEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``."""
+    """The result of `BoxEvaluator.compute`, with the fields of ``wsol-eval --json``.
+
+    Attributes:
+        num_images: number of images that count.
+        missing: ids of the images of the ground truth without a score map.
+        thresholds, iou_thresholds: the score thresholds and the IoU thresholds.
+        modes: the counts by contour mode, "largest" or "all".
+    """
 
     figures = ("max_box_acc", "max_box_acc_v2")
 
@@ -98,7 +105,7 @@ class BoxResult(Short):
         return 100.0 * np.asarray(counts) / self.num_images
 
     def accuracy_at(self, mode: str, iou: float, threshold: float) -> float:
-        """Return the accuracy in percent at one of `thresholds` (for instance one tuned on val).
+        """Return the accuracy in percent at one of `thresholds`, such as one tuned on other images.
 
         Raises:
             InputError: `mode`, `iou` or `threshold` was not run.

@@ -23,14 +23,14 @@ def cam_from_features(features: Tensor, weights: Tensor) -> Tensor:
 
     Source:
         Zhou et al. 2016, "Learning Deep Features for Discriminative Localization". The mean over
-        channels (not the sum) cancels in the division; it is kept for equal rounding with the study
-        of Yasuki and Taki 2024, "CAM Back Again".
+        the channels, instead of the sum, cancels in the division; it is kept because it rounds as
+        in the study of Yasuki and Taki 2024, "CAM Back Again".
     """
     means = weighted_features(features, weights).mean(dim=1)
     maps = means.relu()
     peak = maps.amax(dim=(1, 2), keepdim=True)
     maps = torch.where(peak > 0, maps / peak, 0.0)
-    # relu and the comparison would turn -inf and NaN into zeros that look like a map
+    # Without this, relu and the comparison would turn -inf and NaN into zeros, which look valid.
     return torch.where(means.isfinite().all(2).all(1)[:, None, None], maps, torch.nan)
 
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy and localization: the class and the box are right."""
+"""Top-1 and top-5 accuracy and localization, which asks for the right class and the right box."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,19 +14,19 @@ def correct_classes(
     predictions: Mapping[str, Sequence[int]],
     labels: Mapping[str, int] | None,
 ) -> dict[str, np.ndarray]:
-    """Return whose class is predicted right.
+    """Return for each image whether its class is predicted correctly.
 
     Args:
-        image_ids: N images.
+        image_ids: ids of N images.
         predictions: the predicted classes of each image, best first.
-        labels: the true class of each image.
+        labels: the true class of each image; None raises the error that there are none.
 
     Returns:
-        ``{"top1": (N,) bool, "top5": (N,) bool}``; without "top5" where an image has fewer than
-        five predictions and fewer than there are classes.
+        ``{"top1": (N,) bool, "top5": (N,) bool}``. There is no "top5" if an image has fewer than
+        five predictions, unless it has one for each class.
 
     Raises:
-        InputError: no labels, an image without a prediction (it is named), or an empty one.
+        InputError: there are no labels, or an image (which is named) has no prediction.
     """
     if labels is None:
         raise InputError("the ground truth has no class labels (class_labels.txt)")
@@ -44,7 +44,7 @@ def correct_classes(
 def classification_scores(
     evaluator: BoxEvaluator, result: BoxResult, correct: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:
-    """Return accuracies and localization in percent.
+    """Return top-1 and top-5 accuracy and localization in percent.
 
     Args:
         evaluator: the evaluated images, with the contour mode "largest".
@@ -52,9 +52,10 @@ def classification_scores(
         correct: from :func:`correct_classes` for ``evaluator.table.index``.
 
     Returns:
-        ``top1`` and ``top5``: share of images whose class is right; ``top1_localization`` and
-        ``top5_localization``: and whose box is, at the optimal threshold of MaxBoxAcc (IoU 0.5,
-        largest contour). Those of top-5 are None where `correct` has none.
+        ``top1`` and ``top5``: share of images whose class is right. ``top1_localization`` and
+        ``top5_localization``: share of images whose class and box are right, at the optimal
+        threshold of MaxBoxAcc (IoU 0.5, largest contour). The top-5 values are None if `correct`
+        has no "top5".
 
     Raises:
         InputError: the contour mode "largest" was not run.

@@ -11,17 +11,16 @@ from ..data.boxes import Boxes
 from ..errors import InputError
 from ..ops import best_box_iou
 from ..short import call
-from .batch import as_batch
 from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
-from .score_maps import as_bytes, check_clip
+from .score_maps import as_batch, as_bytes, check_clip
 
-IOU_BYTES = 32 << 20  # of the IoUs that are held at a time: 4,194 maps at 1,000 thresholds
-MAX_IOUS = 255  # what a byte of a row can count
+IOU_BYTES = 32 << 20  # most bytes of IoUs at a time: 4,194 maps at 1,000 thresholds
+MAX_IOUS = 255  # the largest count of IoU thresholds that a byte of a row can hold
 
 
 class BoxEvaluator:
-    """Score maps against ground-truth boxes at all thresholds at once.
+    """Computes MaxBoxAcc and MaxBoxAccV2 of score maps, at all thresholds at once.
 
     An image counts at (t, iou) if the best IoU between its estimated boxes at t and its
     ground-truth boxes is at least `iou`. ``BoxAcc(t, iou)`` is the share of such images; MaxBoxAcc
@@ -32,9 +31,9 @@ class BoxEvaluator:
     Args:
         boxes: the ground truth with the images' sizes.
         thresholds: (T,) score thresholds in [0, 1); None for ``arange(0, 1, cam_curve_interval)``.
-        cam_curve_interval: the official name of the step between thresholds.
-        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always among them, and with
-            them there are at most 255.
+        cam_curve_interval: step between score thresholds, in (0, 1], under its official name.
+        iou_thresholds: IoU thresholds in (0, 1]; 0.3, 0.5 and 0.7 are always added. At most 255 in
+            all.
         contours: ``"largest"``, ``"all"`` or ``"both"``.
         clip: values that leave [0, 1] by no more than this are clipped, e.g. 1e-5; NaN never is.
 
@@ -84,7 +83,7 @@ class BoxEvaluator:
             )
         self.boxes, self.clip = boxes, clip
         self.modes = MODES if contours == "both" else (contours,)
-        # image id -> (modes, T) uint8: how many of the sorted IoU thresholds are reached
+        # Each image's row (modes, T) uint8 counts the IoU thresholds that its best IoU reaches.
         self.table = RowTable((len(self.modes), len(self.thresholds)))
 
     def update(
@@ -110,7 +109,7 @@ class BoxEvaluator:
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
         self._check_known(image_ids)
         names = [f"image {image_id!r}" for image_id in image_ids]
-        u = as_bytes(scoremaps, names, self.clip)  # the bytes serve both modes
+        u = as_bytes(scoremaps, names, self.clip)
         step = max(1, IOU_BYTES // (8 * len(self.thresholds)))
         parts = [
             self._reached(u[i : i + step], image_ids[i : i + step]) for i in range(0, len(u), step)
@@ -118,7 +117,7 @@ class BoxEvaluator:
         self._add(image_ids, [row for part in parts for row in part])
 
     def _reached(self, u: Tensor, image_ids: Sequence[str]) -> np.ndarray:
-        """Return how many IoU thresholds the maps reach: (n, modes, T) uint8."""
+        """Return how many IoU thresholds each map reaches: (n, modes, T) uint8."""
         height, width = u.shape[1:]
         gt = [self.boxes.scaled(i, (width, height)) for i in image_ids]
         reached = np.zeros((len(u), len(self.modes), len(self.thresholds)), np.uint8)
@@ -129,7 +128,7 @@ class BoxEvaluator:
         return reached
 
     def _add(self, image_ids: Sequence[str], rows: Iterable[np.ndarray]) -> None:
-        """Add the rows (modes, T) of all images, or none if one differs from what is there."""
+        """Add the rows (modes, T) of all images, or none if one contradicts an earlier row."""
         new: dict[str, np.ndarray] = {}
         for image_id, row in zip(image_ids, rows, strict=True):
             old = new.get(image_id, self.table.get(image_id))
@@ -152,13 +151,13 @@ class BoxEvaluator:
         return call("BoxEvaluator", {"images": len(self), "boxes": self.boxes, **self._settings()})
 
     def merge(self, other: "BoxEvaluator") -> None:
-        """Add the images of `other`, an evaluator with the same settings (of another process).
+        """Add the images of `other`, an evaluator with the same settings, e.g. of another process.
 
         Images that both hold count once.
 
         Raises:
-            InputError: other settings, other boxes or sizes of an image that both ground truths
-                hold, or an image with different scores in the two.
+            InputError: the settings differ, or the two contradict each other about an image: its
+                boxes, its size or its scores.
         """
         self._check_settings(other._settings())
         self.check_boxes(other.boxes)
@@ -170,14 +169,14 @@ class BoxEvaluator:
         """Refuse ground truth that contradicts this evaluator's.
 
         Raises:
-            InputError: other boxes or sizes of an image that both hold; the message names it.
+            InputError: an image has other boxes or another size in `other`; the message names it.
         """
         if other is self.boxes:
             return
         for image_id, boxes in self.boxes.boxes.items():
             if image_id not in other.boxes:
                 continue
-            # `get` reads no image header: CUB's sizes are known where an image was scored
+            # Unlike `[]`, `get` reads no image header: CUB's sizes are known for scored images.
             sizes = (self.boxes.sizes.get(image_id), other.sizes.get(image_id))
             if not np.array_equal(boxes, other.boxes[image_id]):
                 raise InputError(
@@ -204,8 +203,8 @@ class BoxEvaluator:
     def state_dict(self) -> dict:
         """Return the settings and rows, without the ground truth.
 
-        Lists, strings, numbers and (images, T) uint8 tensors: ``torch.load(weights_only=True)``
-        reads what ``torch.save`` wrote of it.
+        The values are lists, strings, numbers and (images, T) uint8 tensors, so that
+        ``torch.load(weights_only=True)`` reads what ``torch.save`` has written.
         """
         ids = sorted(self.table.index)
         rows = self.table.take(ids)
@@ -218,7 +217,10 @@ class BoxEvaluator:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Replace the rows by those of `state`, all of them, or none if it is refused.
+        """Replace all rows by those of `state`, or none if it is refused.
+
+        Args:
+            state: from :meth:`state_dict` of an evaluator with the same settings.
 
         Raises:
             InputError: a missing key, other settings than this evaluator's, an image that is not in
@@ -248,7 +250,7 @@ class BoxEvaluator:
         self.table = table
 
     def hits(self, mode: str, iou: float, threshold: float) -> np.ndarray:
-        """Return which images are localized at one of the evaluated settings.
+        """Return which images are localized for a contour mode, an IoU and a score threshold.
 
         Returns:
             (N,) bool, in the order of ``table.index``.
@@ -268,7 +270,7 @@ class BoxEvaluator:
         return np.concatenate(found) if found else np.zeros(0, bool)
 
     def rank(self, iou: float) -> int:
-        """Return the position of an IoU threshold among the sorted ones: a row > it reaches it."""
+        """Return an IoU threshold's position among the sorted ones; larger rows reach it."""
         return int(np.searchsorted(np.sort(self.iou_thresholds), iou))
 
     def localized(self, mode: str, iou: float, threshold: float) -> dict[str, bool]:
@@ -279,9 +281,9 @@ class BoxEvaluator:
         """Return counts, accuracies and optimal thresholds.
 
         Args:
-            missing_as_miss: count images of the ground truth without a score map as not localized;
-                otherwise they are listed in `missing` and left out of every share, with a warning
-                where they are more than half of the images.
+            missing_as_miss: count images of the ground truth without a score map as not localized.
+                Otherwise they are listed in `missing` and left out of every share, with a warning
+                if they are more than half of the images.
 
         Raises:
             InputError: no image was added.
@@ -296,7 +298,7 @@ class BoxEvaluator:
         counts = self._counts()
         for m, mode in enumerate(self.modes):
             best = counts[m].max(axis=1)
-            # the lowest threshold among those that reach the best, whatever their order
+            # The thresholds may be in any order.
             optimal = [float(self.thresholds[c == b].min()) for c, b in zip(counts[m], best)]
             result.modes[mode] = ModeResult(
                 counts[m].tolist(), (100.0 * best / num_images).tolist(), optimal
@@ -304,7 +306,7 @@ class BoxEvaluator:
         return result
 
     def _counts(self) -> np.ndarray:
-        """Return how many images reach each IoU threshold (as asked): (modes, IoUs, T) int64."""
+        """Return the number of localized images: (modes, IoU thresholds, T) int64."""
         shape = (len(self.modes), len(self.iou_thresholds), len(self.thresholds))
         counts = np.zeros(shape, np.int64)
         for block in self.table.blocks():
@@ -313,10 +315,10 @@ class BoxEvaluator:
         return counts
 
     def per_class(self, result: BoxResult) -> list[ClassResult]:
-        """Return the figures of each class, in the order of their labels.
+        """Return the accuracies of each class, in the order of the labels.
 
         Args:
-            result: from :meth:`compute`: its optimal thresholds are taken. If it counts missing
+            result: from :meth:`compute`; its optimal thresholds are used. If it counts missing
                 images as misses, they count in their classes too.
 
         Raises:
@@ -329,7 +331,7 @@ class BoxEvaluator:
         counted = seen
         if result.num_images > len(self):
             counted = np.append(seen, [labels[i] for i in result.missing])
-        # by the labels that there are: a label can be any number below 2**31
+        # Only labels that occur are counted, because labels can be large numbers with gaps.
         names, of = np.unique(counted, return_inverse=True)
         totals = np.bincount(of, minlength=len(names))
         of = of[: len(seen)]

@@ -1,4 +1,4 @@
-"""Feature maps, logits and classifier weights of a model in one forward pass."""
+"""Get feature maps, logits and classifier weights from one forward pass of any model."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ def classify(
     layer: str | None = None,
     layout: str | FeatureLayout | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `model` once, in eval mode, and return what class activation maps are made of.
+    """Run `model` on images and return what class activation maps are made of.
 
     The classifier is what ``get_classifier`` returns, or else the last linear layer whose output
     is the logits. Between the features and the classifier only pooling, norms, activations and the
-    like may run: a map weighted by the classifier's rows explains nothing behind a hidden layer.
+    like may run: behind a hidden layer, features weighted by the classifier's rows explain nothing.
 
     Args:
         model: a classifier whose last steps are pooling and one linear layer (`nn.Linear` or a 1x1
@@ -37,16 +37,17 @@ def classify(
         x: (N, 3, H, W), N >= 1.
         layer: dotted name of the module whose output is taken as the features.
         layout: how the features hold their map: ``"NCHW"``, ``"NHWC"`` (Swin) or ``"NLC"``
-            (tokens); None: as `cba_fast.models.features.layout_of` finds out.
+            (tokens); None to let `cba_fast.models.features.layout_of` find out.
 
     Returns:
         Features as (N, C, h, w), logits (N, K) and the classifier's weight (K, C).
 
     Raises:
-        TypeError: no linear classifier, one that does not take the features' channels or pools over
-            other tokens, a layer with weights of its own before it, or no features without `layer`.
-        ValueError: `layer` does not exist, its output is not a feature map, or how that lies in it
-            cannot be known.
+        TypeError: there is no linear classifier, it does not take the features' channels or pools
+            over other tokens, a layer that mixes channels runs before it, or the model gives no
+            features unless `layer` is named.
+        ValueError: `layer` does not exist, its output is not a feature map, or the layout of the
+            map cannot be known.
     """
     where = "forward_features" if layer is None else f"module {layer!r}"
     with eval_mode(model):
@@ -84,7 +85,7 @@ class _Call:
 
 
 def _run_head(model: nn.Module, x: Tensor) -> tuple[object, object, list[_Call]]:
-    """Return the features, the logits and the calls that ``forward_head`` makes."""
+    """Return the features, the logits and the modules' calls in ``forward_head``."""
     if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
         raise TypeError(
             f"{_name(model)} has no forward_features/forward_head; name the layer that gives the "
@@ -107,7 +108,7 @@ def _run(model: nn.Module, x: Tensor, layer: str) -> tuple[object, object, list[
 
     def record(call: _Call) -> None:
         if call.module is modules[layer]:
-            # a copy: an activation that works in place would change the features
+            # It is copied because an activation that works in place would change the features.
             out = call.result
             seen.append(out.clone() if torch.is_tensor(out) else out)
         elif seen and call.name and not layer.startswith(f"{call.name}."):
@@ -164,7 +165,7 @@ def _refuse_hidden_layers(model: nn.Module, calls: list[_Call], at: int, where: 
     """Raise TypeError if a layer that mixes channels or positions runs before the classifier."""
     head = calls[at]
     for call in calls[:at]:
-        # parametrizations run inside the classifier; other heads read what the classifier reads
+        # Parametrizations run inside the classifier; a second head reads the same input.
         inside = call.name.startswith(f"{head.name}.")
         beside = call.given is not None and call.given is head.given
         if _mixes(call.module) and not inside and not beside:
@@ -184,7 +185,7 @@ def _is_linear(module: object) -> bool:
 def _mixes(module: nn.Module) -> bool:
     """Whether the module's own weights can combine channels or positions.
 
-    Norms, scales and learned activations have one number per channel; all else has parameters with
+    Norms, scales and learned activations have one number per channel; weights that combine have
     two dimensions or more.
     """
     if isinstance(module, nn.LayerNorm):
@@ -195,7 +196,7 @@ def _mixes(module: nn.Module) -> bool:
 
 
 def _is_same(result: object, logits: Tensor) -> bool:
-    """Whether a result is the logits, possibly reshaped (K, 1, 1) -> (K,) or cast."""
+    """Whether a module's result equals the logits, reshaping (K, 1, 1) -> (K,) and casts aside."""
     if not torch.is_tensor(result) or result.ndim < 2:
         return False
     result = result.flatten(1)
@@ -208,7 +209,7 @@ def _is_same(result: object, logits: Tensor) -> bool:
 def _pooling_of(
     model: nn.Module, x: Tensor, layer: str | None, classifier: nn.Module
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function from features of one image to what the classifier is given."""
+    """Return the function from features of one image to the classifier's input."""
 
     def pooling(features: Tensor) -> Tensor:
         given: list[Tensor] = []
@@ -229,7 +230,7 @@ def _pooling_of(
 def _pools_the_map(
     head: Callable[[Tensor], Tensor], features: Tensor, layout: FeatureLayout
 ) -> bool:
-    """Say whether what is pooled depends on the map's tokens, but not on their order."""
+    """Whether the classifier's input depends on the map's tokens, but not on their order."""
     probe = random_like(features)
     maps = layout.to_nchw(probe)
     moved, other = (layout.from_nchw(m, probe) for m in (maps.roll(1, 3), maps.roll(1, 1)))

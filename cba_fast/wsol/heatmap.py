@@ -1,4 +1,4 @@
-"""From a map at feature resolution to the score map that is stored and scored."""
+"""Turn a map at feature resolution into the score map that is stored and scored."""
 
 import cv2
 import numpy as np
@@ -20,10 +20,10 @@ def finish_maps(maps: np.ndarray, size: Size = 384, value_range: str = "clip") -
     Args:
         maps: (N, h, w) float32.
         size: side of the result in pixels, or its (H, W).
-        value_range: what happens to values outside [0, 1], which PC1 maps have and CAMs have not:
+        value_range: how values outside [0, 1] are treated, which PC1 maps have and CAMs do not.
             ``"clip"`` clips them; ``"wrap"`` truncates 255 * map toward zero and keeps the low 8
-            bits (what NumPy's cast does on x86, and so the study's figures); ``"minmax"`` rescales
-            each resized map to [0, 1] first.
+            bits, as NumPy's cast on x86 does in the study; ``"minmax"`` first rescales each resized
+            map to [0, 1].
 
     Returns:
         (N, H, W) float64 in [0, 1].
@@ -41,10 +41,10 @@ def finish_maps(maps: np.ndarray, size: Size = 384, value_range: str = "clip") -
 
 
 def quantize_maps(maps: Tensor, size: Size = 384, value_range: str = "clip") -> Tensor:
-    """Upsample maps and quantize them to bytes, where they are.
+    """Upsample maps and quantize them to bytes, on the device where they are.
 
-    CPU tensors are resized by OpenCV map by map; tensors elsewhere in one batch on their device:
-    see `resize_bilinear` for how the two compare.
+    Maps on the CPU are resized one by one with OpenCV, those on another device in one batch by
+    `resize_bilinear`, which says how the two compare.
 
     Args:
         maps: (N, h, w) float32, finite.
@@ -64,8 +64,8 @@ def quantize_maps(maps: Tensor, size: Size = 384, value_range: str = "clip") -> 
     out = torch.empty((len(maps), *shape), dtype=torch.uint8)
     for n, small in enumerate(maps.numpy()):  # one at a time: a map stays in the cache
         if small.min() == small.max():
-            # OpenCV's own code (without IPP) rounds a constant to two neighbours, which the
-            # normalization would draw apart to 0 and 1.
+            # OpenCV without IPP rounds a constant to two neighbouring values, which the
+            # normalization would stretch to 0 and 1.
             resized = np.full(shape, small[0, 0])
         else:
             resized = cv2.resize(small, (width, height))  # bilinear is the default
@@ -76,7 +76,8 @@ def quantize_maps(maps: Tensor, size: Size = 384, value_range: str = "clip") -> 
 def levels_of(maps: Tensor, value_range: str) -> Tensor:
     """Return 255 * m of maps (N, H, W) float32 as bytes: float32 products, truncated toward zero.
 
-    Every operation is rounded by itself, so that all devices give the same bytes.
+    `value_range` is that of :func:`finish_maps`. Every operation is rounded by itself, so that all
+    devices give the same bytes.
     """
     if value_range == "minmax":
         low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
@@ -84,8 +85,8 @@ def levels_of(maps: Tensor, value_range: str) -> Tensor:
     scaled = maps * 255
     if value_range != "wrap":
         return scaled.clamp(0, 255).to(torch.uint8)
-    # A direct cast of a negative float to uint8 is not defined and differs between machines. A
-    # float32 of 2**62 or more has 0 in its low 8 bits, as the bound to which it is clamped.
+    # A direct cast of a negative float to uint8 is undefined and differs between machines. Clamping
+    # changes no bytes: like the bound, any float32 of 2**62 or more has zeros in its low 8 bits.
     return (scaled.clamp(-(2.0**62), 2.0**62).to(torch.int64) & 0xFF).to(torch.uint8)
 
 
@@ -96,13 +97,13 @@ def normalize(u: Tensor) -> Tensor:
 
 
 def score_levels(u: Tensor) -> Tensor:
-    """Return the bytes that the evaluator makes of ``normalize(u)``, (N, H, W) uint8.
+    """Return the bytes that the evaluator makes of ``normalize(u)``: (N, H, W) uint8.
 
-    The product and its truncation are those of `cba_fast.ops.quantize`, on the device of `u`.
+    They are computed as `cba_fast.ops.quantize` does, but on the device of `u`.
     """
     return normalize(u).mul_(255).to(torch.uint8)
 
 
 def is_constant(maps: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which finished maps (N, H, W) hold no localization (all zeros)."""
+    """Return which finished maps (N, H, W) are all zeros, as constant maps are: (N,) bool."""
     return ~maps.any(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""How well feature maps cover the object: measures of one image's maps against its boxes."""
+"""Measures of how well the feature maps of an image cover its object."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,9 @@ from .class_activation import cam_from_features, weighted_features
 from .principal_component import first_principal_axis, pc1_from_features
 
 LEVEL = 0.05
-# Sums over a box that differ by less, relative to their largest possible value, are ties. Their
-# rounding is 1e-14 (float64, some hundred cells); float32 features tell no smaller differences.
+# Sums over a box count as equal if they differ by less than this share of their largest possible
+# value. Their rounding is 1e-14 (float64, some hundred cells), and float32 features do not resolve
+# smaller differences.
 _TIE = 1e-9
 
 
@@ -25,7 +26,7 @@ class MapQuality(Short):
     Attributes:
         object_channels: see :func:`object_channels`.
         pc1_explained: see :func:`pc1_explained`.
-        pc1_cam_iou: see :func:`map_iou`, of the PC1 map and the CAM.
+        pc1_cam_iou: :func:`map_iou` of the PC1 map and the CAM.
     """
 
     object_channels: np.ndarray
@@ -66,9 +67,9 @@ def box_coverage(boxes: np.ndarray, map_size: Size, grid: tuple[int, int]) -> np
 
     Args:
         boxes: (G, 4) integers x0, y0, x1, y1 in pixels of a map of `map_size`, both ends
-            inclusive, as the IoU of MaxBoxAcc counts them. What lies outside the map has no part.
+            inclusive, as in the IoU of MaxBoxAcc. Parts outside of the map do not count.
         map_size: side of the map, or its (H, W).
-        grid: (h, w) of the feature maps; they need not divide the map's.
+        grid: (h, w) of the feature maps; H and W need not be multiples of them.
 
     Returns:
         (h, w) float64 in [0, 1]; its mean is the share of the map that the boxes cover.
@@ -93,19 +94,19 @@ def object_channels(
 
     Channel c's map is its part of the CAM, a[c] = weights[n, c] * features[n, c], min-max
     normalized. With b the coverage of the cells by the box, T[s] = sum over cells x of
-    a[c, x] * b[x - s] is the map's mass in the box that is moved by s, cyclically in both
-    directions: the number of cells K = h*w is the number of shifts. The channel counts as
+    a[c, x] * b[x - s] is the map's mass in the box moved by s, cyclically in both directions. There
+    are as many shifts as cells, K = h*w. The channel counts as
 
         phi[c] = min(1, max(0, (level * K - #{s: T[s] > T[0]}) / #{s: T[s] = T[0]})),
 
     and the share is the mean of phi over the channels.
 
-    phi is the probability that the randomized test of size `level` rejects "the map does not know
-    where the box is": 1 where the box's own place is among the `level` best, 0 where it is not, a
-    fraction at the border. If the map is equally likely in all its K positions relative to the box,
-    the expectation of phi is exactly `level`, whatever the map looks like, for every K. So 0.05
-    means chance on feature maps of 6x6 as of 12x12, where a plain test could reject with
-    probability 1/36 = 0.028 and 7/144 = 0.049.
+    phi is the probability that the randomized test of size `level` rejects the hypothesis that the
+    map has nothing to do with the box: 1 where the box's own place is among the best share `level`
+    of the shifts, 0 where it is not, and a fraction at the border. If the map is equally likely in
+    all its K positions relative to the box, the expectation of phi is exactly `level` for every map
+    and every K. So 0.05 means chance on feature maps of 6x6 as well as 12x12, where a plain test
+    could only reject with probability 1/36 = 0.028 or 7/144 = 0.049.
 
     Args:
         features: (N, C, h, w) floating.
@@ -120,13 +121,14 @@ def object_channels(
         ValueError: the shapes do not fit, or `level` is outside (0, 1).
 
     Notes:
-        Shifts keep each map's smoothness; permuted cells (a hypergeometric test) do not, and call
-        smooth maps significant far too often. There is no false discovery control over channels:
-        the share is an estimate with a known value under chance, not a list of discoveries, and
-        at 36 shifts the smallest p value, 0.028, would leave Benjamini-Hochberg nothing to find
-        unless half of the channels have it. A constant channel counts as `level`. Cyclic shifts
-        take the map for a torus without a preferred place: channels that always light up in the
-        middle of the image find centred objects, and count. Time and memory grow with K**2.
+        Shifts keep each map's smoothness. Permuting cells (a hypergeometric test) does not, and
+        calls smooth maps significant far too often. There is no false discovery control over the
+        channels, because the share is an estimate with a known value under chance and not a list of
+        discoveries; and at 36 shifts the smallest p value is 0.028, with which Benjamini-Hochberg
+        finds nothing unless half of the channels reach it. A constant channel counts as `level`.
+        Cyclic shifts treat the map as a torus without a preferred place, so channels that always
+        light up in the middle of the image count where the object is in the middle. Time and memory
+        grow with K**2.
 
     Source:
         The cyclic shift is the null model of Lotwick and Silverman 1982, "Methods for analysing
@@ -154,8 +156,9 @@ def object_channels(
 def pc1_explained(features: Tensor, weights: Tensor) -> np.ndarray:
     """Return the share of the maps' variance that lies along their first principal axis.
 
-    With X (C, h*w) the weighted maps, each min-max normalized, columns centred, and v the first
-    principal axis: |X v|**2 / |X|**2, the PCA's explained variance ratio (that of the PC1 map).
+    It is |X v|**2 / |X|**2, the explained variance ratio of the PCA behind the PC1 map. X (C, h*w)
+    are the weighted maps, each min-max normalized, with centred columns; v is the first principal
+    axis.
 
     Args:
         features: (N, C, h, w) floating.
@@ -175,7 +178,7 @@ def pc1_explained(features: Tensor, weights: Tensor) -> np.ndarray:
 def map_iou(a: Tensor, b: Tensor) -> np.ndarray:
     """Return the IoU of two maps, each binarized above its own mean.
 
-    The mean is the threshold of the study's orientation rule for PC1. It needs no ground truth.
+    The study's orientation rule for PC1 uses the same threshold. No ground truth is needed.
 
     Args:
         a, b: (N, H, W) floating.
@@ -216,7 +219,7 @@ def _normalized(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _shifted(boxes: Tensor) -> Tensor:
-    """Return the boxes (N, h, w) in all cyclic shifts, the first one unmoved: (N, h*w, h*w)."""
+    """Return `boxes` (N, h, w) in all cyclic shifts, the unmoved one first: (N, h*w, h*w)."""
     n, h, w = boxes.shape
     i, j = torch.arange(h, device=boxes.device), torch.arange(w, device=boxes.device)
     rows = (i[None, :] - i[:, None]) % h  # [shift, row]: the row that comes to lie there
@@ -226,7 +229,7 @@ def _shifted(boxes: Tensor) -> Tensor:
 
 
 def _pooling(cells: int, size: int) -> np.ndarray:
-    """Return (cells, size): the share of each cell that each pixel of a line makes up."""
+    """Return for each cell of a line which share of it each pixel covers: (cells, size)."""
     edges = np.arange(cells + 1) * (size / cells)
     pixels = np.arange(size)
     left = np.maximum(edges[:-1, None], pixels)

@@ -1,4 +1,4 @@
-"""Read stored score maps in parallel, ahead of the one who scores them."""
+"""Find stored score maps and read them with several threads, ahead of their use."""
 
 import math
 import os
@@ -29,10 +29,10 @@ from .score_maps import (
     read_score_map,
 )
 
-# Maps that a reader takes at once. A call of `quantize` costs 55 microseconds before its first
-# value: with 16 maps at once the 224x224 map costs 22 microseconds instead of 78.
+# Number of maps that a thread reads at once. A call of `quantize` costs 55 microseconds before its
+# first value, so a 224x224 map takes 22 microseconds among 16 and 78 alone.
 GROUP = 16
-CHUNK_BYTES = 16 << 20  # of the maps of a sweep: 334 of uint8 at 224x224
+CHUNK_BYTES = 16 << 20  # most bytes of the maps yielded at once: 334 of uint8 at 224x224
 HEADER = 128  # bytes of the header of a two-dimensional .npy file as NumPy writes it
 
 MapSource = MapFolder | ScoreStore
@@ -52,7 +52,9 @@ def open_maps(root: str | os.PathLike) -> MapSource:
 
 
 def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
-    """Return where the map of each image lies that has one; no map belongs to two images.
+    """Return the place of each image's map: a path, or a row of a store; no map serves two images.
+
+    Images without a map are left out.
 
     Raises:
         InputError: no image has a map, two images share one, or an id is no plain relative path.
@@ -75,7 +77,7 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
 
 
 def ambiguous_lines(source: MapSource) -> list[str]:
-    """Return a note on the images that `find_maps` found two maps of, if there are any."""
+    """Return a note on the images for which `find_maps` found two maps, if there are any."""
     if not source.ambiguous:
         return []
     return [
@@ -89,11 +91,11 @@ class MapReading:
     """How stored maps are read.
 
     Attributes:
-        eval_size: the side or (H, W) that a map must have; None takes any size.
+        eval_size: the side or (H, W) that a map must have; None accepts any size.
         resize: resize maps of other sizes to `eval_size`, bilinearly.
-        as_bytes: give u = uint8(255 * m), quantized in the precision of the map; else the scores as
-            they are stored, floating (bytes are refused, they are no scores).
-        workers: threads that read.
+        as_bytes: return u = uint8(255 * m), quantized in the precision of the map. Otherwise the
+            scores are returned as they are stored, and must be floating.
+        workers: number of threads that read.
         clip: see `check_score_map`.
     """
 
@@ -120,16 +122,16 @@ def read_maps(
     Args:
         source: from `open_maps`.
         found: from `find_maps`.
-        reading: how.
+        reading: how to read them.
         progress: called with an iterable and its length, returns an iterable.
 
     Yields:
-        (ids, maps): runs of maps of one shape and dtype, (n, H, W), of at most `CHUNK_BYTES` (or
-        one map).
+        (ids, maps): n ids and their maps (n, H, W), which have one shape and dtype and at most
+        `CHUNK_BYTES` bytes, unless a single map has more.
 
     Raises:
-        ScoreMapError: the first map in order that cannot be read, is not valid or has another size;
-            the message names it.
+        ScoreMapError: a map cannot be read, is not valid or has another size; the message names the
+            first such map.
     """
     ids = list(found)
     size = GROUP
@@ -151,8 +153,8 @@ def prefetch(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in order, computed by threads at most 2 * `workers` items ahead.
 
-    What is waited for is cancelled when the caller stops, or when an item raises (which it does in
-    its place of the order).
+    An error is raised when its item's turn comes. Then, or when the caller stops, the remaining
+    calls are cancelled.
     """
     waiting: deque = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="cba-read") as pool:
@@ -169,7 +171,7 @@ def prefetch(
 
 
 def chunked(runs: Iterable[Run]) -> Iterator[Run]:
-    """Join neighbouring runs of equal shape and dtype up to `CHUNK_BYTES`; split longer ones."""
+    """Join runs of equal shape and dtype up to `CHUNK_BYTES`, and split larger ones."""
     ids: list[str] = []
     parts: list[np.ndarray] = []
     for new_ids, maps in runs:
@@ -189,15 +191,15 @@ def chunked(runs: Iterable[Run]) -> Iterator[Run]:
 
 
 def _map_bytes(source: MapSource, key: Path | int, reading: MapReading) -> int:
-    """Return about how many bytes a map takes when it is read: what the first one says.
+    """Return about how many bytes the map at `key` takes in memory.
 
-    What is read ahead is bounded by it: large maps are read in smaller groups.
+    Large maps are read in smaller groups, so that what is read ahead stays bounded.
     """
     if isinstance(source, ScoreStore):
         return max(1, math.prod(source.shape))
     try:
         stored = key.stat().st_size
-    except OSError:  # the reader will say what is wrong with the file
+    except OSError:  # reading the file later tells what is wrong with it
         stored = 1
     resized = 8 * math.prod(reading.shape) if reading.shape and reading.resize else 0
     return max(1, stored, resized)
@@ -239,7 +241,7 @@ def _read_stored(store: ScoreStore, rows: list[int], reading: MapReading) -> np.
 
 
 def _read_files(paths: Sequence[Path], reading: MapReading) -> Iterator[np.ndarray]:
-    """Yield the maps of `paths` in runs (n, H, W) of one shape and dtype, not all checked yet."""
+    """Yield the maps of `paths` in runs (n, H, W) of one shape and dtype, not checked yet."""
     while paths:
         run = _read_alike(paths)
         if run is None:
@@ -258,9 +260,9 @@ def _resized(scoremap: np.ndarray, path: Path, reading: MapReading) -> np.ndarra
 def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
     """Read the first maps of `paths` that have one shape and dtype into one array (n, H, W).
 
-    None if the first is no plain map file: `read_score_map` then says what it is. Parsing a header
-    takes 80 microseconds, longer than reading the values of a 224x224 map; here equal headers are
-    parsed once, and the values are read to where they stay.
+    Equal headers are parsed once, because parsing one takes 80 microseconds, longer than reading
+    the values of a 224x224 map; and the values are read into the array itself. The result is None
+    if the first file is not plainly a map; `read_score_map` then finds out what it is.
     """
     out, count = None, 0
     for path in paths:
@@ -285,7 +287,7 @@ def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
 
 
 def _room(wanted: int, nbytes: int) -> int:
-    """Return how many maps of `nbytes` are read at once."""
+    """Return how many maps of `nbytes`, at most `wanted`, fit into `CHUNK_BYTES`; at least 1."""
     return max(1, min(wanted, CHUNK_BYTES // nbytes))
 
 

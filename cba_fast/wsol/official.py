@@ -1,4 +1,4 @@
-"""``evaluate_wsol`` with the arguments and meanings of clovaai/wsolevaluation."""
+"""``evaluate_wsol``, a replacement for the function of this name in clovaai/wsolevaluation."""
 
 import logging
 import os
@@ -12,11 +12,11 @@ from ..data.boxes import load_boxes
 from ..data.masks import OFFICIAL_SIZE, load_masks
 from ..data.textlines import counted
 from ..errors import InputError, ScoreMapError
-from .batch import as_batch
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator
 from .map_reading import MapReading, ambiguous_lines, find_maps, open_maps, read_maps
 from .pixel_evaluator import PixelEvaluator, PixelResult
+from .score_maps import as_batch
 
 log = logging.getLogger("cba_fast")
 
@@ -40,29 +40,29 @@ def evaluate_wsol(
     *,
     clip: float = 0.0,
 ) -> float:
-    """Return the score of a method as the official function of this name does.
+    """Score the maps of a data set as the official function of this name does.
 
     For CUB and ILSVRC with ``multi_contour_eval=False, multi_iou_eval=False`` this is MaxBoxAcc,
     with both true and the IoU thresholds 30, 50, 70 MaxBoxAccV2; for OpenImages it is PxAP.
 
     Args:
         scoremap_root: the folder of the score maps ``<image_id>.npy`` (224, 224), floating in
-            [0, 1], or a store of them. Beyond the official function also maps in memory: a mapping
-            from image ids to maps (H, W), or an iterable of batches (maps (N, H, W), N image ids);
-            torch or NumPy.
+            [0, 1], or a store of them. Unlike the official function, this one also takes maps in
+            memory, torch or NumPy: a mapping from image ids to maps (H, W), or an iterable of
+            batches (maps (N, H, W), N image ids).
         metadata_root: the folder that holds ``<dataset_name>/<split>``.
         mask_root: the folder that holds ``OpenImages`` with the masks; not used for boxes.
         dataset_name: "CUB", "ILSVRC" or "OpenImages".
-        split: "val", "test", ...
-        multi_contour_eval: take the boxes of all contours, not of the largest one.
-        multi_iou_eval: the mean over `iou_threshold_list`; else the score at IoU threshold 50.
+        split: name of a folder, such as "val" or "test".
+        multi_contour_eval: take the boxes of all contours instead of the largest one.
+        multi_iou_eval: return the mean over `iou_threshold_list`, not the score at threshold 50.
         iou_threshold_list: integers, in percent; not used for OpenImages.
-        cam_curve_interval: step between score thresholds.
-        clip: beyond the official function; values that leave [0, 1] by no more than this (methods
-            that round give 1 + 1e-6) are clipped; NaN never is.
+        cam_curve_interval: step between score thresholds, in (0, 1].
+        clip: values that leave [0, 1] by no more than this, such as 1 + 1e-6, are clipped; NaN
+            never is. The official function has no such argument.
 
     Returns:
-        Percent. Nothing is printed; where an image has two maps, a warning is logged.
+        The score in percent. Nothing is printed; a warning is logged where an image has two maps.
 
     Raises:
         ScoreMapError: an image without a map, or a map of another size or with values that are not
@@ -70,9 +70,9 @@ def evaluate_wsol(
         InputError: an unknown data set, bad metadata, or IoU thresholds that do not fit.
 
     Source:
-        Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. That takes maps of
-        every floating dtype in float64: the bytes are the same, as 255 * m in float32 never rounds
-        up to an integer.
+        Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. The official code
+        converts all maps to float64; the bytes are the same, because 255 * m in float32 never
+        rounds up to an integer.
     """
     evaluator: BoxEvaluator | PixelEvaluator
     folder = Path(metadata_root) / dataset_name / split
@@ -105,7 +105,7 @@ def _scored(
 
 
 def _check_folder(folder: Path) -> Path:
-    # No search in other places, as `load_boxes` does: another split's score would come silently.
+    # Other places, where `load_boxes` looks, are not tried: they may hold another split.
     if not (folder / "image_ids.txt").is_file():
         raise InputError(f"no image_ids.txt in {folder}")
     return folder
@@ -142,7 +142,7 @@ def _pixel_evaluator(
 
 def _iou_thresholds(percent: Sequence[int], multi_iou_eval: bool) -> list[float]:
     for value in percent:
-        if not 1 <= value <= 100:  # 0.5 is a slip, not half a percent
+        if not 1 <= value <= 100:  # a value of 0.5 means 50 %, written in the wrong unit
             raise InputError(f"iou_threshold_list is in percent, 1 to 100, got {value!r}")
     if not len(percent):
         raise InputError("iou_threshold_list is empty")
@@ -157,7 +157,7 @@ def _batches(
     as_bytes: bool,
     clip: float,
 ) -> Iterator[tuple[Sequence[str], ScoreMap]]:
-    """Yield (ids, maps) with maps of the official size, from files as bytes if asked for."""
+    """Yield (ids, maps of the official size); `as_bytes` quantizes those that come from files."""
     if isinstance(scoremaps, str | os.PathLike):
         source = open_maps(scoremaps)
         reading = MapReading(OFFICIAL_SIZE, as_bytes=as_bytes, clip=clip)

@@ -10,24 +10,23 @@ from torch import Tensor
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
 from ..short import Short, call
-from .batch import as_batch
 from .box_result import warn_missing
-from .score_maps import check_clip, check_score_map
+from .score_maps import as_batch, check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 
 
 @dataclass(repr=False)
 class PixelResult(Short):
-    """What `PixelEvaluator.compute` returns; `to_json` gives the fields of ``wsol-eval --json``.
+    """The result of `PixelEvaluator.compute`, with the fields of ``pixel-eval --json``.
 
     Attributes:
-        num_images: how many images count.
-        missing: ids of the ground truth without a score map.
+        num_images: number of images that count.
+        missing: ids of the images of the ground truth without a score map.
         px_ap: the pixel-wise average precision in percent.
-        thresholds: descending from 2.0 and 1.0 to 0.0.
-        precision, recall: at each of `thresholds`; the precision is None where no pixel is
-            positive.
+        thresholds: score thresholds, descending from 2.0 and 1.0 to 0.0.
+        precision, recall: values in [0, 1] at each of `thresholds`; the precision is None where no
+            pixel is positive.
     """
 
     num_images: int
@@ -43,7 +42,7 @@ class PixelResult(Short):
 
 
 class PixelEvaluator:
-    """Score maps against masks at all thresholds at once.
+    """Computes PxAP of score maps against masks, at all thresholds at once.
 
     A pixel is positive at t if its score m >= t; the scores are not quantized. Over the pixels of
     all images that are not ignored, with thresholds t_0 > t_1 > ... (2.0, 1.0, and those of
@@ -55,7 +54,7 @@ class PixelEvaluator:
 
     Args:
         masks: the ground truth.
-        cam_curve_interval: the official name of the step between thresholds, in (0, 1].
+        cam_curve_interval: step between score thresholds, in (0, 1], under its official name.
         clip: values that leave [0, 1] by no more than this are clipped, e.g. 1e-5; NaN never is.
 
     Raises:
@@ -76,7 +75,7 @@ class PixelEvaluator:
         self.masks, self.clip = masks, clip
         self.interval = float(cam_curve_interval)
         self.edges = np.append(np.arange(0, 1, self.interval), [1.0, 2.0, 3.0])
-        # of background and foreground: scores in [edges[i], edges[i + 1])
+        # Counts of background and foreground pixels with scores in [edges[i], edges[i + 1]).
         self.histograms = np.zeros((2, len(self.edges) - 1), np.int64)
         self._seen: dict[str, None] = {}
 
@@ -97,7 +96,7 @@ class PixelEvaluator:
         Args:
             scoremaps: (N, H, W) floating in [0, 1], the size of the masks, or N maps (H, W).
             image_ids: N ids of the ground truth, none of them added before.
-            masks: N masks from ``Masks.read``, where the caller has read them ahead.
+            masks: N masks from ``Masks.read``, if the caller has read them already.
 
         Raises:
             InputError: an unknown id or one that was added before; a `ScoreMapError` that names the
@@ -126,10 +125,10 @@ class PixelEvaluator:
         self._seen.update(dict.fromkeys(map(str, image_ids)))
 
     def _histograms(self, scoremap: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return the counts of background and foreground by bin, (2, bins).
+        """Return the numbers of background and foreground pixels in each bin: (2, bins).
 
-        A division finds the bin but for a rounding error, by which it may be one too high or low;
-        comparing with the edges then settles it. A binary search takes ten times as long.
+        A division finds the bin, which a rounding error can make one too high or too low; comparing
+        with the edges corrects that. A binary search takes ten times as long.
         """
         m = scoremap.astype(np.float64, copy=False).ravel()
         last = len(self.edges) - 4  # the bin below 1.0
@@ -150,10 +149,10 @@ class PixelEvaluator:
             new.add(image_id)
 
     def merge(self, other: "PixelEvaluator") -> None:
-        """Add the images of `other`, an evaluator with the same settings (of another process).
+        """Add the images of `other`, an evaluator with the same settings, e.g. of another process.
 
         Raises:
-            InputError: other settings, other mask files of an image, or an image that both hold.
+            InputError: the settings or the mask files of an image differ, or both hold an image.
         """
         for image_id in other._seen:
             if self.masks.paths.get(image_id) != other.masks.paths[image_id]:
@@ -169,7 +168,7 @@ class PixelEvaluator:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Replace what was added by `state`; its settings must be this evaluator's.
+        """Replace what was added so far by `state`, from an evaluator with the same settings.
 
         Raises:
             InputError: other settings, unknown or repeated images, or histograms that do not fit.
@@ -204,8 +203,8 @@ class PixelEvaluator:
 
         Args:
             missing_as_miss: count an image without a score map as one whose scores are all 0 (its
-                masks are read); otherwise it is listed in `missing` and left out, with a warning
-                where more than half of the images are.
+                masks are read). Otherwise it is listed in `missing` and left out, with a warning if
+                more than half of the images are missing.
             progress: called with the missing images and their number, returns an iterable.
 
         Raises:
@@ -221,7 +220,7 @@ class PixelEvaluator:
             zeros = np.zeros(self.masks.shape)
             for image_id in progress(missing, len(missing)) if progress else missing:
                 histograms = histograms + self._histograms(zeros, self.masks.read(image_id))
-        # floating, descending thresholds, and sums in the official order: equal to the last bit
+        # The order of the thresholds and of the sums is the official one: equal to the last bit.
         false, true = histograms[:, ::-1].astype(np.float64).cumsum(axis=1)
         if not true[-1]:
             raise InputError("no pixel of the masks is foreground")

@@ -10,25 +10,27 @@ def pc1_from_features(features: Tensor, weights: Tensor) -> Tensor:
     """Compute PC1 maps at the resolution of the features.
 
     Each weighted feature map ``weights[n, c] * features[n, c]`` is min-max normalized on its own (a
-    constant one becomes zeros). With the C maps as samples and the h*w positions as variables, the
-    map is the first principal axis, signed so that its entry of largest magnitude is positive,
-    divided by its maximum, and turned into ``1 - map`` where :func:`is_background` says so.
+    constant one becomes zeros). The C maps are the samples and the h*w positions the variables of a
+    principal component analysis. The PC1 map is the first principal axis, signed so that its entry
+    of largest magnitude is positive, divided by its maximum, and turned into ``1 - map`` if
+    :func:`is_background` says so.
 
     Args:
         features: (N, C, h, h) floating, square with h >= 4 (the orientation rule needs a border).
         weights: (N, C), the classifier's row of each image's target.
 
     Returns:
-        (N, h, h) float32. Values may lie outside [0, 1]: there is no rectification. Zeros where
-        all weighted maps are constant (no principal axis exists); NaN where the weighted maps or
-        their spans are not finite.
+        (N, h, h) float32. Values may lie outside [0, 1]. A map is zero where all weighted maps are
+        constant, as there is no principal axis then, and NaN where the weighted maps or their spans
+        are not finite.
 
     Raises:
         ValueError: the shapes do not fit, the map is not square, or h < 4.
 
     Notes:
         The axis comes from an exact float64 eigendecomposition of the smaller Gram matrix. The sign
-        rule is that of scikit-learn >= 1.5; older versions decide by the scores and flip many maps.
+        rule is that of scikit-learn >= 1.5; older versions decide by the scores, and give many maps
+        the other sign.
 
     Source:
         Yasuki and Taki 2024, "CAM Back Again" (arXiv 2403.06676), the PC1 localization method.
@@ -39,7 +41,7 @@ def pc1_from_features(features: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"PC1 needs square feature maps of side >= 4, got {h}x{w}")
     low = maps.amin(dim=(2, 3), keepdim=True)
     span = maps.amax(dim=(2, 3), keepdim=True) - low
-    # `eigh` refuses a batch with one value that is not finite
+    # Values that are not finite are replaced, because `eigh` would refuse the whole batch.
     finite = (span.isfinite() & low.isfinite()).flatten(1).all(1)[:, None, None, None]
     maps = torch.where(finite & (span > 0), (maps - low) / span, 0.0)
     axis = first_principal_axis(maps.reshape(n, c, h * w)).float().reshape(n, h, w)
@@ -75,11 +77,11 @@ def first_principal_axis(samples: Tensor) -> Tensor:
 
 
 def is_background(maps: Tensor) -> Tensor:
-    """Apply the study's orientation rule: is the bright part of the map its border?
+    """Tell by the study's orientation rule which maps are bright on the background.
 
-    A map is binarized at its mean; the ones are counted in all cells except those whose row and
+    A map is binarized at its mean. The ones are counted in all cells except those whose row and
     column both lie in 1..h-3 (63 of 144 cells count at h = 12; the asymmetry is the study's own)
-    and divided by 4*(h-1). Above 0.5 the map shows the background.
+    and their number is divided by 4*(h-1). Above 0.5 the map shows the background.
 
     Args:
         maps: (N, h, h) floating.
@@ -91,5 +93,5 @@ def is_background(maps: Tensor) -> Tensor:
     ones = maps > maps.mean(dim=(1, 2), keepdim=True)
     border = torch.ones(h, h, dtype=torch.bool, device=maps.device)
     border[1 : h - 2, 1 : h - 2] = False
-    # in integers, as devices divide by numbers in different ways
+    # Integers are compared, because devices divide floats with different roundings.
     return (ones & border).sum(dim=(1, 2)) > 2 * (h - 1)

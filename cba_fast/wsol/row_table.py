@@ -8,10 +8,10 @@ BLOCK_BYTES = 4 << 20
 
 
 class RowTable:
-    """Rows (M, T) uint8 by image id, in the order in which they came.
+    """Rows (M, T) uint8 by image id, in the order in which they were added.
 
-    The rows lie in blocks of some megabytes: the table never moves, 50,000 rows of 2 x 1,000 bytes
-    need 100 MB and no more, and whole blocks are computed with at once.
+    The rows lie in blocks of some megabytes. So a growing table is never copied (50,000 rows of
+    2 x 1,000 bytes need 100 MB and no more), and each block is one array to compute with.
 
     Args:
         row_shape: (M, T).
@@ -35,7 +35,7 @@ class RowTable:
         return self._blocks[block][row]
 
     def append(self, image_id: str, row: np.ndarray) -> None:
-        """Add the row of an image that has none yet."""
+        """Add the row (M, T) of an image that has none yet."""
         block, at = divmod(len(self.index), self._per_block)
         if at == 0:
             self._blocks.append(np.empty((self._per_block, *self.row_shape), np.uint8))

@@ -1,4 +1,4 @@
-"""Stored score maps: where an image's map lies, and what a valid one is."""
+"""Score maps: what a valid one is, how a batch of them is taken, and where stored ones lie."""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..data.npy_header import read_npy
@@ -16,15 +17,15 @@ from ..ops import quantize
 from ..shapes import Size, map_shape
 
 DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64, np.uint8)))
-MOST_CLIP = 0.01  # 2.55 of the 255 levels
+MOST_CLIP = 0.01  # largest tolerance: 2.55 of the 255 levels
 
 
 class MapFolder:
-    """A folder of ``.npy`` score maps, named as the study or as wsolevaluation names them.
+    """A folder of ``.npy`` score maps with the names of the study or of wsolevaluation.
 
-    For the image id ``a/b/x.y.jpg`` the official name is ``a/b/x.y.jpg.npy``, the study's is
-    ``b/x.npy`` (the image's parent folder, the file name up to its first dot). Where both exist the
-    official one wins, and the id is remembered in `ambiguous`.
+    For the image id ``a/b/x.y.jpg`` the official name is ``a/b/x.y.jpg.npy`` and the study's name
+    ``b/x.npy`` (the image's parent folder, the file name up to its first dot). If both files exist,
+    the official one is taken and the id is added to `ambiguous`.
 
     Raises:
         ScoreMapError: `root` is not a folder.
@@ -41,8 +42,8 @@ class MapFolder:
         """Return the path of the map of `image_id`, or None if there is none.
 
         Raises:
-            InputError: the id (they come from text files) is no plain relative path, so its map
-                would lie outside of the folder.
+            InputError: the id, which comes from a text file, is no plain relative path; its map
+                could lie outside of the folder.
         """
         check_image_id(image_id, str(self.root))
         official, study = f"{image_id}.npy", map_name(image_id)
@@ -53,9 +54,10 @@ class MapFolder:
         return self.root / study if self._has(study) else None
 
     def _has(self, name: str) -> bool:
-        """Tell whether there is a map file of this name; each folder is listed once.
+        """Tell whether there is a map file of this name.
 
-        Of three million ids, most without a map, looking for each file took minutes.
+        Each folder is listed once: looking for one file after another took minutes for three
+        million ids, most of them without a map.
         """
         folder, _, name = name.rpartition("/")
         if folder not in self._files:
@@ -67,7 +69,7 @@ class MapFolder:
         return name in self._files[folder]
 
     def describe(self, path: Path) -> str:
-        """Return what to call the map at `path` in a message."""
+        """Return the name of the map at `path` for messages."""
         return str(path)
 
 
@@ -78,7 +80,7 @@ def read_score_map(
 
     Args:
         path: an ``.npy`` file; object arrays are refused, nothing is unpickled.
-        eval_size: the side or (H, W) that the map must have; None takes any size.
+        eval_size: the side or (H, W) that the map must have; None accepts any size.
         resize: resize maps of other sizes to `eval_size` with OpenCV's bilinear ``resize``.
         clip: see :func:`check_score_map`.
 
@@ -113,17 +115,18 @@ def fitted(scoremap: np.ndarray, name: str, eval_size: Size, resize: bool) -> np
 
 
 def check_score_map(scoremap: np.ndarray, name: str, clip: float = 0.0) -> np.ndarray:
-    """Return a valid score map and refuse all else; `name` (a file, an image id) is in the message.
+    """Return a score map if it is valid, with small excesses clipped; refuse it otherwise.
 
     Args:
         scoremap: the map.
-        name: what to call it.
-        clip: values that leave [0, 1] by no more than this, at most `MOST_CLIP`, are clipped.
-            Methods that add and multiply in floating point give such values. NaN never is.
+        name: the file or image id, for messages.
+        clip: values that leave [0, 1] by no more than this, at most `MOST_CLIP`, are clipped, as
+            rounding errors produce them. NaN never is.
 
     Raises:
-        ScoreMapError: not 2-D, empty, a dtype other than float16/32/64 and uint8, NaN, or values
-            outside [0, 1]: the message says which value is farthest outside, by how much and where.
+        ScoreMapError: the map is not 2-D, is empty, has a dtype other than float16/32/64 and uint8,
+            NaN, or values outside [0, 1]; the message says which value is farthest outside, by how
+            much and where.
         InputError: `clip` is outside of its range.
     """
     check_clip(clip)
@@ -166,21 +169,49 @@ def check_clip(clip: float) -> None:
 
 
 def check_score_maps(maps: np.ndarray, names: Sequence[str], clip: float = 0.0) -> np.ndarray:
-    """Return maps (N, H, W) as :func:`check_score_map` returns each of them."""
+    """Apply :func:`check_score_map` to each of the maps (N, H, W) and return them."""
     for m, name in zip(maps, names, strict=True):
         check_score_map(m, name, clip)
     return maps.clip(0, 1) if clip else maps
 
 
+def as_batch(scoremaps: Tensor | np.ndarray | Sequence) -> Tensor | np.ndarray:
+    """Return the score maps as one tensor or array (N, H, W).
+
+    Args:
+        scoremaps: (N, H, W), or a list or tuple of N maps (H, W) of one shape and dtype.
+
+    Raises:
+        ValueError: another shape, or maps of several shapes or dtypes.
+        TypeError: neither tensors nor arrays.
+    """
+    if isinstance(scoremaps, list | tuple):
+        if not scoremaps:
+            return np.zeros((0, 1, 1))
+        kinds = {(tuple(np.shape(m)), str(getattr(m, "dtype", type(m)))) for m in scoremaps}
+        # The rounding of the quantization depends on the dtype, so there must be only one.
+        if len(kinds) > 1:
+            found = " and ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds)[:2])
+            raise ValueError(f"score maps in a list must have one shape and dtype, got {found}")
+        scoremaps = (torch if torch.is_tensor(scoremaps[0]) else np).stack(scoremaps)
+    if not isinstance(scoremaps, Tensor | np.ndarray):
+        raise TypeError(f"score maps must be a tensor or an array, got {type(scoremaps).__name__}")
+    shape = tuple(scoremaps.shape)
+    if len(shape) != 3 or 0 in shape[1:]:
+        squeeze = "; take the channel out with squeeze(1)" if shape[1:2] == (1,) else ""
+        raise ValueError(f"score maps must be (N, H, W) with H, W >= 1, got {shape}{squeeze}")
+    return scoremaps
+
+
 def as_bytes(maps: Tensor | np.ndarray, names: Sequence[str], clip: float = 0.0) -> Tensor:
-    """Return the bytes u = uint8(255 * m) of maps (N, H, W) on the CPU.
+    """Return the bytes u = uint8(255 * m) of maps (N, H, W), on the CPU.
 
     Raises:
         ScoreMapError, InputError: as :func:`check_score_map`, for the first map that is not valid.
     """
     try:
         return quantize(maps).cpu()
-    except ScoreMapError:  # only then the maps are looked at one by one
+    except ScoreMapError:  # looking at the maps one by one finds the one to name, or clips them
         found = maps.detach().cpu().double().numpy() if isinstance(maps, Tensor) else maps
         check_score_maps(found, names, clip)
         return quantize(maps.clip(0, 1)).cpu()

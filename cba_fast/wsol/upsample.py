@@ -1,4 +1,4 @@
-"""OpenCV's bilinear resize of float32 maps as tensor operations, for maps that are on a GPU."""
+"""OpenCV's bilinear resize of float32 maps as tensor operations, for maps on a GPU."""
 
 import torch
 from torch import Tensor
@@ -9,28 +9,29 @@ from ..shapes import Size, map_shape
 def resize_bilinear(maps: Tensor, size: Size) -> Tensor:
     """Resize maps to (H, W) bilinearly, with the roundings of OpenCV's ``resize`` on x86-64.
 
-    Position d of S reads the source of s positions at ``t = (d + 1/2) * s / S - 1/2`` between
-    ``i = floor(t)`` and ``i + 1``, at the edges the first or last alone. ``t`` is computed in
-    float64, its fraction ``a`` rounded to float32, and ``m[i] + a * (m[i+1] - m[i])`` is a float32
-    difference and a fused multiply-add. Rows first (along the width), then columns.
+    A side of s positions becomes one of S. Position d of the result lies at
+    ``t = (d + 1/2) * s / S - 1/2`` of the source, between ``i = floor(t)`` and ``i + 1``; beyond
+    the edges the first or last value is taken. ``t`` is computed in float64, its fraction ``a`` is
+    rounded to float32, and ``m[i] + a * (m[i+1] - m[i])`` is a float32 difference followed by a
+    fused multiply-add. The width is resized first, then the height.
 
     Args:
-        maps: (N, h, w) float32, finite, on any device; h, w >= 2 for equality with OpenCV (which
-            takes another way for a single row or column).
+        maps: (N, h, w) float32, finite, on any device; equal to OpenCV for h, w >= 2 (OpenCV treats
+            a single row or column differently).
         size: side of the result, or its (H, W).
 
     Returns:
-        (N, H, W) float32 on the device of `maps`. The host waits for nothing.
+        (N, H, W) float32 on the device of `maps`. The host does not wait for it.
 
     Notes:
         Each operation here is rounded by itself as IEEE 754 says, so every device gives the same
         bits. They equal those of OpenCV 5.0 from PyPI on a processor with AVX2 and FMA, where
         Intel's IPP resizes float32 images (compared for h = w from 2 to 40 at 30 sizes from 1 to
         448, and some h != w). Elsewhere, or with IPP switched off, OpenCV computes
-        ``m[i] * (1 - a) + m[i+1] * a`` from a float32 t. Quantized to bytes, one pixel in 180,000
-        to 950,000 of a CAM then differs, and one in 100,000 to 210,000 of a PC1 map, by one level
-        (modulo 256 where values wrap); measured on 400 maps of each of six sizes. At most 60 bytes
-        per position of the result are allocated besides it.
+        ``m[i] * (1 - a) + m[i+1] * a`` from a float32 t. Then, in bytes, one pixel in 180,000 to
+        950,000 of a CAM and one in 100,000 to 210,000 of a PC1 map differs by one level (modulo 256
+        where values wrap), as measured on 400 maps of each of six sizes. Besides the result, at
+        most 60 bytes per position of it are allocated.
     """
     _, h, w = maps.shape
     height, width = map_shape(size, name="size")
@@ -41,7 +42,7 @@ def resize_bilinear(maps: Tensor, size: Size) -> Tensor:
 
 
 def _neighbours(side: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two source positions of each target position, int64, and the weight, float32."""
+    """Return each position's two source positions (int64) and the second one's weight (float32)."""
     t = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) * (side / size) - 0.5
     first = t.floor()
     weight = (t - first).float()
@@ -57,8 +58,8 @@ def _between(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return ``a * b + c`` of float32 tensors, rounded once.
 
-    The product is exact in float64; the sum is rounded to odd there (an inexact one gets its last
-    bit set), so that the second rounding, to float32, cannot meet a false tie.
+    The product is exact in float64. The sum is rounded to odd there, which means that the last bit
+    of an inexact sum is set, so that the second rounding, to float32, cannot meet a false tie.
 
     Source:
         Boldo and Melquiond 2008, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms
@@ -69,7 +70,7 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     part = total - c
     error = c.sub_(total - part).add_(product.sub_(part))
     bits = total.view(torch.int64)
-    # Away from zero the bits grow; an even last bit becomes odd on the side of the true sum.
+    # As integers, the bits grow away from zero. An even one moves by 1 towards the true sum.
     step = torch.where((error > 0) == (total > 0), 1, -1)
     odd = torch.where((error != 0) & (bits & 1 == 0), bits + step, bits)
     return odd.view(torch.float64).float()
