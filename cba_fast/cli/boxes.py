@@ -63,6 +63,9 @@ def command(np_root, threshold, test_dataset, box_config, pixels, num_workers, o
     used = settings(box_config) | {"np_root": str(np_root), "threshold": threshold}
     images = len({box.image_id for box in predicted.boxes})
     click.echo(f"Boxes        : {len(predicted.boxes)}, images: {images}")
+    found = {box.threshold for box in predicted.boxes}
+    value = f" ({found.pop():g})" if threshold == "optimal" and len(found) == 1 else ""
+    click.echo(f"  threshold  : {threshold}{value}")
     click.echo(f"  pixels     : of the {predicted.pixels}s")
     for path in outputs:
         write_boxes(path, predicted, used)

@@ -287,6 +287,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _read_yaml(path: Path) -> dict:
     try:
         with open_regular(path) as f:
@@ -298,7 +302,7 @@ def _read_yaml(path: Path) -> dict:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or e}") from e
+        raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or _one_line(e)}") from e
     except ValueError as e:  # for example, a date such as 2026-13-41
         raise InputError(f"{path}: {e}") from e
     if not isinstance(content, dict):
