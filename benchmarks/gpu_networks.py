@@ -208,7 +208,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
     from cba_fast.runs.inference import autocast, load_model, memory_format, open_images
     from cba_fast.runs.score import make_evaluator, open_boxes
-    from cba_fast.wsol.localize import locate
+    from cba_fast.wsol.localize import localize_on_device
 
     boxes = open_boxes(box_config)
     records, ids, _ = match_images(open_images(data).records, boxes)
@@ -229,7 +229,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
             for indices in some:
                 with autocast(run):
                     x = normalize_bytes(images[: len(indices)])
-                    found = locate(model, x, method=maps.method, map_size=maps.map_size)
+                    found = localize_on_device(model, x, method=maps.method, map_size=maps.map_size)
                 yield indices, found.send(True)
 
         def sweep(item) -> None:

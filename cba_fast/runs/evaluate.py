@@ -17,9 +17,9 @@ from ..wsol.score_maps import resize_score_map
 from .erf import SizeConfig, measure_sizes
 from .generate import constant_lines
 from .inference import (
-    Sent,
+    WaitForMaps,
     choose_device,
-    iter_sent,
+    iter_host_maps,
     load_float32,
     load_model,
     open_images,
@@ -115,7 +115,7 @@ def evaluate(
     model = load_model(model_config, run)
     report = report_on(records, run)
     shape = _resized_to(box_config, maps)
-    found = iter_sent(model, records, data, run, maps, report, scored=shape is None)
+    found = iter_host_maps(model, records, data, run, maps, report, scored=shape is None)
     found = progress(found, -(-len(records) // run.batch_size)) if progress else found
     fixed = fixed_evaluator(boxes, box_config)
     both = [e for e in (evaluator, fixed) if e is not None]
@@ -193,7 +193,7 @@ def choose_loop(run: RunConfig) -> Callable:
 
 
 def _score(
-    found: Iterable[Sent],
+    found: Iterable[WaitForMaps],
     loop: Callable,
     evaluators: list[BoxEvaluator],
     image_ids: list[str],
@@ -202,19 +202,19 @@ def _score(
     """Score the batches, after resizing the maps to `shape` (H, W) if it is given."""
     seen = _Seen()
 
-    def sweep(batch: Sent) -> None:
-        indices, levels = batch.read()
+    def sweep(wait: WaitForMaps) -> None:
+        indices, host_maps = wait()
         if not indices:
             return
         ids = [image_ids[i] for i in indices]
-        score_maps = levels.u
+        score_maps = host_maps.u
         if shape is not None:
-            maps = levels.localization().maps
+            maps = host_maps.localization().maps
             score_maps = np.stack([resize_score_map(m, shape) for m in maps])
         for evaluator in evaluators:
             evaluator.update(score_maps, ids)
-        seen.top5.update(zip(ids, levels.top5))
-        seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
+        seen.top5.update(zip(ids, host_maps.top5))
+        seen.constant += [i for i, empty in zip(ids, host_maps.constant) if empty]
 
     loop(found, sweep)
     return seen
