@@ -98,13 +98,13 @@ def generate_heatmaps(
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
     report = report_on(images.records, run)
-    localized = iter_localizations(model, images.records, data, run, maps, report, todo)
+    located = iter_localizations(model, images.records, data, run, maps, report, todo)
     # Files of an earlier run are cleared only when the first maps have been made, so that a run
     # that fails at its start does not cost them.
-    first = list(itertools.islice(localized, 1))
+    first = list(itertools.islice(located, 1))
     report.check_any(kept + len(first))
     outputs.prepare(overwrite)
-    results = itertools.chain(first, localized)
+    results = itertools.chain(first, located)
     made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
     notes = constant_lines(constant) + report.lines()
     drawn = heatmap_output if overlay else None
