@@ -1,5 +1,5 @@
-// With bindings_cuda.cpp the only file that knows Python: integers become pointers, the GIL is
-// released, a failed check (std::invalid_argument) becomes a ValueError.
+// The Python module. Only this file and bindings_cuda.cpp know Python: they turn integers into
+// pointers and release the GIL, and a failed check (std::invalid_argument) becomes a ValueError.
 #include "bindings.h"
 
 #include <memory>
@@ -72,10 +72,10 @@ cba::SweepOptions sweep_options(const std::string& isa, const std::string& metho
 
 cba::Thresholds thresholds_at(Address thresholds, Int num) {
   const auto* values = pointer<const double>(thresholds, num, "thresholds");
-  // A level outside the tables would be read otherwise.
+  // Other values would lead to levels outside the tables.
   const double* bad =
       std::find_if(values, values + num, [](double v) { return !(v >= 0 && v < 1); });
-  if (bad != values + num) {  // not `require`: its text would be made for every threshold
+  if (bad != values + num) {  // `require` would make its text for every threshold
     throw std::invalid_argument("thresholds must lie in [0, 1), got " + std::to_string(*bad));
   }
   return {values, num};
@@ -128,7 +128,7 @@ Int best_iou(Address maps, Int num, Int height, Int width, Address thresholds, I
 // (height, width, (stride_n, stride_c, stride_h, stride_w)), strides in elements.
 using PlanesArgument = std::tuple<Int, Int, std::array<Int, 4>>;
 
-// Kernels count in 32 bits within a plane of 16 channels.
+// Kernels use 32-bit offsets within a plane of 16 channels.
 constexpr Int kMostPixels = Int{1} << 20;
 
 cba::Planes planes_of(const PlanesArgument& argument, cba::DType type, const char* name) {
@@ -142,11 +142,11 @@ cba::Planes planes_of(const PlanesArgument& argument, cba::DType type, const cha
           strides[0], strides[1], strides[2], strides[3]};
 }
 
-// One direction of the depthwise convolution for tensors of one layout: all but the addresses is
-// checked once, and a call costs less than a microsecond beside its kernel.
+// One direction of the depthwise convolution for tensors of one layout. All but the addresses is
+// checked once, so that a call takes less than a microsecond besides its kernel.
 class DepthwiseConv {
  public:
-  // `first` is x or the gradient of y, `second` the kernel or, for its gradient, x.
+  // `first` is x or the gradient of y; `second` is the kernel or, for "grad_weight", x.
   DepthwiseConv(const std::string& direction, const PlanesArgument& first,
                 const PlanesArgument& second, const PlanesArgument& out, const std::string& dtype,
                 Int images, Int channels, const std::string& algorithm, const std::string& isa)
@@ -214,12 +214,12 @@ void erf_accumulate(const GradArgument& grad, const std::string& mode, Address m
   cba::erf_accumulate(g, what, to, set, num_threads);
 }
 
-// The address of GOMP_parallel, or 0 for threads of our own.
+// `parallel` is the address of GOMP_parallel, or 0 for our own threads.
 void use_openmp(Address parallel) {
   cba::use_openmp(reinterpret_cast<cba::OpenMpParallel>(parallel));
 }
 
-// For the tests of the pool: calls a Python function on its threads.
+// Calls a Python function on the threads of a parallel loop, for tests and benchmarks.
 void call_parallel_for(Int n, int num_threads, const py::function& f) {
   const py::gil_scoped_release release;
   cba::parallel_for(n, num_threads, [&](Int begin, Int end) {
@@ -232,7 +232,7 @@ void call_parallel_for(Int n, int num_threads, const py::function& f) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of cba_fast; use cba_fast.ops.";
-  cba::isa_choice();  // decided here, so that no later fork can meet it half done
+  cba::isa_choice();  // decided here, so that a fork cannot interrupt the decision
 
   m.def("build_info", build_info);
   m.def("use_openmp", use_openmp, py::arg("parallel"));
@@ -249,7 +249,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("direction"), py::arg("first"), py::arg("second"), py::arg("out"),
            py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("algorithm"),
            py::arg("isa"))
-      .def("run", &DepthwiseConv::run);  // by position: names would take as long as the rest
+      .def("run", &DepthwiseConv::run);  // named arguments would double the time of a call
   m.def("erf_size", erf_size, py::arg("grad"), py::arg("shares"), py::arg("sizes"), py::arg("isa"),
         py::arg("num_threads"));
   m.def("erf_accumulate", erf_accumulate, py::arg("grad"), py::arg("mode"), py::arg("map"),

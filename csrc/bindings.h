@@ -1,5 +1,5 @@
-// What the two files of bindings share, and so what CPUs and GPUs check alike. The CUDA half is a
-// file of its own, so that a test can bind emulated kernels.
+// What the two files of bindings share: arguments that CPUs and GPUs check alike. The CUDA half is
+// a separate file, so that a test can bind emulated kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,7 @@
 #include "common/checks.h"
 #include "common/gradients.h"
 
-// Adds cuda_versions and the functions whose names end in _cuda.
+// Adds cuda_versions and the functions of the CUDA kernels to the module.
 void bind_cuda(pybind11::module_& m);
 
 namespace cba {
@@ -29,7 +29,7 @@ using GradArgument = std::tuple<Address, std::string, std::array<Int, 4>, std::a
 inline Gradients gradients_at(const GradArgument& argument) {
   const auto& [address, dtype, shape, strides] = argument;
   require(*std::min_element(shape.begin(), shape.end()) >= 0, "grad: negative size");
-  // Pixels are numbered in 32 bits on GPUs, and the error bound of ERF sizes counts on it.
+  // GPUs number pixels by 32 bits, and the error bound of ERF sizes holds for fewer than 2^31.
   require(shape[2] == 0 || shape[3] < (Int{1} << 31) / shape[2], "grad: 2^31 pixels or more");
   const Int empty = std::count(shape.begin(), shape.end(), 0);
   return {pointer<const void>(address, empty ? 0 : 1, "grad"),

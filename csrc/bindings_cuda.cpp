@@ -1,5 +1,5 @@
-// The CUDA kernels for Python: integers become pointers, the GIL is released, a failed check
-// becomes a ValueError and a CUDA error code a RuntimeError.
+// The CUDA half of the Python module. A failed check becomes a ValueError, a CUDA error code a
+// RuntimeError.
 #include <dlfcn.h>
 
 #include <cstddef>
@@ -29,7 +29,7 @@ cudaStream_t stream_at(Address stream) {
   return reinterpret_cast<cudaStream_t>(stream);  // null is the default stream
 }
 
-// Runs `kernels()`, which launches, without the GIL.
+// Calls `kernels()`, which launches kernels, without the GIL, and throws if it returns an error.
 template <class F>
 void launched(const std::string& name, const F& kernels) {
   cudaError_t status;
@@ -42,19 +42,19 @@ void launched(const std::string& name, const F& kernels) {
   }
 }
 
-// The version of CUDA that the driver has, as 1000 * major + 10 * minor; 0 for no driver. Asked of
-// the driver itself, because the runtime's function also starts it: from then on child processes
-// made by fork() cannot use CUDA, and CUDA_VISIBLE_DEVICES is no longer read. This is called by
-// programs that never use a GPU.
+// The CUDA version of the driver as 1000 * major + 10 * minor, or 0 without a driver. The runtime's
+// function for it would also start the driver: from then on child processes made by fork() cannot
+// use CUDA, and CUDA_VISIBLE_DEVICES is no longer read. But this is also called by programs that
+// never use a GPU, so the driver is asked directly.
 int driver_version() {
-  void* const driver = dlopen("libcuda.so.1", RTLD_LAZY);  // as the runtime does; it stays
+  void* const driver = dlopen("libcuda.so.1", RTLD_LAZY);  // as the runtime does; it stays loaded
   if (driver == nullptr) return 0;
   const auto version_of = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDriverGetVersion"));
   int version = 0;
   return version_of != nullptr && version_of(&version) == 0 ? version : 0;
 }
 
-// What the driver has, and what this build has.
+// The CUDA versions of the driver and of the runtime that this build contains.
 py::tuple cuda_versions() {
   int runtime = 0;
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) runtime = 0;
@@ -103,8 +103,8 @@ void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Addr
   launched("erf_accumulate_cuda", [&] { return cba::erf_accumulate_cuda(params); });
 }
 
-// (address, (stride of images, of channels, of rows)) of a tensor (N,C,H,W) whose columns lie side
-// by side; strides in elements.
+// (address, strides of images, channels and rows) of a tensor (N,C,H,W) with contiguous columns;
+// strides in elements.
 using ImagesArgument = std::tuple<Address, std::array<Int, 3>>;
 using SizesArgument = std::array<Int, 6>;  // N, C, H, W, KH, KW
 
@@ -113,7 +113,7 @@ cba::CudaImages images_at(const ImagesArgument& argument, Int count, const std::
   return {pointer<void>(address, count, name), strides[0], strides[1], strides[2]};
 }
 
-// What all convolutions demand of their sizes; returns how many pixels there are.
+// Checks the sizes of a convolution; returns the number of elements of an image tensor.
 Int checked_pixels(const SizesArgument& sizes, const std::string& name) {
   const auto& [n, c, h, w, kh, kw] = sizes;
   require(n >= 0 && c >= 0 && h > 0 && w > 0, name + ": empty plane");
@@ -122,13 +122,14 @@ Int checked_pixels(const SizesArgument& sizes, const std::string& name) {
   return n * c * h * w;
 }
 
-// The numbers of a tile, as Python has them, in the struct that a kernel takes.
+// Puts the numbers of a tile into the struct that a kernel takes.
 template <class Tile, std::size_t kNumbers, std::size_t... kIndex>
-Tile tile_of([[maybe_unused]] const std::array<int, kNumbers>& numbers, std::index_sequence<kIndex...>) {
+Tile tile_of([[maybe_unused]] const std::array<int, kNumbers>& numbers,
+             std::index_sequence<kIndex...>) {
   return {numbers[kIndex]...};
 }
 
-// Binds a convolution, whose tiles have `kNumbers` numbers.
+// Binds a convolution (forward and input gradient) whose tiles have `kNumbers` numbers.
 template <std::size_t kNumbers, class Tile>
 void def_conv(py::module_& m, const std::string& name,
               bool (*can_run)(const cba::CudaConvParams&, const Tile&),
@@ -163,7 +164,7 @@ void def_conv(py::module_& m, const std::string& name,
         py::arg("stream"));
 }
 
-// Binds a weight gradient.
+// Binds a weight gradient whose tiles have `kNumbers` numbers.
 template <std::size_t kNumbers, class Tile>
 void def_conv_weight(py::module_& m, const std::string& name,
                      bool (*can_run)(const cba::CudaConvWeightParams&, const Tile&),

@@ -23,9 +23,11 @@ from cba_fast.models import (
     build_model,
     detect_layout,
     load_state_dict_file,
+    read_checkpoint,
     save_state_dict_file,
 )
 from cba_fast.models.build import _is_unwidened
+from cba_fast.training.state import load_state
 
 # family, layout, constructor options: every form that a checkpoint of a small model can have.
 FORMS = [
@@ -348,3 +350,32 @@ def test_missing_files_and_folders(tmp_path):
         build_model("slak", checkpoint=tmp_path / "nope.pth")
     with pytest.raises(CheckpointError, match="not a file"):
         build_model("slak", checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, load_state])
+def test_changed_bytes_are_damage(tmp_path, read):
+    path = tmp_path / "m.pth"
+    torch.save({"w": torch.arange(1000.0)}, path)
+    data = path.read_bytes()
+    at = data.index(torch.tensor([500.0, 501.0]).numpy().tobytes())
+    path.write_bytes(data[:at] + b"\x01" + data[at + 1 :])
+    torch.load(path, weights_only=True)  # PyTorch looks at no checksum
+    with pytest.raises(CheckpointError, match=r"m\.pth: damaged, or not") as caught:
+        read(path)
+    assert "Bad CRC-32 for file 'm/data/0'" in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    path = tmp_path / "m.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).state["w"].tolist() == [1, 1, 1]
+
+
+def test_keys_that_are_no_text_are_named(tmp_path):
+    torch.save({1: torch.ones(3)}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="not a state dict: its key 1 is no text"):
+        read_checkpoint(tmp_path / "m.pth")

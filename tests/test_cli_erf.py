@@ -177,6 +177,15 @@ def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
     assert "m.npy (1 image of 80x80)" in run(*absent).output
 
 
+def test_the_settings_line_has_the_size_at_which_the_map_is_measured(work):
+    args = erf_args(definition="replknet", num_samples=1)
+    at = args.index("--input_size")
+    told = run(*args[:at], *args[at + 2 :], "--input_size", 72).output
+    line = next(line for line in told.splitlines() if line.startswith("Model"))
+    assert ", input 72" in line
+    assert "(1 image of 72x72)" in told
+
+
 def test_the_map_of_the_study_is_the_mean_gradient(work):
     run(*erf_args(num_samples=3, seed=4, save_map="g", save_fig="g.pdf", score="logit"))
     found = np.load("g.npy")

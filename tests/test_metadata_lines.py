@@ -85,3 +85,18 @@ def test_boxes_in_another_order_than_the_ids_stay_with_their_images(tmp_path):
     turned = load_boxes(metadata_root=folder)
     for image_id, want in boxes.items():
         assert plain.boxes[image_id].tolist() == turned.boxes[image_id].tolist() == [list(*want)]
+
+
+@pytest.mark.parametrize(
+    ("image_id", "told"), [("a" * 10**6, "(1000000 characters)"), ("a\rb", "'a")]
+)
+def test_ids_that_would_fill_the_screen_are_cut_or_quoted(tmp_path, image_id, told):
+    boxes, sizes = {"x.jpg": [(0, 0, 5, 5)]}, {"x.jpg": (9, 9)}
+    folder = metadata_folder(tmp_path / "m", boxes, sizes, {"x.jpg": 0})
+    with open(folder / "image_ids.txt", "a", newline="") as f:
+        f.write(f"{image_id}\n")
+    with pytest.raises(InputError, match="localization.txt lacks 1 id") as caught:
+        load_boxes(metadata_root=folder)
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 600 + len(str(folder))
+    assert str(caught.value).isprintable()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cba_fast.nn import DepthwiseConv2d, accelerate
+from cba_fast.ops import depthwise_conv2d
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -112,6 +113,28 @@ def test_a_trace_is_the_plain_convolution_and_takes_other_sizes(batch):
     traced = torch.jit.trace(module, torch.randn(*batch, 4, 20, 20))
     for size in ((20, 20), (9, 31)):
         x = torch.randn(*batch, 4, *size)
+        close(traced(x), module(x))
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert "aten::_convolution" in kinds
+    assert not any("cba_fast" in kind for kind in kinds)
+
+
+class CallsTheFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1, 13, 5))
+
+    def forward(self, x):
+        return depthwise_conv2d(x, self.weight).relu()
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_trace_through_the_function_is_the_plain_convolution():
+    module = CallsTheFunction().eval()
+    traced = torch.jit.trace(module, torch.randn(2, 4, 20, 20))
+    for size in ((20, 20), (9, 31)):
+        x = torch.randn(3, 4, *size)
         close(traced(x), module(x))
     kinds = {node.kind() for node in traced.inlined_graph.nodes()}
     assert "aten::_convolution" in kinds

@@ -46,7 +46,7 @@ class Contest:
 
     Attributes:
         results: what the first call of each function returned, to be checked.
-        first: the seconds of that call, which compiles and builds plans.
+        first: the seconds of these first calls, which compile code and build plans.
     """
 
     def __init__(

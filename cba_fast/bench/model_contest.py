@@ -127,17 +127,17 @@ def inference(
 
     ``default`` uses `torch.nn.Conv2d` and contiguous tensors, ``channels_last`` the same in that
     format. ``channels_last_merged`` also merges branches and folds norms, where
-    `cba_fast.models.merge` knows the model. ``channels_last_compiled`` is the second by
-    `torch.compile` with weights as constants (``freezing``), compiled in the first call. ``ours``
-    is `cba_fast.models.inference_form`. With `bfloat16` the last three also run under autocast, as
-    ``..._bf16``.
+    `cba_fast.models.merge` knows the model. ``channels_last_compiled`` is ``channels_last`` by
+    `torch.compile` with weights as constants (``freezing``), which compiles in the first call.
+    ``ours`` is `cba_fast.models.inference_form`. With `bfloat16` the last three also run under
+    autocast, as ``..._bf16``.
 
     Args:
         model: a model from `create`.
         input_size: the side of the images.
         batch: the number of images.
         bfloat16: whether to add the forms in bfloat16.
-        compiled: whether PyTorch's compiler takes part, which needs minutes and a C++ compiler.
+        compiled: whether to add the compiled form, which takes minutes and needs a C++ compiler.
     """
     x = _images(input_size, batch)
     forms = _forms(model, bfloat16, compiled)

@@ -35,7 +35,7 @@ def _machine(record: dict) -> str:
     where = record["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     isa = where["isa"] or "no compiled core"
-    clock = f", {where['clock']}" if "clock" in where else ""  # another than the wall's
+    clock = f", {where['clock']}" if "clock" in where else ""  # set if it is not the wall clock
     return f"{where['cpu']}, {isa}, {where['threads']} threads{clock} ({versions})"
 
 
@@ -86,7 +86,7 @@ def dwconv_table(records: list[dict]) -> str:
     return "".join(parts)
 
 
-# The columns of `models_table` and the rows' ways in them; bfloat16 has the same.
+# The columns of `models_table` and the ways that they show. Rows in bfloat16 have the same columns.
 _MODEL_COLUMNS = {
     "default": forms.DEFAULT,
     "channels_last": forms.CHANNELS_LAST,
@@ -97,10 +97,10 @@ _MODEL_COLUMNS = {
 
 
 def models_table(records: list[dict]) -> str:
-    """Return records of `ModelContest` as one table per kind of run, a row per element type.
+    """Return records of `ModelContest` as a table for each kind of run, with a row for each dtype.
 
-    ``vs best`` is against the fastest of PyTorch's ways of that type, compiled or not;
-    ``compiling`` is its first call with the compiler.
+    ``vs best`` compares with the fastest of PyTorch's ways in that dtype, compiled or not.
+    ``compiling`` is the time of the first call of the compiled form.
     """
     parts = []
     for kind, group in _groups(records, lambda r: r["direction"]).items():

@@ -118,8 +118,15 @@ def counted(number: int, noun: str) -> str:
 def some(items: Iterable[object], limit: int = 3) -> str:
     """Return the first `limit` items and how many more there are, for a message."""
     items = list(items)
-    text = ", ".join(str(i) for i in items[:limit])
+    text = ", ".join(_plain(str(i)) for i in items[:limit])
     return text + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def _plain(text: str) -> str:
+    """Return an id or a path for a message of one line, quoted or cut where it has to be."""
+    if len(text) > 400:  # paths are of 4,096 characters at most, but ids come from text files
+        return f"{text[:100]!r}... ({len(text)} characters)"
+    return text if text.isprintable() else repr(text)
 
 
 def unprintable(text: str) -> str:

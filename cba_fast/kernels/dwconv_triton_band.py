@@ -99,8 +99,8 @@ def dwconv_band_kernel(
     height,
     width_units,
     kernel_h,
-    tiles,  # of TILE_W columns
-    row_blocks,  # of ROWS rows
+    tiles,  # tiles of TILE_W columns in a row
+    row_blocks,  # blocks of ROWS rows
     x_stride_n,
     x_stride_c,
     x_stride_h,
@@ -135,7 +135,7 @@ def dwconv_band_kernel(
     exists = row_block < row_blocks
 
     q = tl.arange(0, BLOCK_N)
-    row = q // TILE_W  # of the output, within its block
+    row = q // TILE_W  # output row within its block
     j = q % TILE_W
 
     # Step i reads input row i + h0 and the band of kernel row i + pad - row, so that the loop adds
@@ -227,7 +227,7 @@ def dwconv_band_weight_kernel(
     kernel_h,
     kernel_w,
     tiles,
-    pieces,  # of PIECE columns that make up the window
+    pieces,  # pieces of PIECE columns that make up the window
     splits,
     lanes,  # input rows that one step takes at once
     grad_stride_n,

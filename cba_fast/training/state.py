@@ -1,5 +1,6 @@
 """The files of a training run, and how a run is continued or replaced."""
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..files import atomic_path, open_regular, remove_leftovers
+from ..models.checkpoints import check_archive
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
 from ..short import Short
@@ -142,6 +144,9 @@ def load_state(path: Path) -> dict:
     """
     try:
         with open_regular(path) as f:
+            if zipfile.is_zipfile(f):
+                check_archive(path)
+            f.seek(0)
             state = torch.load(f, map_location="cpu", weights_only=True)
         written_by = state["written_by"]
     except OSError:

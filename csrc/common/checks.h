@@ -14,19 +14,19 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-// Turns an address from Python into a pointer. A null address for data that is not empty means that
-// somebody asked a fake or meta tensor for its data; dereferencing it would end the process.
+// Turns an address from Python into a pointer. A null address for data that is not empty comes from
+// a fake or meta tensor; reading from it would end the process.
 template <class T>
 T* pointer(std::uintptr_t address, std::int64_t count, const std::string& name) {
   if (count < 0) throw std::invalid_argument(name + ": negative size " + std::to_string(count));
-  if (address == 0 && count != 0) {  // not `require`: its text would be made for every pointer
+  if (address == 0 && count != 0) {  // `require` would make its text for every pointer
     throw std::invalid_argument(name + ": null pointer for " + std::to_string(count) +
                                 " elements (a fake or meta tensor has no data)");
   }
   return reinterpret_cast<T*>(address);
 }
 
-// The element type that PyTorch and NumPy call `name`, one of those that `allowed` names.
+// The element type that PyTorch and NumPy call `name`, which must be one of `allowed`.
 inline DType parse_dtype(const std::string& name, std::initializer_list<const char*> allowed) {
   static constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16", "uint8"};
   std::string text;

@@ -1,5 +1,5 @@
-// Input gradients and ERF maps as the ERF ops take them, on CPUs and GPUs; no C++ library header,
-// see csrc/README.md.
+// Input gradients and ERF maps as the ERF ops take them, on CPUs and GPUs. No C++ library header
+// may be included here, see csrc/README.md.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +16,7 @@ struct Gradients {
   int64_t stride_n, stride_c, stride_h, stride_w;
 };
 
-// A float64 tensor (H,W) that is written alongside.
+// The map that gradients are added to, a float64 tensor (H,W); strides in elements.
 struct ErfMap {
   double* data;
   int64_t stride_h, stride_w;

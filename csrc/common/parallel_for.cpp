@@ -15,13 +15,13 @@
 namespace cba {
 namespace {
 
-// Ranges per thread: small enough to even out items of unequal cost, large enough that taking one
-// (an atomic add) does not show.
+// Ranges per thread: so many that items of unequal cost are spread evenly, so few that taking a
+// range (an atomic addition) costs nothing in comparison.
 constexpr std::int64_t kRangesPerThread = 8;
 
 thread_local bool inside_parallel_for = false;
 
-// One call of parallel_for. `helpers_wanted` and `helpers_active` belong to the pool's mutex.
+// One call of parallel_for. The pool's mutex guards `helpers_wanted` and `helpers_active`.
 struct Job {
   std::int64_t n;
   std::int64_t range;
@@ -65,14 +65,14 @@ class Pool {
 
  private:
   void add_workers(int wanted) {
-    // Signals stay with the threads of the program: Ctrl-C must interrupt its main thread.
+    // Workers take no signals, because Ctrl-C must interrupt the program's main thread.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (; num_workers_ < wanted; ++num_workers_) std::thread([this] { serve(); }).detach();
     } catch (const std::system_error&) {
-      // The system has no thread left to give; the caller and the helpers there are do the work.
+      // The system has no more threads. The caller and the present helpers do the work.
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
@@ -102,14 +102,14 @@ class Pool {
   int num_workers_ = 0;
 };
 
-// Never deleted: workers wait on it until the process ends. Reached without a lock or a guarded
-// static, since a fork may happen while another thread would hold those.
+// The pool is never deleted, because workers wait on it until the process ends. It is reached
+// without a lock or a guarded static, which another thread might hold during a fork.
 std::atomic<Pool*> current_pool{nullptr};
 
 std::atomic<OpenMpParallel> openmp{nullptr};
 
-// The child of a fork has none of the workers, and the mutex may be held by a thread that is gone.
-// The same goes for the threads of OpenMP.
+// The child of a fork has none of the workers, and a thread that is gone may hold the mutex. The
+// same is true of OpenMP's threads.
 void forget_pool() {
   current_pool.store(nullptr);
   openmp.store(nullptr);
@@ -145,7 +145,8 @@ void parallel_for(std::int64_t n, int num_threads, RangeFunction f, void* contex
   job.context = context;
   job.helpers_wanted = static_cast<int>(threads - 1);
   if (const OpenMpParallel parallel = openmp.load()) {
-    // As many threads as the runtime's other callers ask for: it starts and ends threads otherwise.
+    // All of num_threads are asked for, as PyTorch does: with another number the runtime would end
+    // and start threads.
     parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, num_threads, 0);
   } else {
     pool().run(job);

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <tuple>
 
@@ -19,7 +17,7 @@ namespace {
 
 constexpr Box kNoContour = {0, 0, 0, 0};
 
-// A map of zeros has no level; its only entry in the tables below is that of level 0.
+// A map of zeros has no level; the tables below have an entry for level 0 all the same.
 std::int32_t level_of(double threshold, int maximum) {
   return static_cast<std::int32_t>(threshold * maximum);
 }
@@ -95,16 +93,15 @@ class MapSweep {
   std::unique_ptr<LevelSets> pixels_;  // made when the first map needs it
 };
 
-// Calls f(map index, MapSweep with that map) for every map up to the first that cannot be
-// quantized, perhaps for later ones too. Returns the index of the first bad value, or -1.
+// Calls f(map index, MapSweep with that map) for every map before the first one that cannot be
+// quantized, and perhaps for later ones. Returns the index of the first bad value, or -1.
 template <class F>
 std::int64_t for_each_map(const Maps& maps, const SweepOptions& options, F&& f) {
   require(maps.num == 0 || (maps.height >= 1 && maps.width >= 1 &&
                             (maps.height + 2) * (maps.width + 2) < kMaxPixels),
           "maps of " + std::to_string(maps.height) + " x " + std::to_string(maps.width) +
               " pixels cannot be swept");
-  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-  std::atomic<std::int64_t> first_bad{kNone};
+  FirstIndex first_bad;
   parallel_for(maps.num, options.num_threads, [&](std::int64_t begin, std::int64_t end) {
     MapSweep sweep(maps, options);
     for (std::int64_t i = begin; i < end; ++i) {
@@ -113,13 +110,11 @@ std::int64_t for_each_map(const Maps& maps, const SweepOptions& options, F&& f) 
         f(i, sweep);
         continue;
       }
-      std::int64_t known = first_bad.load();
-      while (bad < known && !first_bad.compare_exchange_weak(known, bad)) {
-      }
-      return;  // a map after this one cannot hold the first bad value
+      first_bad.note(bad);
+      return;  // a later map of the range cannot hold the first bad value
     }
   });
-  return first_bad.load() == kNone ? -1 : first_bad.load();
+  return first_bad.get();
 }
 
 using BoxTable = std::array<Box, kLevels>;
@@ -167,9 +162,9 @@ class IouSink : public LifeSink {
   IouSink(const Maps& maps, const GroundTruth& truth, std::int64_t map, LevelIous* best)
       : maps_(maps), truth_(truth), map_(map), best_(*best) {}
 
-  // A box inside the whole one shares with a true box at most what that one shares, and their union
-  // is at least the true box. Conversion and division round monotonically, so this bound holds for
-  // the rounded IoU too.
+  // A box inside the whole one intersects a true box at most as much as the whole one does, and
+  // their union is at least the true box. Conversion and division round monotonically, so that this
+  // bound also holds for the rounded IoU.
   bool wants(const Life& whole) const override {
     const Box box = official_box(whole.box, maps_);
     double bound = 0.0;
@@ -197,7 +192,7 @@ class IouSink : public LifeSink {
   LevelIous& best_;
 };
 
-// Collects the boxes at the levels that are needed.
+// Collects the boxes of all contours at the levels that are needed.
 class TableSink : public LifeSink {
  public:
   TableSink(const Maps& maps, const std::vector<bool>& needed, std::vector<std::vector<Box>>* boxes)

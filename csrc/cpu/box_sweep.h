@@ -14,12 +14,12 @@
 
 namespace cba {
 
-// Maps of as many pixels as this, border included, are refused: twice an area must fit 31 bits.
+// Maps with so many pixels, border included, are refused, because twice an area must fit 31 bits.
 constexpr std::int64_t kMaxPixels = std::int64_t{1} << 30;
 
 struct Maps {
   const void* values;  // [num, height, width]
-  DType type;          // uint8: u itself; float32 and float64 are quantized row by row, as read
+  DType type;          // uint8: u itself; float32 and float64: quantized as they are read
   std::int64_t num;
   std::int64_t height, width;
 };
@@ -29,13 +29,13 @@ struct Thresholds {
   std::int64_t num;
 };
 
-// Ground truth: the boxes of map i are boxes[offsets[i] .. offsets[i + 1]), as x0, y0, x1, y1.
+// The true boxes of map i are boxes[offsets[i] .. offsets[i + 1]), each x0, y0, x1, y1.
 struct GroundTruth {
   const std::int64_t* boxes;    // [offsets[num], 4]
   const std::int64_t* offsets;  // [num + 1]
 };
 
-// How the contours of a map are found; the results are the same.
+// How the contours of a map are found; all methods give the same results.
 enum class Method {
   kAuto,      // segments where the map has few basins, else pixels
   kSegments,  // SegmentTree
@@ -48,8 +48,8 @@ struct SweepOptions {
   int num_threads;
 };
 
-// Both functions return the index of the first value that is NaN or outside [0, 1], or -1, and
-// AllBoxes keeps it; with such a value the results are undefined.
+// The two functions return the index of the first value that is NaN or outside [0, 1], or -1;
+// AllBoxes has it as first_bad(). With such a value the results are undefined.
 
 // Writes the box of the contour of largest area: boxes [num maps, num thresholds, 4].
 std::int64_t largest_boxes(const Maps& maps, const Thresholds& thresholds, std::int32_t* boxes,
@@ -68,8 +68,8 @@ class AllBoxes {
   std::int64_t num_boxes() const { return offsets_.back(); }
   std::int64_t num_offsets() const { return static_cast<std::int64_t>(offsets_.size()); }
 
-  // Writes boxes [num_boxes, 4] and offsets [num maps * num thresholds + 1]: the boxes of map i and
-  // threshold j are those from offsets[i * num thresholds + j] to before the next.
+  // Writes boxes [num_boxes, 4] and offsets [num maps * num thresholds + 1]: the boxes of map i at
+  // threshold j begin at offsets[i * num thresholds + j] and end before the next offset.
   void write(std::int32_t* boxes, std::int64_t* offsets, int num_threads) const;
 
  private:

@@ -1,10 +1,12 @@
-// Transforms along one axis by the prime factor algorithm (Good 1958): no twiddles between factors.
+// Transforms along one axis by the prime factor algorithm (Good 1958), which needs no twiddle
+// factors between the factors of the length.
 //
-// A buffer holds a complex vector per position (dwconv_kernels.h, DftPlan): real and imaginary part
-// one behind the other, kLanes floats each. Axis 0 has the largest stride. Transforming reads
-// samples where they lie (axis 0, through a table of offsets), goes on in place (axes 1 and 2), and
-// leaves frequencies in the order of positions: products need no other. The way back runs through
-// the axes in reverse and writes samples through a table.
+// A buffer holds a complex vector for each position (DftPlan in dwconv_kernels.h): kLanes real
+// parts, then kLanes imaginary parts. The factors are axes of this buffer, and axis 0 has the
+// largest stride. The forward transform reads samples where they lie through a table of offsets
+// (axis 0) and continues in place (axes 1 and 2). It leaves frequencies in the order of positions,
+// which is enough for products. The inverse goes through the axes in reverse and writes samples
+// through a table.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -60,7 +62,8 @@ void transform_axis(float* buffer, int outer, int inner) {
   }
 }
 
-// The last axis there, times another spectrum, and back: one pass over the buffer instead of three.
+// Transforms the last axis, multiplies by another spectrum and transforms back, all in one pass
+// over the buffer instead of three.
 template <int F>
 void multiply_axis(float* buffer, const float* other, int outer) {
   for (int o = 0; o < outer; ++o) {
@@ -100,7 +103,7 @@ inline const AxisKernels& kernels_of_factor(int factor) {
   return kKernels[kIndex[factor]];
 }
 
-// A transform ready to run.
+// A transform of one length, with the kernels of its factors.
 class Transform {
  public:
   explicit Transform(const DftPlan& plan)
@@ -115,7 +118,8 @@ class Transform {
     forward_but_last(re, im, offsets, buffer);
     third_.forward(buffer, f0_ * f1_, 1);
   }
-  // forward() times `spectrum`, and back but for axes 0 and 1.
+  // Does forward(), multiplies by `spectrum`, and begins the inverse: axes 0 and 1 are left to
+  // inverse_but_last().
   void forward_multiply(const float* re, const float* im, const int32_t* offsets,
                         const float* spectrum, float* buffer) const {
     forward_but_last(re, im, offsets, buffer);
@@ -125,7 +129,7 @@ class Transform {
     third_.inverse(buffer, f0_ * f1_, 1);
     inverse_but_last(buffer, re, im, offsets);
   }
-  // After forward_multiply().
+  // Ends the inverse after forward_multiply().
   void inverse_but_last(float* buffer, float* re, float* im, const int32_t* offsets) const {
     if (f1_ > 1) second_.inverse(buffer, f0_, f2_);
     first_.scatter(buffer, re, im, offsets, f1_ * f2_);
@@ -142,7 +146,8 @@ class Transform {
   const AxisKernels &first_, &second_, &third_;
 };
 
-// Turns a table of samples into offsets of `stride` floats per sample; `none` stands for no sample.
+// Writes the offset of each position's sample, `stride` floats per sample. A position without a
+// sample gets the offset of sample `none`.
 inline const int32_t* make_offsets(const AxisRange& range, int n, int stride, int none,
                                    int32_t* offsets) {
   for (int p = 0; p < n; ++p) {

@@ -2,9 +2,9 @@
 //
 //   X[k] = sum over n of x[n] * exp(-2 pi i n k / N),  N in 1 to 5, 7 to 9, 11, 13 and 16
 //
-// Odd primes pair x[n] with x[N - n], which leaves real factors (36 operations for 5, 66 for 7);
-// 4, 8, 9 and 16 are split into two factors with constant twiddles. The inverse transform is the
-// same with real and imaginary parts exchanged on both sides.
+// For odd primes x[n] is paired with x[N - n], which leaves real factors (36 operations for 5, 66
+// for 7). 8, 9 and 16 are split into two factors with constant twiddle factors. The inverse
+// transform is the same with real and imaginary parts exchanged before and after it.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -27,7 +27,7 @@ CBA_INLINE inline Complex times_minus_i(Complex a) { return {a.im, Vec::zero() -
 
 constexpr int kComplex = 2 * Vec::kWidth;  // floats of a complex vector in memory
 
-// Real and imaginary part one behind the other; exchanged for an inverse transform.
+// The real part lies before the imaginary part; for an inverse transform they are exchanged.
 template <bool kInverse>
 CBA_INLINE inline Complex load_complex(const float* p) {
   const Vec re = Vec::load(p), im = Vec::load(p + Vec::kWidth);
@@ -42,7 +42,7 @@ CBA_INLINE inline void store_complex(Complex x, float* p) {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// cos and sin for |x| <= pi by their power series, to double precision; for constants.
+// cos and sin for |x| <= pi in double precision by their power series, for constants.
 constexpr double cos_series(double x) {
   double term = 1, sum = 1;
   for (int i = 1; i < 16; ++i) sum += term *= -x * x / ((2 * i - 1) * (2 * i));
@@ -54,7 +54,7 @@ constexpr double sin_series(double x) {
   return sum;
 }
 
-// cos and sin of `turn` / n of a full turn.
+// cos and sin of the angle `turn` / n of a full turn.
 constexpr double cos_turn(int turn, int n) {
   const int t = turn % n;
   return cos_series(2 * kPi * (2 * t > n ? t - n : t) / n);
@@ -86,13 +86,13 @@ CBA_INLINE inline Complex rotate(Complex x) {
   }
 }
 
-// Dft<N>::run(load, store) transforms the samples load(Index<n>()) and hands each result to
-// store(Index<k>(), X). Samples are loaded where they are needed and results stored at once:
-// sixteen registers hold neither all of the one nor all of the other. All loads precede the first
-// store.
+// Dft<N>::run(load, store) transforms the samples load(Index<n>()) and passes each result to
+// store(Index<k>(), X). Samples are loaded where they are needed and results are stored at once,
+// because sixteen registers cannot hold all of them. All loads come before the first store.
 
-// An odd prime N. Real parts of the results come from sums' real and differences' imaginary parts
-// and the other way round, so that one half is worked out after the other, in half the registers.
+// An odd prime N. The real parts of the results depend on the real parts of the sums and the
+// imaginary parts of the differences, and the imaginary parts on the others. So one half is
+// computed after the other, which takes half the registers.
 template <int N>
 struct Dft {
   static constexpr int kHalf = (N - 1) / 2;
@@ -175,9 +175,10 @@ struct Dft<4> {
   }
 };
 
-// N = A * B: B transforms of length A over n = B * a + b, twiddles, A transforms of length B; the
-// frequency is k = ka + A * kb. What lies between the two is in memory: left to itself the compiler
-// keeps moving it between registers and the stack (132 cycles instead of 96 for 16 with AVX2).
+// N = A * B: B transforms of length A over n = B * a + b, multiplications by twiddle factors, and A
+// transforms of length B; the frequency is k = ka + A * kb. Values between the two steps are kept
+// in memory. Otherwise the compiler keeps moving them between registers and the stack (132 cycles
+// instead of 96 for N = 16 with AVX2).
 template <int A, int B>
 struct SplitDft {
   template <class Load, class Store>

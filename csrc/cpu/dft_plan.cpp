@@ -8,20 +8,20 @@ namespace {
 
 struct Factor {
   int length;
-  int cost;  // vector operations of its codelet, two flops where they are fused
+  int cost;  // vector operations of its transform; a fused operation counts as two
 };
 
 constexpr Factor kFactors[] = {{2, 4},  {3, 14},  {4, 16},   {5, 36},   {7, 66},
                                {8, 56}, {9, 112}, {11, 160}, {13, 222}, {16, 170}};
-// Loads, stores and offsets of one element per axis.
+// The cost of loads, stores and offsets for an element on each axis.
 constexpr int kMoveCost = 6;
 
-// Longer transforms work on several megabytes at a time; tiles are cheaper then.
+// Longer transforms work on several megabytes at a time, so that tiles are cheaper.
 constexpr std::int64_t kLongest = 360;
 
 struct Length {
   int n;
-  std::array<int, 3> factors;  // the last one is the one whose axis is multiplied in place
+  std::array<int, 3> factors;  // the axis of the last one is multiplied in place
   double cost;
 };
 
@@ -38,7 +38,7 @@ std::vector<Length> make_lengths() {
       length.factors[--axis] = f.length;
       length.cost += double(f.cost) / f.length + kMoveCost;
     }
-    // With two factors these are axes 0 and 2.
+    // Two factors use axes 0 and 2.
     if (factors.size() == 2) std::swap(length.factors[0], length.factors[1]);
     length.cost *= length.n;
     if (length.n <= 2 * kLongest) lengths.push_back(length);
@@ -81,7 +81,7 @@ int inverse_modulo(int a, int m) {
 }  // namespace
 
 Axis::Axis(std::int64_t size, std::int64_t taps, bool flipped, bool reduce) {
-  // Taps further out than the image is long meet padding only.
+  // Taps that are further out than the image is long meet only padding.
   const std::int64_t radius = taps / 2, reach = std::min(radius, size - 1);
   std::int64_t pieces = 1;
   while (pieces > 1 ? (size + pieces - 1) / pieces + 2 * reach > kLongest
@@ -89,7 +89,7 @@ Axis::Axis(std::int64_t size, std::int64_t taps, bool flipped, bool reduce) {
     ++pieces;
   }
   const std::int64_t step = (size + pieces - 1) / pieces;
-  // A sample and an output that are d apart must not meet through a tap of distance n - d.
+  // A sample and an output at a distance d must not meet through a tap at the distance n - d.
   std::int64_t furthest = 0;
   for (std::int64_t begin = 0; begin < size; begin += step) {
     const std::int64_t end = std::min(size, begin + step);
@@ -109,7 +109,7 @@ Axis::Axis(std::int64_t size, std::int64_t taps, bool flipped, bool reduce) {
     AxisTile tile;
     tile.a = range(from, to - from, 0, 1);
     if (reduce) {
-      // sum over o of x[o + d] * grad[o] is the product with grad at -o; tap d is where d lies.
+      // sum over o of x[o + d] * grad[o] is the product with grad[o] at -o; tap d is then at d.
       tile.b = range(begin, end - begin, from - begin, -1);
       tile.out = range(first_tap, num_taps, -reach, 1);
     } else {
@@ -135,7 +135,7 @@ void Axis::make_dft_tables() {
     for (int i = 0; i < 3; ++i) digit[i] = t % f[i] * inverse[i] % f[i];
     position_[t] = (digit[0] * f[1] + digit[1]) * f[2] + digit[2];
   }
-  // In the order of positions a frequency k has the digits k mod f_i.
+  // The position of frequency k has the digits k mod f_i.
   conjugate_.resize(n);
   for (int p = 0; p < n; ++p) {
     const int digit[3] = {p / (f[1] * f[2]), p / f[2] % f[1], p % f[2]};

@@ -1,4 +1,4 @@
-// Lengths and tables of the transforms, for the kernels of dft_axes_body.h.
+// Chooses the lengths of transforms and makes their tables, for the kernels of dft_axes_body.h.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace cba {
 // The tables that an AxisPlan points into.
 class Axis {
  public:
-  // An axis of `size` samples that is convolved with `taps` taps. `flipped`: the kernel is turned.
-  // `reduce`: the taps are the output, x and grad the inputs; they are never turned.
+  // An axis of `size` samples that is convolved with `taps` taps. `flipped` turns the kernel. With
+  // `reduce` the taps are the output, and x and grad the inputs; nothing is turned then.
   Axis(std::int64_t size, std::int64_t taps, bool flipped, bool reduce);
   Axis(const Axis&) = delete;
   Axis& operator=(const Axis&) = delete;
@@ -21,7 +21,7 @@ class Axis {
 
  private:
   void make_dft_tables();
-  // Places sample i of a range of `count` at index sign * i + first of the transform.
+  // Puts sample i of a range of `count` samples at index sign * i + first of the transform.
   AxisRange range(std::int64_t begin, std::int64_t count, std::int64_t first, int sign);
 
   AxisPlan plan_{};

@@ -17,20 +17,20 @@
 namespace cba {
 namespace {
 
-// Kernels at most this wide on one side are transformed along the other side only.
+// Kernels with a side of at most so many taps are transformed only along the other side.
 constexpr std::int64_t kWidestStrip = 7;
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
-// Scratch memory of a thread, kept between calls: fresh pages would cost as much as a tenth of a
-// convolution.
+// The scratch memory of a thread. It is kept between calls, because fresh pages would take a tenth
+// of the time of a convolution.
 struct ThreadMemory {
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
   std::unique_ptr<float, Free> data;
   std::int64_t floats = 0;
-  std::int64_t call = 0;  // the call it is prepared for
+  std::int64_t call = 0;  // the call that it is prepared for
 
   void reserve(std::int64_t wanted) {
     if (wanted <= floats) return;
@@ -41,17 +41,17 @@ struct ThreadMemory {
     data.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
     if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    madvise(data.get(), bytes, MADV_HUGEPAGE);  // columns are pages apart: spares TLB misses
+    madvise(data.get(), bytes, MADV_HUGEPAGE);  // columns lie pages apart, which causes TLB misses
 #endif
     floats = wanted;
   }
 };
 
-thread_local ThreadMemory thread_memory;  // one for all kinds of tasks
+thread_local ThreadMemory thread_memory;  // shared by all kinds of tasks
 std::atomic<std::int64_t> calls{0};
 
-// In channels_last two groups of eight channels share each cache line of the output: they go to the
-// same thread, as long as that leaves every thread something to do.
+// In channels_last two groups of eight channels share each cache line of the output. They go to the
+// same thread, as long as every thread has something to do.
 std::int64_t items_per_unit(const ConvParams& conv, int width, std::int64_t items,
                             int num_threads) {
   constexpr int kLine = 64 / sizeof(float);
@@ -77,7 +77,7 @@ void run(const Task& task, const ConvKernel<Task>& kernel, int width, int num_th
   });
 }
 
-// `taps` are the kernel's planes: B, or out where products are summed.
+// `taps` is the kernel: B, or the output where products are summed.
 void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const ConvKernels& kernels,
              int num_threads) {
   const std::int64_t height = conv.a.height, width = conv.a.width;

@@ -1,5 +1,5 @@
-// Depthwise convolution with zero "same" padding and its two gradients (float32, bfloat16, float16;
-// float32 arithmetic).
+// Depthwise convolution with zero "same" padding and its two gradients, for float32, bfloat16 and
+// float16, in float32 arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,13 @@ struct ConvCall {
   int num_threads;
 };
 
-// y = conv(x, kernel) + bias; bias: C float32 values or null. `turned`: the kernel is turned by 180
-// degrees, which makes it the input gradient of y = x.
+// Writes y = conv(x, kernel) + bias; bias has C float32 values or is null. `turned` turns the
+// kernel by 180 degrees, which gives the input gradient if x is the gradient of the output.
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
                       bool turned, const ConvCall& call);
 
-// kernel = the weight gradient. It must hold zeros: taps that lie outside of the image everywhere
-// are left alone.
+// Writes the weight gradient to `kernel`, which must hold zeros: taps that lie outside the image
+// for every output are not written.
 void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Planes& kernel,
                                   const ConvCall& call);
 

@@ -1,4 +1,4 @@
-// The kernels of one instruction set; include after a vec_<isa>.h.
+// The convolution kernels of an instruction set. Include after a vec_<isa>.h.
 #pragma once
 
 #include "cpu/dwconv_direct_body.h"
@@ -8,7 +8,8 @@
 namespace cba {
 namespace {
 
-// `Conv` is one of the classes above; its scratch memory is laid out the same way at each call.
+// `Conv` is FftConv, StripConv or DirectConv; it divides its scratch memory in the same way at each
+// call.
 template <class Conv, class Task>
 constexpr ConvKernel<Task> kernel() {
   return {[](const Task& task) { return Conv(task, Scratch(nullptr)).scratch_used(); },

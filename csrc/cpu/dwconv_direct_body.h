@@ -1,14 +1,14 @@
-// The product of planes tap by tap, one channel per lane: for small maps and strips, where a
-// transform has more padding than data, and for whoever wants a NaN to reach only the pixels under
-// the kernel.
+// The product of planes tap by tap, one channel per lane. It serves small maps and strips, for
+// which a transform has more padding than data, and callers who want a NaN to reach only the pixels
+// under the kernel.
 //
 //   out[i][j] = sum over h, w of A[h][w] * B[h - i + rh][w - j + rw]
 //
 // forward and grad_x: A = image, B = kernel (turned for grad_x), out = image. grad_weight: A =
 // grad, B = x, out = kernel turned by 180 degrees, because h - i + rh = h + i' - rh with i' = 2 rh
-// - i. A tile of Rows x Columns of out is in registers. For row h of A and column d of B it takes
-// Columns elements of A and Rows of B for Rows * Columns products: 7 loads for 12. No product is
-// formed with padding: at the edges some rows and columns of the tile are left out.
+// - i. A tile of Rows x Columns of out is kept in registers. For row h of A and column d of B it
+// loads Columns elements of A and Rows elements of B for Rows * Columns products: 7 loads for 12.
+// Padding is not multiplied: at the edges some rows and columns of the tile are left out.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -21,7 +21,7 @@ namespace {
 struct Block {
   float* data;
   int height, width;
-  int64_t row;  // floats from a row to the next
+  int64_t row;  // floats from one row to the next
 
   int64_t floats() const { return height * row; }
   float* at(int h, int w) const { return data + h * row + int64_t(w) * kLanes; }
@@ -32,14 +32,15 @@ struct Product {
   int rh, rw;
 };
 
-// A tile of at most 4 rows, with as many columns as registers hold: of 16, 12 are sums, 3 hold
-// elements of A and one of B; of 32, 24 are sums. (More than 12 sums in one row bring nothing.)
+// A tile has at most 4 rows, and as many columns as registers hold: 12 of 16 registers are sums, 3
+// hold elements of A and one an element of B; 24 of 32 are sums. More than 12 sums in a row are no
+// faster.
 constexpr int kMostRows = 4;
 constexpr int kTileColumns[kMostRows + 1] = {0, 12, kLanes == 16 ? 12 : 6, kLanes == 16 ? 8 : 4,
                                              kLanes == 16 ? 6 : 3};
 
-// Sums of a tile. A row of A meets row `q` of B for the tile's first row, q - 1 for the second, ...
-// Column d of B meets column d + shift + c of A for the tile's column c.
+// The sums of a tile. A row of A meets row `q` of B for the first row of the tile, row q - 1 for
+// the second, and so on. Column d of B meets column d + shift + c of A for column c of the tile.
 template <int Rows, int Columns>
 struct Tile {
   Vec sum[Rows][Columns];
@@ -55,7 +56,7 @@ struct Tile {
     });
   }
 
-  // Column d of B, for rows [kFirstRow, kEndRow) and columns [kFirst, kEnd) of the tile.
+  // Adds the products with column d of B to rows [kFirstRow, kEndRow) and columns [kFirst, kEnd).
   template <int kFirstRow, int kEndRow, int kFirst, int kEnd>
   CBA_INLINE inline void step(const float* a, const float* b, int64_t b_row) {
     constexpr int kCount = kEnd - kFirst;
@@ -78,8 +79,8 @@ struct Tile {
     }
   }
 
-  // The row of A where every element meets a column of B for all columns of the tile, as in maps
-  // half as wide as the kernel.
+  // Adds the products with a row of A whose elements all meet a column of B for every column of the
+  // tile, as in maps half as wide as the kernel.
   template <int kFirstRow, int kEndRow>
   CBA_INLINE inline void add_covered_row(const float* a, int a_width, int shift, const float* b,
                                          int64_t b_row) {
@@ -95,7 +96,7 @@ struct Tile {
     }
   }
 
-  // The only row of B, which meets a row of A for each row of the tile.
+  // Adds the products with the only row of B, which meets a row of A for each row of the tile.
   template <int kFirst, int kEnd>
   CBA_INLINE inline void step_rows(const float* a, int64_t a_row, const float* b) {
     const Vec tap = Vec::load(b);
@@ -107,8 +108,9 @@ struct Tile {
     });
   }
 
-  // All columns of B: first those that only the tile's last columns meet, ... at last those that
-  // only its first ones meet. `step(first, end, d)` takes columns [first, end) of the tile.
+  // Calls step(first, end, d) for every column d of B that columns [first, end) of the tile meet:
+  // first for those that only the last columns meet, then for those that all meet, and at last for
+  // those that only the first columns meet.
   template <class Step>
   static CBA_INLINE inline void for_columns(int a_width, int b_width, int shift, Step step) {
     const auto met = [&](int d) CBA_INLINE { return 0 <= d && d < b_width; };
@@ -130,8 +132,8 @@ struct Tile {
   }
 };
 
-// What rows [begin, end) of A give to the tile of out at (i, j). B has at least Rows rows and A at
-// least Columns columns: what lies outside of them is on one side of the tile at a time.
+// Adds the products with rows [begin, end) of A to the tile of out at (i, j). B has at least Rows
+// rows and A at least Columns columns, so that the tile crosses only one of their edges at a time.
 template <int Rows, int Columns>
 void correlate_tile(const Product& p, int i, int j, int begin, int end) {
   Tile<Rows, Columns> tile;
@@ -167,7 +169,8 @@ void correlate_tile(const Product& p, int i, int j, int begin, int end) {
   tile.store(p.out, i, j);
 }
 
-// The tile of out at (i, j) where B is a single row, which row h of A meets for row i of out.
+// Adds all products to the tile of out at (i, j) where B is a single row, which meets row h of A
+// for row i of out.
 template <int Rows, int Columns>
 void correlate_rows(const Product& p, int i, int j, int h, int) {
   Tile<Rows, Columns> tile;
@@ -208,7 +211,7 @@ constexpr TileTable all_tiles() {
 
 constexpr TileTable kTiles = all_tiles();
 
-// Calls f(begin, count) for `size` cut into pieces of nearly equal length: 7 = 4 + 3.
+// Calls f(begin, count) for pieces of [begin, end) of nearly equal length: 7 = 4 + 3.
 template <class F>
 inline void for_pieces(int begin, int end, int longest, F f) {
   const int size = end - begin, pieces = (size + longest - 1) / longest;
@@ -218,7 +221,8 @@ inline void for_pieces(int begin, int end, int longest, F f) {
   }
 }
 
-// Rows of A and B that stay in the first-level cache while all tiles of a few rows of out use them.
+// How many rows of A and B stay in the first-level cache while the tiles of a few rows of out use
+// them.
 inline int rows_at_a_time(const Product& p) {
   constexpr int kCachedFloats = 6144;
   return larger(1, kCachedFloats / ((p.a.width + p.b.width) * kLanes));
@@ -250,9 +254,9 @@ inline void correlate(const Product& p) {
 class DirectConv {
  public:
   DirectConv(const DirectTask& task, Scratch scratch) : conv_(task.conv), flipped_(task.flipped) {
-    // The kernel is B, or out where the products are summed.
+    // The kernel is B, or the output where products are summed.
     const Planes& kernel = conv_.reduce ? conv_.out : conv_.b;
-    // The longer side of a strip is the inner loop's.
+    // Tall kernels are swapped, so that the inner loop runs along the longer side.
     swapped_ = kernel.height > kernel.width;
     const int rh = static_cast<int>(kernel.height / 2), rw = static_cast<int>(kernel.width / 2);
     product_ = {block(scratch, conv_.a), block(scratch, conv_.b), block(scratch, conv_.out),
@@ -296,8 +300,8 @@ class DirectConv {
   Block block(Scratch& scratch, const Planes& planes) const {
     const int height = static_cast<int>(swapped_ ? planes.width : planes.height);
     const int width = static_cast<int>(swapped_ ? planes.height : planes.width);
-    // Swapped, a row of the tensor is a column here: an odd number of cache lines from element to
-    // element spreads it over all sets of the cache.
+    // If swapped, a row of the tensor is a column here. With an odd number of cache lines from one
+    // element to the next it spreads over all sets of the cache.
     const int64_t line = 16, floats = int64_t(width) * kLanes;
     const int64_t row = swapped_ ? (floats + line - 1) / line * line | line : floats;
     Block block{nullptr, height, width, row};
@@ -310,7 +314,8 @@ class DirectConv {
     return int64_t(larger(larger(a, b), out)) * kLanes;
   }
 
-  // Rows without gaps are read and written as one: short rows would cost a partial vector each.
+  // Rows without gaps are read and written as one row, because each short row would end in a
+  // partial vector.
   static bool has_gaps(const Planes& p) { return p.stride_h != p.stride_w * p.width; }
 
   void load(const Planes& from, int64_t image, int64_t group, const Block& to) const {
@@ -362,7 +367,7 @@ class DirectConv {
     }
   }
 
-  // By 180 degrees.
+  // Turns a block by 180 degrees.
   static void turn(const Block& block) {
     for (int h = 0, other = block.height - 1; h <= other; ++h, --other) {
       float *first = block.at(h, 0), *last = block.at(other, block.width - 1);

@@ -1,10 +1,10 @@
 // The product of planes by 2-D Fourier transforms, one channel per lane.
 //
-// Rows first: two real rows make one complex transform, from which both spectra are separated; of
-// their columns one of each pair of opposite frequencies is kept (57 of 112). Then column by
-// column: transform, multiply, transform back, all within 2 * n complex vectors, which stay in the
-// first level of cache. Last the rows again. The columns of an image lie in a `Plane`: 361 kB for
-// 96 x 96 in 8 lanes, twice that in 16.
+// First the rows are transformed. Two real rows make one complex transform, from which both spectra
+// are separated; one column of each pair of opposite frequencies is kept (57 of 112). Then each
+// column is transformed, multiplied and transformed back within 2 * n complex vectors, which stay
+// in the first-level cache. At last the rows are transformed back. The columns of an image lie in a
+// `Plane`, which takes 361 kB for 96 x 96 pixels in 8 lanes and twice that in 16.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -14,9 +14,9 @@
 namespace cba {
 namespace {
 
-// The row spectra of a plane: column j (a frequency), row r. Two more rows follow the data: one
-// that takes what is dropped and one of zeros. The number of rows is odd, so that the columns of
-// one row do not fall into the same sets of the cache.
+// The spectra of a plane's rows: column j is a frequency, r a row. Two more rows follow: one is
+// written with what is dropped, one holds zeros. The number of rows is odd, so that the columns of
+// a row do not fall into the same sets of the cache.
 struct Plane {
   float* data;
   int rows;
@@ -38,7 +38,7 @@ struct Plane {
   }
 };
 
-// Pairs of rows that go to and from the planes at a time: 256 bytes in a row for two.
+// Pairs of rows that are copied to and from the planes at a time; two make 256 contiguous bytes.
 constexpr int kPairs = 2;
 
 struct TileOffsets {
@@ -69,7 +69,7 @@ class FftConv {
 
   int64_t scratch_used() const { return used_; }
 
-  // Tables and zeros, which run() leaves as they are.
+  // Writes tables and zeros, which run() does not change.
   void prepare() {
     a_.clear(columns_);
     b_.clear(columns_);
@@ -77,7 +77,7 @@ class FftConv {
     fill_offsets(height_, kComplex, height_offsets_, &a_, &b_);
   }
 
-  // Items are pairs (group, image); the spectrum of a group's B serves all its images and tiles.
+  // Items are pairs (group, image). The spectrum of a group's B serves all its images and tiles.
   void run(int64_t begin, int64_t end) {
     int64_t group = -1;
     bool keep = false, kept = false;
@@ -99,7 +99,7 @@ class FftConv {
     }
   }
 
-  // Items are groups; products are summed over images and tiles before the transform back.
+  // Items are groups. Products are summed over images and tiles before they are transformed back.
   void run_reduce(int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       bool first = true;
@@ -141,7 +141,7 @@ class FftConv {
     return reinterpret_cast<int32_t*>(scratch.take(int64_t(axis.num_tiles) * 3 * axis.dft.n));
   }
 
-  // Rows have their zero, or what is dropped, right behind the samples; planes have both.
+  // Rows have one more sample, which is zero or takes what is dropped; planes have one for each.
   static void fill_offsets(const AxisPlan& axis, int stride, int32_t* to, const Plane* a,
                            const Plane* b) {
     const int n = axis.dft.n;
@@ -179,8 +179,9 @@ class FftConv {
     }
   }
 
-  // Z = X + i Y with Hermitian X and Y: 2 X = Z + conj(Z'), 2 Y = -i (Z - conj(Z')), Z' = Z at the
-  // opposite frequency. The factors of 2 are left to store_rows().
+  // Separates the spectra of pairs of rows. Z = X + i Y with Hermitian X and Y, so that
+  // 2 X = Z + conj(Z') and 2 Y = -i (Z - conj(Z')), where Z' is Z at the opposite frequency.
+  // store_rows() divides by the factors of 2.
   void separate(int pairs, const Plane& to, int row) const {
     const DftPlan& plan = width_.dft;
     for (int j = 0; j < columns_; ++j) {
@@ -233,7 +234,7 @@ class FftConv {
   void store_rows(int64_t image, int64_t group, int tile) {
     const AxisRange &across = width_tile(tile).out, &down = height_tile(tile).out;
     const int lanes = lanes_of_group(conv_, group);
-    // A and B were doubled by separate(), and neither transform back was divided by its length.
+    // separate() doubled A and B, and neither inverse transform was divided by its length.
     const Vec scale = Vec::broadcast(0.25f / (float(width_.dft.n) * float(height_.dft.n)));
     const Vec bias = bias_of(conv_, group);
     for (int r = 0; r < down.count; r += 2 * kPairs) {
@@ -251,8 +252,8 @@ class FftConv {
     }
   }
 
-  // Z = X + i Y of pairs of rows at all frequencies, from X and Y at half of them; rows from `end`
-  // on are zero.
+  // Makes Z = X + i Y of pairs of rows at all frequencies from X and Y at half of them. Rows from
+  // `end` on are zero.
   void join(int row, int end, int pairs) const {
     const DftPlan& plan = width_.dft;
     for (int j = 0; j < columns_; ++j) {

@@ -1,4 +1,5 @@
-// Rows of a tensor to and from lanes: dst[t * kWidth + l] = x[n, c0 + l, h, w0 + t] as float32.
+// Reads rows of a tensor into lanes, to[t * kLanes + l] = x[n, c + l, h, w + t] as float32, and
+// writes them back.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -25,8 +26,8 @@ inline T* element(const Planes& p, int64_t n, int64_t c, int64_t h, int64_t w) {
          w * p.stride_w;
 }
 
-// kLanes channels at a time: calls f(t) for blocks of elements [t, t + kLanes). The last one
-// overlaps the one before where kLanes does not divide count; needs count >= kLanes.
+// Calls f(t) for blocks of elements [t, t + kLanes) that cover `count` >= kLanes elements. The last
+// block overlaps the one before it where kLanes does not divide `count`.
 template <class F>
 CBA_INLINE inline void for_blocks(int count, F f) {
   int t = 0;
@@ -52,7 +53,7 @@ void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, in
       unroll<kLanes>([&](auto i) CBA_INLINE { block[i].store(to + (t + i) * kLanes); });
     });
   }
-  // The choices take three times as long as the rest.
+  // The choices below make this three times as slow as the loop above.
   for (int t = 0; t < count; t += kLanes) {
     const int width = count - t < kLanes ? count - t : kLanes;
     Vec block[kLanes];
@@ -110,7 +111,7 @@ void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, i
   }
 }
 
-// Rows h of `count` elements from w on, of the channels from c on.
+// Reads `count` elements from w on, of row h of `lanes` channels from c on.
 inline void load_row(const Planes& p, int64_t n, int64_t c, int lanes, int64_t h, int64_t w,
                      int count, float* to) {
   switch (p.type) {
@@ -145,7 +146,8 @@ inline Vec bias_of(const ConvParams& conv, int64_t group) {
   return lanes == kLanes ? Vec::load(bias) : Vec::load_head(bias, lanes);
 }
 
-// Hands out pieces of a thread's scratch memory, each starting on a cache line.
+// Hands out pieces of a thread's scratch memory, each of which starts on a cache line. Without
+// memory it only counts.
 class Scratch {
  public:
   explicit Scratch(float* memory) : memory_(memory) {}

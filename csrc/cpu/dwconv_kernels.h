@@ -1,13 +1,13 @@
-// What the depthwise convolution kernels of an instruction set take and provide; no C++ library
-// header, see csrc/README.md. Sizes and strides are in elements.
+// The interface of the depthwise convolution kernels of an instruction set. No C++ library header
+// may be included here, see csrc/README.md. Sizes and strides are in elements.
 //
-// All three directions are a product of planes A and B of each channel:
+// All three directions are products of planes A and B of each channel:
 //
 //   forward      A = x,    B = kernel,                       out = y
 //   grad_x       A = grad, B = kernel turned by 180 degrees, out = gx
 //   grad_weight  A = x,    B = grad, summed over images,     out = kernel
 //
-// A group of Vec::kWidth channels is worked on at a time, one channel in each lane.
+// A kernel computes a group of Vec::kWidth channels at a time, one channel in each lane.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +16,8 @@
 
 namespace cba {
 
-// A tensor (N,C,H,W); one of stride_c and stride_w is 1. A kernel (C,1,kh,kw) is one of N = 1.
+// A tensor (N,C,H,W) of which stride_c or stride_w is 1. A kernel (C,1,kh,kw) counts as
+// (1,C,kh,kw).
 struct Planes {
   void* data;
   DType type;
@@ -24,8 +25,9 @@ struct Planes {
   int64_t stride_n, stride_c, stride_h, stride_w;
 };
 
-// A transform of length n along one axis, by the prime factor algorithm: n = f0 * f1 * f2, pairwise
-// coprime, sample t at position (p0 * f1 + p1) * f2 + p2 with p_i = t * (n / f_i)^-1 mod f_i.
+// A transform of length n along one axis by the prime factor algorithm. n = f0 * f1 * f2 with
+// pairwise coprime factors, and sample t has the position (p0 * f1 + p1) * f2 + p2 with p_i = t *
+// (n / f_i)^-1 mod f_i.
 struct DftPlan {
   int n;
   int factors[3];
@@ -34,15 +36,15 @@ struct DftPlan {
   int num_half;
 };
 
-// Where a range of samples sits in a transform: the sample at each position, counted from `begin`;
-// `count` where there is none (inputs: a zero; outputs: dropped).
+// Where the samples of a range lie in a transform: the number of the sample at each position,
+// counted from `begin`, or `count` for none (an input is zero there, an output is dropped).
 struct AxisRange {
   int64_t begin;
   int count;
   const int32_t* sample;  // [n]
 };
 
-// One piece of an axis: inputs A and B of a product, and its output.
+// A piece of an axis: the ranges of the inputs A and B of a product, and of its output.
 struct AxisTile {
   AxisRange a, b, out;
 };
@@ -51,7 +53,7 @@ struct AxisPlan {
   DftPlan dft;
   const AxisTile* tiles;
   int num_tiles;
-  int max_count;  // of any range of any tile
+  int max_count;  // the most samples of a range of any tile
 };
 
 struct ConvParams {
@@ -61,13 +63,13 @@ struct ConvParams {
   bool reduce;  // grad_weight: sum over images and tiles
 };
 
-// The 2-D transform: 48 row transforms of pairs of rows, 57 column transforms, ... for 96 x 96.
+// Transforms along both axes.
 struct FftTask {
   ConvParams conv;
   AxisPlan width, height;
 };
 
-// Transform along one axis, taps along the other.
+// Transforms along one axis and sums over the taps along the other.
 struct StripTask {
   ConvParams conv;
   AxisPlan axis;
@@ -75,13 +77,14 @@ struct StripTask {
   bool flipped;       // the taps are turned
 };
 
+// Sums over the taps along both axes.
 struct DirectTask {
   ConvParams conv;
   bool flipped;  // B is turned by 180 degrees
 };
 
-// One of the algorithms. A thread calls prepare() once and run() for ranges of items: pairs
-// (channel group, image) in this order, or channel groups where `reduce` is set.
+// The functions of an algorithm. A thread calls prepare() once and then run() for ranges of items.
+// Items are pairs (channel group, image) in this order, or channel groups if `reduce` is set.
 template <class Task>
 struct ConvKernel {
   int64_t (*scratch)(const Task&);  // floats of memory that a thread needs

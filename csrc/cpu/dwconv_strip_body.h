@@ -1,14 +1,15 @@
 // The product of planes for long and narrow kernels (51x5, 1x51, ...), one channel per lane:
 // Fourier transforms along the kernel's long side, taps along its short side.
 //
-// Lines along the long side are numbered from 0. Lines s and s + half make one complex line z[s]; a
-// kernel is real, so their convolutions stay apart and need no separating. With Z and W the spectra
-// of the image's lines and of the kernel's,
+// Lines along the long side are numbered from 0. Lines s and s + half make one complex line z[s].
+// Because the kernel is real, their convolutions stay apart in the real and imaginary parts. With
+// the spectra Z of the image's lines and W of the kernel's lines,
 //
 //   forward, grad_x: Y[s] = sum over t of W[t] Z[s + t - radius]
 //   grad_weight:     V[t] = sum over images and s of Z[s + t - radius] conj(G[s]), its real part
 //
-// (its imaginary part mixes the two halves). Of Z as many spectra are kept as the kernel has lines.
+// (its imaginary part mixes the two halves). At a time as many spectra Z are kept as the kernel has
+// lines.
 //
 // Include after a vec_<isa>.h.
 #pragma once
@@ -18,8 +19,8 @@
 namespace cba {
 namespace {
 
-// Sample l of line s is at line(s) + l * sample_stride. One more sample, number `samples`, and
-// `margin` more lines on both sides stay zero (or take what is dropped).
+// The lines of a plane: sample l of line s is at line(s) + l * sample_stride. One more sample, with
+// the number `samples`, and `margin` more lines on both sides stay zero or take what is dropped.
 struct LineBlock {
   float* data;
   int64_t line_stride, sample_stride;
@@ -33,7 +34,7 @@ struct LineBlock {
     return {data, line_stride, sample_stride, all_lines, margin, samples};
   }
   float* line(int s) const { return data + (s + margin) * line_stride; }
-  // Zeros where no load of `used` lines writes.
+  // Writes zeros where a load of `used` lines does not write.
   void clear(int used) const {
     for (int s = -margin; s < lines - margin; ++s) {
       const bool written = s >= 0 && s < used;
@@ -58,7 +59,7 @@ class StripConv {
     half_ = (lines_ + 1) / 2;
     const int samples = axis_.max_count;
     image_ = LineBlock::take(scratch, along_height_, samples, 2 * half_, taps_ / 2);
-    // Lines of x and of the kernel; one more stays zero as the kernel's imaginary part.
+    // The kernel has one more line, which stays zero: the imaginary part of its lines.
     other_ = LineBlock::take(scratch, along_height_, samples, 2 * half_, 0);
     kernel_ = LineBlock::take(scratch, along_height_, samples, taps_ + 1, 0);
     spectra_ = scratch.take(taps_ * spectrum_size());
@@ -70,7 +71,7 @@ class StripConv {
 
   int64_t scratch_used() const { return used_; }
 
-  // Tables and zeros, which run() leaves as they are.
+  // Writes tables and zeros, which run() does not change.
   void prepare() {
     image_.clear(lines_);
     other_.clear(lines_);
@@ -168,7 +169,7 @@ class StripConv {
     }
   }
 
-  // The spectrum of the complex line s of the image, in the ring of `taps_` spectra.
+  // The place of complex line s of the image in the ring of `taps_` spectra.
   float* spectrum_of_line(int s) const {
     return spectra_ + (s + taps_ / 2) % taps_ * spectrum_size();
   }
@@ -189,7 +190,7 @@ class StripConv {
 
   void apply_taps(int s) {
     const int64_t size = spectrum_size();
-    // Two frequencies at a time: enough independent sums to hide the latency of additions.
+    // Two frequencies at a time make enough independent sums to hide the latency of additions.
     for (int64_t p = 0; p < size; p += 2 * kComplex) {
       const bool pair = p + kComplex < size;
       Complex first{Vec::zero(), Vec::zero()}, second = first;
@@ -206,8 +207,8 @@ class StripConv {
     }
   }
 
-  // The table of B turns grad around (at -o instead of o), which gives conj(G) for a real line. For
-  // the complex line it is conj(G at the opposite frequency) that is wanted.
+  // The table of B puts grad at -o instead of o, which gives conj(G) for a real line. For a complex
+  // line that is conj(G) at the opposite frequency.
   void accumulate(int tile) {
     const int radius = taps_ / 2;
     for (int s = -radius; s < radius; ++s) transform_line(s, tile);

@@ -8,18 +8,18 @@
 namespace cba {
 namespace {
 
-// Images whose sum is a plain one. Compensating every image would double the time, which is then
-// that of the additions and no longer that of reading.
+// The sum of so many images is not compensated. To compensate each image would double the time,
+// which would be bound by additions instead of memory.
 constexpr std::int64_t kGroup = 8;
 
-// Runs that a thread takes through all images: 16 KB in a row of each channel of float32, enough
-// for the processor to read ahead, while the sums (100 KB) stay in the L2 cache.
+// A thread takes so many runs of pixels through all images. Their 16 KB per channel of float32 are
+// enough for the processor to read ahead, while the sums (100 KB) stay in the L2 cache.
 constexpr std::int64_t kBlock = 4;
 
-// The sums of one block of runs.
+// The sums of a block of runs.
 class Block {
  public:
-  Block() : of_group_(kBlock * kRun), sums_(kBlock * kRun), errors_(kBlock * kRun) {}
+  Block() : group_(kBlock * kRun), sums_(kBlock * kRun), errors_(kBlock * kRun) {}
 
   void add(const ErfKernels& kernels, const Gradients& grad, ErfMode mode, const Runs& runs,
            std::int64_t begin, std::int64_t end) {
@@ -30,11 +30,11 @@ class Block {
       std::int64_t at = 0;
       for (std::int64_t index = begin; index < end; ++index) {
         const PixelRun run = runs.run(image, index);
-        sum_channels(run, image % kGroup == 0, &of_group_[at]);
+        sum_channels(run, image % kGroup == 0, &group_[at]);
         at += run.count;
       }
       if (image % kGroup < kGroup - 1 && image < grad.images - 1) continue;
-      kernels.add_compensated(of_group_.data(), at, sums_.data(), errors_.data());
+      kernels.add_compensated(group_.data(), at, sums_.data(), errors_.data());
     }
     std::int64_t at = 0;
     for (std::int64_t index = begin; index < end; ++index) {
@@ -47,7 +47,7 @@ class Block {
   }
 
  private:
-  std::vector<double> of_group_, sums_, errors_;
+  std::vector<double> group_, sums_, errors_;
 };
 
 }  // namespace

@@ -6,9 +6,9 @@
 
 namespace cba {
 
-// For each pixel: channels and images are added up in order, eight images at a time; those sums
-// with the error of each addition kept (compensated), and that sum is added to the map. Pixels are
-// shared out among threads.
+// For each pixel, the channels of eight images at a time are added up in order. These sums are
+// added up with compensation (the error of each addition is kept), and the result is added to the
+// map. Threads share the pixels.
 void erf_accumulate(const Gradients& grad, ErfMode mode, const ErfMap& map, Isa isa,
                     int num_threads);
 

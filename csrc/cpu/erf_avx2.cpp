@@ -5,7 +5,7 @@
 namespace cba {
 namespace {
 
-// lanes[mask]: the set bits of the mask in ascending order, to bring those lanes to the front.
+// lanes[mask] lists the set bits of the mask in ascending order, to move these lanes to the front.
 struct Fronts {
   alignas(64) uint8_t lanes[256][8];
 
@@ -20,7 +20,7 @@ struct Fronts {
 
 constexpr Fronts kFronts;
 
-// Patterns of values that are not negative: as signed integers in the same order.
+// The values are not negative, so that their patterns have the same order as signed integers.
 int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_t* patterns) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
   const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(low)), bits);
@@ -32,8 +32,8 @@ int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_
   return __builtin_popcount(mask);
 }
 
-// The 24 values in three registers, channels abcabc...: every lane is of another channel in each of
-// them, so that two blends collect a channel and a permutation sorts it.
+// Three registers hold 24 values of the channels abcabc... Each lane has another channel in each
+// register, so that two blends collect a channel and a permutation sorts it.
 void part_three(const float* from, float* a, float* b, float* c) {
   const __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + 8);
   const __m256 z = _mm256_loadu_ps(from + 16);

@@ -5,8 +5,8 @@
 namespace cba {
 namespace {
 
-// Where the 16 values of a channel are among 48 in three registers: in the first two, and in the
-// result of that and the third.
+// Where the 16 values of a channel lie among 48 in three registers: `first` picks from the first
+// two registers, `second` from that result and the third.
 struct Positions {
   alignas(64) int32_t first[3][16], second[3][16];
 

@@ -1,8 +1,8 @@
-// The kernels of the ERF ops, written once over a Vec type, append_between and part_three, which
-// each erf_<isa>.cpp provides.
+// The kernels of the ERF ops. They are written once over a Vec type and over append_between and
+// part_three, which each erf_<isa>.cpp provides.
 //
-// Values are brought to contiguous float32 or float64 rows first. From there on the loops are
-// element by element, and the compiler makes vectors of them without changing a bit.
+// Values are first brought into contiguous rows of float32 or float64. The loops after that work
+// element by element, so that vectors of any width give the same bits.
 #pragma once
 
 #include "cpu/erf_kernels.h"
@@ -11,8 +11,8 @@
 namespace cba {
 namespace {
 
-// Writes the patterns of those of kWidth values that are in [low, high); returns how many. May
-// write kWidth.
+// Writes the patterns of those of kWidth values that are in [low, high) and returns their number.
+// It may write up to kWidth patterns, whatever that number is.
 int64_t append_between(const float* values, uint32_t low, uint32_t high, uint32_t* patterns);
 
 // a[i] = from[3 * i], b[i] = from[3 * i + 1], c[i] = from[3 * i + 2] for i < kWidth.
@@ -31,7 +31,7 @@ using Wide = typename WideType<T>::Type;
 
 inline double to_float(double value) { return value; }
 
-// Channels that are added up together: those of an RGB image in one pass.
+// So many channels are added up in one pass: those of an RGB image.
 constexpr int kPlanes = 3;
 
 template <class T>
@@ -57,8 +57,8 @@ void part_channels(const W* from, int64_t n, W* a, W* b, W* c) {
   }
 }
 
-// rows[i] = the run's values of channel first + i, i < planes, contiguous: where they are, or
-// copied to `staging`.
+// Makes rows[i] point to the run's values of channel first + i, i < planes, as a contiguous row:
+// where they lie, or copied to `staging`.
 template <class T>
 void read_rows(const PixelRun& run, int64_t first, int planes, Staging<T>& staging,
                const Wide<T>* (&rows)[kPlanes]) {
@@ -86,8 +86,8 @@ void read_rows(const PixelRun& run, int64_t first, int planes, Staging<T>& stagi
   }
 }
 
-// A register of doubles or floats. Not left to the compiler's vectorizer: it makes branches of
-// max(x, 0), which cost twenty times as much where signs are random.
+// A register of doubles or floats. The compiler's vectorizer would turn max(x, 0) into branches,
+// which take twenty times as long for random signs.
 template <class W>
 struct Register {
   typedef W Type __attribute__((vector_size(sizeof(Vec))));
@@ -113,8 +113,8 @@ inline Register<double>::Type magnitude(Register<double>::Type x) {
   return (Register<double>::Type)((Bits)x & uint64_t{0x7fffffffffffffff});
 }
 
-// sum[x] = f(rows[0][x]) + f(rows[1][x]) + ... from left to right, before them the old sum[x]
-// unless `first`.
+// sum[x] = f(rows[0][x]) + f(rows[1][x]) + ... from left to right; the old sum[x] comes before them
+// unless `first` is set.
 template <int Planes, class W, class Sum, class F>
 void add_rows(const W* const* rows, int64_t n, bool first, Sum* sum, F f) {
   using Lanes = Register<Sum>;
@@ -162,7 +162,7 @@ void mean_of_channels(const PixelRun& run, Wide<T>* mean) {
   for (int64_t x = 0; x < run.count; ++x) mean[x] /= channels;
 }
 
-// A NaN stays one in all three.
+// A NaN stays a NaN in all three modes.
 template <ErfMode Mode, class T>
 void sum_of_channels(const PixelRun& run, bool first, double* sum) {
   sum_channels<T>(run, first, sum, [](auto x) {
@@ -194,8 +194,8 @@ void bin(const Scalar* values, int64_t n, ErfBin* tables) {
   for (; i + kBinTables <= n; i += kBinTables) {
     unroll<kBinTables / 2>([&](auto half) {
       constexpr int t = 2 * half;
-      // In pairs: the scalar conversion of x86 keeps half of its destination, which makes it wait
-      // for the addition before (four times as slow).
+      // Two values are converted at a time. The scalar conversion of x86 keeps half of its
+      // destination, so that it waits for the addition before it (four times as slow).
       Pair pair;
       __builtin_memcpy(&pair, values + i + t, sizeof pair);
       const ErfBin wide = __builtin_convertvector(pair, ErfBin);
@@ -212,7 +212,7 @@ int64_t collect_one_by_one(const Scalar* values, int64_t n, Bits low, Bits high,
   for (int64_t i = 0; i < n; ++i) {
     const Bits bits = pattern_of<Bits>(values[i]);
     patterns[found] = bits;
-    found += bits - low < high - low;  // unsigned: also false below `low`
+    found += bits - low < high - low;  // unsigned, so that it is false below `low`, too
   }
   return found;
 }
@@ -226,7 +226,8 @@ inline int64_t collect_vectors(const float* values, int64_t n, uint32_t low, uin
   return found + collect_one_by_one(values + i, n - i, low, high, patterns + found);
 }
 
-// The error of a sum is exact (D. Knuth, The Art of Computer Programming, volume 2, section 4.2.2).
+// The error of each addition is found exactly (D. Knuth, The Art of Computer Programming, volume 2,
+// section 4.2.2).
 inline void add_compensated(const double* __restrict values, int64_t n, double* __restrict sums,
                             double* __restrict errors) {
   for (int64_t x = 0; x < n; ++x) {

@@ -1,4 +1,4 @@
-// The runs of pixels that input gradients are read in.
+// Cuts input gradients into runs of pixels, in which kernels read them.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace cba {
 
-// All pixels of a map, cut into runs along the axis that memory follows most closely; where rows
-// follow each other in memory, the whole map is one row.
+// All pixels of a map, cut into runs along the axis with the smaller stride. Where rows follow each
+// other in memory, the whole map is one row.
 class Runs {
  public:
   explicit Runs(const Gradients& grad, const ErfMap& map = {nullptr, 0, 0});
@@ -26,7 +26,7 @@ class Runs {
   std::int64_t y(std::int64_t index) const { return index / per_row_; }
   std::int64_t x(std::int64_t index) const { return index % per_row_ * kRun; }
 
-  Gradients grad_;  // transposed or flattened, as `map_`
+  Gradients grad_;  // transposed or flattened, like `map_`
   ErfMap map_;
   std::int64_t per_row_;
 };

@@ -1,5 +1,5 @@
-// What the kernels of an instruction set for effective receptive fields take and provide; no C++
-// library header, see csrc/README.md. Strides are in elements.
+// The interface of the kernels for effective receptive fields of an instruction set. No C++ library
+// header may be included here, see csrc/README.md. Strides are in elements.
 #pragma once
 
 #include <stdint.h>
@@ -14,15 +14,15 @@ struct PixelRun {
   int64_t channels, stride_c, stride_x, count;
 };
 
-// The most pixels of a run. What a kernel keeps of a run (24 KB at most) stays in the L1 cache.
+// The most pixels of a run. What a kernel keeps for a run, at most 24 KB, stays in the L1 cache.
 constexpr int kRun = 1024;
 
-// Sum and number of the values of one bucket, in one register.
+// The sum and the number of the values in a bucket, in one register.
 typedef double ErfBin __attribute__((vector_size(16)));
 
-// The bucket of a value: the top bits of its pattern below the sign, 8 bits of exponent and 3 of
-// mantissa for float32, 11 of exponent for float64. Neighbours in a run go to different tables,
-// or an addition would wait for the one before it wherever pixels are alike.
+// The bucket of a value is given by the top bits of its pattern below the sign: 8 bits of exponent
+// and 3 of mantissa for float32, 11 of exponent for float64. Neighbours in a run go to different
+// tables, so that an addition need not wait for the one before where pixels are alike.
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 constexpr int kBinTables = 4;
@@ -39,18 +39,18 @@ struct ErfKernels {
   void (*bin_float32)(const float* values, int64_t n, ErfBin* tables);
   void (*bin_float64)(const double* values, int64_t n, ErfBin* tables);
 
-  // Writes the patterns p of the values with low <= p < high; returns how many. `patterns` has room
-  // for kCollectSlack more.
+  // Writes the patterns p of the values with low <= p < high and returns their number. `patterns`
+  // must have room for kCollectSlack more.
   int64_t (*collect_float32)(const float* values, int64_t n, uint32_t low, uint32_t high,
                              uint32_t* patterns);
   int64_t (*collect_float64)(const double* values, int64_t n, uint64_t low, uint64_t high,
                              uint64_t* patterns);
 
-  // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order, in float64, before them the old
-  // sum[x] unless `first`; by ErfMode and DType.
+  // sum[x] = f(value(0, x)) + f(value(1, x)) + ..., in this order and in float64; the old sum[x]
+  // comes before them unless `first` is set. Indexed by ErfMode and DType.
   void (*sum[kErfModes][kFloatTypes])(const PixelRun& run, bool first, double* sum);
 
-  // Adds `values` to `sums`; what rounding takes away is added to `errors`.
+  // Adds `values` to `sums`, and the rounding errors of these additions to `errors`.
   void (*add_compensated)(const double* values, int64_t n, double* sums, double* errors);
 
   static const ErfKernels kBaseline, kAvx2, kAvx512;

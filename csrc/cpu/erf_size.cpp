@@ -1,29 +1,30 @@
-// Selection without sorting, and yet with the roundings of a sum in sorted order.
+// ERF sizes by selection, without sorting, that equal those of a sum in sorted order with all its
+// rounding.
 //
-// The values are put into buckets by the top bits of their patterns, which are ordered as they
-// are. Sums over buckets from the top lead to the bucket in which p * total is reached; that one
-// is split by its next bits, and so on.
+// The values are put into buckets by the top bits of their patterns, which have the order of the
+// values. The buckets are added up from the top until p * total is reached; that bucket is split by
+// its next bits, and so on.
 //
-// When is a sum of buckets the sum that adding one value after the other gives? Let all sums be at
-// most U = 2^e, and q = U * 2^-53. A multiple of q up to U is a float64, so as long as only
-// multiples of q are added, every sum is exact in any order. A value with m bits of mantissa is a
-// multiple of q if it is at least q * 2^m: "coarse"; the others are "fine". In descending order the
-// coarse values come first, therefore
+// When does a sum of buckets equal the sum of one value after the other? Let all sums be at most
+// U = 2^e, and q = U * 2^-53. Multiples of q up to U are float64 numbers, so that sums of multiples
+// of q are exact in any order. A value with m bits of mantissa is a multiple of q if it is at least
+// q * 2^m. Call such values coarse and the others fine. In descending order the coarse values come
+// first, therefore
 //
 //   - without fine values (other than 0) everything is exact;
-//   - sums over coarse values are exact in any case, and only the fine values need to be sorted and
-//     added one by one to have the total and all other sums as the definition has them.
+//   - sums over coarse values are always exact. Only the fine values must be sorted and added one
+//     by one to get the total and all other sums of the definition.
 //
-// For float32 fine means less than 2^-30 * U, below a thousandth of the mean for 384 x 384 pixels.
+// For float32 fine values are below 2^-30 * U, less than a thousandth of the mean for 384 x 384
+// pixels.
 //
-// Even that is rarely necessary. Every addition that involves fine values is off by at most q / 2,
-// so are the products p * total, which gives a bound D on how far sums of buckets and the threshold
-// may be from those of the definition. If the same size is found for threshold - D and for
-// threshold + D, then that is the size.
+// Even that is rarely necessary. Every addition that involves fine values has an error of at most
+// q / 2, and so has the product p * total. This gives a bound D on the difference between our sums
+// and threshold and those of the definition. If threshold - D and threshold + D lead to the same
+// size, that is the size.
 #include "cpu/erf_size.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -57,8 +58,8 @@ struct Format<double> {
   static constexpr auto kCollect = &ErfKernels::collect_float64;
 };
 
-// The pattern of 2^(q + kMantissa), the smallest coarse value. For float32 and sums from 2^157 on
-// all values are fine, and this is infinity: a larger pattern would be past the buckets, and
+// The pattern of 2^(q + kMantissa), the smallest coarse value. In float32 all values are fine for
+// sums from 2^157 on, and this is infinity: a larger pattern would be beyond the buckets, and
 // negative for kernels that compare patterns as signed numbers.
 template <class F>
 constexpr typename F::Bits smallest_coarse(int q) {
@@ -67,13 +68,13 @@ constexpr typename F::Bits smallest_coarse(int q) {
   return static_cast<typename F::Bits>(std::min(exponent, infinite)) << F::kMantissa;
 }
 
-// Such sums take 2^29 pixels and more, too many for a test: here is the largest one, 2^31 values
-// below 2^128, and the largest of float64 that is not left to the addition in order.
+// Such sums need at least 2^29 pixels, too many for a test. So the largest ones are checked here:
+// 2^31 values below 2^128 in float32, and the largest float64 sum that is not added in order.
 static_assert(smallest_coarse<Format<float>>(156 + 1 - 53) < Format<float>::kInfinity, "");
 static_assert(smallest_coarse<Format<float>>(159 + 1 - 53) == Format<float>::kInfinity, "");
 static_assert(smallest_coarse<Format<double>>(1022 + 1 - 53) < Format<double>::kInfinity, "");
 
-// Fewer values than this are sorted rather than split further.
+// So few values are sorted instead of split further.
 constexpr std::int64_t kFew = 128;
 
 double sum_in(const ErfBin& bin) { return bin[0]; }
@@ -95,7 +96,7 @@ Bits* radix_sort(Bits* keys, Bits* spare, std::int64_t n) {
   return keys;
 }
 
-// The sizes of one image after another, of at most `pixels` pixels.
+// Computes the sizes of one image after another, each of at most `pixels` pixels.
 template <class Scalar>
 class Selection {
   using F = Format<Scalar>;
@@ -149,7 +150,7 @@ class Selection {
     return (kernels_->*F::kCollect)(values_.get(), pixels_, low, high, members_.get());
   }
 
-  // Reads the means, fills the buckets; returns false if a mean is not finite.
+  // Reads the means and fills the buckets; returns false if a mean is not finite.
   bool load(Mean mean, const Runs& runs, std::int64_t image) {
     std::fill_n(tables_.get(), kBinTables * kBins, ErfBin{});
     pixels_ = 0;
@@ -175,12 +176,12 @@ class Selection {
     return highest_ < static_cast<int>(F::kInfinity >> kShift);
   }
 
-  // Sets which values are fine; returns D, infinity where sums may overflow.
+  // Decides which values are fine and returns the bound D, or infinity if sums may overflow.
   double bound() {
     fine_below_ = F::kInfinity;
     if (!(total_ < 0x1p1022)) return std::numeric_limits<double>::infinity();
     fine_below_ = 0;
-    // A sum of fewer than 2^31 values is off by less than 2^-21 of itself.
+    // A sum of fewer than 2^31 values has a relative error of less than 2^-21.
     const int e = std::ilogb(total_ * (1 + 0x1p-20)) + 1;
     const int q = e - 53;
     if (q <= F::kSmallest) return 0;  // all numbers are multiples of q
@@ -190,19 +191,19 @@ class Selection {
       if (sum_in(tables_[key]) > 0) fine += tables_[key][1];
     }
     if (fine == 0) return 0;
-    // Additions that may be inexact: `fine` and fewer than 2^15 over buckets in a sum of ours and
-    // in our total, `fine` each in S_k and in S_last.
+    // These additions may be inexact: in our sum and in our total those of `fine` values and fewer
+    // than 2^15 over buckets, in S_k and in S_last those of `fine` values.
     return std::ldexp(2 * fine + 0x1p15, q);
   }
 
-  // Values that have been passed on the way down: their sum and number.
+  // The sum and number of the values that have been passed on the way down.
   struct Passed {
     double sum = 0;
     std::int64_t number = 0;
   };
 
-  // Passes buckets, from `key` down, that hold n values, as long as the threshold is not reached;
-  // returns the bucket in which it is, or the lowest one. That bucket is not empty.
+  // Passes buckets from `key` down, which hold n values, until the threshold is reached. Returns
+  // the bucket in which it is reached, or the lowest one that is not empty.
   static int pass(const ErfBin* bins, int key, std::int64_t n, double threshold, Passed& passed) {
     for (;; --key) {
       const std::int64_t here = number_in(bins[key]);
@@ -227,11 +228,11 @@ class Selection {
     return select_member(passed, threshold);
   }
 
-  // The same, with the bucket in members_ and all above it `passed`.
+  // The same for the bucket in members_; all values above it have been `passed`.
   std::int64_t select_member(Passed passed, double threshold) {
     Bits* values = members_.get();
     std::int64_t n = num_members_;
-    // Maps of few levels: every value would wait for the addition of the one before.
+    // In maps of few levels each value would wait for the addition of the one before.
     const auto differs = [&](Bits bits) { return bits != values[0]; };
     if (std::none_of(values, values + n, differs)) {
       return select_equal(value_of(values[0]), n, passed, threshold);
@@ -259,7 +260,7 @@ class Selection {
     return passed.number + n;
   }
 
-  // The same with n equal values left.
+  // The same for n equal values.
   static std::int64_t select_equal(double value, std::int64_t n, const Passed& passed,
                                    double threshold) {
     std::int64_t low = 1, high = n;
@@ -274,7 +275,7 @@ class Selection {
     return passed.number + low;
   }
 
-  // Adds the fine values as the definition does; returns false if the total is not finite.
+  // Adds the fine values one by one in order; returns false if the total is not finite.
   bool add_fine_in_order() {
     coarse_sum_ = 0;
     num_coarse_ = 0;
@@ -303,7 +304,7 @@ class Selection {
   const ErfKernels* kernels_ = nullptr;
   std::int64_t room_, pixels_ = 0;
   std::unique_ptr<Scalar[]> values_;         // the means
-  std::unique_ptr<Bits[]> members_, spare_;  // patterns of the bucket `collected_`; scratch
+  std::unique_ptr<Bits[]> members_, spare_;  // patterns of bucket `collected_`; scratch
   std::unique_ptr<ErfBin[]> tables_;         // the first one holds the sum of all
   ErfBin digits_[kBins];
   int lowest_ = 0, highest_ = 0;  // buckets that are not empty
@@ -313,10 +314,10 @@ class Selection {
   Bits fine_below_ = 0;
   double coarse_sum_ = 0;
   std::int64_t num_coarse_ = 0;
-  std::vector<double> fine_sums_;  // S_k where v_k is fine, if that was needed
+  std::vector<double> fine_sums_;  // S_k for the fine values v_k, if they were needed
 };
 
-// A thread's memory is kept between calls: fresh pages would cost as much as a selection.
+// A thread's memory is kept between calls, because fresh pages would take as long as a selection.
 template <class Scalar>
 Selection<Scalar>& selection_for(std::int64_t pixels) {
   thread_local std::unique_ptr<Selection<Scalar>> kept;
@@ -331,20 +332,18 @@ template <class Scalar>
 std::int64_t run(const Gradients& grad, void (*mean)(const PixelRun&, Scalar*),
                  const std::vector<double>& shares, std::int64_t* sizes, const ErfKernels& kernels,
                  int num_threads) {
-  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-  std::atomic<std::int64_t> first_bad{kNone};
+  FirstIndex first_bad;
   const Runs runs(grad);
   const std::int64_t columns = static_cast<std::int64_t>(shares.size());
   parallel_for(grad.images, num_threads, [&](std::int64_t begin, std::int64_t end) {
     Selection<Scalar>& selection = selection_for<Scalar>(grad.height * grad.width);
     for (std::int64_t image = begin; image < end; ++image) {
-      if (selection.run(kernels, mean, runs, image, shares, sizes + image * columns)) continue;
-      std::int64_t known = first_bad.load();
-      while (image < known && !first_bad.compare_exchange_weak(known, image)) {
+      if (!selection.run(kernels, mean, runs, image, shares, sizes + image * columns)) {
+        first_bad.note(image);
       }
     }
   });
-  return first_bad.load() == kNone ? -1 : first_bad.load();
+  return first_bad.get();
 }
 
 }  // namespace

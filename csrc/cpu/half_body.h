@@ -1,5 +1,5 @@
-// The half types as kernels see them: 16 bits, converted to float and back one at a time. Vector
-// types convert whole vectors and use these for what is left over.
+// The half types as kernels see them: 16 bits, converted to float and back one value at a time. Vec
+// types convert whole vectors with instructions where there are some.
 #pragma once
 
 #include <stdint.h>
@@ -41,7 +41,7 @@ inline float to_float(Float16 value) {
 
 inline float from_float(float value, float) { return value; }
 
-// To the nearest, ties to even; a NaN stays one.
+// Rounds to the nearest, ties to even; a NaN stays a NaN.
 inline BFloat16 from_float(float value, BFloat16) {
   const uint32_t bits = bits_of_float(value);
   if (value != value) return {uint16_t(bits >> 16 | 0x40)};
@@ -54,7 +54,7 @@ inline Float16 from_float(float value, Float16) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
   if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 rounds to infinity
-  if (magnitude < 0x38800000) {  // below 2^-14: adding 0.5 leaves the subnormal's bits, rounded
+  if (magnitude < 0x38800000) {  // below 2^-14 adding 0.5 rounds to the bits of the subnormal
     const float shifted = float_of_bits(magnitude) + 0.5f;
     return {uint16_t(sign | (bits_of_float(shifted) - bits_of_float(0.5f)))};
   }

@@ -14,7 +14,7 @@ namespace cba {
 namespace {
 
 #if CBA_X86
-// The one feature that g++ 9 and 10 do not know by name.
+// __builtin_cpu_supports of g++ 9 and 10 does not know this feature.
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
@@ -44,7 +44,7 @@ std::string names(const std::vector<Isa>& isas) {
   return text;
 }
 
-// Why `name` cannot be used, or an empty string and the set in `isa`.
+// Returns why the set `name` cannot be used, or an empty string; a known set is written to `isa`.
 std::string why_not(const std::string& name, Isa* isa) {
   for (Isa compiled : compiled_isas()) {
     if (name != isa_name(compiled)) continue;

@@ -13,24 +13,25 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 struct IsaChoice {
   Isa isa = Isa::kBaseline;
-  std::string reason;  // why this one
-  std::string error;   // set if CBA_ISA names none that can run here; then no kernel runs
+  std::string reason;  // why it was chosen
+  std::string error;   // set if CBA_ISA names a set that cannot run here; then no kernel runs
 };
 
 const char* isa_name(Isa isa);
 
-// The sets this build holds, and those of them that this machine can run; best last.
+// The sets that this build has, and those of them that this machine can run; the best is last.
 std::vector<Isa> compiled_isas();
 std::vector<Isa> supported_isas();
 
-// What kernels use when the call does not say; decided on the first call.
+// The set that kernels use unless a call names one; decided once.
 const IsaChoice& isa_choice();
 
-// The set for one call: `name`, or isa_choice() if it is empty. Throws std::invalid_argument with
-// the name if it is unknown or cannot run here.
+// The set for one call: `name`, or isa_choice() if it is empty. Throws std::invalid_argument if the
+// set is unknown or cannot run here.
 Isa resolve_isa(const std::string& name);
 
-// The kernels of a set; `Kernels` has a table of functions for each set that this build holds.
+// The kernels of a set. `Kernels` is a table of functions, with a constant for each set of this
+// build.
 template <class Kernels>
 const Kernels& kernels_for(Isa isa) {
 #if CBA_X86

@@ -23,7 +23,7 @@ void LevelSets::load(const std::uint8_t* map, std::int64_t row_stride) {
   }
 }
 
-// Counting sort of the pixels inside the map.
+// Sorts the pixels inside the map by value, by counting.
 void LevelSets::sort_pixels(const std::vector<std::uint8_t>& values) {
   std::fill(std::begin(start_), std::end(start_), 0);
   auto each_pixel = [&](auto&& f) {
@@ -57,22 +57,20 @@ std::int32_t LevelSets::find(std::int32_t pixel) {
   return pixel;
 }
 
-// --- The largest contour
-// --------------------------------------------------------------------------
-//
-// Fill the holes of the map for all levels at once. The components of {filled > L} are then the
-// outermost ones of {u > L}, and the largest contour is always the outer border of one of them: all
-// else lies inside it. cv2.contourArea of that border is, doubled, twice the number of 2x2 quads
-// with four foreground pixels plus the number of those with three. Among equal areas OpenCV lists
-// the component first whose first pixel comes last in raster order.
+// The largest contour. First the holes of the map are filled for all levels at once. The components
+// of {filled > L} are then the outermost ones of {u > L}. The largest contour is always the outer
+// border of one of them, because all other contours lie inside of these. Twice cv2.contourArea of
+// that border is twice the number of 2x2 quads with four foreground pixels plus the number of quads
+// with three. Among equal areas OpenCV lists the component first whose first pixel comes last in
+// raster order.
 
-// filled(p) = the smallest, over 4-connected paths from p out of the map, of the path's largest
-// value: {filled > L} is {u > L} with its holes filled. A flood from the border with one bucket per
-// value visits pixels in rising order of `filled`.
+// filled(p) is the smallest maximum of a 4-connected path from p out of the map, so that {filled >
+// L} is {u > L} with its holes filled. A flood from the border with a bucket for each value visits
+// pixels in rising order of `filled`.
 void LevelSets::fill_holes() {
   filled_.assign(size_, 0);
   queue_.resize(size_);
-  reset();  // here: parent_ >= 0 marks a visited pixel
+  reset();  // in this function parent_ >= 0 marks a visited pixel
   std::int32_t bucket[256];
   std::fill(std::begin(bucket), std::end(bucket), -1);
   auto visit = [&](std::int32_t p, std::uint8_t at_least) {
@@ -100,7 +98,7 @@ void LevelSets::fill_holes() {
   }
 }
 
-// The smaller number becomes the root, so a root is the first pixel of its component.
+// The smaller pixel becomes the root, so that a root is the first pixel of its component.
 std::int32_t LevelSets::join(std::int32_t a, std::int32_t b) {
   a = find(a);
   b = find(b);
@@ -134,8 +132,9 @@ void LevelSets::largest(Box* box_at_level) {
   area2_.resize(size_);
   quad_.assign(size_, 0);
   std::int32_t best_area2 = -1;
-  // Heap of the roots whose area equals the best: the last in raster order is on top. An entry goes
-  // stale only by being merged away, since a growing area raises the best and empties the heap.
+  // A heap of the roots whose area equals the best, with the last one in raster order on top. An
+  // entry becomes invalid only if it is merged into another root, because a growing area raises the
+  // best and empties the heap.
   std::vector<std::int32_t> best;
   for (int level = maximum_ - 1; level >= 0; --level) {
     for (std::int32_t i = start_[level + 1]; i < start_[level + 2]; ++i) {
@@ -154,12 +153,9 @@ void LevelSets::largest(Box* box_at_level) {
   }
 }
 
-// --- All contours
-// ---------------------------------------------------------------------------------
-//
-// The boxes are those of all 8-connected components of the foreground and, for each 4-connected
-// component of the background that does not reach the border (a hole), its box grown by one pixel
-// on each side. Both are followed through the steps 0 .. maximum - 1: step s is level
+// All contours. The boxes are those of all 8-connected components of the foreground, and for each
+// hole, a 4-connected component of the background that does not reach the border, its box grown by
+// one pixel on each side. Both are followed through the steps 0 .. maximum - 1: step s is level
 // maximum - 1 - s for components, and level s for holes.
 
 void LevelSets::contours(bool of_holes, LifeSink& sink) {
@@ -180,7 +176,8 @@ void LevelSets::end_life(std::int32_t root, std::int32_t now, bool holes, LifeSi
   }
 }
 
-// Joins two components at step `now`. A component whose box is already that of both lives on.
+// Joins two components at step `now`. If the box of one already contains the other, its life goes
+// on.
 std::int32_t LevelSets::merge_lives(std::int32_t a, std::int32_t b, std::int32_t now, bool holes,
                                     LifeSink& sink) {
   a = find(a);

@@ -1,9 +1,9 @@
-// The level sets {u > L} of one byte map, all levels in one pass over the pixels.
+// Contours of the level sets {u > L} of a byte map, for all levels in one pass over the pixels.
 //
 // A level L (0 <= L < max u) stands for every threshold t with int(t * max u) = L. Level sets grow
-// as L falls, so their 8-connected components only appear, grow and merge: one union-find structure
-// follows them from the highest level to the lowest, and another the 4-connected components of the
-// background {u <= L} from the lowest to the highest.
+// as L falls, so that their 8-connected components only appear, grow and merge. A union-find
+// structure follows them from the highest level to the lowest, and the 4-connected components of
+// the background {u <= L} from the lowest to the highest.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace cba {
 
 constexpr int kLevels = 255;  // the most levels that a byte map can have
 
-// Inclusive corners.
+// A box with inclusive corners.
 struct Box {
   std::int32_t x0, y0, x1, y1;
   bool operator==(const Box& other) const {
@@ -36,7 +36,7 @@ struct Life {
 class LifeSink {
  public:
   virtual ~LifeSink() = default;
-  // Whether a life can matter whose levels and box lie within those of `whole`.
+  // Returns false if lives whose levels and boxes lie within those of `whole` do not matter.
   virtual bool wants(const Life& whole) const = 0;
   virtual void add(const Life& life) = 0;
 };
@@ -46,8 +46,8 @@ class LevelSets {
  public:
   LevelSets(std::int32_t height, std::int32_t width);
 
-  // Takes over a map; its rows start `row_stride` bytes apart. Afterwards maximum() is its largest
-  // value: its levels are 0 .. maximum() - 1.
+  // Copies a map whose rows start `row_stride` bytes apart. Afterwards maximum() is its largest
+  // value, and its levels are 0 .. maximum() - 1.
   void load(const std::uint8_t* map, std::int64_t row_stride);
   int maximum() const { return maximum_; }
 
@@ -83,7 +83,7 @@ class LevelSets {
   std::vector<std::int32_t> order_;            // pixels inside the map by rising value
   std::int32_t start_[257];                    // value v is order_[start_[v] .. start_[v + 1])
   std::vector<std::int32_t> parent_;           // [size_], -1: not yet in a component
-  std::vector<Box> box_;                       // of a root's component
+  std::vector<Box> box_;                       // box of a root's component
   std::vector<std::int32_t> area2_;            // twice the contour area of a root's component
   std::vector<std::int32_t> since_;            // step at which a root's component got its box
   std::vector<std::uint8_t> quad_;             // foreground pixels of the 2x2 quad that starts here

@@ -1,8 +1,6 @@
 #include "cpu/quantize.h"
 
 #include <algorithm>
-#include <atomic>
-#include <limits>
 
 #include "common/parallel_for.h"
 #include "cpu/quantize_kernels.h"
@@ -10,25 +8,21 @@
 namespace cba {
 namespace {
 
-// Values per piece of work: 256 KB of float32, some 20 microseconds, well above the cost of waking
+// Values in a piece of work. 256 KB of float32 take some 20 microseconds, much longer than to wake
 // a thread.
 constexpr std::int64_t kPiece = 1 << 16;
 
 template <class Scalar>
 std::int64_t run(std::int64_t (*kernel)(const Scalar*, std::uint8_t*, std::int64_t),
                  const Scalar* source, std::uint8_t* bytes, std::int64_t n, int num_threads) {
-  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-  std::atomic<std::int64_t> first_bad{kNone};
+  FirstIndex first_bad;
   const std::int64_t pieces = (n + kPiece - 1) / kPiece;
   parallel_for(pieces, num_threads, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t from = begin * kPiece, to = std::min(n, end * kPiece);
     const std::int64_t bad = kernel(source + from, bytes + from, to - from);
-    if (bad < 0) return;
-    std::int64_t known = first_bad.load();
-    while (from + bad < known && !first_bad.compare_exchange_weak(known, from + bad)) {
-    }
+    if (bad >= 0) first_bad.note(from + bad);
   });
-  return first_bad.load() == kNone ? -1 : first_bad.load();
+  return first_bad.get();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// u = uint8(255 * m), truncated, for m in [0, 1]; the product in the type of m.
+// Quantizes score maps: u = uint8(255 * m), truncated, for m in [0, 1], computed in the type of m.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@
 namespace cba {
 namespace {
 
-// Four vectors at once, since packing to bytes narrows by four.
+// Four vectors are taken at once, because packing them to bytes makes one vector.
 struct Float32x32 {
   using Scalar = float;
   static constexpr int kWidth = 32;

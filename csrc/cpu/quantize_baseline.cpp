@@ -1,4 +1,4 @@
-// Plain C++: what the compiler makes of it for the oldest machine of the architecture.
+// Plain C++, compiled for the oldest machine of the architecture.
 #include "cpu/quantize_body.h"
 
 namespace cba {

@@ -1,8 +1,9 @@
-// The quantizer, written once over a small Vec type; each quantize_<isa>.cpp defines its Vec types
-// and includes this file.
+// The quantizer, written once over a small Vec type. Each quantize_<isa>.cpp includes this file and
+// defines its Vec types.
 //
-// Everything is in an unnamed namespace and no C++ library header is included: an inline function
-// compiled for AVX-512 here must not become the copy that the linker keeps for all files.
+// Everything is in an unnamed namespace and no C++ library header is included, because the linker
+// keeps one copy of an inline function for all files, and that must not be one compiled for
+// AVX-512.
 //
 // A Vec type has: Scalar, kWidth, load(const Scalar*), in_unit_interval() (false for NaN) and
 // store_bytes(uint8_t*), which writes the kWidth bytes trunc(255 * value).
@@ -21,7 +22,7 @@ int64_t quantize_range(const typename Vec::Scalar* source, uint8_t* bytes, int64
   int64_t i = 0;
   for (; i + Vec::kWidth <= n; i += Vec::kWidth) {
     const Vec values = Vec::load(source + i);
-    if (!values.in_unit_interval()) break;  // the loop below finds which one
+    if (!values.in_unit_interval()) break;  // the loop below finds the bad one
     values.store_bytes(bytes + i);
   }
   for (; i < n; ++i) {

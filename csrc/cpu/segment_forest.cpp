@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::int32_t kWordBits = 64;
 
-// The first bit set at `from` or after; there must be one.
+// Returns the first set bit from `from` on; there must be one.
 std::int32_t next_bit(const std::uint64_t* bits, std::int32_t from) {
   const std::int32_t word = from / kWordBits;
   const std::uint64_t rest = bits[word] >> (from % kWordBits);
@@ -18,7 +18,7 @@ std::int32_t next_bit(const std::uint64_t* bits, std::int32_t from) {
   return static_cast<std::int32_t>(next - bits) * kWordBits + __builtin_ctzll(*next);
 }
 
-// Follows `to` from i to an entry that points at itself, and shortens the way.
+// Follows `to` from i to an entry that points to itself, and shortens the path.
 std::int32_t find(std::vector<std::int32_t>& to, std::int32_t i) {
   while (to[i] != i) {
     to[i] = to[to[i]];
@@ -37,7 +37,7 @@ bool SegmentForest::build(const PaddedMap& map, Connectivity connectivity,
   for (std::int32_t y = 0; y + 1 < map.height; ++y) {
     cut_row(map, y + 1);
     touch_rows(map, y, diagonals);
-    // Whatever of the rows up to y is not yet part of another segment remains a basin.
+    // Segments of the rows up to y that are not yet part of another one remain basins.
     if (row_begin_[y + 1] - num_parts_ > max_basins) return false;
   }
   if (connectivity == Connectivity::kFourWithFrame) touch_frame(map);
@@ -95,11 +95,10 @@ void SegmentForest::cut_row(const PaddedMap& map, std::int32_t y) {
   num_segments_ = row_begin_[y + 1] = i + 1;
 }
 
-// Notes that two segments touch at `weight`, the lower of two neighboring pixels; `later` is in the
+// Notes that two segments touch at `weight`, the lower of two neighboring pixels. `later` is in the
 // row below, or `earlier` is the frame. A segment becomes part of one that is higher, or as high
-// and later: chains of parts cannot close. It does so once; where its peak touches a second
-// segment, that is how the two get an edge.
-// Without branches: which of the three it will be cannot be predicted.
+// and later, so that chains of parts cannot close. It does so once; if its peak touches a second
+// segment, the two get an edge. There are no branches, because a processor could not predict them.
 inline void SegmentForest::touch(std::int32_t earlier, std::int32_t later, std::int32_t weight) {
   const std::int32_t part_of_earlier = part_[earlier], part_of_later = part_[later];
   const bool ends_earlier = (weight == peak_[earlier]) & (part_of_earlier == earlier);
@@ -112,14 +111,14 @@ inline void SegmentForest::touch(std::int32_t earlier, std::int32_t later, std::
   num_edges_ += !(ends_earlier | ends_later) & (weight > 0);
 }
 
-// Makes room for the edges that a row of segments can have in itself and to the row before it.
+// Makes room for the edges that a row of segments can have within itself and to the row before.
 void SegmentForest::reserve_edges(std::int32_t width) {
   const std::size_t most = num_edges_ + 3 * static_cast<std::size_t>(width) + 4;
   if (edges_.size() < most) edges_.resize(2 * most);
 }
 
-// Touching segments of the rows y and y + 1. Where they overlap, the lower of the two values rises,
-// then falls, so that its highest point is where it first falls.
+// Notes the segments of rows y and y + 1 that touch. Where two overlap, the lower of the two values
+// first rises and then falls, so that its highest point is where it first falls.
 void SegmentForest::touch_rows(const PaddedMap& map, std::int32_t y, bool diagonals) {
   const std::uint8_t *above = map.row(y), *below = map.row(y + 1);
   kernels_.touch(above, below, map.width, falls_.data(), diagonals ? saddles_.data() : nullptr);
@@ -136,8 +135,8 @@ void SegmentForest::touch_rows(const PaddedMap& map, std::int32_t y, bool diagon
   }
 }
 
-// A diagonal counts only where both pixels beside it are lower (a saddle); else the way around over
-// one of them is as high.
+// A diagonal counts only where both pixels beside it are lower, at a saddle. Elsewhere the way over
+// one of these pixels is as high.
 void SegmentForest::touch_diagonals(const PaddedMap& map, std::int32_t y) {
   const std::uint8_t *above = map.row(y), *below = map.row(y + 1);
   std::int32_t a = row_begin_[y], b = row_begin_[y + 1];
@@ -177,7 +176,7 @@ void SegmentForest::find_basins() {
     root_[i] = static_cast<std::int32_t>(basins_.size());
     basins_.push_back({peak_[i]});
   }
-  // Most segments are part of one below: backwards, that one is settled already.
+  // Most segments are part of one in a row below, which is already settled in this order.
   for (std::int32_t i = num_segments_ - 1; i >= 0; --i) {
     part_[i] = find(part_, i);
   }

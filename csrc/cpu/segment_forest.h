@@ -1,10 +1,11 @@
-// The components of all level sets {map > L} of a byte map as a merge tree of its basins.
+// The components of all level sets {map > L} of a byte map, as a tree of basins that merge.
 //
-// Each row is cut into segments on which the values first rise, then fall: the part of a segment
-// above any level is one run of pixels. A segment whose highest pixels touch a higher (or equal)
-// segment of a neighboring row is never a component of its own and becomes part of that one. What
-// remains are the basins, few on a smooth map. Two basins join at the highest level at which they
-// touch (Kruskal, by counting sort); the one with the lower peak ends there and its elder goes on.
+// Each row is cut into segments on which the values first rise and then fall, so that the part of a
+// segment above any level is one run of pixels. A segment whose highest pixels touch a higher or
+// equal segment of a neighboring row is never a component of its own and becomes part of that one.
+// The remaining segments are the basins; a smooth map has few. Two basins join at the highest level
+// at which they touch (Kruskal's algorithm with a counting sort). The one with the lower peak ends
+// there, and the other, its elder, goes on.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@
 namespace cba {
 
 enum class Connectivity {
-  kEight,          // of the foreground
-  kFourWithFrame,  // of the background: basin 0 surrounds the map and is higher than all of it
+  kEight,          // for the foreground
+  kFourWithFrame,  // for the background; basin 0 surrounds the map and is higher than all of it
 };
 
 // Pixel (x, y) is bytes[y * stride + x]; rows are padded as sweep_kernels.h says.
@@ -28,8 +29,8 @@ struct PaddedMap {
   }
 };
 
-// A basin's component lives at the levels weight .. peak - 1: above `weight` it touches no basin
-// with a higher peak. `elder` is then the basin whose component goes on, or -1.
+// A basin's component exists at the levels weight .. peak - 1: it touches no basin with a higher
+// peak there. `elder` is the basin that it joins at `weight`, or -1.
 struct Basin {
   std::int32_t peak;
   std::int32_t weight = 0;
@@ -42,8 +43,8 @@ class SegmentForest {
 
   explicit SegmentForest(const SweepKernels& kernels) : kernels_(kernels) {}
 
-  // Finds the basins of a map. Returns false if there are more than `max_basins` of them; the other
-  // members then mean nothing.
+  // Finds the basins of a map. Returns false if there are more than `max_basins`; the other members
+  // are then undefined.
   bool build(const PaddedMap& map, Connectivity connectivity, std::int32_t max_basins);
 
   const std::vector<Basin>& basins() const { return basins_; }

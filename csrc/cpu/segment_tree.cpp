@@ -10,15 +10,16 @@ std::int32_t padded_size(std::int32_t n) {
   return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
-// With more basins the pixels are faster: on upsampled random maps of 56 to 896 pixels the two meet
-// at 12 to 20 pixels a basin. On large maps the maxima of so many would not fit the memory.
+// With more basins LevelSets is faster: on upsampled random maps of 56 to 896 pixels the two take
+// the same time at 12 to 20 pixels per basin. On large maps the maxima of so many basins would not
+// fit into memory.
 std::int32_t most_basins(std::int32_t height, std::int32_t width, std::int64_t bytes_per_basin) {
   const std::int64_t pixels = std::int64_t{height} * width;
   return static_cast<std::int32_t>(1 + std::min(pixels / 20, 64 * pixels / bytes_per_basin));
 }
 
-// Counts the values of n quads. Neighbors are often equal, and a counter that is raised twice in a
-// row waits for its own store (5 cycles or more); four places far apart are counted in turn.
+// Counts the values of n quads. Neighbors are often equal, and a counter that is raised twice in
+// succession waits for its own store, 5 cycles or more. So four distant places are counted in turn.
 void count_quads(const std::uint8_t* third, const std::uint8_t* lowest, std::int32_t n,
                  std::int32_t* counts) {
   const std::int32_t quarter = n / 4;
@@ -116,11 +117,10 @@ void SegmentTree::find_extents(std::int32_t basin, int low, int high, Extents* e
   kernels_.last_above(rows, h.y0, h.y1, low, high, e->y1);
 }
 
-// --- The largest contour; see level_sets.cpp for why it is one of the map with its holes filled
-// ---------------------------------------------------------------------------------------------
+// The largest contour; level_sets.cpp explains why it is one of the map with its holes filled.
 
-// Raises every pixel to the smallest, over 4-connected paths out of the map, of the path's largest
-// value. On the inverted map that is the highest level at which the pixel still reaches the frame.
+// Raises every pixel to the smallest maximum of a 4-connected path from it out of the map. On the
+// inverted map that is the highest level at which the pixel is still connected to the frame.
 bool SegmentTree::fill_holes() {
   invert();
   if (!forest_.build(padded(inverted_), Connectivity::kFourWithFrame, max_basins_)) {
@@ -146,9 +146,9 @@ bool SegmentTree::fill_holes() {
 }
 
 // Each 2x2 quad adds half a pixel at its third-highest and at its lowest value to the component of
-// those pixels. One of its upper two pixels, the higher one, is among the highest three; where a
-// segment ends between the two, that is the right one.
-// Values up to `floor` are left out where that is for free.
+// those pixels. The higher one of its upper two pixels is among the highest three. If a segment
+// ends between the two, it is the one with that pixel. Values up to `floor` are left out where that
+// costs nothing.
 void SegmentTree::collect_areas(int floor) {
   areas_.assign(forest_.basins().size() * 256, 0);
   const PaddedMap map = padded(values_);
@@ -168,7 +168,7 @@ void SegmentTree::collect_areas(int floor) {
   }
 }
 
-// Below this level there is only one component, whatever its area.
+// Below this level there is only one component, so that areas need not be compared.
 int SegmentTree::lowest_contested_level() const {
   const std::vector<Basin>& basins = forest_.basins();
   const auto stays = [](const Basin& b) { return b.elder < 0 && b.peak > 0; };
@@ -180,7 +180,7 @@ int SegmentTree::lowest_contested_level() const {
   return lowest;
 }
 
-// Counts the area of `basin` for its elder too, at the levels at which that one holds it.
+// Adds the area of `basin` to its elder at the levels at which the elder contains it.
 void SegmentTree::fold_area(std::int32_t basin) {
   const Basin& b = forest_.basins()[basin];
   const std::int32_t* gained = &areas_[basin * std::size_t{256}];
@@ -189,8 +189,9 @@ void SegmentTree::fold_area(std::int32_t basin) {
   elder[b.weight] += std::accumulate(gained + b.weight, gained + b.peak + 1, 0);
 }
 
-// The component of `basin` competes at all levels of its life. Among equal areas the one whose
-// first pixel in raster order comes last wins; that is looked up only when areas are equal.
+// Compares the component of `basin` with the largest so far at all levels of its life. Among equal
+// areas the one wins whose first pixel comes last in raster order; first pixels are looked up only
+// if areas are equal.
 void SegmentTree::compete(std::int32_t basin) {
   const Basin& b = forest_.basins()[basin];
   const std::int32_t* gained = &areas_[basin * std::size_t{256}];
@@ -220,8 +221,8 @@ void SegmentTree::compete(std::int32_t basin) {
   }
 }
 
-// Compares the first pixels of two components that both start in row y. Where the basins lie side
-// by side nothing is looked up: 3,000 dots of equal area tie a million times.
+// Compares the first pixels of two components that both start in row y. If the basins lie side by
+// side, no pixels are read: 3,000 dots of equal area are compared a million times.
 bool SegmentTree::starts_further_right(std::int32_t a, std::int32_t b, std::int32_t y,
                                        int level) const {
   if (hull_[a].x1 < hull_[b].x0) return false;
@@ -251,7 +252,7 @@ bool SegmentTree::largest(Box* box_at_level) {
     fold_area(basin);
     fold_maxima(basin);
   }
-  // The large ones first: few of the others then come close.
+  // Elders, which are large, come first, so that few of the others come close.
   for_each_life([&](std::int32_t basin) { compete(basin); });
   Extents e;
   for (int high = maximum_; high > 0;) {
@@ -265,9 +266,6 @@ bool SegmentTree::largest(Box* box_at_level) {
   return true;
 }
 
-// --- All contours
-// ---------------------------------------------------------------------------------------------
-
 bool SegmentTree::contours(bool of_holes, LifeSink& sink) {
   if (of_holes) invert();
   if (!collect_maxima(padded(of_holes ? inverted_ : values_),
@@ -279,8 +277,8 @@ bool SegmentTree::contours(bool of_holes, LifeSink& sink) {
   return true;
 }
 
-// Hands the boxes of a basin's component to the sink. Level L of the inverted map is level 254 - L
-// of the map; the border of a hole runs through the pixels around it.
+// Passes the boxes of a basin's component to the sink. Level L of the inverted map is level 254 - L
+// of the map. The border of a hole consists of the pixels around it.
 void SegmentTree::end_life(std::int32_t basin, bool holes, LifeSink& sink) const {
   const Basin& b = forest_.basins()[basin];
   const int low = holes ? std::max(b.weight, 255 - maximum_) : b.weight;

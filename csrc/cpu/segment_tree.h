@@ -1,5 +1,5 @@
-// The level sets of one byte map by its tree of row segments: the results of LevelSets, many times
-// faster where the map has few basins.
+// Contours of the level sets of a byte map by a tree of row segments. The results are those of
+// LevelSets, found many times faster if the map has few basins.
 #pragma once
 
 #include <cstdint>
@@ -14,19 +14,19 @@ namespace cba {
 // Scratch memory and results for maps of one size; one object per thread.
 class SegmentTree {
  public:
-  // `any_map`: take maps with any number of basins, though they are faster by pixels.
+  // `any_map` accepts maps with any number of basins, although LevelSets is faster for many.
   SegmentTree(std::int32_t height, std::int32_t width, const SweepKernels& kernels, bool any_map);
 
   // Where to write pixel (0, y) of the next map.
   std::uint8_t* row(std::int32_t y) {
     return values_.data() + static_cast<std::int64_t>(y) * stride_;
   }
-  // To be called when the map is written. Returns its largest value: its levels are 0 .. that - 1.
+  // Must be called after the map is written. Returns its largest value.
   int load();
   int maximum() const { return maximum_; }
 
-  // As those of LevelSets, for a map with maximum() > 0. They return false, without results, if the
-  // map has too many basins for this method.
+  // Like those of LevelSets, for a map with maximum() > 0. Both return false, without results, if
+  // the map has too many basins for this method.
   bool largest(Box* box_at_level);
   bool contours(bool of_holes, LifeSink& sink);
 
@@ -73,13 +73,13 @@ class SegmentTree {
   int maximum_ = 0;
   std::vector<std::uint8_t> values_, inverted_;  // [height_, stride_] and padding
   SegmentForest forest_;
-  // Of each basin, the largest value in each column [stride_], then in each row, padded alike.
-  // Values of a merged basin count for its elder up to the weight of their merge: at any level of
-  // the elder's life, what is above it belongs to its component then.
+  // For each basin the largest value in each column [stride_], then in each row, with padding.
+  // Values of a merged basin count for its elder up to the weight of their merge. So at any level
+  // of the elder's life, values above it belong to its component.
   std::vector<std::uint8_t> maxima_;
-  std::vector<Box> hull_;                     // of the nonzero segments in the maxima of each basin
-  std::vector<std::int32_t> areas_;           // [basin, 256] doubled area gained at each value
-  std::vector<std::uint8_t> third_, lowest_;  // [stride_] of the quads of one row
+  std::vector<Box> hull_;                     // hull of the nonzero segments of each basin
+  std::vector<std::int32_t> areas_;           // [basin, 256]: doubled area gained at each value
+  std::vector<std::uint8_t> third_, lowest_;  // [stride_]: of the quads of a row
   Winner winners_[kLevels];
 };
 

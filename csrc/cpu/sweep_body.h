@@ -1,5 +1,5 @@
-// The row operations of the segment tree, written once over a small Vec type; each sweep_<isa>.cpp
-// defines its Vec type and includes this file.
+// The row operations of the segment tree, written once over a small Vec type. Each sweep_<isa>.cpp
+// includes this file and defines its Vec type.
 //
 // Everything is in an unnamed namespace and no C++ library header is included, see quantize_body.h.
 //
@@ -97,7 +97,7 @@ void raise(uint8_t* row, int32_t begin, int32_t end, uint8_t value) {
   }
 }
 
-// The whole vectors that hold begin .. end lie inside the padded row.
+// Loops over begin .. end take whole vectors from here on, which all lie inside the padded row.
 template <class Vec>
 int32_t vector_start(int32_t x) {
   return x / Vec::kWidth * Vec::kWidth;
@@ -134,7 +134,7 @@ void first_above(const uint8_t* values, int32_t begin, int32_t end, int32_t low,
       const int32_t i = __builtin_ctzll(found);
       const int32_t top = values[x + i] < high ? values[x + i] : high;
       for (; level < top; ++level) at[level] = x + i;
-      // Values that do not exceed the new level drop out, the one just taken among them.
+      // Values that do not exceed the new level are left out, also the one just taken.
       if (level < high) found = above(block, Vec::all(static_cast<uint8_t>(level)));
     }
   }

@@ -1,4 +1,4 @@
-// Float lanes of AVX2 with FMA and F16C; see vec_body.h for what a Vec type has.
+// The Vec type of AVX2 with FMA and F16C; vec_body.h says what a Vec type has.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// Float lanes of AVX-512 (F, BW, DQ, VL); see vec_body.h for what a Vec type has.
+// The Vec type of AVX-512 (F, BW, DQ, VL); vec_body.h says what a Vec type has.
 #pragma once
 
 #include <immintrin.h>

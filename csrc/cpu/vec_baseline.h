@@ -1,5 +1,5 @@
-// Float lanes in plain C++ (the compiler's vector extension, 16 bytes: SSE2, NEON, ...).
-// See vec_body.h for what a Vec type has.
+// The Vec type in plain C++, by the compiler's vector extension with 16 bytes (SSE2, NEON, ...);
+// vec_body.h says what a Vec type has.
 #pragma once
 
 #include <stdint.h>

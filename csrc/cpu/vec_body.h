@@ -1,13 +1,14 @@
-// What a Vec type has (vec_<isa>.h, one per instruction set; a file includes exactly one of them):
+// A Vec type is a vector of floats. Each instruction set has one, in vec_<isa>.h, and a file
+// includes exactly one of these. A Vec type has
 //
-//   kWidth                        float lanes
+//   kWidth                        the number of floats
 //   zero(), broadcast(a)
-//   load(p), store(p)             float, BFloat16 or Float16, any alignment; to the nearest even
-//   load_head(p, n)               the first n < kWidth elements, zeros behind them
-//   store_head(p, n)
+//   load(p), store(p)             float, BFloat16 or Float16, any alignment; rounds to nearest even
+//   load_head(p, n)               loads the first n < kWidth elements, with zeros behind them
+//   store_head(p, n)              stores the first n < kWidth elements
 //   a + b, a - b, a * b
-//   fma(a, b, c) = a * b + c and fnma(a, b, c) = c - a * b; rounded once where the set can
-//   transpose(rows)               of kWidth vectors
+//   fma(a, b, c) = a * b + c and fnma(a, b, c) = c - a * b; rounded once where the set can do it
+//   transpose(rows)               transposes kWidth vectors
 //
 // Everything is in unnamed namespaces and no C++ library header is included, see csrc/README.md.
 #pragma once
@@ -23,8 +24,8 @@ struct Index {
   constexpr operator int() const { return I; }
 };
 
-// Calls f(Index<0>()) ... f(Index<N - 1>()): a loop whose counter is a constant, so that arrays
-// indexed by it live in registers.
+// Calls f(Index<0>()) ... f(Index<N - 1>()): a loop with a constant counter, so that arrays indexed
+// by it stay in registers.
 template <int N, int I = 0, class F>
 CBA_INLINE inline void unroll(F&& f) {
   if constexpr (I < N) {

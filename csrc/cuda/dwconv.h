@@ -1,4 +1,5 @@
-// Depthwise convolution with zero "same" padding and its two gradients on CUDA devices.
+// The parameters of the depthwise convolution with zero "same" padding and of its two gradients on
+// CUDA devices.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,22 +10,22 @@
 
 namespace cba {
 
-// The sizes below have been checked: images and channels may be none, a plane is not empty, sides
-// are at most 2^30, those of a kernel odd and at most 63.
+// The bindings have checked the sizes below: there may be no images or channels, a plane is not
+// empty, its sides are at most 2^30, and those of a kernel are odd and at most 63.
 
-// A tensor (N,C,H,W) in device memory whose columns lie side by side; strides in elements.
+// A tensor (N,C,H,W) in device memory with contiguous columns; strides in elements.
 struct CudaImages {
   void* data;
   std::int64_t stride_n, stride_c, stride_h;
 };
 
-// y = conv(x, kernel) + bias. `turned`: the kernel is turned by 180 degrees, which makes it the
-// input gradient of y = x.
+// y = conv(x, kernel) + bias. `turned` turns the kernel by 180 degrees, which gives the input
+// gradient if x is the gradient of the output.
 struct CudaConvParams {
   CudaImages x, y;
   const void* kernel;  // [C, KH, KW], contiguous
   const void* bias;    // [C], or null
-  DType type;      // of all of them
+  DType type;          // of all four tensors
   std::int64_t images, channels, height, width;
   int kernel_height, kernel_width;
   bool turned;
@@ -32,12 +33,12 @@ struct CudaConvParams {
   cudaStream_t stream;
 };
 
-// The weight gradient, in two steps with one order of additions: `splits` parts of the batch, each
-// into partial sums of its own, and their sum.
+// The weight gradient. `splits` parts of the batch are summed separately, then their partial sums
+// are added, always in the same order.
 struct CudaConvWeightParams {
   CudaImages grad, x;
   void* kernel;     // [C, KH, KW], contiguous, written
-  float* partials;  // [splits, C, KH, KW], scratch; null with one split where that needs none
+  float* partials;  // [splits, C, KH, KW], scratch; may be null for one split
   int splits;
   DType type;  // of grad, x and kernel
   std::int64_t images, channels, height, width;

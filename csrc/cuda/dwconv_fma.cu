@@ -9,16 +9,16 @@ using namespace fma_tile;
 
 constexpr int kColumns = 4;
 
-// A block computes a tile of the results of some images of one channel. Planes that fit are one
-// tile, with as many images as make a block; others are cut.
+// A block computes a tile of the results of some images of one channel. Planes that fit into shared
+// memory are one tile, and a block takes several images; other planes are cut.
 struct Plan {
   PaddedTile tile;
-  Places places;  // of thread tiles, per image
+  Places places;  // thread tiles of an image
   int tiles_y, tiles_x;
   int kernel_pitch;
-  bool by_image;        // neighboring lanes are images, else columns
+  bool by_image;        // neighboring lanes take images, else columns
   bool whole_vectors;   // four columns of y are aligned
-  std::int64_t groups;  // of images
+  std::int64_t groups;  // groups of images
   double cost;
   int threads;
 };
@@ -31,7 +31,8 @@ std::size_t shared_bytes(const CudaConvParams& p, const Plan& plan) {
   return sizeof(float) * (kernel_floats(p, plan) + plan.tile.floats);
 }
 
-// Tiles of at most 128 thread tiles: some blocks compute while others copy.
+// Cuts a plane into tiles of at most 128 thread tiles, so that some blocks compute while others
+// copy.
 void cut_plane(const CudaConvParams& p, int rows, int height, int width, Plan& plan) {
   constexpr int kMostColumns = 32, kThreadTiles = 128;
   const Places all = {divided_up(height, rows), divided_up(width, kColumns)};
@@ -48,7 +49,8 @@ void cut_plane(const CudaConvParams& p, int rows, int height, int width, Plan& p
   } while (shared_bytes(p, plan) > kShared && most > 0);
 }
 
-// Whether the plan with `images` whole images per block is worth it; if so, `plan` is that.
+// Tries to give each block `images` whole images; returns false if they do not fit. `plan` is
+// replaced unless too many places for images would stay empty.
 bool take_images(const CudaConvParams& p, int images, int rows, int height, int width, Plan& plan) {
   Plan larger = plan;
   larger.places = {divided_up(height, rows), divided_up(width, kColumns)};
@@ -60,7 +62,7 @@ bool take_images(const CudaConvParams& p, int images, int rows, int height, int 
                              larger.by_image ? 1 : larger.places.columns);
   if (shared_bytes(p, larger) > kShared) return false;
   larger.groups = (p.images + images - 1) / images;
-  if (8 * (larger.groups * images - p.images) <= p.images) plan = larger;  // few are missing
+  if (8 * (larger.groups * images - p.images) <= p.images) plan = larger;  // few stay empty
   return true;
 }
 
@@ -81,7 +83,7 @@ Plan plan_for(const CudaConvParams& p, int rows) {
   return plan;
 }
 
-// The taps in shared memory, rows of kernel_pitch.
+// Loads the taps of a channel to shared memory, in rows of kernel_pitch.
 __device__ void load_kernel(float* shared, const CudaConvParams& p, const Plan& plan, int channel) {
   const int taps = p.kernel_height * p.kernel_width;
   const float* kernel = static_cast<const float*>(p.kernel) + std::int64_t{channel} * taps;
@@ -93,14 +95,14 @@ __device__ void load_kernel(float* shared, const CudaConvParams& p, const Plan& 
   }
 }
 
-// What a block computes: a tile of `count` images from `image`.
+// What a block computes: a tile of `count` images from `image` on.
 struct Block {
   int image, channel, count, row, column;
 };
 
 template <int kRows>
 __device__ Block block_at(int index, const CudaConvParams& p, const Plan& plan) {
-  // 32-bit divisions: no factor is more than the number of blocks.
+  // 32-bit divisions are enough, because no factor exceeds the number of blocks.
   const int groups = static_cast<int>(plan.groups);
   const int tile_x = index % plan.tiles_x, row_of_tiles = index / plan.tiles_x;
   const int tile_y = row_of_tiles % plan.tiles_y, group = row_of_tiles / plan.tiles_y;
@@ -113,7 +115,8 @@ __device__ Block block_at(int index, const CudaConvParams& p, const Plan& plan) 
   return block;
 }
 
-// The thread tile, in the block's images; `image` is beyond them where there is nothing to do.
+// The tile of a thread within the block's images; `image` is beyond them if the thread has nothing
+// to do.
 struct Spot {
   int image, row, column;
 };

@@ -1,5 +1,5 @@
-// The float32 depthwise convolution on the FMA units: strict float32 (no TF32), each sum in an
-// order of additions that depends on the shapes alone.
+// The float32 depthwise convolution on the FMA units. It computes in float32 (not TF32), and the
+// order of additions depends on the shapes alone.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,17 +8,17 @@
 
 namespace cba {
 
-struct FmaTile {};  // tiles are chosen here, by the shapes
+struct FmaTile {};  // empty, because these kernels choose their tiles by the shapes
 
-// Whether these are of float32.
+// Says whether the tensors are float32.
 bool fma_can_run(const CudaConvParams& params, const FmaTile&);
 bool fma_can_run(const CudaConvWeightParams& params, const FmaTile&);
 
-// The convolution, or with `turned` its input gradient. Returns once the kernel is launched, with
-// the error code of the launch.
+// Computes the convolution, or with `turned` its input gradient. Returns the error code of the
+// launch without waiting for the kernel.
 cudaError_t dwconv_fma_cuda(const CudaConvParams& params, const FmaTile&);
 
-// The weight gradient. With one split the partial sums are the result, and not written.
+// Computes the weight gradient. With one split the sums are the result, and `partials` is not used.
 cudaError_t dwconv_fma_weight_cuda(const CudaConvWeightParams& params, const FmaTile&);
 
 }  // namespace cba

@@ -1,12 +1,12 @@
-// What the float32 kernels for convolution and weight gradient share. Both are correlations of a
-// zero-padded image with a "kernel" (the taps; in the weight gradient the gradient image), and a
+// What the float32 kernels of the convolution and of its weight gradient share. Both correlate a
+// zero-padded image with a "kernel": the taps, or for the weight gradient the gradient image. A
 // thread owns kRows x kColumns neighboring results. It walks down the kernel four columns at a
-// time, with kRows rows of the image in registers: each step loads one row of the image (two
-// LDS.128) and four taps (one) for 4 * kRows * kColumns multiplications, so that the FMA units and
-// not the loads set the pace.
+// time, with kRows rows of the image in registers. Each step loads a row of the image (two LDS.128)
+// and four taps (one LDS.128) for 4 * kRows * kColumns multiplications, so that the FMA units and
+// not the loads limit the speed.
 //
-// Each thread clips its walk to the products that some result of it has with the image. No tap is
-// padded: a NaN in the image reaches exactly the results whose window holds it.
+// Each thread walks only over products that one of its results has with the image. Taps are not
+// padded, so that a NaN in the image reaches only the results whose window holds it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,33 +20,33 @@
 namespace cba {
 namespace fma_tile {
 
-constexpr int kStep = 4;           // columns of taps per step: one 16-byte load
-constexpr int kReach = 6;          // columns beyond the image that a step reads, at most
-constexpr int kShared = 76 << 10;  // so that two blocks share an sm_80
+constexpr int kStep = 4;           // columns of taps in a step, one 16-byte load
+constexpr int kReach = 6;          // the most columns beyond the image that a step reads
+constexpr int kShared = 76 << 10;  // bytes, so that two blocks fit on a multiprocessor of sm_80
 
 __host__ __device__ inline int divided_up(int n, int unit) { return (n + unit - 1) / unit; }
 __host__ __device__ inline int rounded_up(int n, int unit) { return divided_up(n, unit) * unit; }
 
-// Threads per block. Two blocks of them on a multiprocessor leave the registers that the window and
-// the sums of kRows x kColumns results need without spilling.
+// The most threads of a block. With two such blocks on a multiprocessor, each thread has enough
+// registers for the window and the sums of its results without spilling.
 constexpr int most_threads(int rows, int columns) {
   return rows == 8 || columns == 5 ? 256 : rows == 6 ? 320 : 384;
 }
 
-// Rows and columns of thread tiles; of a block's results, or of the taps.
+// Rows and columns of thread tiles, which cover a block's results or the taps.
 struct Places {
   int rows, columns;
 };
 
-// Place i of an order that begins at the border and ends in the middle, so that clipped walks of
-// the same length are neighbors and the lanes of a warp end together.
+// The place with number i in an order that begins at the borders and ends in the middle. Walks of
+// the same length are then neighbors, so that the lanes of a warp end together.
 __device__ inline int mirrored(int i, int n) { return i % 2 ? n - 1 - i / 2 : i / 2; }
 
 __device__ inline Places mirrored_place(int i, const Places& all) {
   if (all.rows % 2 || all.columns % 2) {
     return {mirrored(i / all.columns, all.rows), mirrored(i % all.columns, all.columns)};
   }
-  // Four places that are each other's mirror images.
+  // Four successive places are mirror images of each other.
   const int four = i / 4, halves = all.columns / 2;
   return {mirrored(four / halves * 2 + i / 2 % 2, all.rows),
           mirrored(four % halves * 2 + i % 2, all.columns)};
@@ -56,23 +56,23 @@ struct Range {
   int begin, end;
 };
 
-// The positions k of a kernel that one of the results first, ..., first + count - 1 multiplies with
-// a pixel: first + i + k - pad lies in [0, size).
+// The positions k of the kernel that one of the results first, ..., first + count - 1 multiplies by
+// a pixel, that is, first + i + k - pad lies in [0, size) for some i < count.
 __host__ __device__ inline Range clipped(int first, int count, int pad, int kernel, int size) {
   const int begin = pad - first - (count - 1), end = size - first + pad;
   return {begin > 0 ? begin : 0, end < kernel ? end : kernel};
 }
 
-// The same along a row, in whole steps that do not reach beyond the kernel.
+// The same along a row, in whole steps, but not beyond the end of the kernel.
 __device__ inline Range clipped_steps(int first, int count, int pad, int kernel, int size) {
   const Range exact = clipped(first, count, pad, kernel, size);
   return {exact.begin / kStep * kStep, min(rounded_up(max(exact.end, 0), kStep), kernel)};
 }
 
-// What walks over `kernel` rows by a column of `places` thread tiles issue.
+// Counts the instructions of walks over `kernel` rows by a column of `places` thread tiles.
 inline double walk_cost(int rows, int columns, int places, int pad, int kernel, int size) {
-  constexpr int kExtra = 12, kFirst = 8;  // loads, addresses, a branch; a row before the first step
-  constexpr int kMost = 1024;             // places; of more, most are like the first of them
+  constexpr int kExtra = 12, kFirst = 8;  // per step; per row before the first step
+  constexpr int kMost = 1024;             // places that are counted; further ones are alike
   const int step = kStep * rows * columns + kExtra, counted = std::min(places, kMost);
   double cost = 0;
   for (int place = 0; place < counted; ++place) {
@@ -83,26 +83,28 @@ inline double walk_cost(int rows, int columns, int places, int pad, int kernel, 
   return cost * places / counted;
 }
 
-// How many lanes there are for one that works. Neighboring images have loops of the same length,
-// neighboring columns wait for each other: about a quarter, for the shapes of RepLKNet.
+// How many lanes are taken for each one that works. Neighboring images have loops of the same
+// length; neighboring columns wait for each other, about a quarter of the time for the shapes of
+// RepLKNet.
 inline double lanes_per_work(int threads, int working, bool by_image) {
   return (by_image ? 1.0 : 1.25) * threads / working;
 }
 
-// Images with their zeros in shared memory: `images` times `rows` rows of `pitch` floats, an image
-// every `stride` floats. The zeros at the end of a row are those before the next one, and the zeros
-// below an image those above the next. What a thread reads beyond them counts only for results that
-// lie outside and are dropped; the tile has floats for that after the last image.
+// Images with their padding in shared memory: each has `rows` rows of `pitch` floats, and `stride`
+// floats lie between the beginnings of two images. The zeros at the end of a row are also those
+// before the next row, and the zeros below an image those above the next image. Threads may read
+// further for results outside the image, which are dropped; the tile has room for that at its end.
 struct PaddedTile {
   int images, rows, pitch, stride, floats;
   int left;  // columns of zeros
 };
 
-// Congruent to pad, so that columns whose taps are a multiple of 4 are aligned.
+// The columns of zeros on the left: congruent to `pad` modulo 4, so that windows at multiples of 4
+// are aligned.
 inline int columns_left(int pad) { return pad <= kReach ? pad : kReach + (pad - kReach) % kStep; }
 
-// A tile of whole images. One image and the next begin `units` times 16 bytes apart, modulo the
-// eight of all banks.
+// A tile of whole images. Successive images begin `units` times 16 bytes apart, modulo the 128
+// bytes of all banks.
 inline PaddedTile whole_images(int images, int height, int width, int pad_y, int pad_x,
                                int kernel_rows, int units) {
   PaddedTile tile;
@@ -115,8 +117,8 @@ inline PaddedTile whole_images(int images, int height, int width, int pad_y, int
   return tile;
 }
 
-// A part of one image for results of `height` x `width` by a kernel of that size, both rounded up
-// to thread tiles; `wide` if it is not all columns of the image.
+// A part of an image of `height` x `width` for results_y x results_x results, rounded up to thread
+// tiles, and a kernel of kernel_y x kernel_x; `wide` if it does not have all columns of the image.
 inline PaddedTile image_part(int results_y, int results_x, int kernel_y, int kernel_x, int height,
                              int width, int pad_x, int kernel_rows, bool wide) {
   PaddedTile tile;
@@ -128,9 +130,9 @@ inline PaddedTile image_part(int results_y, int results_x, int kernel_y, int ker
   return tile;
 }
 
-// Starts to copy the rectangle from (first_row, first_column) of `count` images, the first of them
-// at `source`, into the tile. All threads of the block take part: between the zeros and the copies
-// there is a barrier.
+// Writes zeros to the tile, and starts to copy the rectangle at (first_row, first_column) of
+// `count` images, of which the first is at `source`. All threads of the block must take part,
+// because there is a barrier between the two.
 __device__ inline void fill(float* shared, const PaddedTile& tile, const float* source,
                             std::int64_t stride_n, std::int64_t stride_h, int count, int first_row,
                             int first_column, int height, int width) {
@@ -139,7 +141,7 @@ __device__ inline void fill(float* shared, const PaddedTile& tile, const float* 
     reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
   }
   __syncthreads();
-  // Rows that hold pixels, each by eight threads: 32 bytes at a time.
+  // Eight threads copy each row that has pixels, 32 bytes at a time.
   const int top = max(first_row, 0), rows = min(first_row + tile.rows, height) - top;
   const int begin = max(first_column, 0), end = min(first_column + tile.pitch, width);
   for (int i = thread / 8; i < count * rows; i += threads / 8) {
@@ -157,8 +159,8 @@ __device__ __forceinline__ void load_row(float (&row)[8], const float* at) {
   row[4] = high.x, row[5] = high.y, row[6] = high.z, row[7] = high.w;
 }
 
-// sum[i][j] += kernel[k][t] * image[k + i][j + t] over k < rows and t < taps, in this order; rows
-// are at least 1. With kWhole, taps is 4. The kernel may be read one row too far.
+// sum[i][j] += kernel[k][t] * image[k + i][j + t] over k < rows and t < taps, in this order. `rows`
+// is at least 1; with kWhole, `taps` is 4. One row beyond the end of the kernel is read.
 template <bool kWhole, int kRows, int kColumns>
 __device__ __forceinline__ void add_step(float (&sum)[kRows][kColumns], const float* image,
                                          int pitch, const float* kernel, int kernel_pitch, int rows,

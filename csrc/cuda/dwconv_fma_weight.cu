@@ -7,28 +7,28 @@ namespace {
 
 using namespace fma_tile;
 
-// A block computes all taps of one channel over one part of the batch, in turns: some whole images,
-// or a part of one. A thread tile of taps is computed by several threads, slices: each has an image
-// of the turn, some of its rows, and every few steps along the columns. In the end their sums are
-// added in the order of the slices.
+// A block computes all taps of a channel over one part of the batch. In each turn it takes some
+// whole images or a part of one image. Several threads, called slices, compute a thread tile of
+// taps: each takes an image of the turn, some of its rows, and every n-th step along the columns.
+// In the end their sums are added in the order of the slices.
 struct Plan {
-  int rows, columns;  // of a thread tile
+  int rows, columns;  // taps of a thread tile
   PaddedTile x;
-  Places places;                // of thread tiles
-  int images;                   // per turn
-  int tile_height, tile_width;  // of grad
+  Places places;                // thread tiles
+  int images;                   // images of a turn
+  int tile_height, tile_width;  // part of grad in a turn
   int tiles_y, tiles_x;
   int grad_pitch, grad_stride;
-  int row_slices, column_slices, step;  // the last in columns, from step to step of a slice
-  bool by_image;                        // neighboring lanes are images, else tiles of taps
+  int row_slices, column_slices, step;  // step: columns between two steps of a slice
+  bool by_image;                        // neighboring lanes take images, else tiles of taps
   int threads;
   std::int64_t part;  // images per split
   double cost;
 };
 
-constexpr int kSumPad = 1;  // floats, against bank conflicts
-// Per block, unless there are more thread tiles and images: small blocks, of which one computes
-// while others copy, unless larger ones waste less.
+constexpr int kSumPad = 1;  // floats that avoid bank conflicts
+// The threads of a block, unless there are more thread tiles and images. Of small blocks one
+// computes while others copy; larger ones are taken if they waste less.
 constexpr int kFewThreads = 128, kManyThreads = 256;
 
 std::size_t shared_bytes(const Plan& plan) {
@@ -40,12 +40,13 @@ std::size_t shared_bytes(const Plan& plan) {
 
 int thread_tiles(const Plan& plan) { return plan.places.rows * plan.places.columns; }
 
-// Shares the work of a turn between at most `most` threads, or one per thread tile and image.
+// Divides the work of a turn among at most `most` threads, but at least one for each thread tile
+// and image.
 Plan sliced(const Plan& plan, int most) {
   Plan shared = plan;
   const int working = thread_tiles(plan) * plan.images, slices = std::max(most / working, 1);
   const int steps = divided_up(plan.tile_width, kStep);
-  shared.column_slices = divided_up(steps, divided_up(steps, slices));  // as many steps for all
+  shared.column_slices = divided_up(steps, divided_up(steps, slices));  // the same for each slice
   shared.row_slices =
       std::min(divided_up(plan.tile_height, plan.rows), slices / shared.column_slices);
   shared.step = shared.column_slices * kStep;
@@ -53,7 +54,7 @@ Plan sliced(const Plan& plan, int most) {
   return shared;
 }
 
-// The lanes of a block times how long the longest walks.
+// The lanes of a block times the steps of the longest walk.
 int lane_steps(const Plan& plan) {
   return plan.threads * divided_up(divided_up(plan.tile_width, kStep), plan.column_slices) *
          divided_up(plan.tile_height, plan.row_slices);
@@ -68,7 +69,7 @@ void slice(Plan& plan) {
   plan = best;
 }
 
-// Turns of one part of an image.
+// Cuts planes, so that a turn takes a part of one image.
 void cut_plane(const CudaConvWeightParams& p, int height, int width, Plan& plan) {
   constexpr int kMostColumns = 128, kPixels = 4096, kFewestRows = 32;
   plan.images = 1;
@@ -89,7 +90,8 @@ void cut_plane(const CudaConvWeightParams& p, int height, int width, Plan& plan)
   } while (shared_bytes(plan) > kShared && most > 0);
 }
 
-// Whether the plan with `images` whole images per turn can be; if it wastes little, `plan` is that.
+// Tries to take `images` whole images in a turn; returns false if they do not fit. `plan` is
+// replaced if that wastes little.
 bool take_images(const CudaConvWeightParams& p, int images, int height, int width, Plan& plan) {
   if (images > 1 && images * thread_tiles(plan) > most_threads(plan.rows, plan.columns)) {
     return false;
@@ -107,7 +109,7 @@ bool take_images(const CudaConvWeightParams& p, int images, int height, int widt
   larger.grad_stride = (height + 1) * larger.grad_pitch;
   while (larger.by_image && (larger.grad_stride / 4 - units) % 8) larger.grad_stride += 4;
   slice(larger);
-  // Three blocks on an sm_90: one computes while others copy.
+  // Three blocks then fit on a multiprocessor of sm_90, so that one computes while others copy.
   if (shared_bytes(larger) > kShared / 4 * 3) return false;
   const std::int64_t taken = (plan.part + images - 1) / images * images;
   if (8 * (taken - plan.part) <= plan.part) plan = larger;
@@ -124,7 +126,7 @@ Plan plan_for(const CudaConvWeightParams& p, int rows, int columns) {
     for (int images = 1; take_images(p, images, height, width, plan);) images *= 2;
   }
   if (plan.images == 0) cut_plane(p, height, width, plan);
-  // Parts of whole turns; the last parts may be smaller, or empty.
+  // Parts have whole turns. The last parts may be smaller or empty.
   plan.part = (plan.part + plan.images - 1) / plan.images * plan.images;
   const int steps = divided_up(plan.tile_width, kStep);
   const int working = thread_tiles(plan) * plan.images * plan.row_slices * plan.column_slices;
@@ -138,13 +140,13 @@ Plan plan_for(const CudaConvWeightParams& p, int rows, int columns) {
 // A thread's tile of taps and its slice of the work.
 struct Share {
   Places place;
-  int tile;  // number of the tile of taps
+  int tile;  // the number of the tile of taps
   int image, rows, columns;
 };
 
-// Threads in order: first those that differ in nothing but the image (or if that are too few, in
-// the slice of columns), then the thread tiles, then the other slices. Neighbors read shared memory
-// 16 bytes apart (modulo all banks) and walk equally far.
+// The order of threads: the innermost ones differ only in the image, or if there are too few images
+// in the slice of columns. Then come the thread tiles, then the other slices. So neighbors read
+// shared memory 16 bytes apart, modulo all banks, and walk equally far.
 __host__ __device__ inline int neighbors(const Plan& plan) {
   return plan.by_image ? plan.images : plan.column_slices;
 }
@@ -167,7 +169,7 @@ __device__ Share share_of(const Plan& plan, int thread) {
   return share;
 }
 
-// What a block reads in one turn: `count` images, a rectangle of them.
+// What a block reads in a turn: a rectangle of `count` images.
 struct Turn {
   int count, row, column;
 };
@@ -194,7 +196,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
 
   const int first_row = max(turn.row - pad_y, 1 - kRows);
   const int first_column = max(turn.column - pad_x, -plan.x.left);
-  // The slice's first step at or after the begin.
+  // The first step of the slice from the beginning on.
   const int behind = (xs.begin / kStep + plan.column_slices - share.columns) % plan.column_slices;
   const int column = behind == 0 ? xs.begin : xs.begin + (plan.column_slices - behind) * kStep;
   const float* window = pixels + share.image * plan.x.stride +
@@ -212,7 +214,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[kRows][kColumns], const 
   }
 }
 
-// Copies the turn's part of grad: rows of grad_pitch, zeros nowhere.
+// Copies the turn's part of grad in rows of grad_pitch, without zeros around it.
 __device__ void load_grad(float* shared, const CudaConvWeightParams& p, const Plan& plan,
                           const float* grad, const Turn& turn) {
   const int rows = min(plan.tile_height, static_cast<int>(p.height) - turn.row);
@@ -255,13 +257,13 @@ __device__ void write_sums(float* shared, const CudaConvWeightParams& p, const P
   }
 }
 
-// The turn of that number; `count` is 0 if there is none. Nothing of it is kept over a turn: the
-// registers belong to the sums.
+// A turn and its data. It is computed anew in each turn, because the registers are needed for sums.
 struct Source {
   Turn turn;
   const float *x, *grad;  // the channel in the turn's first image
 };
 
+// The turn with that number; `count` is 0 if there is none.
 __device__ Source source_at(const CudaConvWeightParams& p, const Plan& plan, int number) {
   const int tiles = plan.tiles_y * plan.tiles_x, block = block_anew();
   const int channels = static_cast<int>(p.channels), channel = block % channels;
@@ -289,7 +291,7 @@ __global__ void __launch_bounds__(most_threads(kRows, kColumns), 2)
     const Source source = source_at(p, plan, number);
     const Turn& turn = source.turn;
     if (turn.count == 0) break;
-    __syncthreads();  // the turn before has been used
+    __syncthreads();  // all threads are done with the last turn
     load_grad(grad, p, plan, source.grad, turn);
     fill(pixels, plan.x, source.x, p.x.stride_n, p.x.stride_h, turn.count,
          max(turn.row - p.kernel_height / 2, 1 - kRows),
@@ -306,7 +308,7 @@ __global__ void __launch_bounds__(most_threads(kRows, kColumns), 2)
 
 constexpr int kSumThreads = 256;
 
-// The sum of the parts, in their order.
+// Adds the partial sums of the parts in order.
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const float* partials, float* kernel, std::int64_t n, int splits) {
   const std::int64_t step = std::int64_t{gridDim.x} * kSumThreads;

@@ -4,7 +4,7 @@
 namespace cba {
 namespace {
 
-// What the kernel needs, by value. Sizes in elements; `taps` are those in use.
+// The arguments of the kernel. Sizes are in elements; `taps` are those that can meet the image.
 template <class Half>
 struct Plan {
   const Half* x;
@@ -14,16 +14,16 @@ struct Plan {
   std::int64_t x_stride[3], y_stride[3], images;
   int height, width, kernel_height, kernel_width;
   HankelTaps taps;
-  int steps;  // of 16 columns of taps
+  int steps;  // steps of 16 columns of taps
   int column_tiles, bands, band_rows;
-  std::int64_t units;  // of work per channel, one for a warp
-  unsigned blocks;     // per channel
+  std::int64_t units;  // units of work of a channel, one for each warp
+  unsigned blocks;     // blocks of a channel
   int weight_stride, weight_bytes, copy_words, staged_bytes, image_bytes, warp_bytes;
   bool turned;
   bool paired;  // outputs are stored two by two
 };
 
-// The channel's taps in shared memory, rows of 16 * steps and a last row of zeros.
+// Writes the channel's taps to shared memory, in rows of 16 * steps, and a last row of zeros.
 template <class Half>
 __device__ void fill_weights(Half* weights, const Plan<Half>& p, std::int64_t channel) {
   const Half* from = p.kernel + channel * p.kernel_height * p.kernel_width;
@@ -41,8 +41,8 @@ __device__ void fill_weights(Half* weights, const Plan<Half>& p, std::int64_t ch
   }
 }
 
-// Moves one output row of a lane's sums to shared memory, rounded, 8 elements from one tile to the
-// next, and begins another. Which row of the tile it is the lane knows, `half` says of which half.
+// Rounds a lane's sums of one output row, moves them to shared memory, with 8 elements from one
+// tile to the next, and begins another row. `half` tells in which half of the tile the row is.
 template <class Half, int kTiles>
 __device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half* to, float bias) {
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half
   }
 }
 
-// Stores the first `count` elements, at most 2 * kWords, of a row of pairs.
+// Stores the first `count` elements of a row of kWords pairs.
 template <int kWords, int kLanes, class Half>
 __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, int count,
                                           bool paired, int lane) {
@@ -69,8 +69,8 @@ __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, 
   }
 }
 
-// Blocks that a multiprocessor holds at least: three leave a thread 168 registers, for which the
-// compiler has to spill on sm_100.
+// The least number of blocks that a multiprocessor holds. With three, a thread has 168 registers;
+// on sm_100 the compiler would have to spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBlocks = 2;
 #else
@@ -79,7 +79,7 @@ constexpr int kBlocks = 3;
 
 template <class Half, int kM, int kJ, int kI, int kSteps>
 __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(const Plan<Half> p) {
-  constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that bring the rows of an image
+  constexpr int kSlots = 16 * kM, kLanes = 32 / kI;  // lanes that load the rows of an image
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t channel = blockIdx.x / p.blocks;
   auto* weights = reinterpret_cast<Half*>(dynamic_shared());
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
   const int margin = p.taps.rows / 2;  // rows of padding
   const int end_row = min(end + margin, p.height);
 
-  // This lane brings and stores rows of one image; of none if it would be beyond the batch.
+  // This lane loads and stores rows of one image, or none if the image is beyond the batch.
   const int mine = lane % kI, place = lane / kI;
   const std::int64_t image = unit / (p.column_tiles * p.bands) * kI + mine;
   const bool present = image < p.images;
@@ -122,13 +122,13 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
     cp_async_commit();
   };
 
-  // Slots are taken in turn, unless all rows have one.
+  // Rows take slots in turn, unless each row has its own.
   const bool in_turn = end - first > kSlots;
   float sum[kM][kI * kJ][4];
   for (auto& tiles : sum) {
     for (auto& tile : tiles) tile[0] = tile[1] = tile[2] = tile[3] = bias;
   }
-  int slot_row[kM];  // the row in the slot whose kernel row this lane gives
+  int slot_row[kM];  // the output row in the slot whose kernel row this lane loads
 #pragma unroll
   for (int m = 0; m < kM; ++m) slot_row[m] = first + 16 * m + lane % 16;
   int oldest = first, oldest_slot = 0;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
   for (int s = 0; s < kHankelStages - 1; ++s) stage(row + s);
   for (; row < end_row; ++row) {
     cp_async_wait<kHankelStages - 2>();
-    __syncwarp();  // the row has arrived, and all lanes are done with the one before
+    __syncwarp();  // the row is loaded, and all lanes are done with the one before
     stage(row + kHankelStages - 1);
     hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, x_row, p.copy_words, place,
                          kLanes);
@@ -161,14 +161,14 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
 #pragma unroll
       for (int m = 0; m < kM; ++m) ldmatrix_x4(a[m], taps[m] + 16 * step);
 #pragma unroll
-      for (int ij = 0; ij < kI * kJ; ++ij) {  // the slots' products together: b is paired once
+      for (int ij = 0; ij < kI * kJ; ++ij) {  // all slots in turn, so that b is paired once
         const int i = ij / kJ, j = ij % kJ;
 #pragma unroll
         for (int m = 0; m < kM; ++m) mma_m16n8k16(sum[m][ij], a[m], b[i][j], b[i][j + 1], Half{});
       }
     }
 
-    // Rows that met their last input row are stored, and their slots begin others.
+    // Output rows that have met their last input row are stored, and their slots take other rows.
     const int complete = row + 1 == end_row ? end : in_turn ? row - margin + 1 : 0;
     for (; oldest < complete; ++oldest) {
       __syncwarp();  // `finished` has been read
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
   }
 }
 
-// The kernels there are. Steps 0: any number of them.
+// The compiled kernels. One with 0 steps takes any number of them.
 template <class Half>
 struct Entry {
   int slots, columns, images, steps;
@@ -243,7 +243,7 @@ Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
   q.blocks =
       static_cast<unsigned>(quotient_up(q.units, std::min<std::int64_t>(q.units, kHankelWarps)));
   const int window = 8 * tile.columns + 16 * q.steps;
-  q.weight_stride = 16 * q.steps + 8;  // rows 16 bytes apart in the banks: no conflicts
+  q.weight_stride = 16 * q.steps + 8;  // rows are 16 bytes apart in the banks, without conflicts
   q.weight_bytes = 2 * (q.taps.rows + 1) * q.weight_stride;
   q.copy_words = hankel_copy_words(window);
   q.staged_bytes = hankel_staged_bytes(window);
@@ -276,7 +276,7 @@ bool hankel_can_run(const CudaConvParams& p, const HankelTile& tile) {
   const Plan<__half> q = plan<__half>(p, tile);
   return entry<__half>(tile, q.steps) != nullptr &&
          16 * tile.slots >= std::min(q.taps.rows, q.band_rows) &&
-         q.units <= INT32_MAX / p.channels;  // one warp for a block at least
+         q.units <= INT32_MAX / p.channels;  // a block has at least one warp
 }
 
 cudaError_t dwconv_hankel_cuda(const CudaConvParams& p, const HankelTile& tile) {

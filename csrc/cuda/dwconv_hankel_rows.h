@@ -1,5 +1,5 @@
-// Rows of images on their way to the tensor cores: from global memory as they lie there, by
-// asynchronous copies, then shifted to where the window begins and with zeros outside the image.
+// Loads rows of images for the tensor cores: first by asynchronous copies as they lie in global
+// memory, then shifted to the beginning of the window, with zeros outside the image.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@
 namespace cba {
 namespace {
 
-constexpr int kHankelStages = 4;  // rows on their way, the one in use among them
-constexpr int kHankelWarps = 4;   // of a block, at most; they share a channel
+constexpr int kHankelStages = 4;  // rows that are being loaded or used
+constexpr int kHankelWarps = 4;   // the most warps of a block, which share a channel
 
-// The taps that can meet the image: `rows` by `columns` in the middle of the kernel.
+// The taps that can meet the image: rows x columns in the middle of the kernel.
 struct HankelTaps {
   int rows, columns, first_row, first_column;
 };
@@ -29,33 +29,34 @@ inline HankelTaps hankel_taps(int kernel_height, int kernel_width, std::int64_t 
 
 inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Bytes of a row of `elements` as it is copied: in pieces of 16 bytes, aligned in global memory.
+// The bytes of a row of `elements` that is copied in pieces of 16 bytes, aligned in global memory.
 __host__ __device__ inline int hankel_staged_bytes(int elements) {
   return 16 * ((elements + 7 + 7) / 8);
 }
 
-// Words of a row that is laid out twice, so that the second copy begins 16 banks after the first.
+// The words of a copy of a row that is laid out twice; the second copy begins 16 banks after the
+// first.
 __host__ __device__ inline int hankel_copy_words(int elements) {
   return (elements / 2 + 15) / 32 * 32 + 16;
 }
 
-// Bytes from one image of a warp to the next, at least `bytes`, which 16 divides. Lane l works on
-// image l % images: the 32 / images neighbouring words, or the 16 bytes, that the lanes of each
-// image access at the same time are then in banks that no other image's are in.
+// The bytes from one image of a warp to the next: at least `bytes`, a multiple of 16. Lane l works
+// on image l % images. The words that the lanes of an image access at the same time (32 / images
+// successive words, or 16 bytes) are then in other banks than those of the other images.
 inline int hankel_image_bytes(int bytes, int images) {
   const int banks = 128 / images;
   while (images > 1 && bytes % (2 * banks) != banks) bytes += 16;
   return bytes;
 }
 
-// `length` columns of an image of `width`, from column `start`, which may lie outside.
+// `length` columns of an image of `width` columns from `start` on, which may lie outside.
 struct HankelWindow {
   int start, length, width;
   __device__ int first() const { return max(start, 0); }
   __device__ int end() const { return min(start + length, width); }
 };
 
-// A pointer to 16 bytes that hold *element, and where in them it is.
+// Returns the aligned 16 bytes that hold *element, and its place in them.
 template <class Half>
 __device__ __forceinline__ const unsigned char* hankel_piece(const Half* element, int& place) {
   const auto address = reinterpret_cast<std::uintptr_t>(element);
@@ -63,9 +64,9 @@ __device__ __forceinline__ const unsigned char* hankel_piece(const Half* element
   return reinterpret_cast<const unsigned char*>(address - address % 16);
 }
 
-// Starts to copy the part of the window that is in the image, in pieces of 16 bytes. The last piece
-// ends with the row. The first one begins up to 14 bytes before it, where its 16 bytes do: in the
-// same allocation, which begins at a multiple of 256 bytes. Lane `lane` of `lanes` takes part.
+// Starts to copy the part of the window inside the image, in aligned pieces of 16 bytes. The last
+// piece ends with the row. The first one may begin up to 14 bytes before the row, but in the same
+// allocation, which begins at a multiple of 256 bytes. This is lane `lane` of `lanes` that copy.
 template <class Half>
 __device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* row,
                                              const HankelWindow& window, int lane, int lanes) {
@@ -78,7 +79,7 @@ __device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* 
   }
 }
 
-// Ones in the halves of a word whose columns, `column` and the next, are in the image.
+// A mask for a word with columns `column` and the next one: ones for those in the image.
 __device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
   const auto inside = [width](int c) {
     return static_cast<unsigned>(c) < static_cast<unsigned>(width);
@@ -86,8 +87,8 @@ __device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
   return (inside(column) ? 0x0000ffffu : 0) | (inside(column + 1) ? 0xffff0000u : 0);
 }
 
-// Lays a staged row out: to[i] receives the pair of the window's elements from 2 i on and, if
-// kTwice, to[copy_words + i] the pair from 2 i + 1 on; zeros for all outside [0, width).
+// Lays a staged row out: to[i] is the pair of the window's elements from 2 i on and, if kTwice,
+// to[copy_words + i] the pair from 2 i + 1 on, with zeros for columns outside [0, width).
 template <bool kTwice, class Half>
 __device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, const Half* row,
                                                const HankelWindow& window, std::uint32_t* to,
@@ -109,17 +110,18 @@ __device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, cons
   }
 }
 
-// The registers of a Hankel matrix B[k, n] = element k + n of a row that is laid out twice. With
-// g = lane / 4, t = lane % 4 the fragment of rows 8 m.. and columns 8 n.. is the pair of elements
-// from 2 t + g + 8 (m + n) on: in the second copy where g is odd, always an aligned word.
+// Where a lane finds the registers of a Hankel matrix, B[k, n] = element k + n of a row that is
+// laid out twice. With g = lane / 4 and t = lane % 4, the fragment of rows from 8 m and columns
+// from 8 n on is the pair of elements from 2 t + g + 8 (m + n) on. It is an aligned word, in the
+// second copy if g is odd.
 __device__ __forceinline__ const std::uint32_t* hankel_fragments(const std::uint32_t* row,
                                                                  int copy_words, int lane) {
   const int g = lane / 4, t = lane % 4;
   return row + g % 2 * copy_words + g / 2 + t;
 }
 
-// Loads the fragments from 8 m on into b, which has moved on by two since it was last loaded if
-// `moved`: all but two of them are there already.
+// Loads the fragments from 8 m on into b. If `moved`, b holds the fragments from 8 (m - 2) on, so
+// that all but two are already there.
 template <int kCount>
 __device__ __forceinline__ void hankel_load(std::uint32_t (&b)[kCount],
                                             const std::uint32_t* fragments, int m, bool moved) {

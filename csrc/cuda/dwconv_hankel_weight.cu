@@ -4,7 +4,7 @@
 namespace cba {
 namespace {
 
-// What the kernels need, by value. Sizes in elements; `taps` are those in use.
+// The arguments of the kernels. Sizes are in elements; `taps` are those that can meet the image.
 template <class Half>
 struct Plan {
   const Half* grad;
@@ -13,16 +13,16 @@ struct Plan {
   std::int64_t grad_stride[3], x_stride[3], images, channels;
   int height, width, kernel_height, kernel_width;
   HankelTaps taps;
-  int steps;    // of 16 columns of an image
-  int abreast;  // images
+  int steps;    // steps of 16 columns of an image
+  int abreast;  // images that a warp takes side by side
   int column_tiles, bands, band_rows;
-  std::int64_t units;                     // of work per channel, one for a warp at a time
-  unsigned splits;                        // blocks per channel
-  int ring_rows, ring_stride, ring_size;  // size: with the row of zeros
+  std::int64_t units;                     // units of work of a channel, one for a warp at a time
+  unsigned splits;                        // blocks of a channel
+  int ring_rows, ring_stride, ring_size;  // ring_size includes a row of zeros
   int copy_words, grad_bytes, x_bytes, image_bytes, warp_bytes;
 };
 
-// Adds up the warps' sums, one warp after the other, in `total`, kM * 16 rows of kN * 8 taps.
+// Adds the sums of one warp after the other to `total`, which has kM * 16 rows of kN * 8 taps.
 template <int kM, int kN>
 __device__ __forceinline__ void add_warps(const float (&sum)[kM][kN][4], float* total) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -45,8 +45,8 @@ __device__ __forceinline__ void add_warps(const float (&sum)[kM][kN][4], float* 
   __syncthreads();
 }
 
-// One step of a warp: the products of input row `row` with all rows of the gradient it meets.
-// `slot[m]` is where in the ring kernel row 16 m + lane % 16 finds its row of the gradient.
+// Adds the products of input row `row` with all rows of the gradient that it meets. For kernel row
+// 16 m + lane % 16 the row of the gradient is in slot[m] of the ring.
 template <class Half, int kM, int kN>
 __device__ __forceinline__ void multiply(float (&sum)[kM][kN][4], const Plan<Half>& p, int row,
                                          const Half* ring, const int (&slot)[kM],
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
   const unsigned split = blockIdx.x % p.splits;
   const int margin = p.taps.rows / 2;  // rows of padding
 
-  // This lane brings rows of one of the images that the warp has abreast.
+  // This lane loads rows of one of the images that the warp takes side by side.
   const int lanes = 32 / p.abreast, mine = lane % p.abreast, place = lane / p.abreast;
   const int stage_bytes = p.grad_bytes + p.x_bytes;
   unsigned char* own = dynamic_shared() + warp * p.warp_bytes;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
     const Half* grad = p.grad + image * p.grad_stride[0] + channel * p.grad_stride[1];
     const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
 
-    // Step `time` brings row `time` of the gradient and multiplies input row `time - margin`.
+    // Step `time` loads row `time` of the gradient and multiplies input row `time - margin`.
     const auto stage_of = [&](int time) { return staged + time % kHankelStages * stage_bytes; };
     const auto stage = [&](int time) {
       if (time < end + margin && present) {
@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
     int time = max(first - margin, 0), slot[kM], newest = time % p.ring_rows;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      // Rows before the first are never met: any slot will do for them.
+      // Rows before the first one are never met, so that they may have any slot.
       slot[m] = (time + 64 * p.ring_rows - 16 * m - lane % 16) % p.ring_rows;
     }
     for (int s = 0; s < kHankelStages - 1; ++s) stage(time + s);
     for (; time < end + margin; ++time) {
       cp_async_wait<kHankelStages - 2>();
-      __syncwarp();  // the rows have arrived, and all lanes are done with those before
+      __syncwarp();  // the rows are loaded, and all lanes are done with those before
       stage(time + kHankelStages - 1);
       if (time < p.height && present) {
         hankel_lay_out<false>(stage_of(time), grad + time * p.grad_stride[2], grad_window,
@@ -177,7 +177,8 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
 
 constexpr int kSumThreads = 256;
 
-// Adds up the splits in their order; taps out of use have no partial sums, and the gradient 0.
+// Adds the partial sums of the splits in order. Taps that cannot meet the image have none; their
+// gradient is 0.
 template <class Half>
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const float* partials, Half* kernel, std::int64_t channels, unsigned splits,
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// The kernels there are.
+// The compiled kernels.
 template <class Half>
 struct Entry {
   int rows, columns;
@@ -248,7 +249,7 @@ Plan<Half> plan(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
   q.units = quotient_up(p.images, tile.images) * q.column_tiles * q.bands;
   q.splits = static_cast<unsigned>(p.splits);
   q.ring_rows = std::min(q.taps.rows, q.height);
-  q.ring_stride = 16 * tile.steps + 8;  // rows 16 bytes apart in the banks: no conflicts
+  q.ring_stride = 16 * tile.steps + 8;  // rows are 16 bytes apart in the banks, without conflicts
   q.ring_size = (q.ring_rows + 1) * q.ring_stride;
   const int window = 16 * tile.steps + 8 * tile.columns;
   q.copy_words = hankel_copy_words(window);

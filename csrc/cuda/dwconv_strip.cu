@@ -10,12 +10,8 @@
 namespace cba {
 namespace {
 
-
-__device__ __forceinline__ void put(__nv_bfloat16* to, float a) { *to = __float2bfloat16_rn(a); }
-__device__ __forceinline__ void put(__half* to, float a) { *to = __float2half_rn(a); }
-
-// Shared memory: the kernel's taps, what each warp stores, the tile and the next one (as it will be
-// used if the strip lies, as it lies in the images if the strip stands).
+// The layout of shared memory: the kernel's taps, the results of each warp, a tile of images, and
+// the next tile, which for a standing strip is not yet transposed.
 template <int kAcross, int kColumns, int kReach>
 struct Layout {
   static constexpr int kTapsRow = 16 * kReach + 16;  // elements; zeros on both sides of the taps
@@ -27,7 +23,7 @@ struct Layout {
   static_assert(kTaps % 16 == 0 && kOut % 16 == 0);
 };
 
-// The channel's taps in shared memory, rows of zeros and taps; band_of reads them.
+// Writes the channel's taps to shared memory, with zeros around them, for band_of.
 template <class L, int kAcross, int kReach, class Half>
 __device__ void fill_taps(Half* to, const StripPlan<Half>& p, std::int64_t channel) {
   const Half* from = p.kernel + channel * p.kernel_size;
@@ -39,13 +35,14 @@ __device__ void fill_taps(Half* to, const StripPlan<Half>& p, std::int64_t chann
     if (used) {
       to[i] = from[p.turned ? p.kernel_size - 1 - at : at];
     } else {
-      put(to + i, 0.0f);
+      store_one(to + i, 0.0f);
     }
   }
 }
 
-// The registers of T_r: band[r][m + R] is the pair of taps k - n = 8 m + 2 t - g and the next, of
-// the matrix m steps of 8 away from its outputs. With g = lane / 4, t = lane % 4: k = 2 t, n = g.
+// Loads the registers of the bands T_r. band[r][m + R] belongs to the matrix that is m steps of 8
+// away from its outputs: the pair of taps k - n = 8 m + 2 t - g and the next one, where k = 2 t and
+// n = g with g = lane / 4 and t = lane % 4.
 template <class L, int kAcross, int kReach, class Half>
 __device__ __forceinline__ void band_of(std::uint32_t (&band)[kAcross][2 * kReach + 1],
                                         const Half* taps, int lane) {
@@ -60,8 +57,8 @@ __device__ __forceinline__ void band_of(std::uint32_t (&band)[kAcross][2 * kReac
   }
 }
 
-// Adds the products of the fragments in [first_step, end_step), steps of 16 along the strip from
-// the outputs' first on. `lines`: where this lane's row of the first fragment is.
+// Adds the products of the fragments in [first_step, end_step), counted in steps of 16 along the
+// strip from the first output on. `lines` is this lane's row of the first fragment.
 template <int kAcross, int kColumns, int kReach, class Half>
 __device__ __forceinline__ void multiply(float (&sum)[kColumns][4],
                                          const std::uint32_t (&band)[kAcross][2 * kReach + 1],
@@ -77,7 +74,7 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns][4],
       if (r + 1 < kAcross) ldmatrix_x4(a[(r + 1) % 2], lines + (r + 1) * row_bytes + 32 * step);
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
-        const int m = 2 * step - column + kReach;  // of the first of two matrices of the band
+        const int m = 2 * step - column + kReach;  // the first of two matrices of the band
         if (m < -1 || m > 2 * kReach) continue;
         mma_m16n8k16(sum[column], a[r % 2], m < 0 ? 0 : band[r][m],
                      m + 1 > 2 * kReach ? 0 : band[r][m + 1], Half{});
@@ -86,7 +83,7 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns][4],
   }
 }
 
-// Stores `count` of 8 elements, at most 8, as wide as the alignment allows.
+// Stores the first `count` of 8 elements, in pieces as wide as the alignment allows.
 template <class Half>
 __device__ __forceinline__ void store(Half* to, const uint4& eight, int count, int bytes) {
   if (bytes >= 16 && count >= 8) {
@@ -106,7 +103,7 @@ __device__ __forceinline__ void store(Half* to, const uint4& eight, int count, i
   }
 }
 
-// Stores a warp's 16 lines from `line` on, outputs `along` and following, by way of `out`.
+// Stores a warp's 16 lines from `line` on and outputs from `along` on, through shared memory `out`.
 template <class L, int kColumns, class Half>
 __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsigned char* out,
                                            const StripPlan<Half>& p, int first_line, Half* y,
@@ -119,8 +116,8 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
       const float* pair = sum[column] + 2 * half;
       if (p.standing) {
         unsigned char* at = out + (8 * column + 2 * t) * L::kStandingRow + 16 * half + 2 * g;
-        put(reinterpret_cast<Half*>(at), pair[0]);
-        put(reinterpret_cast<Half*>(at + L::kStandingRow), pair[1]);
+        store_one(reinterpret_cast<Half*>(at), pair[0]);
+        store_one(reinterpret_cast<Half*>(at + L::kStandingRow), pair[1]);
       } else {
         unsigned char* at = out + (8 * half + g) * L::kLyingRow + 16 * column + 4 * t;
         store_pair(reinterpret_cast<Half*>(at), pair[0], pair[1]);
@@ -134,10 +131,11 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
     const int at_line = line + (p.standing ? 8 * piece : row);
     const int at_along = along + (p.standing ? row : 8 * piece);
     const int image = p.tile_images == 1 ? 0 : at_line / p.pitch;
-    const int of_tile = at_line - image * p.pitch;  // which line of the image's
-    const int h = p.standing ? at_along : first_line + of_tile;
-    const int w = p.standing ? first_line + of_tile : at_along;
-    // Lines between images are beyond their height or width; a tile that is cut has whole groups.
+    const int image_line = at_line - image * p.pitch;
+    const int h = p.standing ? at_along : first_line + image_line;
+    const int w = p.standing ? first_line + image_line : at_along;
+    // Lines between images are beyond their height or width. Where images are cut, a tile has whole
+    // groups.
     if (image >= images || h >= p.height) continue;
     const uint4 eight = *reinterpret_cast<const uint4*>(
         out + row * (p.standing ? L::kStandingRow : L::kLyingRow) + 16 * piece);
@@ -159,8 +157,8 @@ __global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
   auto* taps = reinterpret_cast<Half*>(dynamic_shared());
   unsigned char* out = dynamic_shared() + L::kTaps + warp * L::kOut;
   unsigned char* lines = dynamic_shared() + L::kTiles;
-  unsigned char* other = lines + p.tile_bytes;  // the next tile; of a standing strip: as staged
-  // Margins and what lies between images stay zero.
+  unsigned char* other = lines + p.tile_bytes;  // the next tile; not yet transposed if standing
+  // Margins and the lines between images stay zero.
   const int staged_bytes = p.tile_images * p.staged_image_rows * p.staged_row_bytes;
   const int bytes = p.tile_bytes + (p.standing ? staged_bytes : p.tile_bytes);
   for (int i = 16 * static_cast<int>(threadIdx.x); i < bytes; i += 16 * kStripThreads) {
@@ -174,7 +172,7 @@ __global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
   const auto present = [&](std::int64_t first) {
     return static_cast<int>(min(p.images - first, static_cast<std::int64_t>(p.tile_images)));
   };
-  const auto start = [&](std::int64_t first) {  // to bring the images from `first` on
+  const auto start = [&](std::int64_t first) {  // starts to load the images from `first` on
     if (first < p.images) {
       const StripCut c = strip_cut<kAcross>(p);
       const int rows = p.standing ? p.staged_image_rows : p.pitch;
@@ -201,7 +199,7 @@ __global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
   for (; first < p.images; first += stride) {
     const int images = present(first);
     cp_async_wait<0>();
-    __syncthreads();  // the images are here, and all warps are done with those before
+    __syncthreads();  // the images are loaded, and all warps are done with those before
     if (p.standing) {
       strip_transpose<kAcross>(lines, other, p, strip_cut<kAcross>(p), images);
       __syncthreads();
@@ -222,7 +220,7 @@ __global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
       for (auto& tile : sum) tile[0] = tile[1] = tile[2] = tile[3] = bias;
       const unsigned char* at =
           lines + (line + lane % 16) * p.row_bytes + 2 * (along - c.along_begin) + lane / 16 * 16;
-      __syncwarp();  // together, as ldmatrix wants it, and done with `out`
+      __syncwarp();  // ldmatrix needs all lanes at once, and `out` must have been read
       multiply<kAcross, kColumns, kReach, Half>(
           sum, band, at, p.row_bytes, (c.along_begin - along) / 16, (c.along_end - along) / 16);
       store_sums<L, kColumns>(sum, out, p, c.first_line, y + first * p.y_stride[0], images, line,
@@ -231,7 +229,7 @@ __global__ void __launch_bounds__(kStripThreads, kAcross > 5 ? 3 : 4)
   }
 }
 
-// The kernels there are, the ones of less reach first.
+// The compiled kernels, those with less reach first.
 template <class Half>
 struct Entry {
   int across, columns, reach, fixed_bytes;
@@ -256,7 +254,7 @@ const Entry<Half>* entry(int across, int columns, int reach) {
 
 int quotient_up(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// The largest number of bytes, up to 16, of which all rows' addresses are multiples.
+// The largest number of bytes up to 16 that divides the addresses of all rows.
 int alignment(const CudaImages& images) {
   const auto any = static_cast<std::uint64_t>(
       2 * (images.stride_n | images.stride_c | images.stride_h) |
@@ -264,7 +262,7 @@ int alignment(const CudaImages& images) {
   return any % 16 == 0 ? 16 : any % 8 == 0 ? 8 : any % 4 == 0 ? 4 : 2;
 }
 
-// `across`: what the kernel is compiled for; at least that of p.
+// `across` is the number of taps across that the kernel is compiled for, at least that of p.
 template <class Half>
 StripPlan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across) {
   StripPlan<Half> q = {};
@@ -297,7 +295,7 @@ StripPlan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across)
   q.along_tiles = quotient_up(length, q.tile_along);
   q.line_tiles = quotient_up(lines, q.tile_lines);
   q.parts = tile.parts;
-  // Between two images are lines of zeros. Of standing strips stores are of 8 lines together.
+  // Lines of zeros lie between images. For standing strips 8 lines are stored together.
   q.pitch = q.tile_lines + across / 2;
   if (q.standing) q.pitch = (q.pitch + 7) / 8 * 8;
   q.groups_per_image = quotient_up(q.tile_lines, 16);
@@ -311,7 +309,7 @@ StripPlan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across)
   q.row_bytes = strip_row_bytes(along);
   const std::int64_t rows = std::max(last + 16, tile.images * q.pitch) + across - 1;
   q.tile_bytes = static_cast<int>(std::min<std::int64_t>(rows * q.row_bytes, INT32_MAX));
-  // Columns of a staged image begin at a multiple of 8.
+  // The columns of a staged image begin at a multiple of 8.
   const int staged_columns = std::min(q.tile_lines + 8 + across / 2, lines);
   q.staged_row_bytes = strip_row_bytes(staged_columns);
   q.staged_image_rows = along;
@@ -357,7 +355,7 @@ bool strip_can_run(const CudaConvParams& p, const StripTile& tile) {
   if (p.type != DType::kBfloat16 && p.type != DType::kFloat16) return false;
   if (std::min(p.kernel_height, p.kernel_width) > 7) return false;
   if (p.images * p.channels == 0) return true;
-  constexpr int kMost = 1 << 12;  // sizes of more never fit; so that nothing overflows
+  constexpr int kMost = 1 << 12;  // larger sizes never fit; this prevents overflows
   for (const int size : {tile.columns, tile.spans, tile.lines, tile.images, tile.parts}) {
     if (size < 1) return false;
   }
@@ -366,7 +364,7 @@ bool strip_can_run(const CudaConvParams& p, const StripTile& tile) {
   const Entry<__half>* e = entry<__half>(p, tile);
   if (e == nullptr) return false;
   const StripPlan<__half> q = plan<__half>(p, tile, e->across);
-  // Cuts begin at multiples of 16 along the strip, of 8 across it.
+  // Cuts must be at multiples of 16 along the strip and of 8 across it.
   if (q.along_tiles * q.spans > 1 && tile.columns % 2) return false;
   if (q.line_tiles > 1 && (tile.lines % 16 || tile.images > 1)) return false;
   const std::int64_t tiles = std::int64_t{q.along_tiles} * q.line_tiles;

@@ -1,5 +1,5 @@
-// Lines of images on their way to the tensor cores: what a block reads of an image, its copies to
-// shared memory, and how a standing strip is laid down.
+// Loads lines of images for the tensor cores: which part of an image a block reads, how it is
+// copied to shared memory, and how it is transposed for a standing strip.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@ namespace cba {
 namespace {
 
 constexpr int kStripWarps = 4, kStripThreads = 32 * kStripWarps;
-constexpr int kStripMargin = 32;  // inputs beyond the outputs that a band reaches, in steps of 16
+constexpr int kStripMargin = 32;  // inputs on each side of the outputs that are read
 
-// What the kernel needs, by value. Sizes in elements unless said otherwise; "along" and "across"
-// are the strip's directions, lines are numbered across.
+// The arguments of the kernel. Sizes are in elements except for bytes. "Along" and "across" are the
+// strip's directions; lines are numbered across.
 template <class Half>
 struct StripPlan {
   const Half* x;
@@ -22,36 +22,37 @@ struct StripPlan {
   const Half* bias;
   std::int64_t x_stride[3], y_stride[3], images;
   int height, width;
-  bool standing;                      // along is down
-  int taps, first_tap, tap_step;      // along, those in use; in the kernel's memory
-  int lines, line_step, kernel_size;  // across
+  bool standing;                      // the strip is along columns
+  int taps, first_tap, tap_step;      // taps along that can meet the image; tap_step in memory
+  int lines, line_step, kernel_size;  // taps across
   bool turned;
-  int tile_along, tile_lines, tile_images;  // of a block at a time
+  int tile_along, tile_lines, tile_images;  // what a block computes at a time
   int along_tiles, line_tiles, parts;
   int pitch;                     // lines from one image to the next
-  int groups, groups_per_image;  // of 16 lines; straddling images if the latter is as large
+  int groups, groups_per_image;  // of 16 lines; if the two are equal, groups cross images
   int spans;
-  int row_bytes, tile_bytes;                // of the lines as the tensor cores read them
+  int row_bytes, tile_bytes;                // of the lines that the tensor cores read
   int staged_row_bytes, staged_image_rows;  // of images before they are transposed
-  int load_bytes, row_threads;  // of a copy; how many threads copy a row, a power of two
+  int load_bytes, row_threads;  // bytes of a copy; threads that copy a row, a power of 2
   int store_bytes;
 };
 
-// Bytes of a row of `elements` in shared memory: an odd number of 16, so that eight rows' pieces of
-// 16 bytes lie in different banks.
+// The bytes of a row of `elements` in shared memory: an odd multiple of 16, so that pieces of 16
+// bytes of eight rows lie in different banks.
 __host__ __device__ constexpr int strip_row_bytes(int elements) {
   return (elements + 15) / 16 * 32 + 16;
 }
 
-// The part of every image that a block reads, and the one it computes.
+// The part of every image that a block reads, and the part that it computes.
 struct StripCut {
-  int first_along, first_line;   // of the outputs
-  int along_begin, along_end;    // of what is read along the strip, multiples of 16
-  int row_begin, row_end;        // of what is read in the images: rows,
-  int column_begin, column_end;  // columns; the first is a multiple of 8
+  int first_along, first_line;   // the first output
+  int along_begin, along_end;    // what is read along the strip, multiples of 16
+  int row_begin, row_end;        // the rows of the images that are read
+  int column_begin, column_end;  // the columns; column_begin is a multiple of 8
 };
 
-// Of this block. Computed where it is needed: the loop over products needs the registers.
+// The cut of this block. It is computed wherever it is needed, because the loop over products needs
+// the registers.
 template <int kAcross, class Half>
 __device__ __forceinline__ StripCut strip_cut(const StripPlan<Half>& p) {
   const int tile = block_anew() / p.parts % (p.along_tiles * p.line_tiles);
@@ -71,7 +72,7 @@ __device__ __forceinline__ StripCut strip_cut(const StripPlan<Half>& p) {
   return c;
 }
 
-// Starts to copy the cut of `count` images, of which x is the first, to shared memory.
+// Starts to copy the cut of `count` images to shared memory; x is the first image.
 template <int kBytes, class Half>
 __device__ __forceinline__ void strip_bring(unsigned char* to, int image_bytes, int row_bytes,
                                             const StripPlan<Half>& p, const StripCut& c,
@@ -95,7 +96,7 @@ __device__ __forceinline__ void strip_bring(unsigned char* to, int image_bytes, 
   }
 }
 
-// Transposes `images` staged images into lines: 16 rows by 16 columns at a time.
+// Transposes `images` staged images into lines, 16 rows by 16 columns at a time.
 template <int kAcross, class Half>
 __device__ __forceinline__ void strip_transpose(unsigned char* lines, const unsigned char* staged,
                                                 const StripPlan<Half>& p, const StripCut& c,
@@ -103,11 +104,11 @@ __device__ __forceinline__ void strip_transpose(unsigned char* lines, const unsi
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int down = (c.row_end - c.row_begin + 15) / 16;
   const int wide = (c.column_end - c.column_begin + 15) / 16;
-  const int first = max(c.first_line - kAcross / 2, 0);  // of the lines that are wanted
+  const int first = max(c.first_line - kAcross / 2, 0);  // the first line that is needed
   for (int i = warp; i < images * down * wide; i += kStripWarps) {
     const int column = 16 * (i % wide), row = i / wide % down * 16, image = i / wide / down;
     std::uint32_t square[4];
-    __syncwarp();  // together, as ldmatrix wants it
+    __syncwarp();  // ldmatrix needs all lanes at once
     ldmatrix_x4_trans(
         square, staged + (image * p.staged_image_rows + row + lane % 16) * p.staged_row_bytes +
                     2 * column + lane / 16 * 16);

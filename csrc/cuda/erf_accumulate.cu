@@ -1,10 +1,11 @@
-// The order of additions is fixed: channels and images one after the other within a group of eight
-// images, then the groups' sums, compensated. So one thread has a pixel of one group, and one
-// thread puts the groups of a pixel together: H * W * ceil(N / 8) threads are all that can add at
-// the same time without changing a bit. All roundings are named: no compiler setting may fuse them.
+// The ERF accumulator on a GPU. The order of additions is fixed: channels and images one after the
+// other within a group of eight images, then the groups' sums with compensation. So one thread sums
+// a pixel of one group, and one thread adds the groups of a pixel; more than H * W * ceil(N / 8)
+// threads could not add at the same time without changing bits. Every operation names its rounding,
+// so that no compiler setting can fuse two of them.
 //
-// A batch is read once, N * C * H * W elements, and the map read and written once. The additions
-// are 8 * C in a row per thread: on GPUs with float64 units they hide behind the loads.
+// A batch is read once, and the map is read and written once. Each thread does 8 * C additions,
+// which overlap with the loads on GPUs with float64 units.
 #include "cuda/erf_accumulate.h"
 #include "cuda/erf_pixels.h"
 #include "cuda/launch.h"
@@ -14,10 +15,10 @@ namespace cba {
 namespace {
 
 constexpr int kGroup = 8;
-constexpr unsigned kPixels = 32;     // of a block: threadIdx.x
-constexpr unsigned kMostGroups = 8;  // that a block adds up at the same time: threadIdx.y
+constexpr unsigned kPixels = 32;     // pixels of a block, by threadIdx.x
+constexpr unsigned kMostGroups = 8;  // groups that a block sums at a time, by threadIdx.y
 
-// A NaN stays one in all three.
+// A NaN stays a NaN in all three modes.
 template <ErfMode kMode>
 __device__ double term(double x) {
   if constexpr (kMode == ErfMode::kRelu) return x < 0 ? 0.0 : x;
@@ -25,8 +26,8 @@ __device__ double term(double x) {
   if constexpr (kMode == ErfMode::kSquare) return __dmul_rn(x, x);
 }
 
-// The sum of one group at one pixel. Terms are >= 0, so starting with zero, and the zeros that
-// for_each_channel appends, change nothing.
+// The sum of one group at one pixel. Terms are >= 0, so that neither the zero at the beginning nor
+// the zeros that for_each_channel appends change it.
 template <ErfMode kMode, class T>
 __device__ double sum_of_group(const T* at, const ErfPixels& pixels, std::int64_t images) {
   double sum = 0;
@@ -36,7 +37,8 @@ __device__ double sum_of_group(const T* at, const ErfPixels& pixels, std::int64_
   return sum;
 }
 
-// The error of a sum is exact (D. Knuth, The Art of Computer Programming, volume 2, section 4.2.2).
+// The error of each addition is found exactly (D. Knuth, The Art of Computer Programming, volume 2,
+// section 4.2.2).
 __device__ void add_compensated(double value, double& sum, double& error) {
   const double total = __dadd_rn(sum, value);
   const double added = __dsub_rn(total, sum);
@@ -45,13 +47,13 @@ __device__ void add_compensated(double value, double& sum, double& error) {
   sum = total;
 }
 
-// Block b has the pixels from b * kPixels on; each of its rows of threads has every blockDim.y-th
+// Block b has the pixels from b * kPixels on, and each row of its threads every blockDim.y-th
 // group.
 template <ErfMode kMode, class T>
 __global__ void __launch_bounds__(kPixels* kMostGroups, 6)
     accumulate_kernel(const T* __restrict__ values, ErfPixels pixels, std::int64_t images,
                       double* map) {
-  auto* of_groups = reinterpret_cast<double*>(dynamic_shared());  // [blockDim.y, kPixels]
+  auto* sums = reinterpret_cast<double*>(dynamic_shared());  // [blockDim.y, kPixels]
   const unsigned pixel = blockIdx.x * kPixels + threadIdx.x;
   const ErfPlace place(pixels, min(pixel, pixels.count - 1));
   values += place.in_image(pixels);
@@ -59,13 +61,13 @@ __global__ void __launch_bounds__(kPixels* kMostGroups, 6)
   double sum = 0, error = 0;
   for (std::int64_t base = 0; base < groups; base += blockDim.y) {
     const std::int64_t start = (base + threadIdx.y) * kGroup;
-    of_groups[threadIdx.y * kPixels + threadIdx.x] = sum_of_group<kMode>(
+    sums[threadIdx.y * kPixels + threadIdx.x] = sum_of_group<kMode>(
         values + start * pixels.stride_n, pixels, min(images - start, std::int64_t{kGroup}));
     __syncthreads();
     if (threadIdx.y == 0) {
       const std::int64_t here = min(groups - base, static_cast<std::int64_t>(blockDim.y));
       for (std::int64_t i = 0; i < here; ++i) {
-        add_compensated(of_groups[i * kPixels + threadIdx.x], sum, error);
+        add_compensated(sums[i * kPixels + threadIdx.x], sum, error);
       }
     }
     __syncthreads();

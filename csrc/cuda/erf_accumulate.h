@@ -1,5 +1,5 @@
-// map += sum over images and channels of f(gradient) on a CUDA device; see cpu/erf_accumulate.h for
-// the contract.
+// map += sum over images and channels of f(gradient) on a CUDA device; cpu/erf_accumulate.h says in
+// which order.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,7 +16,7 @@ struct CudaErfAccumulateParams {
   cudaStream_t stream;
 };
 
-// Returns once the kernel is launched, with the error code of the launch.
+// Returns the error code of the launch without waiting for the kernel.
 cudaError_t erf_accumulate_cuda(const CudaErfAccumulateParams& params);
 
 }  // namespace cba

@@ -1,4 +1,4 @@
-// How the ERF kernels read gradients.
+// The order in which the ERF kernels read the pixels of gradients.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,8 +11,8 @@
 
 namespace cba {
 
-// What a kernel needs of gradients and map. Pixels are numbered along the axis that memory follows
-// most closely, so that neighbouring threads read neighbouring values in any layout.
+// What a kernel needs to know about gradients and map. Pixels are numbered along the axis with the
+// smaller stride, so that neighbouring threads read neighbouring values in any layout.
 struct ErfPixels {
   std::int64_t channels, stride_n, stride_c;
   std::int64_t stride_y, stride_x, map_stride_y, map_stride_x;
@@ -38,7 +38,7 @@ inline ErfPixels erf_pixels(Gradients grad, ErfMap map = {nullptr, 0, 0}) {
           static_cast<unsigned>(grad.width)};
 }
 
-// Where a pixel lies; fewer than 2^31 of them.
+// The place of a pixel, of fewer than 2^31.
 struct ErfPlace {
   std::int64_t y, x;
   __device__ ErfPlace(const ErfPixels& pixels, unsigned pixel)
@@ -51,8 +51,8 @@ struct ErfPlace {
   }
 };
 
-// f(value) for the values of all channels at one place of one image, in order. Four at a time, so
-// that as many loads are under way; f is called with zero for those beyond the last.
+// Calls f(value) for all channels at one place of one image, in order. Four values are loaded at a
+// time; f is called with zero for those beyond the last channel.
 template <class T, class F>
 __device__ __forceinline__ void for_each_channel(const T* at, const ErfPixels& pixels, const F& f) {
   constexpr int kAtOnce = 4;

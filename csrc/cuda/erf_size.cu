@@ -1,23 +1,25 @@
-// Selection without sorting, as in cpu/erf_size.cpp, whose header explains which sums are exact and
-// the bound D within which the others are.
+// ERF sizes on a GPU by selection, without sorting. cpu/erf_size.cpp explains which sums are exact
+// and the bound D of the error of the others.
 //
 // The first kernel reads the gradients, writes the channel means and puts them into buckets by the
-// top bits of their patterns; many blocks share an image. In the second one a block per image and
-// share finds the bucket in which p * total is reached, splits it by its next bits, and so on down
-// to a single value. It reads only the means, out of the L2 cache for maps of common sizes. (A
-// cluster of blocks per image would be faster for single images, but needs sm_90.)
+// top bits of their patterns; many blocks share an image. In the second kernel a block for each
+// image and share finds the bucket in which p * total is reached, splits it by its next bits, and
+// so on down to a single value. It reads only the means, which are in the L2 cache for maps of
+// common sizes. (A cluster of blocks for an image would be faster for single images, but needs
+// sm_90.)
 //
-// No result depends on the order of atomic additions: buckets hold integers. All values of a bucket
-// have one exponent, so with m the mantissa it begins with
-//   sum = (count * m + rest) * unit,
-// where rest is by how much the values' patterns exceed its beginning, in all: up to 83 bits for
-// float64, in 32-bit words with carries, which is what shared memory adds natively. The sum is
-// rounded once, when it becomes a float64; sums over buckets are added up in one fixed order. Zeros
-// are not put into buckets: they change no sum, come last and never belong to a size.
+// Results do not depend on the order of atomic additions, because buckets hold integers. All values
+// of a bucket have the same exponent, so that
+//   sum = (count * m + rest) * unit
+// with m the smallest mantissa of the bucket and rest the sum by which the values' patterns exceed
+// the smallest one. The rest has up to 83 bits for float64. It is kept in 32-bit words with
+// carries, which shared memory can add natively. The sum is rounded once when it becomes a float64,
+// and the buckets are added in a fixed order. Zeros are not put into buckets: they change no sum,
+// come last and never belong to a size.
 //
 // One descent decides for both ends of the interval: it finds a k such that the sum of the k - 1
-// largest values does not reach threshold - D. If that of the k largest reaches threshold + D, then
-// k is the size; if not, the image is left to the CPU's kernel.
+// largest values does not reach threshold - D. If the sum of the k largest reaches threshold + D,
+// then k is the size; if not, the image is left to the CPU's kernel.
 #include <type_traits>
 
 #include "cuda/erf_pixels.h"
@@ -28,10 +30,10 @@
 namespace cba {
 namespace {
 
-using Word = unsigned long long;  // as atomicAdd has it
+using Word = unsigned long long;  // the 64-bit type of atomicAdd
 
-// Patterns of values. The first digit holds the exponent: 8 bits and 3 of the mantissa for float32,
-// 11 for float64.
+// Patterns of values are split into digits. The first digit is the exponent, for float32 with 3
+// bits of the mantissa.
 constexpr int kDigit = 11;
 constexpr int kBins = 1 << kDigit;
 
@@ -42,7 +44,7 @@ template <>
 struct Format<std::uint32_t> {
   static constexpr int kMantissa = 23, kBias = 127, kSmallest = -149;  // 2^kSmallest > 0
   static constexpr int kFirstShift = 31 - kDigit;
-  static constexpr int kWords = 3;  // of a bucket, see add_value
+  static constexpr int kWords = 3;  // words of a bucket, see add_value
 };
 
 template <>
@@ -69,15 +71,15 @@ __device__ double quotient(double a, double b) { return __ddiv_rn(a, b); }
 template <class Bits>
 constexpr unsigned kPerPack = 16 / sizeof(Bits);
 
-// The patterns of one image's means come in packs; what the last one has too much is filled up.
+// The patterns of an image's means are stored in packs; the last one is filled up with kNothing.
 template <class Bits>
 struct alignas(16) Pack {
   static constexpr Bits kNothing = ~Bits{0};
   Bits values[kPerPack<Bits>];
 };
 
-// Images in scratch memory: their tables of buckets (counts, low and high words of the rests), then
-// their packs.
+// The scratch memory of the images: first their tables of buckets (counts, low and high words of
+// the rests), then their packs.
 constexpr std::size_t kTable = 3 * kBins;
 
 template <class Bits>
@@ -103,12 +105,12 @@ struct Scratch {
   }
 };
 
-// A bucket that is filled has a word in each of kWords arrays: the number of its values, and the
-// words of their rests' sum.
+// Adds a value to a bucket. A bucket has a word in each of kWords arrays: the number of its values,
+// and the words of the sum of their rests.
 template <class Bits>
 __device__ void add_value(unsigned* words, int bin, Bits rest) {
   atomicAdd(words + bin, 1u);
-  if (rest == 0) return;  // always so at the last digit
+  if (rest == 0) return;  // as always at the last digit
   const auto low = static_cast<unsigned>(rest);
   const unsigned carry = atomicAdd(words + kBins + bin, low) > ~low;
   if constexpr (sizeof(Bits) == 8) {
@@ -119,7 +121,7 @@ __device__ void add_value(unsigned* words, int bin, Bits rest) {
   }
 }
 
-// Fewer than 2^31 values, whose rests add up to low + 2^32 * high.
+// A bucket of fewer than 2^31 values, whose rests add up to low + 2^32 * high.
 struct Bucket {
   Word count, low, high;
 };
@@ -131,7 +133,7 @@ __device__ Bucket bucket_of(const unsigned* words, int bin) {
   return {words[bin], words[kBins + bin], high};
 }
 
-// Values by their sum and number.
+// The sum and the number of some values.
 struct Part {
   double sum;
   unsigned count;
@@ -141,7 +143,7 @@ __device__ Part plus(const Part& a, const Part& b) {
   return {__dadd_rn(a.sum, b.sum), a.count + b.count};
 }
 
-// The bucket's values, the smallest pattern among which can be `begin`.
+// The sum and the number of a bucket's values; `begin` is the smallest pattern of the bucket.
 template <class Bits>
 __device__ Part part_of(const Bucket& bucket, Bits begin) {
   if (bucket.count == 0) return {0, 0};
@@ -149,7 +151,7 @@ __device__ Part part_of(const Bucket& bucket, Bits begin) {
   const Bits exponent = begin & ~(kImplicit - 1);
   const Word mantissa = (begin & (kImplicit - 1)) | (exponent != 0 ? kImplicit : 0);
   const double unit = __dsub_rn(value_of(exponent | 1), value_of(exponent));  // exact
-  // Below 2^63 each before the carry; then high < 2^53, so that the sum alone is rounded.
+  // Both are below 2^63 before the carry, and then high < 2^53, so that only the sum is rounded.
   const Word low = bucket.low + bucket.count * (mantissa & 0xffffffff);
   const Word high = bucket.high + bucket.count * (mantissa >> 32) + (low >> 32);
   const double integer = __dadd_rn(__dmul_rn(static_cast<double>(high), 0x1p32),
@@ -159,7 +161,7 @@ __device__ Part part_of(const Bucket& bucket, Bits begin) {
 
 constexpr int kMeanThreads = 256;
 
-// Block b has pixels b % blocks * chunk .. of image b / blocks, up to a whole number of packs.
+// Block b has `chunk` pixels of image b / blocks, from b % blocks * chunk on, up to whole packs.
 template <class T, class Scalar, class Bits>
 __global__ void __launch_bounds__(kMeanThreads)
     means_kernel(const T* __restrict__ values, ErfPixels pixels, Scalar channels, unsigned blocks,
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kMeanThreads)
   for (unsigned i = begin + threadIdx.x; i < end; i += kMeanThreads) {
     Bits bits = Pack<Bits>::kNothing;
     if (i < pixels.count) {
-      Scalar sum = 0;  // the zeros that for_each_channel appends change nothing either
+      Scalar sum = 0;  // the zeros that for_each_channel appends do not change it
       for_each_channel(values + ErfPlace(pixels, i).in_image(pixels), pixels,
                        [&](Scalar x) { sum = sum_of(sum, static_cast<Scalar>(fabs(x))); });
       bits = pattern_of(quotient(sum, channels));
@@ -200,20 +202,20 @@ __global__ void __launch_bounds__(kMeanThreads)
 constexpr int kMostThreads = 1024;
 constexpr int kMostWarps = kMostThreads / 32;
 
-// What the threads of a selecting block share.
+// What the threads of a block of select_kernel share.
 template <class Bits>
 struct Board {
   unsigned words[Format<Bits>::kWords * kBins];
   Part of_warps[kMostWarps];
   Part above;           // the values above the bucket that was found
-  unsigned count;       // its own
+  unsigned count;       // the number of its own values
   int reached, lowest;  // places of buckets, see find_bucket
   unsigned fine;
 };
 
-// Buckets have places, 0 for that of the largest values; thread i has kBins / blockDim.x places in
-// a row from there on. Returns the values in all places before this thread's, and the `total`.
-// `part_at` gives the values of a bucket.
+// Buckets have places, with place 0 for the largest values; each thread has kBins / blockDim.x
+// successive places. Returns the values in all places before those of this thread, and the `total`.
+// `part_at` returns the values of a bucket.
 template <class PartAt>
 __device__ Part add_up(const PartAt& part_at, Part* of_warps, Part& total) {
   const int each = kBins / static_cast<int>(blockDim.x);
@@ -239,15 +241,15 @@ __device__ Part add_up(const PartAt& part_at, Part* of_warps, Part& total) {
   return above;
 }
 
-// A bucket, and the values above it.
+// A bucket and the values above it.
 struct Found {
   Part above;
   unsigned count;
   int bin;
 };
 
-// The first bucket with which the sum reaches the threshold, or the last one with values. `above`
-// are the values above this thread's buckets.
+// Finds the first bucket with which the sum reaches the threshold, or the last one with values.
+// `above` are the values above this thread's buckets.
 template <class Bits, class PartAt>
 __device__ Found find_bucket(const PartAt& part_at, Part above, double threshold,
                              Board<Bits>& board) {
@@ -279,12 +281,12 @@ __device__ Found find_bucket(const PartAt& part_at, Part above, double threshold
   return {board.above, board.count, kBins - 1 - chosen};
 }
 
-// Fills the board with those of the image's means whose bits from `shift + digit` on are those of
-// `prefix`, by their next `digit` bits.
+// Puts those of the image's means whose bits from `shift + digit` on equal those of `prefix` into
+// buckets on the board, by their next `digit` bits.
 template <class Bits>
 __device__ void split(const Pack<Bits>* __restrict__ means, unsigned packs, Bits prefix, int shift,
                       int digit, Board<Bits>& board) {
-  constexpr int kAtOnce = 4;  // loads under way
+  constexpr int kAtOnce = 4;  // loads at a time
   for (int i = threadIdx.x; i < Format<Bits>::kWords * kBins; i += blockDim.x) board.words[i] = 0;
   if (threadIdx.x == 0) board.reached = kBins, board.lowest = -1;
   __syncthreads();
@@ -308,14 +310,14 @@ __device__ void split(const Pack<Bits>* __restrict__ means, unsigned packs, Bits
   __syncthreads();
 }
 
-// D, infinity where sums may overflow; see cpu/erf_size.cpp. Buckets are rounded and added up here:
-// fewer than 2^13 roundings for each of at most six digits and for the total, each of them by at
-// most half of 2^q, are less than the 2^15 of the bound.
+// The bound D, or infinity if sums may overflow; see cpu/erf_size.cpp. Here buckets are rounded and
+// added: fewer than 2^13 roundings for each of at most six digits and for the total, each of at
+// most half of 2^q, make less than the 2^15 of the bound.
 template <class Bits>
 __device__ double bound(const Word* table, double total, Board<Bits>& board) {
   using F = Format<Bits>;
   if (!(total < 0x1p1022)) return __longlong_as_double(0x7ffll << 52);
-  // What total may be off by does not matter after this.
+  // This covers the error of `total`.
   const std::uint64_t bits = pattern_of(__dmul_rn(total, 1 + 0x1p-20));
   const int e = static_cast<int>(bits >> 52) - 1023 + 1;
   const int q = e - 53;
@@ -331,7 +333,7 @@ __device__ double bound(const Word* table, double total, Board<Bits>& board) {
   return board.fine == 0 ? 0 : ldexp(2.0 * board.fine + 0x1p15, q);
 }
 
-// The smallest m from 1 to n for which sum + m * value reaches the threshold, or n.
+// Returns the smallest m from 1 to n for which sum + m * value reaches the threshold, or n.
 __device__ unsigned equal_values(double sum, double value, unsigned n, double threshold) {
   unsigned low = 1, high = n;
   while (low < high) {
@@ -345,14 +347,14 @@ __device__ unsigned equal_values(double sum, double value, unsigned n, double th
   return low;
 }
 
-constexpr int kMostShares = 16;  // of a launch
+constexpr int kMostShares = 16;  // shares of a launch
 
 struct Shares {
   double values[kMostShares];
   int count;
 };
 
-// Block b decides on share b % count of image b / count.
+// Block b computes the size for share b % count of image b / count.
 template <class Bits>
 __global__ void __launch_bounds__(kMostThreads)
     select_kernel(Scratch<Bits> scratch, Shares shares, std::int64_t* sizes, int columns) {
@@ -404,8 +406,8 @@ __global__ void __launch_bounds__(kMostThreads)
   answer(sum >= far ? std::int64_t{found.above.count} + m : kErfUndecided);
 }
 
-// Pixels per block of the first kernel: enough blocks for all processors even with one image, and
-// not many more than they take at a time, because each has a table to add to the image's.
+// The pixels of a block of means_kernel. There are enough blocks for all multiprocessors even with
+// one image, but not many more than run at a time, because each adds its table to the image's.
 unsigned chunk_for(std::int64_t images, std::int64_t pixels) {
   constexpr unsigned kLeast = 4 * kMeanThreads, kMost = 32 * kMeanThreads;
   constexpr std::int64_t kBlocks = 4096;

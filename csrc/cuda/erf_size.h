@@ -1,5 +1,5 @@
-// The number of pixels that hold a share of an image's gradient, on a CUDA device; see
-// cpu/erf_size.h for the definition.
+// The number of pixels that hold a share of an image's gradient, on a CUDA device; cpu/erf_size.h
+// has the definition.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,9 +11,9 @@
 
 namespace cba {
 
-// What stands in place of a size.
+// What is written in place of a size.
 constexpr std::int64_t kErfNotFinite = -1;  // a channel mean is NaN or infinite
-constexpr std::int64_t kErfUndecided = -2;  // roundings may count, or the sum may be infinite
+constexpr std::int64_t kErfUndecided = -2;  // rounding may count, or the sum may be infinite
 
 struct CudaErfSizeParams {
   Gradients grad;        // at least one channel
@@ -25,10 +25,10 @@ struct CudaErfSizeParams {
   cudaStream_t stream;
 };
 
-// Bytes of scratch memory per image.
+// The bytes of scratch memory for an image.
 std::size_t erf_size_cuda_scratch(const Gradients& grad);
 
-// Returns once the kernels are launched, with the error code of the first launch that failed.
+// Returns the error code of the first launch that failed, without waiting for the kernels.
 cudaError_t erf_size_cuda(const CudaErfSizeParams& params);
 
 }  // namespace cba

@@ -1,4 +1,4 @@
-// The floating types of the kernels, by functions of one name.
+// Functions that convert and store values, with the same names for all floating types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +8,7 @@
 
 namespace cba {
 
-// A value in the type that sums are made in.
+// Converts a value to the type in which sums are computed.
 __device__ __forceinline__ double widened(double value) { return value; }
 __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ float widened(__half value) { return __half2float(value); }
@@ -20,7 +20,7 @@ __device__ __forceinline__ void store_one(__nv_bfloat16* to, float a) {
 }
 __device__ __forceinline__ void store_one(__half* to, float a) { *to = __float2half_rn(a); }
 
-// Rounds two values and stores them in one piece; `to` is aligned for that.
+// Rounds two values and stores them together; `to` must be aligned to their size.
 __device__ __forceinline__ void store_pair(__nv_bfloat16* to, float a, float b) {
   *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(a, b);
 }

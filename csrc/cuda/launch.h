@@ -1,5 +1,5 @@
-// What every CUDA launch shares. Kernels are launched on the stream of the caller, on the device of
-// its tensors; a failed launch comes back as an error code, which bindings_cuda.cpp turns into an
+// What all CUDA launches share. Kernels are launched on the caller's stream and on the device of
+// its tensors. A failed launch returns an error code, which bindings_cuda.cpp turns into an
 // exception.
 #pragma once
 
@@ -13,9 +13,9 @@
 
 namespace cba {
 
-// Makes `device` current for the lifetime of the object. What is current belongs to the driver and
-// the thread, not to this copy of the CUDA runtime: PyTorch's copy sees it, and this one PyTorch's.
-// Nothing is set that need not be: setting a device that has no context yet creates one.
+// Makes `device` current for the lifetime of the object. The current device belongs to the driver
+// and the thread and not to a copy of the CUDA runtime, so that this copy and PyTorch's see the
+// same. It is set only if it differs, because setting a device without a context creates one.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -37,8 +37,8 @@ class DeviceGuard {
   cudaError_t status_;
 };
 
-// The one way into the tensor-core kernels: calls launches(Half{}) for the half type of `params` on
-// their device, unless there is nothing to compute.
+// Calls launches(Half{}) for the half type of `params` on their device, unless there is nothing to
+// compute. All tensor-core kernels are launched through this function.
 template <class Params, class F>
 cudaError_t launch_halves(const Params& params, const F& launches) {
   if (params.images == 0 || params.channels == 0) return cudaSuccess;
@@ -47,14 +47,14 @@ cudaError_t launch_halves(const Params& params, const F& launches) {
   return params.type == DType::kBfloat16 ? launches(__nv_bfloat16{}) : launches(__half{});
 }
 
-// Where a kernel runs: its grid, its dynamic shared memory in bytes, the stream.
+// The grid of a launch, its dynamic shared memory in bytes, and its stream.
 struct Launch {
   dim3 grid, block;
   std::size_t shared;
   cudaStream_t stream;
 };
 
-// Dynamic shared memory of a block, at most: what every GPU since sm_80 has.
+// The most dynamic shared memory of a block: every GPU since sm_80 has so much.
 constexpr std::size_t kMostDynamicShared = 99 << 10;
 
 // Launches kernel(arguments...) on the current device and returns the error code of the launch.
@@ -63,8 +63,8 @@ cudaError_t launch(const Launch& where, void (*kernel)(Parameters...),
                    const Arguments&... arguments) {
   constexpr std::size_t kWithoutAsking = 48 << 10;
   if (where.shared > kWithoutAsking) {
-    // Always the same limit: it is one per kernel and device, and another thread may be about to
-    // launch the same kernel with more.
+    // The limit is always the same, because a kernel has one limit on each device, and another
+    // thread may be about to launch the same kernel with more memory.
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                     static_cast<int>(kMostDynamicShared));
@@ -78,8 +78,8 @@ cudaError_t launch(const Launch& where, void (*kernel)(Parameters...),
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-// Blocks for a grid-stride loop over n items: enough to fill any present GPU, well below the limit
-// of the grid's x dimension.
+// The number of blocks for a grid-stride loop over n items: enough to fill any present GPU, and
+// well below the limit of the grid's x dimension.
 inline unsigned grid_stride_blocks(std::int64_t n, int threads) {
   const std::int64_t blocks = (n + threads - 1) / threads;
   return static_cast<unsigned>(std::min<std::int64_t>(blocks, 4096));

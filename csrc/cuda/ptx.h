@@ -1,5 +1,6 @@
-// The PTX instructions that kernels use, one function each; sm_80 and newer. tests/cuda_emulator/
-// has the same functions for a CPU, after the layouts of fragments in the PTX ISA manual.
+// The PTX instructions that kernels use, each as a function, for sm_80 and newer.
+// tests/cuda_emulator/ has the same functions for a CPU, with the layouts of fragments in the PTX
+// ISA manual.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,8 +39,9 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&matrix)[4], co
 
 // d += a b for a (16, 16), b (16, 8), d (16, 8) float32. With g = lane / 4, t = lane % 4:
 //   a[0] = a(g, 2t..), a[1] = a(g + 8, 2t..), a[2] = a(g, 2t + 8..), a[3] = a(g + 8, 2t + 8..)
-//   b0 = b(2t.., g), b1 = b(2t + 8.., g); ".." stands for the pair that begins there, low half
-//   first d[0], d[1] = d(g, 2t), d(g, 2t + 1); d[2], d[3] = d(g + 8, 2t), d(g + 8, 2t + 1)
+//   b0 = b(2t.., g), b1 = b(2t + 8.., g)
+//   d[0] = d(g, 2t), d[1] = d(g, 2t + 1), d[2] = d(g + 8, 2t), d[3] = d(g + 8, 2t + 1)
+// where ".." stands for the pair that begins there, with its first element in the low half.
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4],
                                              std::uint32_t b0, std::uint32_t b1, __nv_bfloat16) {
   asm volatile(
@@ -58,12 +60,12 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Copies `bytes` (0 to kSize) from global to shared memory without waiting and fills up to kSize
-// with zeros; kSize is 4, 8 or 16 and the alignment of both addresses. `global` must be a valid
-// address even where nothing is read.
+// Starts to copy `bytes` bytes (0 to kSize) from global to shared memory, filled up to kSize with
+// zeros. kSize is 4, 8 or 16, and both addresses are aligned to it. `global` must be a valid
+// address even if nothing is read.
 template <int kSize>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int bytes = kSize) {
-  if constexpr (kSize == 16) {  // past L1: a block reads its data once
+  if constexpr (kSize == 16) {  // around the L1 cache, because a block reads its data once
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(shared)), "l"(global), "r"(bytes)
@@ -76,19 +78,19 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int b
   }
 }
 
-// Closes a group of this thread's copies.
+// Ends a group of this thread's copies.
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits for all of this thread's groups but the kPending latest.
+// Waits for all groups of this thread except the kPending latest ones.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
 }
 
-// threadIdx.x and blockIdx.x, read anew: what is computed from them after a long loop is computed
-// there, and not kept in registers that the loop needs.
+// threadIdx.x and blockIdx.x, read anew. The compiler then computes values from them after a long
+// loop instead of keeping these in registers that the loop needs.
 __device__ __forceinline__ int thread_anew() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));

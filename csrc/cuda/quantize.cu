@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The rounding is named, so that no compiler setting can change the product.
+// These functions name their rounding, so that no compiler setting can change the product.
 __device__ unsigned scaled(float value) { return __float2uint_rz(__fmul_rn(255.0f, value)); }
 __device__ unsigned scaled(double value) { return __double2uint_rz(__dmul_rn(255.0, value)); }
 

@@ -1,4 +1,4 @@
-// u = uint8(255 * m) on a CUDA device; see cpu/quantize.h for the contract.
+// Quantizes score maps on a CUDA device, u = uint8(255 * m), as cpu/quantize.h does.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,14 +14,14 @@ struct CudaQuantizeParams {
   DType dtype;
   std::uint8_t* bytes;  // [n], device memory
   std::int64_t n;
-  // One element of device memory that holds n; lowered to the index of the first value that is NaN
-  // or outside [0, 1].
+  // One element of device memory, which must hold n. The kernel lowers it to the index of the first
+  // value that is NaN or outside [0, 1].
   unsigned long long* first_bad;
   int device;
   cudaStream_t stream;
 };
 
-// Returns once the kernel is launched, with the error code of the launch.
+// Returns the error code of the launch without waiting for the kernel.
 cudaError_t quantize_cuda(const CudaQuantizeParams& params);
 
 }  // namespace cba

@@ -1,4 +1,4 @@
-"""Compile csrc/cuda/ for a CPU and import it: the same sources, the GPU emulated (emulator.h)."""
+"""Compiles csrc/cuda/ for a CPU, with the GPU emulated (emulator.h), and loads it."""
 
 import functools
 import hashlib
@@ -17,31 +17,31 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "cuda-emulator"
-# Contraction off: csrc/ asks for fused operations by name.
+# Without contraction, because csrc/cuda/ names the operations that are to be fused.
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE")
-# Alignment is checked, as a GPU would.
+# A GPU would refuse accesses that are not aligned, too.
 CHECKED = ("-O1", "-fsanitize=alignment,shift,bounds", "-fno-sanitize-recover=all")
-# Calls before every access (hooks.cpp), and what lines of the sources they come from.
+# Adds a call before every access (hooks.cpp), and the lines of the sources.
 RACES = ("-Og", "-g1", "-fsanitize=thread")
 
 
 def compiler() -> list[str] | None:
-    """Return the command of the C++ compiler, None if there is none."""
+    """Return the command of the C++ compiler, or None if there is none."""
     wanted = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     return wanted if shutil.which(wanted[0]) else None
 
 
 @functools.cache
 def load(*, races: bool = False):
-    """Return the module with the functions of ``bind_cuda``, for tensors on the CPU.
+    """Return a module with the functions of ``bind_cuda`` for tensors on the CPU.
 
-    Objects are kept in ``build/`` and compiled again when a source, a header or the flags changed.
+    Objects are kept in ``build/`` and compiled again when a source, a header or the flags change.
 
     Args:
-        races: instrument the kernels, so that all their accesses are checked (races.h).
+        races: whether the kernels are instrumented, so that all accesses are checked (races.h).
 
     Raises:
-        RuntimeError: a source does not compile; the message holds the compiler's.
+        RuntimeError: a source does not compile; the message has the compiler's output.
     """
     import pybind11
 
@@ -51,10 +51,10 @@ def load(*, races: bool = False):
     units = [CSRC / "bindings_cuda.cpp", *sorted({*HERE.glob("*.cpp")} - {*kernels})]
     headers = [*sorted(CSRC.glob("*.h")), *sorted(CSRC.glob("c[ou]*/*.h")), *HERE.rglob("*.h")]
     common = b"".join(path.read_bytes() for path in headers)
-    of_kernels = RACES if races else CHECKED
-    work = [*((of_kernels, path) for path in kernels), *((CHECKED, path) for path in units)]
+    kernel_flags = RACES if races else CHECKED
+    work = [*((kernel_flags, path) for path in kernels), *((CHECKED, path) for path in units)]
     BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(BUILD / "lock"):  # other processes of the tests build the same
+    with FileLock(BUILD / "lock"):  # other test processes build the same module
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda one: _object(command, *one, common), work))
         digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
@@ -62,7 +62,7 @@ def load(*, races: bool = False):
         if not module.exists():
             module.parent.mkdir(exist_ok=True)
             _run([*command, *CHECKED, "-shared", *map(str, objects)], module)
-    name = "races.cuda_emulated" if races else "cuda_emulated"  # pybind11 keeps one of each name
+    name = "races.cuda_emulated" if races else "cuda_emulated"  # pybind11 allows a name once
     spec = importlib.util.spec_from_file_location(name, module)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

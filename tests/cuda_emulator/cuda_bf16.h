@@ -1,4 +1,4 @@
-// bfloat16 for the emulator: its bits.
+// CUDA's bfloat16 types for the emulator, with the functions that csrc/cuda/ uses.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +26,6 @@ CBA_INSTRUCTION __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   return {static_cast<std::uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
 }
-CBA_INSTRUCTION __nv_bfloat16 __float2bfloat16(float value) { return __float2bfloat16_rn(value); }
 CBA_INSTRUCTION __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
-inline std::uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
-CBA_INSTRUCTION __nv_bfloat16 __ushort_as_bfloat16(std::uint16_t bits) { return {bits}; }

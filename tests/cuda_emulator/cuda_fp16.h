@@ -1,4 +1,4 @@
-// float16 for the emulator: its bits.
+// CUDA's float16 types for the emulator, with the functions that csrc/cuda/ uses.
 #pragma once
 
 #include <cmath>
@@ -25,19 +25,16 @@ CBA_INSTRUCTION __half __float2half_rn(float value) {
   if (value != value) return {0x7fff};
   const unsigned sign = std::signbit(value) ? 0x8000 : 0;
   const float size = std::fabs(value);
-  if (size == 0) return {static_cast<std::uint16_t>(sign)};  // has no exponent
+  if (size == 0) return {static_cast<std::uint16_t>(sign)};  // zero has no exponent
   if (size >= 65520.0f) return {static_cast<std::uint16_t>(sign | 0x7c00)};
   int exponent;
   std::frexp(size, &exponent);  // size < 2^exponent
   const int unit = exponent < -13 ? -24 : exponent - 11;
-  // nearbyint rounds to even; a carry into the next power of two carries into the exponent too.
+  // nearbyint rounds to even; a carry into the next power of two also raises the exponent.
   const unsigned steps = static_cast<unsigned>(std::nearbyint(std::ldexp(size, -unit)));
   const unsigned base = unit == -24 ? 0 : static_cast<unsigned>(unit + 24) << 10;
   return {static_cast<std::uint16_t>(sign | (base + steps))};
 }
-CBA_INSTRUCTION __half __float2half(float value) { return __float2half_rn(value); }
 CBA_INSTRUCTION __half2 __floats2half2_rn(float x, float y) {
   return {__float2half_rn(x), __float2half_rn(y)};
 }
-inline std::uint16_t __half_as_ushort(__half value) { return value.bits; }
-CBA_INSTRUCTION __half __ushort_as_half(std::uint16_t bits) { return {bits}; }

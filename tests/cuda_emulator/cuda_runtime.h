@@ -13,9 +13,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ static
 #define __forceinline__ inline
-#define __noinline__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -35,10 +33,8 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719
 };
 inline const char* cudaGetErrorString(cudaError_t) { return emulator::last_error(); }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
   return std::memset(at, value, bytes), cudaSuccess;
@@ -65,30 +61,22 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 // Vectors
-#define CBA_EMULATED_VECTORS(name, type)                                                      \
-  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
-  struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name##4 { type x, y, z, w; }; \
-  CBA_INSTRUCTION name##2 make_##name##2(type x, type y) { return {x, y}; }                   \
-  CBA_INSTRUCTION name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
-CBA_EMULATED_VECTORS(float, float)
-CBA_EMULATED_VECTORS(int, int)
-CBA_EMULATED_VECTORS(uint, unsigned)
-CBA_EMULATED_VECTORS(double, double)
-CBA_EMULATED_VECTORS(ushort, unsigned short)
-CBA_EMULATED_VECTORS(uchar, unsigned char)
-#undef CBA_EMULATED_VECTORS
+#define CBA_EMULATED_VECTOR(name, type)                       \
+  struct alignas(16) name { type x, y, z, w; };               \
+  CBA_INSTRUCTION name make_##name(type x, type y, type z, type w) { return {x, y, z, w}; }
+CBA_EMULATED_VECTOR(float4, float)
+CBA_EMULATED_VECTOR(uint4, unsigned)
+#undef CBA_EMULATED_VECTOR
 
 // Barriers and warps
 CBA_INSTRUCTION void __syncthreads() { emulator::sync_block(false); }
-CBA_INSTRUCTION int __syncthreads_count(int vote) { return emulator::sync_block(vote != 0); }
 CBA_INSTRUCTION int __syncthreads_or(int vote) { return emulator::sync_block(vote != 0) > 0; }
-CBA_INSTRUCTION int __syncthreads_and(int vote) { return emulator::sync_block(vote == 0) == 0; }
 CBA_INSTRUCTION void __syncwarp(unsigned mask = ~0u) { emulator::sync_warp(mask); }
 CBA_INSTRUCTION void __threadfence() { emulator::fence(); }
 
 namespace emulator {
 
-// The value of lane `from`, or this lane's if there is no such lane in the segment.
+// Returns the value of lane `from`, or this lane's value if the segment has no such lane.
 template <class T>
 T shuffled(const char* what, unsigned mask, T value, int from, int width) {
   const Exchange all(what, mask, &value, sizeof value);
@@ -114,11 +102,6 @@ T reduced(const char* what, unsigned mask, T value, F join) {
 }  // namespace emulator
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
-  const int lane = emulator::lane() / width * width + (from & (width - 1));
-  return emulator::shuffled("__shfl_sync", mask, value, lane, width);
-}
-template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   return emulator::shuffled("__shfl_xor_sync", mask, value, emulator::lane() ^ bits, width);
 }
@@ -127,37 +110,9 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const int from = emulator::lane() - static_cast<int>(by);
   return emulator::shuffled("__shfl_up_sync", mask, value, from, width);
 }
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const int from = emulator::lane() + static_cast<int>(by);
-  return emulator::shuffled("__shfl_down_sync", mask, value, from, width);
-}
 inline unsigned __ballot_sync(unsigned mask, int vote) {
   const unsigned bit = vote ? 1u << emulator::lane() : 0;
   return emulator::reduced("__ballot_sync", mask, bit, [](auto a, auto b) { return a | b; });
-}
-inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
-inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, !vote) == 0; }
-template <class T>
-unsigned __match_any_sync(unsigned mask, T value) {
-  const emulator::Exchange all("__match_any_sync", mask, &value, sizeof value);
-  unsigned result = 0;
-  for (int l = 0; l < 32; ++l) {
-    if (all.has(l) && all.of<T>(l) == value) result |= 1u << l;
-  }
-  return result;
-}
-template <class T>
-T __reduce_add_sync(unsigned mask, T value) {
-  return emulator::reduced("__reduce_add_sync", mask, value, [](T a, T b) { return a + b; });
-}
-template <class T>
-T __reduce_max_sync(unsigned mask, T value) {
-  return emulator::reduced("__reduce_max_sync", mask, value, [](T a, T b) { return max(a, b); });
-}
-template <class T>
-T __reduce_min_sync(unsigned mask, T value) {
-  return emulator::reduced("__reduce_min_sync", mask, value, [](T a, T b) { return min(a, b); });
 }
 
 // Atomics
@@ -181,34 +136,16 @@ template <class T>
 CBA_INSTRUCTION T atomicMin(T* at, T value) {
   return emulated_atomic(at, [&](T old) { return min(old, value); });
 }
-template <class T>
-CBA_INSTRUCTION T atomicOr(T* at, T value) {
-  return emulated_atomic(at, [&](T old) { return old | value; });
-}
-template <class T>
-CBA_INSTRUCTION T atomicExch(T* at, T value) {
-  return emulated_atomic(at, [&](T) { return value; });
-}
-template <class T>
-CBA_INSTRUCTION T atomicCAS(T* at, T expected, T value) {
-  return emulated_atomic(at, [&](T old) { return old == expected ? value : old; });
-}
 
-// Arithmetic. The emulator is compiled without contraction, so every operation rounds once.
-template <class T>
-T __ldg(const T* at) {
-  return *at;
-}
+// Arithmetic. The emulator is compiled without contraction, so that every operation rounds once.
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline unsigned __float2uint_rz(float a) { return static_cast<unsigned>(a); }
 inline unsigned __double2uint_rz(double a) { return static_cast<unsigned>(a); }
 
@@ -223,26 +160,9 @@ To bits_as(From value) {
 }  // namespace emulator
 
 inline unsigned __float_as_uint(float a) { return emulator::bits_as<unsigned>(a); }
-inline int __float_as_int(float a) { return emulator::bits_as<int>(a); }
 inline float __uint_as_float(unsigned a) { return emulator::bits_as<float>(a); }
-inline float __int_as_float(int a) { return emulator::bits_as<float>(a); }
 inline long long __double_as_longlong(double a) { return emulator::bits_as<long long>(a); }
 inline double __longlong_as_double(long long a) { return emulator::bits_as<double>(a); }
-inline int __popc(unsigned a) { return __builtin_popcount(a); }
-inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }
-inline int __clz(int a) { return a ? __builtin_clz(static_cast<unsigned>(a)) : 32; }
-inline int __clzll(long long a) {
-  return a ? __builtin_clzll(static_cast<unsigned long long>(a)) : 64;
-}
-inline int __ffs(int a) { return __builtin_ffs(a); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift & 31));
-}
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-  const std::uint64_t bytes = std::uint64_t{y} << 32 | x;
-  unsigned result = 0;
-  for (int i = 0; i < 4; ++i) {
-    result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
-  }
-  return result;
 }

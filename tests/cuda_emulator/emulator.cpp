@@ -24,7 +24,7 @@ Index indices[4];
 namespace {
 
 constexpr std::size_t kStack = 128 << 10;
-constexpr std::size_t kMostShared = 101376;  // 99 KB: what every chip since sm_80 has
+constexpr std::size_t kMostShared = 101376;  // 99 KB, which every chip since sm_80 has
 constexpr int kMostThreads = 1024;
 
 bool notes_copies = false;
@@ -50,7 +50,8 @@ struct Fiber {
   std::deque<std::vector<Copy>> closed;
 };
 
-// The memory of the fibers and of a block. End of shared memory: a page without access.
+// The stacks of the fibers and the shared memory of a block, behind which lies a page without
+// access.
 struct Memory {
   Memory() {
     const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -72,7 +73,7 @@ unsigned order = 0;
 std::string error;
 std::vector<Fiber> fibers(kMostThreads);
 int num_threads = 0, current = 0, votes = 0, last_votes = 0;
-bool barrier_counts = true;  // for races
+bool barrier_counts = true;  // whether the next barrier orders accesses
 unsigned char *shared = nullptr, *shared_end = nullptr;
 alignas(16) unsigned char slots[kMostThreads][Exchange::kSlot];
 const std::function<void()>* body = nullptr;
@@ -120,7 +121,7 @@ void start(int i) {
   makecontext(&fiber.context, enter, 0);
 }
 
-// Waits for the lanes of the mask. Returns true to the last of them, which does not wait.
+// Waits for the lanes of the mask. Returns true in the last of them, which does not wait.
 bool meet(unsigned mask, const char* what) {
   Fiber& mine = fibers[current];
   mine.state = State::kWaitsForWarp;
@@ -128,7 +129,7 @@ bool meet(unsigned mask, const char* what) {
   const int first = current / 32 * 32, end = std::min(first + 32, num_threads);
   for (int i = first; i < end; ++i) {
     if (!(mask >> (i - first) & 1) || fibers[i].state == State::kDone) continue;
-    // A lane may wait at another place of the program: then this one waits for it to come here.
+    // A lane may wait at another place of the program; this one waits until it comes here.
     if (fibers[i].state != State::kWaitsForWarp || fibers[i].mask != mask) return yield(), false;
     if (std::strcmp(fibers[i].what, what) != 0) fail(what, "meets another warp instruction");
   }
@@ -140,7 +141,7 @@ bool meet(unsigned mask, const char* what) {
   return true;
 }
 
-// Lets all pass if no thread runs any more and all that are not done wait for the block.
+// Lets all threads pass a barrier if all that are not done wait for the block.
 bool release_block() {
   bool any = false;
   for (int i = 0; i < num_threads; ++i) {

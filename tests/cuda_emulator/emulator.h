@@ -1,12 +1,12 @@
 // Runs CUDA kernels on a CPU, so that the sources of csrc/cuda/ can be tested without a GPU.
 //
-// A block's threads are fibers of one thread. Each runs until it has to wait for others: no order
-// between two barriers is promised, as on a GPU, and `set_order` chooses which one a run has; a
-// missing barrier shows as a difference between orders. Warp instructions check that all lanes of
-// their mask execute the same one. Shared memory starts as NaN and ends at a page that no one may
-// touch; asynchronous copies arrive when they are waited for, not earlier. Kernels that the
-// compiler instruments are checked for races too (races.h). What it cannot show: races inside one
-// warp instruction, faults of the hardware, and time.
+// The threads of a block are fibers of one thread. Each runs until it must wait for others. As on a
+// GPU, no order is promised between two barriers; `set_order` chooses the order, so that a missing
+// barrier shows as a difference between orders. Warp instructions check that all lanes of their
+// mask execute the same instruction. Shared memory starts as NaN and ends at a page without access.
+// Asynchronous copies arrive when they are waited for, not earlier. Instrumented kernels are also
+// checked for races (races.h). The emulator cannot show races inside one warp instruction, faults
+// of the hardware, and speed.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-// Instructions are inlined: so calls of the emulator return to a line of the kernel, and compilers
-// instrument where a struct goes that comes out of one (they do not if it comes out of a call).
+// Instructions are inlined, so that calls of the emulator return to a line of the kernel, and so
+// that compilers instrument the store of a struct that an instruction returns.
 #define CBA_INSTRUCTION __attribute__((always_inline)) inline
 
 namespace emulator {
@@ -37,28 +37,29 @@ inline int thread_number() {
 }
 inline int lane() { return thread_number() % 32; }
 
-// 0 runs threads in ascending order, 1 in descending, any other in a shuffled one.
+// 0 runs threads in ascending order, 1 in descending order, any other number in a shuffled one.
 void set_order(unsigned order);
 
-// Runs `kernel`, which `thread` calls, in the grid; returns false if something went wrong, which
-// `last_error` tells.
+// Runs `kernel`, which `thread` calls, for all threads of the grid. Returns false after an error,
+// which last_error() tells.
 bool run(Index grid, Index block, std::size_t shared, const void* kernel,
          const std::function<void()>& thread);
 
 const char* last_error();
 
-// What __syncthreads_count and its like return: how many threads gave true.
+// Waits for the block and returns how many threads voted true, for __syncthreads and its variants.
 int sync_block(bool vote);
 void sync_warp(unsigned mask);
 void fence();
 
-// Atomics in two steps: one fiber runs at a time.
+// An atomic operation is a load and a store, because only one fiber runs at a time.
 void load_atomic(const void* at, void* value, std::size_t size);
 void store_atomic(void* at, const void* value, std::size_t size);
 
 unsigned char* dynamic_shared();
 
-// Whether no kernel can race at `address`: stacks, indices, what warp instructions exchange.
+// Says whether kernels cannot race at `address`: in stacks, indices, and slots of warp
+// instructions.
 bool is_private(const void* address);
 
 // Ends the launch with an error.
@@ -69,18 +70,20 @@ inline void require_aligned(const void* address, std::size_t size, const char* w
 }
 void require_shared(const void* address, std::size_t size, const char* what);
 
-// cp.async, and what matrix.cpp has of the other instructions in ptx.h.
+// cp.async, and the matrix instructions of ptx.h, which are in matrix.cpp.
 void copy_later(void* to, const void* from, int bytes, int size);
-// What is copied from now on: where from, how many bytes.
+// note_copies() starts a list of copies, each with its source address and bytes; noted_copies()
+// returns the list and ends it.
 void note_copies();
-std::vector<std::pair<std::uintptr_t, int>> noted_copies();  // and no more from now on
+std::vector<std::pair<std::uintptr_t, int>> noted_copies();
 void close_copies();
 void finish_copies(int pending);
 void load_matrices(std::uint32_t (&matrix)[4], const void* row, bool transposed);
 void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
               bool bfloat16);
 
-// What every lane of a mask gives to a warp instruction, readable by all of them in its lifetime.
+// The values that the lanes of a mask give to a warp instruction. All of them can be read while the
+// object exists.
 class Exchange {
  public:
   Exchange(const char* what, unsigned mask, const void* value, std::size_t size);

@@ -1,5 +1,6 @@
-// What code compiled with -fsanitize=thread calls, in place of the runtime that comes with it.
-// GCC leaves out memcpy and its like, and a struct that a call returns straight into memory.
+// The functions that code compiled with -fsanitize=thread calls, in place of the sanitizer's
+// runtime. GCC adds no calls for memcpy and the like, and for a struct that a call returns into
+// memory.
 #include <cstddef>
 
 #include "races.h"

@@ -1,4 +1,4 @@
-// The instructions for matrices, after the layouts of fragments in the PTX ISA manual.
+// The matrix instructions, with the layouts of fragments in the PTX ISA manual.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -49,7 +49,7 @@ void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std:
   const int g = lane() / 4, t = lane() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-    double sum = 0;  // 16 products of halves: exact, as the hardware's are before it rounds
+    double sum = 0;  // 16 products of halves are exact, as in the hardware before it rounds
     for (int k = 0; k < 16; ++k) {
       // Which lane holds a(row, k) and b(k, column), and in which register.
       const int a_lane = 4 * (row % 8) + k % 8 / 2, a_register = row / 8 + 2 * (k / 8);

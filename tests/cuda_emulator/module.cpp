@@ -1,4 +1,5 @@
-// The CUDA half of the compiled core, its kernels emulated; what tests ask the emulator for.
+// A module with the CUDA half of the compiled core, with emulated kernels, and with functions by
+// which tests control the emulator.
 #include <dlfcn.h>
 #include <pybind11/stl.h>
 
@@ -19,7 +20,7 @@ void bind_selftest(py::module_& m);
 
 namespace {
 
-// Addresses in the code, as addr2line takes them: from the begin of this module.
+// addr2line takes addresses in the code as offsets from the beginning of this module.
 std::uintptr_t module_begin() {
   Dl_info info;
   dladdr(reinterpret_cast<const void*>(emulator::run), &info);
@@ -29,14 +30,14 @@ std::uintptr_t offset_of(races::Site site) {
   return reinterpret_cast<std::uintptr_t>(site) - module_begin();
 }
 
-// (kind, whether by a copy under way, offset of the site, block, thread)
+// Returns (kind, whether a copy under way does it, offset of the site, block, thread).
 py::tuple described(const races::Access& access) {
   static const char* const kKinds[] = {"read", "write", "atomic"};
   return py::make_tuple(kKinds[static_cast<int>(access.kind)], access.under_way,
                         offset_of(access.site), access.block, access.thread);
 }
 
-// Of each race: offset of its kernel, whether it is in shared memory, the two accesses.
+// Returns for each race the offset of its kernel, whether it is in shared memory, and two accesses.
 py::list found_races() {
   if (!races::are_sought()) throw std::logic_error("these kernels are not instrumented");
   py::list all;
@@ -90,7 +91,7 @@ PYBIND11_MODULE(cuda_emulated, m) {
   m.def("found_races", found_races);
   m.def("ordering_sites", ordering_sites);
   m.def("discount", discount, py::arg("offsets"));
-  m.def("checked_words", checked_words);  // of global and of shared memory
+  m.def("checked_words", checked_words);  // in global and in shared memory
   m.def("selftest_race", selftest_race, py::arg("name"), py::arg("data"), py::arg("right"));
   m.def("selftest_races", selftest_races);
 }

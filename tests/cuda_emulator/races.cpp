@@ -16,21 +16,21 @@ namespace emulator {
 namespace races {
 namespace {
 
-// Time is the number of events so far that order something. A thread knows of another up to when
-// what that did is before all that it does itself from now on.
+// Time is the number of events so far that order accesses. A thread knows of another one up to a
+// time: what the other did before that comes before all that the thread does from now on.
 using Time = std::uint32_t;
 
-// Of threads by (block, thread): what fences and atomics made known.
+// Up to when threads, by (block, thread), are known through fences and atomics.
 using Known = std::map<std::pair<std::uint32_t, int>, Time>;
 using KnownPtr = std::shared_ptr<const Known>;
 
 struct Thread {
   bool done;
-  Time arrived;                // its own, up to when all threads of the block know of it
-  std::array<Time, 32> lanes;  // of its warp
-  KnownPtr acquired;           // of all others
-  KnownPtr seen;               // what the next fence acquires
-  KnownPtr released;           // what the last fence released
+  Time arrived;                // up to when all threads of the block know of this one
+  std::array<Time, 32> lanes;  // up to when this thread knows of the lanes of its warp
+  KnownPtr acquired;           // up to when it knows of all other threads
+  KnownPtr seen;               // what its next fence acquires
+  KnownPtr released;           // what its last fence released
 };
 
 // The accesses to four bytes that a later one may race with. `writes` holds atomics too.
@@ -50,7 +50,7 @@ std::vector<Thread> threads;
 std::uintptr_t shared = 0, shared_end = 0;
 std::vector<Word> shared_words;
 std::unordered_map<std::uintptr_t, std::unique_ptr<std::array<Word, kPage>>> pages;
-std::unordered_map<std::uintptr_t, KnownPtr> by_atomics;  // by address
+std::unordered_map<std::uintptr_t, KnownPtr> by_atomics;  // what atomics release, by address
 std::map<std::tuple<Site, Site, Kind, Site, Kind>, Race> races;
 std::set<Site> orderings, discounted;
 std::size_t num_checked[2] = {};
@@ -71,7 +71,7 @@ KnownPtr joined(const KnownPtr& a, const KnownPtr& b) {
   return all;
 }
 
-// Up to when the running thread knows of another of its block.
+// Returns up to when the running thread knows of another thread of its block.
 Time known_of(int other) {
   const Thread& thread = threads[me];
   Time time = std::max(threads[other].arrived, of(thread.acquired, block, other));
@@ -106,9 +106,9 @@ void check(const std::vector<Access>& earlier, const Access& access, std::uintpt
   }
 }
 
-// Of accesses that all threads of the block know, and of those of blocks that are done, later
-// blocks need only one: it is as unordered with them as the others. (Unless fences order some of
-// them: then a race with one that is forgotten here is not found.)
+// Forgets accesses that all threads of the block know, and accesses of blocks that are done, except
+// for one, which is as unordered with accesses of later blocks as the others. (If fences order some
+// of them, a race with a forgotten one is not found.)
 void forget_some(std::vector<Access>& all) {
   std::array<bool, 16> kept = {};
   all.erase(std::remove_if(all.begin(), all.end(),
@@ -132,7 +132,8 @@ void note(std::vector<Access>& all, const Access& access) {
   all.push_back(access);
 }
 
-// Whoever is ordered after a write is ordered after what was before it.
+// Forgets accesses to bytes that are written: what is ordered after the write is ordered after
+// these.
 void forget_bytes(std::vector<Access>& all, std::uint8_t bytes) {
   for (Access& access : all) access.bytes &= static_cast<std::uint8_t>(~bytes);
   all.erase(std::remove_if(all.begin(), all.end(), [](const Access& a) { return a.bytes == 0; }),
@@ -166,7 +167,7 @@ void access_words(Kind kind, const void* begin, std::size_t size, Site site, boo
   });
 }
 
-// What this thread knows, itself included.
+// Returns what this thread knows, including itself.
 KnownPtr all_known() {
   const KnownPtr& acquired = threads[me].acquired;
   auto all = acquired ? std::make_shared<Known>(*acquired) : std::make_shared<Known>();
@@ -182,7 +183,7 @@ bool are_sought() { return is_instrumented; }
 void begin_launch(Site which) {
   if (!is_instrumented) return;
   running = true, kernel = which, now = 0;
-  pages.clear();  // all that was before is ordered
+  pages.clear();  // a launch comes after all that was before it
   by_atomics.clear();
 }
 
@@ -239,7 +240,7 @@ void sync_block() {
   for (me = 0; me < num_threads; ++me) {
     if (threads[me].done) continue;
     acquired = joined(acquired, threads[me].acquired);
-    // Of threads that are done, all know now what one of them knew.
+    // All threads now know of finished threads what one of them knew.
     for (int i = 0; i < num_threads; ++i) {
       if (threads[i].done) threads[i].arrived = known_of(i);
     }

@@ -1,4 +1,4 @@
-"""Races of emulated kernels in words, with lines of the sources (races.h says what a race is)."""
+"""Describes races of emulated kernels, with lines of the sources; races.h says what a race is."""
 
 import functools
 import re
@@ -10,10 +10,12 @@ from . import ROOT, compiler
 
 
 class Line(NamedTuple):
-    """A line of a source, and of what function if that matters.
+    """A line of a source.
 
     Attributes:
-        file: from the root of the project.
+        file: the path from the root of the project.
+        number: the number of the line, from 1 on.
+        function: the function that it belongs to, or empty if that does not matter.
     """
 
     file: str
@@ -24,12 +26,12 @@ class Line(NamedTuple):
         return f"{self.file}:{self.number}" + f" ({self.function})" * bool(self.function)
 
     def text(self) -> str:
-        """Return what stands there."""
+        """Return the text of the line."""
         return (ROOT / self.file).read_text().splitlines()[self.number - 1].strip()
 
 
 class Race(NamedTuple):
-    """Two accesses that nothing orders, in words, and the lines they come from."""
+    """Two accesses that nothing orders, described in words, with the lines that make them."""
 
     kernel: str
     text: str
@@ -40,7 +42,7 @@ class Race(NamedTuple):
 
 
 def unavailable() -> str | None:
-    """Return why kernels cannot be searched for races here, or None."""
+    """Return the reason why kernels cannot be searched for races here, or None."""
     if (command := compiler()) is None or shutil.which("addr2line") is None:
         return "no C++ compiler, or no addr2line, to search CUDA kernels for races with"
     version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
@@ -50,14 +52,14 @@ def unavailable() -> str | None:
 
 
 def found(module) -> list[Race]:
-    """Return the races since the last call."""
+    """Return the races that were found since the last call."""
     return [_race(module, *race) for race in module.found_races()]
 
 
 def ordering_lines(module) -> dict[Line, list[int]]:
-    """Return what was to order accesses since the last call: lines, and their places in the code.
+    """Return the lines that ordered accesses since the last call, with their places in the code.
 
-    Barriers, fences and waits for copies. A line is in several places, as a part of a template.
+    These are barriers, fences and waits for copies. A line of a template has several places.
     """
     lines = {}
     for site in module.ordering_sites():
@@ -80,15 +82,15 @@ def _in_words(kind: str, under_way: bool, site: int, block: int, thread: int, li
 
 
 def _line(module, site: int) -> Line:
-    """Return where in a source a call returns to; the kernel's line, not the emulator's."""
+    """Return the kernel's line that a call returns to, not one of the emulator."""
     frames = _frames(module.__file__, site)
     return next((f for f in frames if re.search(r"^csrc/|selftest\.cpp$", f.file)), frames[0])
 
 
 @functools.cache
 def _frames(module: str, site: int) -> list[Line]:
-    """Return the function of a site, and those that it is inlined into."""
-    command = ["addr2line", "-Cfie", module, hex(site - 1)]  # what is before is the call
+    """Return the function of a site, and the functions that it is inlined into."""
+    command = ["addr2line", "-Cfie", module, hex(site - 1)]  # the call lies before the site
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     frames = []
     for function, place in zip(printed[::2], printed[1::2]):

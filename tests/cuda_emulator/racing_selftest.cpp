@@ -1,4 +1,4 @@
-// Pairs of kernels, one with a race and one without. A line that races says so at its end.
+// Kernels with a race, which `right` avoids. The line that races has a comment that says so.
 #include "racing_selftest.h"
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ __device__ int number() { return static_cast<int>(threadIdx.x); }
 __device__ int other() { return static_cast<int>(blockDim.x) - 1 - number(); }
 __device__ int* shared_ints() { return reinterpret_cast<int*>(cba::dynamic_shared()); }
 
-// All threads pass where the barrier is missing before any of them waits.
+// Without the barrier, all threads read before they wait for each other.
 __global__ void barrier_kernel(int* data, bool right) {
   int* shared = shared_ints();
   shared[number()] = data[number()];
@@ -23,7 +23,7 @@ __global__ void barrier_kernel(int* data, bool right) {
   __syncthreads();
 }
 
-// The slots are written anew while others may read them.
+// Without the second barrier, slots are written while other threads may still read them.
 __global__ void ring_kernel(int* data, bool right) {
   int* shared = shared_ints();
   const int slots = 3, threads = static_cast<int>(blockDim.x);
@@ -48,7 +48,7 @@ __global__ void warp_kernel(int* data, bool right) {
   data[number()] = shared[number() ^ 1];  // races
 }
 
-// A warp's barrier is none for the next warp.
+// The barrier of a warp does not order accesses of another warp.
 __global__ void other_warp_kernel(int* data, bool right) {
   int* shared = shared_ints();
   shared[number()] = data[number()];
@@ -70,7 +70,7 @@ __global__ void copy_read_kernel(int* data, bool right) {
   data[number()] = found;
 }
 
-// Each thread waits for its own copies alone, and a barrier waits for none.
+// Each thread waits only for its own copies, and a barrier waits for no copies.
 __global__ void copy_barrier_kernel(int* data, bool right) {
   int* shared = shared_ints();
   copy(shared, data);
@@ -111,7 +111,7 @@ __global__ void blocks_kernel(int* data, bool right) {
   data[right ? mine : mine / 2] = 1;  // races
 }
 
-// Reads by all blocks, and a write by the last.
+// All blocks read a word, and the last one writes it.
 __global__ void blocks_read_kernel(int* data, bool right) {
   const int first = data[0];
   const bool last = blockIdx.x + 1 == gridDim.x;
@@ -133,7 +133,7 @@ __global__ void atomic_kernel(int* data, bool right) {
   data[number()] = shared[0];  // races
 }
 
-// A thread that is done takes part in no barrier.
+// A finished thread does not take part in barriers.
 __global__ void done_kernel(int* data, bool right) {
   int* shared = shared_ints();
   shared[number()] = data[number()];
@@ -143,7 +143,7 @@ __global__ void done_kernel(int* data, bool right) {
   data[number()] = shared[other()];  // races
 }
 
-// The last block adds up what all have written.
+// The last block adds up what all blocks have written.
 __device__ void add_in_last_block(int* data, bool released, bool acquired) {
   int *count = data + 63, *shared = shared_ints();
   if (number() == 1) data[blockIdx.x] = 1;

@@ -1,4 +1,4 @@
-// Kernels that test the search for races: each with a race, or if `right` without.
+// Kernels that test the search for races. Each has a race, or none if `right` is set.
 #pragma once
 
 #include <cuda_runtime.h>

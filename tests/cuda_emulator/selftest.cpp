@@ -1,4 +1,4 @@
-// Kernels that test the emulator itself, some of them wrong on purpose.
+// Kernels that test the emulator itself; some are wrong on purpose.
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
@@ -21,7 +21,8 @@ __global__ void reverse_kernel(const float* in, float* out, bool with_barrier) {
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// c (16, 8) = a (16, 16) b (16, 8) by one warp; a row by row, b column by column or row by row.
+// Computes c (16, 8) = a (16, 16) b (16, 8) by one warp; a is stored by rows, b by columns or by
+// rows.
 template <class Half>
 __global__ void product_kernel(const Half* a, const Half* b, float* c, bool b_by_rows) {
   auto* shared = cba::dynamic_shared();
@@ -47,7 +48,7 @@ __global__ void product_kernel(const Half* a, const Half* b, float* c, bool b_by
   }
 }
 
-// One instruction on registers as they are given: [32, 4], [32, 2] and [32, 4].
+// Runs one instruction on the given registers: [32, 4], [32, 2] and [32, 4].
 template <class Half>
 __global__ void registers_kernel(const std::uint32_t* a, const std::uint32_t* b, float* d) {
   const int lane = static_cast<int>(threadIdx.x);
@@ -57,7 +58,8 @@ __global__ void registers_kernel(const std::uint32_t* a, const std::uint32_t* b,
   for (int i = 0; i < 4; ++i) d[4 * lane + i] = sum[i];
 }
 
-// [32, 4] registers of the four 8x8 matrices in `rows`, [32, 8] elements of 16 bits.
+// Loads the [32, 4] registers of the four 8x8 matrices in `rows`, which has [32, 8] 16-bit
+// elements.
 __global__ void matrices_kernel(const uint4* rows, std::uint32_t* registers, bool transposed) {
   auto* shared = reinterpret_cast<uint4*>(cba::dynamic_shared());
   const int lane = static_cast<int>(threadIdx.x);

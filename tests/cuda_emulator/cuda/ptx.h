@@ -1,4 +1,4 @@
-// csrc/cuda/ptx.h for a CPU. Copies take place as late as they may, when they are waited for.
+// csrc/cuda/ptx.h for a CPU. Copies are done as late as possible, when they are waited for.
 #pragma once
 
 #include <cuda_bf16.h>
