@@ -209,7 +209,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from cba_fast.runs.inference import load_model, open_images
     from cba_fast.runs.runtime import Runtime
     from cba_fast.runs.score import make_evaluator, open_boxes
-    from cba_fast.wsol.localize import locate
+    from cba_fast.wsol.localize import localize_on_device
 
     boxes = open_boxes(box_config)
     records, ids, _ = match_images(open_images(data).records, boxes)
@@ -231,7 +231,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
             for indices in some:
                 with runtime.autocast():
                     x = normalize_bytes(images[: len(indices)])
-                    found = locate(model, x, method=maps.method, map_size=maps.map_size)
+                    found = localize_on_device(model, x, method=maps.method, map_size=maps.map_size)
                 yield indices, found.send(True)
 
         def sweep(item) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from cba_fast.data import ImageDataset, open_image_set, study_transform
 from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
 from cba_fast.data.reading import Report, read_batches
-from cba_fast.data.transfer import Arriving, to_device
+from cba_fast.data.transfer import HostCopy, to_device
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -60,7 +60,7 @@ def test_read_batches_finishes_images_where_they_went(tmp_path, workers, memory_
 def test_tensors_of_the_host_arrive_as_they_are():
     tensors = torch.arange(6).reshape(2, 3), torch.ones(4, dtype=torch.uint8)
     assert to_device(tensors[0], "cpu") is tensors[0]
-    got = Arriving(*tensors).wait()
+    got = HostCopy(*tensors).wait()
     assert [a.dtype for a in got] == [np.int64, np.uint8]
     np.testing.assert_array_equal(got[0], [[0, 1, 2], [3, 4, 5]])
 
@@ -74,10 +74,10 @@ def test_there_and_back_without_waiting():
     try:
         torch.cuda._sleep(50_000_000)
         there = to_device(want, "cuda"), to_device(turned, "cuda")
-        arriving = Arriving(*there)
+        copy = HostCopy(*there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for got in arriving.wait():
+    for got in copy.wait():
         np.testing.assert_array_equal(got, want.numpy())
 
 

@@ -331,7 +331,7 @@ def test_an_interrupted_evaluation_says_what_there_is(here, weights, capsys, mon
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    step = "measure_sizes" if begun else "iter_sent"
+    step = "measure_sizes" if begun else "iter_host_maps"
     monkeypatch.setattr(f"cba_fast.runs.evaluate.{step}", interrupted)
     args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
     done = run_cli(capsys, "evaluate", *args)

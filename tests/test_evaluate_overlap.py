@@ -78,14 +78,14 @@ def test_the_overlapped_loop_gives_the_result_of_the_plain_one(
     assert f"{IDS[1]}: cannot read image" in found[0].err
 
 
-def third_batch_is_nan(monkeypatch, locate=inference.locate):
+def third_batch_is_nan(monkeypatch, localize_on_device=inference.localize_on_device):
     made = []
 
     def poisoned(model, x, **options):
         made.append(x)
-        return locate(model, x * np.nan if len(made) == 3 else x, **options)
+        return localize_on_device(model, x * np.nan if len(made) == 3 else x, **options)
 
-    monkeypatch.setattr(inference, "locate", poisoned)
+    monkeypatch.setattr(inference, "localize_on_device", poisoned)
 
 
 @pytest.mark.parametrize("case", ["sweep", "features", "unreadable", "interrupt"])
@@ -133,7 +133,7 @@ def test_an_image_whose_features_overflow_is_reported_and_the_others_are_scored(
 ):
     more = ["--batch_size", 3, "--localization_method", method]
     _, whole = scores_of(capsys, weights, *more)
-    made, real = [], inference.locate
+    made, real = [], inference.localize_on_device
 
     def overflowing(model, x, **options):
         made.append(x)
@@ -141,7 +141,7 @@ def test_an_image_whose_features_overflow_is_reported_and_the_others_are_scored(
             x[1] *= 3e38
         return real(model, x, **options)
 
-    monkeypatch.setattr(inference, "locate", overflowing)
+    monkeypatch.setattr(inference, "localize_on_device", overflowing)
     done, found = scores_of(capsys, weights, *more)
     assert done.status == 0, done.err
     assert f"{IDS[4]}: its features, logits or map hold NaN or infinite values" in done.err
@@ -206,12 +206,13 @@ def test_a_gpu_is_not_waited_for_between_batches(here, weights):
     data, maps = DataConfig("images", input_size=128), MapConfig(map_size=48)
     records = open_image_set(here / "images").records
     report = inference.report_on(records, run)
-    sent = inference.iter_sent(model, records, data, run, maps, report, scored=True)
-    first = [next(sent), next(sent)]  # libraries and pinned memory are set up
+    waits = inference.iter_host_maps(model, records, data, run, maps, report, scored=True)
+    first = [next(waits), next(waits)]  # libraries and pinned memory are set up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        first += list(sent)
+        first += list(waits)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [i for batch in first for i in batch.indices] == list(range(7))
-    assert all(batch.read()[1].u.any() for batch in first)
+    found = [wait() for wait in first]
+    assert [i for indices, _ in found for i in indices] == list(range(7))
+    assert all(host_maps.u.any() for _, host_maps in found)

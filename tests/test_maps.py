@@ -17,7 +17,7 @@ from cba_fast.ops import quantize
 from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
 from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import score_levels
-from cba_fast.wsol.localize import METHODS, locate
+from cba_fast.wsol.localize import METHODS, localize_on_device
 from cba_fast.wsol.principal_component import first_principal_axis, is_background
 
 
@@ -315,8 +315,8 @@ def test_the_bytes_on_their_way_are_those_of_the_maps(method):
     model, x = given_model(), torch.zeros(4, 3, 96, 96)
     model.features[2] = 1  # a constant map
     want = localize(model, x, method=method, target=[0, 1, 2, 3])
-    plain = locate(model, x, method=method, target=[0, 1, 2, 3]).send()()
-    scored = locate(model, x, method=method, target=[0, 1, 2, 3]).send(scored=True)()
+    plain = localize_on_device(model, x, method=method, target=[0, 1, 2, 3]).send()()
+    scored = localize_on_device(model, x, method=method, target=[0, 1, 2, 3]).send(scored=True)()
     np.testing.assert_array_equal(plain.localization().maps, want.maps)
     np.testing.assert_array_equal(scored.u, quantize(want.maps).numpy())
     for found in (plain, scored, want):
@@ -332,12 +332,12 @@ def test_one_bad_image_is_named_and_nan_does_not_reach_the_decomposition(method)
     model, x = given_model(), torch.zeros(4, 3, 96, 96)
     model.features[1, 3, 2, 2] = np.nan
     model.features[3, 0, 0, 0] = np.inf
-    found = locate(model, x, method=method, target=[0, 9, 0, -1])
+    found = localize_on_device(model, x, method=method, target=[0, 9, 0, -1])
     with pytest.raises(InputError, match="image 1 of the batch: .* hold NaN"):
         found.send()()
     model = given_model()
     for target, named in (([0, 9, 0, -1], 9), ([0, 1, 0, -1], -1), (9, 9)):
-        found = locate(model, x, method=method, target=target)
+        found = localize_on_device(model, x, method=method, target=target)
         with pytest.raises(ValueError, match=f"target {named} is outside the model's 5 classes"):
             found.send()()
 
@@ -364,7 +364,7 @@ def test_no_step_on_a_device_reads_its_values(method, pc1_range):
         for name, value in list(model.fc.named_parameters()):
             setattr(model.fc, name, nn.Parameter(torch.empty(value.shape, device="cuda")))
         x = torch.empty(4, 3, 96, 96, device="cuda")
-        found = locate(model, x, method=method, pc1_range=pc1_range)
+        found = localize_on_device(model, x, method=method, pc1_range=pc1_range)
         for bytes_ in (found.u, score_levels(found.u)):
             assert (bytes_.device.type, bytes_.dtype) == ("cuda", torch.uint8)
             assert bytes_.shape == (4, 96, 96)
@@ -404,8 +404,8 @@ def close_levels(got, want):
 def test_a_gpu_makes_the_same_maps(method, pc1_range):
     model, x = given_model(n=16), torch.zeros(16, 3, 384, 384)
     options = {"method": method, "target": 3, "pc1_range": pc1_range}
-    want = locate(model, x, **options).send()()
-    got = locate(model.cuda(), x.cuda(), **options).send()()
+    want = localize_on_device(model, x, **options).send()()
+    got = localize_on_device(model.cuda(), x.cuda(), **options).send()()
     assert close_levels(got.u, want.u)
     assert got.targets.tolist() == want.targets.tolist()
     assert got.constant.tolist() == want.constant.tolist()
@@ -421,9 +421,11 @@ def test_a_gpu_makes_the_same_maps(method, pc1_range):
 @pytest.mark.parametrize("target", [None, 3, [0, 1, 2, 3]])
 def test_a_gpu_is_not_waited_for(no_waiting, scored, target):
     model, x = given_model().cuda(), torch.zeros(4, 3, 384, 384).cuda()
-    want = locate(model, x, target=target).send(scored)()  # the libraries' first calls may wait
+    want = localize_on_device(model, x, target=target).send(
+        scored
+    )()  # the libraries' first calls may wait
     with no_waiting():
-        read = locate(model, x, target=target).send(scored)
+        read = localize_on_device(model, x, target=target).send(scored)
     np.testing.assert_array_equal(read().u, want.u)
 
 

@@ -170,7 +170,7 @@ def _choose(have: tuple[str, ...], wanted: Sequence[str] | None, where: str) -> 
 def _check_inside(found: Boxes, allow_beyond: bool) -> None:
     """Warn of boxes that reach beyond their images; refuse many that lie wholly outside of them.
 
-    Images whose size cannot be read are passed over.
+    Images whose size cannot be read are left out.
     """
     sizes = found.sizes
     if isinstance(sizes, HeaderSizes):

@@ -47,7 +47,7 @@ def erf_map_transform(size: int = 1024) -> Compose:
 
 
 class ImageDataset(Dataset):
-    """The preprocessed images of `records`; for an unreadable one, the reason instead of an error.
+    """The preprocessed images of `records`; an unreadable one gives the reason, not an error.
 
     An item is a dict that the default collate function can batch:
     ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (whether the file

@@ -101,7 +101,7 @@ def read_batches(
     memory_format: torch.memory_format = torch.contiguous_format,
     finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Yield batches of images in order; those for a GPU are on their way when they are yielded.
+    """Yield batches of images in order, sent to a device without waiting for the copy.
 
     Args:
         dataset: items are dicts with ``image`` (3,S,S), ``truncated`` (bool) and ``error`` ("", or

@@ -15,14 +15,14 @@ def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Arriving:
-    """Tensors on their way to the host.
+class HostCopy:
+    """A copy of tensors to the host that is under way.
 
-    From a GPU, the copies into pinned memory are queued behind what the current stream holds, and
-    the host goes on. :meth:`wait` may be called from another thread.
+    Copies from a GPU into pinned memory are queued behind the work of the current stream, and the
+    host goes on. :meth:`wait` may be called from another thread.
 
     Args:
-        tensors: on any device, all on the same.
+        tensors: the tensors, all on one device.
     """
 
     def __init__(self, *tensors: Tensor):
@@ -40,7 +40,7 @@ class Arriving:
         self._arrived = torch.cuda.current_stream(device).record_event(event)
 
     def wait(self) -> list[np.ndarray]:
-        """Return the tensors as arrays once they are whole."""
+        """Wait until the copies are complete and return them as arrays."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [t.numpy() for t in self._tensors]

@@ -17,8 +17,8 @@ from ..wsol.score_maps import resize_score_map
 from .erf import measure_sizes
 from .generate import constant_lines
 from .inference import (
-    Sent,
-    iter_sent,
+    WaitForMaps,
+    iter_host_maps,
     load_model,
     open_images,
     report_on,
@@ -115,7 +115,7 @@ def evaluate(
     model = load_model(model_config, run)
     report = report_on(records, run.config.strict)
     shape = _resized_to(box_config, maps)
-    found = iter_sent(model, records, data, run, maps, report, scored=shape is None)
+    found = iter_host_maps(model, records, data, run, maps, report, scored=shape is None)
     found = progress(found, -(-len(records) // run.config.batch_size)) if progress else found
     fixed = fixed_evaluator(boxes, box_config)
     both = [e for e in (evaluator, fixed) if e is not None]
@@ -195,7 +195,7 @@ def choose_loop(run: Runtime) -> Callable:
 
 
 def _score(
-    found: Iterable[Sent],
+    found: Iterable[WaitForMaps],
     loop: Callable,
     evaluators: list[BoxEvaluator],
     image_ids: list[str],
@@ -204,19 +204,19 @@ def _score(
     """Score the batches, after resizing the maps to `shape` (H, W) if it is given."""
     seen = _Seen()
 
-    def sweep(batch: Sent) -> None:
-        indices, levels = batch.read()
+    def sweep(wait: WaitForMaps) -> None:
+        indices, host_maps = wait()
         if not indices:
             return
         ids = [image_ids[i] for i in indices]
-        score_maps = levels.u
+        score_maps = host_maps.u
         if shape is not None:
-            maps = levels.localization().maps
+            maps = host_maps.localization().maps
             score_maps = np.stack([resize_score_map(m, shape) for m in maps])
         for evaluator in evaluators:
             evaluator.update(score_maps, ids)
-        seen.top5.update(zip(ids, levels.top5))
-        seen.constant += [i for i, empty in zip(ids, levels.constant) if empty]
+        seen.top5.update(zip(ids, host_maps.top5))
+        seen.constant += [i for i, empty in zip(ids, host_maps.constant) if empty]
 
     loop(found, sweep)
     return seen

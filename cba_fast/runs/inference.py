@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,14 +12,16 @@ from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_
 from ..data.byte_images import normalize_bytes, resize_to_bytes
 from ..data.reading import Report, cut, read_batches
 from ..errors import ImageError, InputError
-from ..short import Short
 from ..wsol import Localization
-from ..wsol.localize import locate
-from ..wsol.located import Levels
+from ..wsol.device_maps import HostMaps
+from ..wsol.localize import localize_on_device
 from .compiled import compiled_form
 from .overlap import ahead
 from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
+
+# Waits for a batch, in any thread; returns the indices of the images that have a map, and the maps.
+WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
 def load_model(config: ModelConfig, run: RunConfig | Runtime) -> nn.Module:
@@ -58,36 +61,6 @@ def open_images(data: DataConfig) -> ImageSet:
     return replace(images, records=tuple(records))
 
 
-@dataclass(repr=False)
-class Sent(Short):
-    """A batch whose maps are on their way to the host.
-
-    Attributes:
-        indices: of its readable images; not empty.
-        first: the id of the first of them.
-        arrive: waits for the batch.
-        report: gets the images without a map.
-    """
-
-    indices: list[int]
-    first: str
-    arrive: Callable[..., Levels]
-    report: Report
-
-    def read(self) -> tuple[list[int], Levels]:
-        """Wait for the batch, in any thread; return the indices of the maps, and the maps.
-
-        Images whose features overflow have none and are reported; so there may be no map at all.
-
-        Raises:
-            ImageError: an image without a map, if the report is strict.
-            InputError: maps that the method cannot make.
-        """
-        with _naming(self.first):
-            levels = self.arrive(lambda row, why: self.report.fail(self.indices[row], why))
-        return [self.indices[row] for row in levels.rows], levels
-
-
 def iter_localizations(
     model: nn.Module,
     records: Sequence[ImageRecord],
@@ -97,9 +70,9 @@ def iter_localizations(
     report: Report,
     batches: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[int], Localization]]:
-    """Check the target, then give the maps of `records`, batch by batch, in order.
+    """Make the score maps of `records`, batch by batch, in order.
 
-    On a GPU the next batch is computed while the caller has one.
+    The target is checked at once. On a GPU the next batch is computed while the caller has one.
 
     Args:
         model: from `load_model`.
@@ -118,13 +91,13 @@ def iter_localizations(
             at once, before the first image), maps that the method cannot make.
     """
     run = Runtime.of(run)
-    sent = iter_sent(model, records, data, run, maps, report, batches)
+    waits = iter_host_maps(model, records, data, run, maps, report, batches)
     depth = 1 if run.device.type == "cuda" else 0
-    read = (batch.read() for batch in ahead(sent, depth))
-    return ((indices, levels.localization()) for indices, levels in read if indices)
+    found = (wait() for wait in ahead(waits, depth))
+    return ((indices, host_maps.localization()) for indices, host_maps in found if indices)
 
 
-def iter_sent(
+def iter_host_maps(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
@@ -134,17 +107,20 @@ def iter_sent(
     batches: Sequence[Sequence[int]] | None = None,
     *,
     scored: bool = False,
-) -> Iterator[Sent]:
-    """Check the target, then compute the maps of `records` as bytes, batch by batch, in order.
-
-    A GPU is not waited for: a step of the iterator ends when the work of its batch is queued.
+) -> Iterator[WaitForMaps]:
+    """Make the maps of `records` as bytes, batch by batch, in order, without waiting for a GPU.
 
     Args:
         model, records, data, run, maps, report, batches: as for `iter_localizations`.
-        scored: the bytes are those that the evaluator scores; see `Located.send`.
+        scored: make the bytes that the evaluator scores; see `DeviceMaps.send`.
+
+    Returns:
+        An iterator whose step ends when the work of a batch is queued. It gives a function that
+        waits for the batch, in any thread, and returns the indices of the images that have a map,
+        perhaps none, and their maps. Images whose features overflow are reported.
 
     Raises:
-        ImageError, InputError: as `iter_localizations`; some only by `Sent.read`.
+        ImageError, InputError: as `iter_localizations`, at once, by a step, or by its function.
     """
     run = Runtime.of(run)
     check_target(model, records, maps)
@@ -152,7 +128,7 @@ def iter_sent(
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:
         model = compiled_form(model, run.config.batch_size)
-    return _sent(model, records, data, run, maps, report, batches, scored)
+    return _queued(model, records, data, run, maps, report, batches, scored)
 
 
 def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:
@@ -178,7 +154,7 @@ def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConf
             )
 
 
-def _sent(
+def _queued(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
@@ -187,7 +163,7 @@ def _sent(
     report: Report,
     batches: Sequence[Sequence[int]],
     scored: bool,
-) -> Iterator[Sent]:
+) -> Iterator[WaitForMaps]:
     read = read_batches(
         ImageDataset(records, data.input_size, resize_to_bytes(data.input_size)),
         batches,
@@ -202,7 +178,7 @@ def _sent(
             continue
         first = records[batch.indices[0]].image_id
         with _naming(first), run.autocast():
-            found = locate(
+            found = localize_on_device(
                 model,
                 batch.images,
                 method=maps.method,
@@ -210,12 +186,24 @@ def _sent(
                 map_size=maps.map_size,
                 pc1_range=maps.pc1_range,
             )
-        yield Sent(batch.indices, first, found.send(scored), report)
+        yield partial(_wait, batch.indices, first, found.send(scored), report)
+
+
+def _wait(
+    indices: list[int], first: str, wait: Callable[..., HostMaps], report: Report
+) -> tuple[list[int], HostMaps]:
+    """Wait for a batch that begins with the image `first`; return the indices with maps, and these.
+
+    Images without a map are reported.
+    """
+    with _naming(first):
+        found = wait(lambda row, why: report.fail(indices[row], why))
+    return [indices[row] for row in found.rows], found
 
 
 @contextmanager
 def _naming(first: str) -> Iterator[None]:
-    """Name the batch in the errors of the values that it is made of."""
+    """Name the batch, by the id of its first image, in errors about its values."""
     try:
         yield
     except ImageError:  # names its image itself

@@ -1,4 +1,4 @@
-"""One function that makes maps, for every command and for users with their own models."""
+"""Make score maps by CAM or PC1, for the commands and for users with their own models."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ..data.transfer import to_device
 from ..shapes import Size, map_shape
 from .class_activation import cam_from_features
+from .device_maps import DeviceMaps, Localization
 from .features import classify
 from .heatmap import normalize, quantize_maps
-from .located import Localization, Located
 from .principal_component import pc1_from_features
 
 METHODS = {"cam": cam_from_features, "pc1": pc1_from_features}
@@ -27,26 +27,25 @@ def localize(
     pc1_range: str = "wrap",
     layout: str | None = None,
 ) -> Localization:
-    """Make one score map per image.
+    """Make one score map per image, and return it with the predicted classes.
 
     Args:
-        model: a classifier with global pooling and a linear head, in any mode: it runs in eval mode
-            and is left as it was; see `classify`.
-        x: (N, 3, H, W) floating, normalized as the model expects, of the model's device and dtype.
-            N may be 0.
+        model: a classifier with global pooling and a linear head, see `classify`. It runs in eval
+            mode; its mode is restored at the end.
+        x: (N, 3, H, W) floating, normalized as the model expects, with the model's device and
+            dtype. N may be 0.
         method: ``"cam"`` or ``"pc1"``.
         target: the class to explain: None for each image's top-1, one index for all images, or
             an (N,) integer tensor, array or list.
         layer: dotted name of the module whose output is explained; None for the model's last
             feature maps (``forward_features``).
         map_size: (H, W) of the maps in pixels or their side; None or "input" for those of `x`.
-        pc1_range: see `finish_maps`; used by ``"pc1"`` alone.
-        layout: how the output that is explained holds its map: ``"NCHW"``, ``"NHWC"`` (Swin) or
-            ``"NLC"`` (tokens); None to find it out.
+        pc1_range: ``"wrap"``, ``"clip"`` or ``"minmax"``, see `finish_maps`; for ``"pc1"`` only.
+        layout: how the explained output holds its map: ``"NCHW"``, ``"NHWC"`` (Swin) or ``"NLC"``
+            (tokens); None to find out.
 
     Returns:
-        A `Localization`. The same call gives the maps that ``generate-heatmap`` stores and that
-        ``evaluate`` scores.
+        The maps that ``generate-heatmap`` stores and that ``evaluate`` scores.
 
     Raises:
         ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
@@ -55,11 +54,11 @@ def localize(
         InputError: the feature maps or the map of an image hold NaN or infinite values.
 
     Notes:
-        All is computed on the device of `x`, the maps in float32 and the axis of PC1 in float64,
-        also under autocast; the host waits for it once, at the end. On a GPU maps are resized by
-        `resize_bilinear` instead of OpenCV.
+        Everything is computed on the device of `x`, the maps in float32 and the axis of PC1 in
+        float64, also under autocast. The host waits for it once, at the end. On a GPU maps are
+        resized by `resize_bilinear` instead of OpenCV.
     """
-    found = locate(
+    found = localize_on_device(
         model,
         x,
         method=method,
@@ -73,7 +72,7 @@ def localize(
 
 
 @torch.no_grad()
-def locate(
+def localize_on_device(
     model: nn.Module,
     x: Tensor,
     *,
@@ -83,20 +82,17 @@ def locate(
     map_size: Size = None,
     pc1_range: str = "wrap",
     layout: str | None = None,
-) -> Located:
-    """Do on the device what `localize` does, without waiting for it.
+) -> DeviceMaps:
+    """Start what `localize` does on the device, without waiting for the results.
 
-    Two steps wait for it nevertheless: ``eigh``, by which PC1 finds its axis, to learn whether it
+    Two steps wait nevertheless: ``eigh``, by which PC1 finds its axis, to learn whether it
     converged, and the search for the classifier of a model without ``get_classifier``.
 
     Args:
         model, x, method, target, layer, map_size, pc1_range, layout: as for `localize`.
 
-    Returns:
-        What will be there.
-
     Raises:
-        ValueError, TypeError: as `localize`; targets and features are checked by `Located.check`.
+        ValueError, TypeError: as `localize`; `DeviceMaps.check` checks targets and features later.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
@@ -110,14 +106,14 @@ def locate(
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
     found = classify(model, x, layer, layout)
-    # Autocast would take the maps' products to half precision.
+    # Autocast would compute the maps' products in half precision.
     with torch.autocast(found[0].device.type, enabled=False):
         value_range = pc1_range if method == "pc1" else "clip"
-        located = _on_device(*found, target, METHODS[method], map_size, value_range)
-    return Located(located.u[:num_images], located.facts[:num_images], located.num_classes)
+        made = _quantized_maps(*found, target, METHODS[method], map_size, value_range)
+    return DeviceMaps(made.u[:num_images], made.facts[:num_images], made.num_classes)
 
 
-def _on_device(
+def _quantized_maps(
     features: Tensor,
     logits: Tensor,
     weight: Tensor,
@@ -125,17 +121,17 @@ def _on_device(
     make: Callable[[Tensor, Tensor], Tensor],
     map_size: tuple[int, int],
     value_range: str,
-) -> Located:
+) -> DeviceMaps:
     top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
     targets = top5[:, 0]
     if target is not None:
         targets = to_device(target, top5.device).expand(len(features))
-    # What the host will refuse must not stop the device before: indices outside of the weight end
-    # a CUDA process.
+    # Targets outside of the classes are clamped here and refused later by the host, because an
+    # index outside of a tensor ends a CUDA process.
     rows = weight[targets.clamp(0, logits.shape[1] - 1)]
     small = make(features, rows)  # not finite where the features are not
     finite = small.isfinite().all(dim=2).all(dim=1) & ~logits.isnan().any(dim=1)
-    # Devices that are neither CPU nor CUDA may lack float64; their small maps go on at the host.
+    # Devices that are neither CPU nor CUDA may lack float64, so the host continues in their place.
     small, finite, targets, top5 = (
         t if t.is_cuda else t.cpu() for t in (small, finite, targets, top5)
     )
@@ -143,7 +139,7 @@ def _on_device(
     constant = u.amin((1, 2)) == u.amax((1, 2))
     columns = [finite, constant, targets]
     facts = torch.cat([torch.stack([c.long() for c in columns], 1), top5], 1)
-    return Located(u, facts, logits.shape[1])
+    return DeviceMaps(u, facts, logits.shape[1])
 
 
 def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
@@ -180,7 +176,7 @@ def cam(
         target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
         layer: dotted name of a module to explain instead of the last feature maps.
         map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
-        layout: of the explained feature maps, see :func:`localize`.
+        layout: layout of the explained feature maps, see :func:`localize`.
 
     Returns:
         (N, H, W) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
@@ -189,9 +185,8 @@ def cam(
     Raises:
         ValueError, TypeError: as :func:`localize`.
     """
-    return _maps(
-        locate(model, x, method="cam", target=target, layer=layer, map_size=map_size, layout=layout)
-    )
+    options = {"target": target, "layer": layer, "map_size": map_size, "layout": layout}
+    return _maps(localize_on_device(model, x, method="cam", **options))
 
 
 def pc1(
@@ -204,22 +199,16 @@ def pc1(
     pc1_range: str = "wrap",
     layout: str | None = None,
 ) -> Tensor:
-    """Make PC1 maps; arguments and result as :func:`cam`, `pc1_range` as in `finish_maps`."""
-    return _maps(
-        locate(
-            model,
-            x,
-            method="pc1",
-            target=target,
-            layer=layer,
-            map_size=map_size,
-            pc1_range=pc1_range,
-            layout=layout,
-        )
-    )
+    """Make PC1 maps, the first principal component of the weighted feature maps.
+
+    Arguments, result and errors are those of :func:`cam`; `pc1_range` is that of `finish_maps`. A
+    map is the principal axis, divided by its maximum, instead of a rectified mean.
+    """
+    options = {"target": target, "layer": layer, "map_size": map_size, "layout": layout}
+    return _maps(localize_on_device(model, x, method="pc1", pc1_range=pc1_range, **options))
 
 
-def _maps(found: Located) -> Tensor:
-    """Return the checked maps where they are."""
+def _maps(found: DeviceMaps) -> Tensor:
+    """Check the maps and return them on their device: (N, H, W) float64 in [0, 1]."""
     found.check(found.facts.cpu().numpy())
     return normalize(found.u)
