@@ -206,7 +206,8 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from cba_fast.data.byte_images import normalize_bytes, resize_to_bytes
     from cba_fast.data.reading import Report, cut, read_batches
     from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
-    from cba_fast.runs.inference import autocast, load_model, memory_format, open_images
+    from cba_fast.runs.inference import load_model, open_images
+    from cba_fast.runs.runtime import Runtime
     from cba_fast.runs.score import make_evaluator, open_boxes
     from cba_fast.wsol.localize import localize_on_device
 
@@ -214,7 +215,8 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     records, ids, _ = match_images(open_images(data).records, boxes)
     dataset = ImageDataset(records, data.input_size, resize_to_bytes(data.input_size))
     batches = cut(range(len(records)), run.batch_size)
-    model = load_model(model_config, run)
+    runtime = Runtime.of(run)
+    model = load_model(model_config, runtime)
     first: list[Tensor] = []
 
     def decode() -> None:
@@ -223,11 +225,11 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
 
     def score(some) -> None:
         evaluator = make_evaluator(boxes, replace(box_config, contours="both"))
-        images = first[0].to(run.device, memory_format=memory_format(run))
+        images = first[0].to(runtime.device, memory_format=runtime.memory_format)
 
         def sent():
             for indices in some:
-                with autocast(run):
+                with runtime.autocast():
                     x = normalize_bytes(images[: len(indices)])
                     found = localize_on_device(model, x, method=maps.method, map_size=maps.map_size)
                 yield indices, found.send(True)
@@ -235,7 +237,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
         def sweep(item) -> None:
             evaluator.update(item[1]().u, [ids[i] for i in item[0]])
 
-        choose_loop(run)(sent(), sweep)
+        choose_loop(runtime)(sent(), sweep)
 
     def seconds(function: Callable, *arguments) -> float:
         start = time.perf_counter()

@@ -1,9 +1,9 @@
 """Large-kernel CNNs, class activation maps, MaxBoxAcc and effective receptive fields, fast.
 
-The floors of the package, lowest first; a module imports only from floors above it in this list:
-``errors``, ``files``, ``resume``, ``reference``, ``kernels``, ``ops``, ``nn``, ``models``,
-``data``, ``wsol``, ``erf``, ``runs``, ``bench``, ``training``, ``analysis``, ``experiments``,
-``cli``. Importing ``cba_fast`` itself imports none of them (and no torch).
+The floors of the package, lowest first; a module imports only from floors before its own in this
+list: ``errors``, ``files``, ``shapes``, ``short``, ``resume``, ``reference``, ``kernels``, ``ops``,
+``nn``, ``models``, ``data``, ``wsol``, ``erf``, ``runs``, ``bench``, ``training``, ``analysis``,
+``experiments``, ``cli``. Importing ``cba_fast`` itself imports none of them, and no torch.
 """
 
 import importlib

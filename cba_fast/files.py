@@ -59,13 +59,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     because :func:`remove_leftovers` finds by it what a killed process could not remove.
 
     Raises:
-        OSError: the folder cannot be created or written; the message names `path`.
+        OSError: the folder cannot be created or written, or another process took the temporary file
+            for a leftover; the message names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.parent / f".tmp-{uuid.uuid4().hex}-{_ending(path)}"
     try:
         yield tmp
+        if not os.path.lexists(tmp):
+            raise OSError(errno.ENOENT, "another run writes the same file; start one alone")
         os.replace(tmp, path)
     except OSError as e:
         if e.filename is None or str(e.filename) == str(tmp):

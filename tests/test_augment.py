@@ -9,6 +9,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from cba_fast.data import open_image_set, read_image, study_transform
 from cba_fast.errors import ImageError
+from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import RunConfig
 from cba_fast.training.augment import CropAndJitter, resize, to_floats
 from cba_fast.training.data import PixelReader, plan_epoch
@@ -24,7 +25,7 @@ def images(tmp_path):
 
 def reader(images, mode, *, cached=False, **run):
     vary = CropAndJitter(SIZE) if mode == "strong" else None
-    run = RunConfig(device="cpu", **{"num_workers": 0, **run})
+    run = Runtime.of(RunConfig(device="cpu", **{"num_workers": 0, **run}))
     return PixelReader(images, resize(SIZE, mode), vary, run, cached=cached)
 
 

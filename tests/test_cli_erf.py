@@ -166,7 +166,7 @@ def test_earlier_spellings_of_the_map_give_the_same_file(work):
 
 
 def test_the_map_follows_an_input_size_that_is_given(work, monkeypatch):
-    monkeypatch.setattr("cba_fast.cli.erf_compute.SIDE", 80)
+    monkeypatch.setattr("cba_fast.runs.settings.ErfMapConfig.input_size", 80)
     sizes = {"num_samples": 1, "map": "m.npy", "map_images": 1}
     given = erf_args(**sizes, input_size=SIZE)
     assert f"m.npy (1 image of {SIZE}x{SIZE})" in run(*given).output

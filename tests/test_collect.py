@@ -21,6 +21,7 @@ from cba_fast.errors import InputError
 from cba_fast.experiments import collect as study
 from cba_fast.experiments.plan import load_experiments
 from cba_fast.experiments.progress import find_steps
+from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import RunConfig
 from cba_fast.training import config as train_config
 from cba_fast.training import state as train_state
@@ -115,7 +116,7 @@ def calls(here, monkeypatch):
     def compute_sizes(
         model, images, config, data, run, sizes, output, *, progress, overwrite=False
     ):
-        assert (run.batch_size, run.precision) == (1, "fp32")
+        assert (run.config.batch_size, run.config.precision) == (1, "fp32")
         calls.append(("erf", Path(output).name))
         values = np.arange(1, sizes.num_samples + 1, dtype=np.float32)
         files.write_npy(output, values)
@@ -304,8 +305,8 @@ def test_compile_is_for_the_scores_alone(here, calls, capsys, monkeypatch):
         stand_in = getattr(study, name)
 
         def noting(*args, name=name, stand_in=stand_in, **options):
-            (how,) = (a for a in args if isinstance(a, RunConfig))
-            compiled.append((name, how.compile))
+            (how,) = (a for a in args if isinstance(a, RunConfig | Runtime))
+            compiled.append((name, Runtime.of(how).config.compile))
             return stand_in(*args, **options)
 
         monkeypatch.setattr(study, name, noting)

@@ -15,6 +15,7 @@ from cba_fast.errors import InputError
 from cba_fast.runs import inference
 from cba_fast.runs.evaluate import choose_loop
 from cba_fast.runs.overlap import in_background, one_by_one
+from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import DataConfig, MapConfig, ModelConfig, RunConfig
 from cba_fast.wsol import BoxEvaluator
 
@@ -156,7 +157,7 @@ def test_an_image_whose_features_overflow_is_reported_and_the_others_are_scored(
 
 
 def test_a_cpu_sweeps_by_turns():
-    assert choose_loop(RunConfig(device="cpu")) is one_by_one
+    assert choose_loop(Runtime.of(RunConfig(device="cpu"))) is one_by_one
 
 
 def test_compiled_features(here, weights, capsys, monkeypatch):

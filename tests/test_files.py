@@ -139,3 +139,17 @@ def test_the_longest_names_can_be_written_and_their_leftovers_found(tmp_path, su
         assert tmp.suffix in (suffix if len(suffix) < 9 else "", suffix[: len(tmp.suffix)])
     files.remove_leftovers([path])
     assert names(tmp_path) == [path.name]
+
+
+def write_while_another_run_starts(path):
+    with files.atomic_path(path) as tmp:
+        tmp.write_bytes(b"half")
+        files.remove_leftovers([path])
+
+
+def test_a_temporary_file_that_another_run_removed_is_told(tmp_path):
+    path = tmp_path / "x.bin"
+    with pytest.raises(OSError, match="another run writes the same file") as caught:
+        write_while_another_run_starts(path)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

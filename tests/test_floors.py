@@ -10,7 +10,7 @@ import cba_fast
 ROOT = Path(cba_fast.__file__).parent
 # From the ground up.
 FLOORS = [
-    ("errors", "files", "resume", "shapes", "short"),
+    ("choices", "errors", "files", "resume", "shapes", "short"),
     ("reference",),
     ("kernels",),
     ("ops",),

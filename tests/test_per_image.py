@@ -337,7 +337,7 @@ def test_json_is_a_configuration_too(here):
             "map_size must be one for all models: rep 64x64, flex 64x32",
         ),
         ([MODELS[0] | {"weight_path": "gone.pth"}], "rep: no weights gone.pth"),
-        ([MODELS[0] | {"weights": "x"}], "unknown key"),
+        ([MODELS[0] | {"wieghts": "x"}], "unknown key"),
     ],
 )
 def test_models_that_cannot_be_compared_are_refused(here, models, message):

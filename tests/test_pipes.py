@@ -1,4 +1,4 @@
-"""Files that users name and that are pipes: refused at once by everything that reads such files."""
+"""Pipes and the like where users name files: refused at once by all that reads such files."""
 
 import os
 import signal
@@ -59,3 +59,11 @@ def test_a_pipe_for_partial_results_counts_as_none(tmp_path, caplog):
     os.mkfifo(partial_path(output))
     assert Partial(output).load() is None
     assert "not a regular file" in caplog.text
+
+
+def test_a_yaml_file_with_a_nul_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(b"a: \0\n")
+    with pytest.raises(InputError, match=r"plan\.yaml: .*character") as caught:
+        _read_yaml(path)
+    assert "\n" not in str(caught.value)

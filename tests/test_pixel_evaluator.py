@@ -267,7 +267,7 @@ def test_the_command_refuses_what_is_about_boxes(tmp_path, monkeypatch, capsys):
         done = run_cli(capsys, *args, *option)
         assert done.status == 2
         assert "No such option" in done.err
-    assert "--mask_root needs --metadata_root" in run_cli(capsys, *args[:3], *args[5:]).err
+    assert "Missing option '--metadata_root'" in run_cli(capsys, *args[:3], *args[5:]).err
     assert "--resize_maps needs --eval_size" in run_cli(capsys, *args, "--resize_maps").err
     done = run_cli(capsys, "wsol-eval", *args[1:])
     assert done.status == 0

@@ -103,12 +103,14 @@ def test_one_threshold_has_no_say_in_the_best(here, capsys):
 
 @pytest.mark.parametrize("contours", ["largest", "all"])
 def test_the_optimal_threshold_reaches_the_best_accuracy(here, capsys, contours):
-    _, rows = boxes(capsys, *META, "--threshold", "optimal", "--contours", contours)
+    done, rows = boxes(capsys, *META, "--threshold", "optimal", "--contours", contours)
     evaluator = BoxEvaluator(load_boxes(metadata_root="meta"))
     evaluator.update(maps_of(here), IDS)
     result = evaluator.compute()
     assert accuracy(rows, 0.5) == result.accuracy(contours, 0.5)
-    assert {float(r["threshold"]) for r in rows} == {result.modes[contours].optimal_threshold[1]}
+    best = result.modes[contours].optimal_threshold[1]
+    assert {float(r["threshold"]) for r in rows} == {best}
+    assert f"threshold  : optimal ({best:g})" in done.out
 
 
 @pytest.mark.parametrize("rule", ["otsu", "percentile:90", "percentile:0", "percentile:100"])

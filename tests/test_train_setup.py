@@ -32,7 +32,6 @@ from cba_fast.models import (
     read_checkpoint,
     save_state_dict_file,
 )
-from cba_fast.training import model as training_model
 from cba_fast.training.data import open_splits, plan_epoch
 from cba_fast.training.model import initial_model
 from cba_fast.training.state import load_state
@@ -206,7 +205,7 @@ def test_pretrained_weights_come_from_timm(config, tmp_path, monkeypatch):
     name = SMALL_MODELS["convnext"]
     path = make_checkpoint(tmp_path / "w.pth", "convnext", name, layout="timm", num_classes=1000)
     from_file = functools.partial(build_model, pretrained_cfg_overlay={"file": str(path)})
-    monkeypatch.setattr(training_model, "build_model", from_file)
+    monkeypatch.setattr("cba_fast.models.build_model", from_file)
     state = initial("convnext", replace(config, pretrained=True)).state_dict()
     given = load_state_dict_file(path)
     assert torch.equal(state["0.0.0.weight"], given["stem.0.weight"])

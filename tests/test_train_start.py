@@ -23,6 +23,7 @@ from training_runs import (
 from cba_fast.erf import LEVELS
 from cba_fast.erf.recompute import kept_in_training, recomputing
 from cba_fast.errors import InputError
+from cba_fast.runs.runtime import Runtime
 from cba_fast.training import start
 from cba_fast.training import train as training_train
 from cba_fast.training.data import cut_batches, open_splits
@@ -209,8 +210,9 @@ def test_activations_are_recomputed_where_memory_is_short_and_else_refused(confi
 
 def test_cached_images_count(config):
     model, splits = initial("slak_flex", config), open_splits(config.data_root)
+    run = Runtime.of(RUN)
     plain, cached = (
-        start._fitting(model, splits, replace(config, cache_images=c), RUN, 5, None).state
+        start._fitting(model, splits, replace(config, cache_images=c), run, 5, None).state
         for c in (False, True)
     )
     assert cached - plain == 24 * 32 * 32 * 3

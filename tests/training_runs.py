@@ -10,6 +10,7 @@ from data_factory import image_folder
 from PIL import Image
 
 from cba_fast.models import load_state_dict_file
+from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import ModelConfig, RunConfig
 from cba_fast.training.data import open_splits
 from cba_fast.training.model import initial_model
@@ -117,5 +118,5 @@ def initial(family, config):
 
 
 def trainer_of(model, config, run=RUN):
-    splits = open_splits(config.data_root)
+    splits, run = open_splits(config.data_root), Runtime.of(run)
     return Trainer(initial_model(model, config, 2, log=lambda line: None), splits, config, run)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
+from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
 from ..short import Short
 from ..wsol.resampling import check_resampling, percentile_interval
 from .moments import Rows, level_correlations, make_rows, partial_correlation, partial_r2, resampled
@@ -156,8 +157,8 @@ def correlate(
     questions: Sequence[Question],
     contrast: tuple[Question, Question] | None = None,
     *,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
+    num_resamples: int = CORRELATION_RESAMPLES,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Correlations:
     """Correlate an outcome with other variables over images and models.

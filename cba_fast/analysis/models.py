@@ -75,7 +75,8 @@ def load_sizes(path: str | os.PathLike) -> np.ndarray:
             f"{path}: no such file (paths are relative to the working directory)"
         ) from None
     except (OSError, ValueError) as e:
-        raise InputError(f"{path}: not a .npy file of numbers: {e}") from e
+        reason = getattr(e, "strerror", None) or e
+        raise InputError(f"{path}: not a .npy file of numbers: {reason}") from e
     if sizes.dtype.kind not in "fiu":
         raise InputError(f"{path}: not a .npy file of real numbers")
     if sizes.ndim == 2 and sizes.shape[1] == 1:

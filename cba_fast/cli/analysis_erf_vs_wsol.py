@@ -2,19 +2,20 @@
 
 import click
 
+from .options import option
 from .progress import warn
 
 
-@click.command("analysis-erf-vs-wsol")
-@click.option(
+@click.command()
+@option(
     "--config",
     type=click.Path(exists=True, dir_okay=False),
     required=True,
     help='JSON list of {"name", "erf_path", "maxboxacc"}; erf_path is relative to the working'
     " directory, maxboxacc a fraction (up to 1) or percent.",
 )
-@click.option("--save_fig", type=click.Path(dir_okay=False), help="Write the scatter plot here.")
-@click.option("--show", is_flag=True, help="Open the picture in a window.")
+@option("--save_fig", type=click.Path(dir_okay=False), help="Write the scatter plot here.")
+@option("--show", is_flag=True, help="Open the picture in a window.")
 def command(config: str, save_fig: str | None, show: bool) -> None:
     """Correlate mean ERF size and MaxBoxAcc over models, as the study.
 

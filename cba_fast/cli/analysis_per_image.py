@@ -5,53 +5,51 @@ from pathlib import Path
 
 import click
 
-from .options import CONFIDENCE, POSITIVE, SEED, overwrite_option
+from ..choices import CORRELATION_RESAMPLES
+from ..runs.settings import SizeConfig, Statistics
+from .options import config_option, option, overwrite_option
 from .progress import bar, continuable, warn
 from .tables import new_table, print_tables
 
 
-@click.command("analysis-per-image")
-@click.option(
+@click.command()
+@option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="File of experiments as collect-erf-wsol takes it (YAML or JSON), whose weights exist.",
 )
-@click.option(
+@option(
     "--save_fig",
     type=click.Path(dir_okay=False),
     help="Write the scatter plot here, too, besides <output>/scatter.png.",
 )
-@click.option("--show", is_flag=True, help="Open the pictures in windows.")
-@click.option(
+@option("--show", is_flag=True, help="Open the pictures in windows.")
+@option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("erf_wsol_per_image"),
     help="Folder of the results.",
 )
-@click.option("--num_samples", type=POSITIVE, help="Images drawn.  [default: the file's, 200]")
-@click.option(
-    "--seed", type=SEED, help="Seed of the drawn images.  [default: the file's erf_seed, 0]"
+@config_option(
+    SizeConfig, "num_samples", default=None, help="Images drawn.  [default: the file's, 200]"
 )
-@click.option(
-    "--score",
-    type=click.Choice(["prob", "logit", "logprob"]),
-    default="prob",
-    help="Top-1 score whose gradient is the ERF's; prob is the study's.",
+@config_option(
+    SizeConfig,
+    "seed",
+    default=None,
+    help="Seed of the drawn images.  [default: the file's erf_seed, 0]",
 )
-@click.option(
+@config_option(SizeConfig, "score")
+@option(
     "--resamples",
+    group="Score",
     type=click.IntRange(min=2),
-    default=2000,
+    default=CORRELATION_RESAMPLES,
     help="Bootstrap resamples of the images, from which the intervals come.",
 )
-@click.option("--bootstrap_seed", type=SEED, default=0, help="Seed of the resamples.")
-@click.option(
-    "--confidence",
-    type=CONFIDENCE,
-    default=0.95,
-    help="Confidence level of the intervals, for example 0.95.",
-)
+@config_option(Statistics, "seed", called="bootstrap_seed")
+@config_option(Statistics, "confidence")
 @overwrite_option("resume", "no_resume", help="Measure anew and replace earlier results.")
 def command(
     config: Path,

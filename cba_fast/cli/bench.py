@@ -1,59 +1,63 @@
 """``cba-fast bench``."""
 
-from pathlib import Path
-
 import click
 
-from .options import POSITIVE, FiniteRange
+from ..choices import INPUT_SIZE
+from .options import POSITIVE, FiniteRange, json_option, option
 
 DIRECTIONS = ("forward", "grad_x", "grad_weight")
 
 
 @click.command()
-@click.option("--model", default="replknet_31b", help="A model of timm's or of the study.")
-@click.option("--input_size", type=POSITIVE, default=384, help="Side of the images in pixels.")
-@click.option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
-@click.option(
+@option("--model", default="replknet_31b", help="A model of timm's or of the study.")
+@option("--input_size", type=POSITIVE, default=INPUT_SIZE, help="Side of the images.")
+@option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
+@option(
     "--what",
     type=click.Choice(["layers", "model"]),
     default="layers",
     help="Each different depthwise convolution, or the whole network at inference.",
 )
-@click.option(
+@option(
     "--case",
     "cases",
     multiple=True,
     metavar="NxCxHxW_kKHxKW",
     help="Measure this convolution instead of a model's; may be repeated.",
 )
-@click.option(
+@option(
     "--direction",
     "directions",
     type=click.Choice(DIRECTIONS),
     multiple=True,
     default=["forward"],
-    help="Of the layers; may be repeated.",
+    help="Pass of the layers that is timed; may be repeated.",
 )
-@click.option(
+@option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    help="Of the layers; bfloat16 with --what model: the forms in both.",
+    help="Numbers of the layers; bfloat16 with --what model: the forms in both.",
 )
-@click.option(
+@option(
     "--algorithm",
     type=click.Choice(["auto", "fft", "direct"]),
     default="auto",
-    help="Of our convolution: transforms, tap by tap, or the faster one.",
+    help="Algorithm of our convolution: transforms, tap by tap, or the faster one.",
 )
-@click.option(
+@option(
     "--compiled/--no-compiled",
     default=True,
     help="With --what model: whether PyTorch's compiler takes part, which needs some minutes.",
 )
-@click.option("--seconds", type=FiniteRange(0, 600, min_open=True), default=0.5, help="Per timing.")
-@click.option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Add the records here.")
+@option(
+    "--seconds",
+    type=FiniteRange(0, 600, min_open=True),
+    default=0.5,
+    help="Seconds of each timing, such as 2.",
+)
+@option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
+@json_option("Add the records to this JSON file.")
 def command(
     model,
     input_size,

@@ -4,36 +4,36 @@ from pathlib import Path
 
 import click
 
-from .options import box_options
+from .options import FILE, box_options, np_root_option, option, threads_option
 from .progress import bar, warn
 
 
 @click.command()
-@click.option(
-    "--np_root",
-    type=click.Path(path_type=Path),
-    default=Path("np_heatmap_output"),
-    help="Folder of maps, or a store of them.",
-)
-@click.option(
+@np_root_option()
+@option(
     "--threshold",
+    group="Score",
     default="0.15",
     metavar="T|optimal|percentile:Q|otsu",
     help="A share of each map's maximum, e.g. 0.15; the share with the best accuracy against the"
     " ground truth; the Q-th percentile of each map, e.g. percentile:90; or Otsu's threshold.",
 )
-@click.option("--test_dataset", help="The images, for their names and sizes, without ground truth.")
-@box_options(with_metadata=True, contours="largest", scored=False)
-@click.option(
+@option(
+    "--test_dataset",
+    group="Images",
+    help="The images, for their names and sizes, without ground truth.",
+)
+@box_options(with_metadata=True, contours=True, scored=False)
+@option(
     "--pixels",
     type=click.Choice(["image", "map"]),
     help="Pixels of the boxes.  [default: image where the sizes of the images are known]",
 )
-@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
-@click.option(
+@threads_option()
+@option(
     "--output",
     "outputs",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     multiple=True,
     default=[Path("boxes.csv")],
     help="File to write: .csv, or .json for COCO's format; may be repeated.",
@@ -63,6 +63,9 @@ def command(np_root, threshold, test_dataset, box_config, pixels, num_workers, o
     used = settings(box_config) | {"np_root": str(np_root), "threshold": threshold}
     images = len({box.image_id for box in predicted.boxes})
     click.echo(f"Boxes        : {len(predicted.boxes)}, images: {images}")
+    found = {box.threshold for box in predicted.boxes}
+    value = f" ({found.pop():g})" if threshold == "optimal" and len(found) == 1 else ""
+    click.echo(f"  threshold  : {threshold}{value}")
     click.echo(f"  pixels     : of the {predicted.pixels}s")
     for path in outputs:
         write_boxes(path, predicted, used)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import click
 
-from .options import overwrite_option
+from .options import option, overwrite_option
 from .progress import bar
 from .tables import new_table, print_tables
 
 
-@click.command("collect-erf-wsol")
-@click.option(
+@click.command()
+@option(
     "--config",
     "config_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="YAML file of experiments and grids; docs/experiments.md describes it.",
 )
-@click.option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
+@option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
 @overwrite_option("redo", help="Run again what has results of other settings, weights or images.")
 def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
     """Train, score and measure a set of experiments, and collect the points for the plots.

@@ -5,19 +5,14 @@ from pathlib import Path
 
 import click
 
-from .options import SEED, overwrite_option
+from .options import PATH, SEED, option, overwrite_option
 from .tables import new_table, print_tables
 
 
 @click.command()
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("cba_fast_demo"),
-    help="Folder of all files.",
-)
-@click.option("--seed", type=SEED, default=0, help="Of the images and of the training.")
-@click.option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
+@option("--output", type=PATH, default=Path("cba_fast_demo"), help="Folder of all files.")
+@option("--seed", type=SEED, default=0, help="Seed of the images and of the training.")
+@option("--quick", is_flag=True, help="Fewer epochs: two models learn, two only run.")
 @overwrite_option()
 def command(output, seed, quick, overwrite):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.

@@ -5,26 +5,25 @@ from pathlib import Path
 
 import click
 
-from .erf_map import FILE, NUM_IMAGES, SIDE, measure_map, npy_file, show_map
+from ..runs.declare import declared
+from ..runs.settings import ErfMapConfig, SizeConfig
+from .erf_map import FILE, measure_map, npy_file, show_map
 from .options import (
-    POSITIVE,
-    SEED,
-    SHARE,
-    checkpoint_option,
-    data_options,
-    model_options,
+    config_options,
+    erf_options,
+    option,
     overwrite_option,
     resolved,
-    run_options,
+    type_of,
 )
 from .progress import bar, continuable, warn
 
 
 def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
     """Read ``--p 0.2 --p 0.5`` and ``--p 0.2,0.5`` alike."""
-    shares = []
+    shares, share_type = [], type_of(declared(SizeConfig)["shares"])
     for text in ",".join(values).split(","):
-        share = SHARE.convert(text, param, ctx)
+        share = share_type.convert(text, param, ctx)
         if share in shares:
             raise click.BadParameter(f"{text} is given twice", ctx, param)
         shares.append(share)
@@ -32,49 +31,37 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
 
 
 @click.command()
-@model_options(required=True)
-@data_options(default="cub-200-2011")
-@run_options(batch_size=1)
-@checkpoint_option()
-@click.option("--num_samples", type=POSITIVE, default=200, help="Images drawn from the set.")
-@click.option(
-    "--p",
-    "shares",
-    multiple=True,
-    default=("0.2",),
-    callback=_shares,
-    help="Share of the gradient inside the ERF; repeat it, or give a comma list, for several.",
+@erf_options()
+@config_options(
+    SizeConfig,
+    "config",
+    shares={
+        "type": str,
+        "callback": _shares,
+        "help": "Share of the gradient inside the ERF; repeat it, or give a comma list, for"
+        " several.",
+    },
 )
-@click.option("--seed", type=SEED, default=0, help="Seed of the sample.")
-@click.option(
-    "--score",
-    type=click.Choice(["prob", "logit", "logprob"]),
-    default="prob",
-    help="Top-1 score whose gradient is taken; prob is the study's.",
-)
-@click.option(
+@option(
     "--output", type=FILE, help="The .npy file of the sizes.  [default: erf_sizes_<family>.npy]"
 )
-@click.option(
+@option(
     "--save_map",
     type=FILE,
     help="Also write the mean |gradient| of the sampled images, a map, to this .npy file.",
 )
-@click.option("--save_fig", type=FILE, help="Picture of --save_map.  [default: beside it, .png]")
+@option("--save_fig", type=FILE, help="Picture of --save_map.  [default: beside it, .png]")
 @overwrite_option("resume", "no_resume")
-@click.option("--map", "map_path", type=FILE, hidden=True)  # these four: for one release
-@click.option("--map_images", type=POSITIVE, hidden=True)
-@click.option("--map_input_size", type=POSITIVE, hidden=True)
-@click.option("--map_fig", type=FILE, hidden=True)
+@option("--map", "map_path", type=FILE, hidden=True)  # these four: for one release
+@option("--map_images", type=int, hidden=True)
+@option("--map_input_size", type=int, hidden=True)
+@option("--map_fig", type=FILE, hidden=True)
 def command(
     model_config,
     data_config,
     run_config,
     checkpoint,
-    num_samples,
-    shares,
-    seed,
-    score,
+    config,
     output,
     save_map,
     save_fig,
@@ -98,7 +85,7 @@ def command(
     _tell_earlier(map_path, map_images, map_input_size, map_fig)
     if map_path is None:
         save_fig = save_fig or map_fig
-    map_input_size = map_input_size or data_config.input_size or SIDE
+    map_input_size = map_input_size or data_config.input_size or ErfMapConfig.input_size
     model_config, data_config = resolved(model_config, data_config)
     output = npy_file(output or Path(f"erf_sizes_{model_config.family}"))
     save_map, map_path = save_map and npy_file(save_map), map_path and npy_file(map_path)
@@ -109,10 +96,10 @@ def command(
     used = (load_model(model_config, run_config), images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
-        config = erf_runs.SizeConfig(num_samples, shares, seed, score)
         _measure_sizes(used, config, output, save_map, save_fig, options)
         if map_path is not None:
-            measure_map(used, map_images or NUM_IMAGES, map_input_size, map_path, map_fig, options)
+            map_config = ErfMapConfig(map_images or ErfMapConfig.num_images, map_input_size)
+            measure_map(used, map_config, map_path, map_fig, options)
     click.echo(f"ERF sizes: {output} ({time.perf_counter() - start:.1f} s in all)")
 
 

@@ -5,31 +5,23 @@ from pathlib import Path
 
 import click
 
+from ..runs.settings import ErfMapConfig
 from .options import (
-    POSITIVE,
-    checkpoint_option,
-    data_options,
-    model_options,
+    FILE,
+    config_option,
+    erf_options,
+    option,
     overwrite_option,
     resolved,
-    run_options,
 )
 from .progress import bar, continuable, warn
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-NUM_IMAGES, SIDE = 50, 1024  # RepLKNet's protocol
-
 
 @click.command()
-@model_options(required=True)
-@data_options(default="cub-200-2011")
-@run_options(batch_size=1)
-@checkpoint_option()
-@click.option(
-    "--num_images", type=POSITIVE, default=NUM_IMAGES, help="The first images of the set, e.g. 50."
-)
-@click.option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")
-@click.option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
+@erf_options(input_size={"default": ErfMapConfig.input_size, "otherwise": None})
+@config_option(ErfMapConfig, "num_images")
+@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")
+@option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
     model_config, data_config, run_config, checkpoint, num_images, output, save_fig, overwrite
@@ -54,24 +46,15 @@ def command(
     used = (load_model(model_config, run_config), images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
-        measure_map(used, num_images, data_config.input_size, output, save_fig, options)
+        config = ErfMapConfig(num_images, data_config.input_size)
+        measure_map(used, config, output, save_fig, options)
     click.echo(f"ERF map: {output} ({time.perf_counter() - start:.1f} s in all)")
 
 
-def _default_side(side: int) -> None:
-    """Let --input_size of this command have its own default."""
-    (option,) = (p for p in command.params if p.name == "input_size")
-    option.default, option.help = side, "Side to which images are resized, e.g. 1024."
-
-
-_default_side(SIDE)
-
-
-def measure_map(used, num_images: int, side: int, output: Path, picture: Path | None, options):
+def measure_map(used, config: ErfMapConfig, output: Path, picture: Path | None, options):
     """Measure the map of ``(model, images, *configs)``, write it, print and draw what it tells."""
-    from ..runs.erf import ErfMapConfig, compute_map
+    from ..runs.erf import compute_map
 
-    config = ErfMapConfig(num_images, side)
     found = compute_map(*used, config, output, progress=bar("ERF map"), **options)
     warn(found.notes)
     show_map(found, output, picture, used[2])

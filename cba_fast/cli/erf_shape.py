@@ -5,67 +5,63 @@ from pathlib import Path
 
 import click
 
+from ..runs.settings import ModelConfig, SweepConfig
 from .options import (
-    FAMILIES,
-    POSITIVE,
-    checkpoint_option,
-    data_options,
-    model_options,
+    FILE,
+    PATH,
+    config_option,
+    config_options,
+    erf_options,
+    json_option,
+    option,
     overwrite_option,
     resolved,
-    run_options,
 )
 from .progress import bar, continuable, warn
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command()
-@model_options(required=True)
-@data_options(default="cub-200-2011")
-@run_options(batch_size=1)
-@checkpoint_option()
-@click.option(
-    "--steps", type=click.IntRange(min=2), default=5, help="Mixtures from cross to square."
-)
-@click.option("--num_samples", type=POSITIVE, default=4, help="Images of each ERF map.")
-@click.option(
+@erf_options()
+@config_options(SweepConfig, "config")
+@option(
     "--match",
-    type=click.Path(path_type=Path),
+    group="ERF",
+    type=PATH,
     help="Search the mixture nearest to this ERF: a saved map (.npy), or the checkpoint of"
     " another model.",
 )
-@click.option(
-    "--match_family",
-    type=click.Choice(FAMILIES),
-    help="Family of the checkpoint --match.  [default: what it says]",
+@config_option(
+    ModelConfig,
+    "family",
+    called="match_family",
+    help="Family of the checkpoint --match.",
+    group="ERF",
 )
-@click.option(
-    "--match_model",
-    help="Model name of the checkpoint --match, such as replknet_31b.  [default: what it says, else"
-    " the family's base model]",
+@config_option(
+    ModelConfig,
+    "name",
+    called="match_model",
+    help="Model name of the checkpoint --match.",
+    group="ERF",
 )
-@click.option("--evaluations", type=POSITIVE, default=12, help="Most maps that a search adds.")
-@click.option(
+@option(
     "--output",
     type=FILE,
     default=Path("erf_shape.npy"),
     help="The .npy file of the sweep's maps (steps, S, S).",
 )
-@click.option("--json", "json_path", type=FILE, help="Everything else.  [default: beside --output]")
-@click.option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
+@json_option("Everything else.  [default: beside --output]", FILE)
+@option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
     model_config,
     data_config,
     run_config,
     checkpoint,
-    steps,
-    num_samples,
+    config,
     match,
     match_family,
     match_model,
-    evaluations,
     output,
     json_path,
     save_fig,
@@ -89,13 +85,14 @@ def command(
     model_config, data_config = resolved(model_config, data_config, swept=True)
     images = open_images(data_config)
     model = erf_shape.load_mixable(model_config)
-    config = erf_shape.SweepConfig(steps, num_samples, evaluations)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     target = None
     with continuable():
         if match is not None:
             used = (images, data_config, run_config)
-            target = _target(match, match_family, match_model, used, num_samples, output, options)
+            target = _target(
+                match, match_family, match_model, used, config.num_images, output, options
+            )
         found = erf_shape.compute_sweep(
             model,
             images,
@@ -147,7 +144,6 @@ def _target(match, family, name, used, num_samples, output: Path, options):
     from ..experiments import erf_shape
     from ..runs import erf as erf_runs
     from ..runs.inference import load_model
-    from ..runs.settings import ModelConfig
 
     if match.suffix == ".npy":
         return erf_shape.load_target(match)

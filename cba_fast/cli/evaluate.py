@@ -5,16 +5,19 @@ from pathlib import Path
 
 import click
 
-from ..runs.settings import BoxConfig, DataConfig, settings
+from ..runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from .options import (
-    SEED,
-    SHARE,
+    PATH,
     box_options,
+    config_option,
     data_options,
+    json_option,
     map_options,
     model_options,
+    option,
     resolved,
     run_options,
+    threshold_from_option,
 )
 from .progress import bar, warn
 from .scores import (
@@ -29,26 +32,22 @@ from .scores import (
 
 @click.command()
 @model_options()
-@data_options(default="sample_data", with_classes=True)
+@data_options()
 @map_options()
 @run_options(with_compile=True)
-@box_options(with_metadata=False, contours=None)
-@click.option(
-    "--num_samples", type=click.IntRange(min=0), default=200, help="Images of the ERF; 0: none."
+@box_options(with_metadata=False, contours=False)
+@config_option(
+    SizeConfig, "num_samples", type=click.IntRange(min=0), help="Images of the ERF; 0: none."
 )
-@click.option("--p", type=SHARE, default=0.2, help="Share of the gradient.")
-@click.option("--seed", type=SEED, default=0, help="Seed of the ERF sample.")
-@click.option(
-    "--threshold_from",
-    type=click.Path(path_type=Path),
-    help="Also score at the thresholds that this JSON file of another run found best.",
-)
-@click.option(
+@config_option(SizeConfig, "shares", multiple=False, default=SizeConfig.shares[0])
+@config_option(SizeConfig, "seed", help="Seed of the ERF sample.")
+@threshold_from_option()
+@option(
     "--predictions",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
+@json_option()
 def command(
     model_config,
     data_config,

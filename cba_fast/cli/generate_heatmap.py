@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 
 from .options import (
+    PATH,
     data_options,
     map_options,
     model_options,
+    option,
     overwrite_option,
     resolved,
     run_options,
@@ -19,22 +21,22 @@ from .scores import print_source
 
 @click.command()
 @model_options()
-@data_options(default="sample_data", with_classes=True)
+@data_options()
 @map_options()
 @run_options(with_compile=True)
-@click.option(
+@option(
     "--heatmap_output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("heatmap_output"),
     help="Folder of the overlays; np_ before its name: that of the score maps.",
 )
 @overwrite_option("resume")
-@click.option(
+@option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Put the score maps into this store (one uint8 array) instead of .npy files.",
 )
-@click.option("--no_overlay", is_flag=True, help="Write the score maps only.")
+@option("--no_overlay", is_flag=True, help="Write the score maps only.")
 def command(
     model_config, data_config, map_config, run_config, heatmap_output, overwrite, store, no_overlay
 ):

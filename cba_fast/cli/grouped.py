@@ -2,42 +2,22 @@
 
 import click
 
-_FEW = 12  # options that need no groups
-_OWN = "Options"
-_GROUPS = {  # the names of the options' parameters
-    "Model": "weights model_family model_name num_classes alpha beta output_stride",
-    "Images": "test_dataset metadata_root dataset_name split input_size classes",
-    "Maps": "localization_method target map_size pc1_range map_names",
-    "Boxes and scores": "cub_root iou_thr cam_curve_interval eval_size resize_maps threshold"
-    " allow_boxes_beyond missing_as_miss clip contours threshold_from",
-    "Intervals and comparisons": "predictions per_class bootstrap confidence seed compare"
-    " compare_predictions",
-    _OWN: "",
-    "How to compute": "batch_size num_workers device precision channels_last strict compile"
-    " checkpoint",
-}
+from .options import GROUPS
 
 
 class GroupedCommand(click.Command):
-    """A command whose many options are listed in groups, those of its own under "Options"."""
+    """A command whose options are listed in the groups of `GROUPS`."""
 
     def format_options(self, ctx, formatter):
-        """Write the options, of each group that has three or more in a section of its own."""
-        shown = [(p.name, p.get_help_record(ctx)) for p in self.get_params(ctx)]
-        shown = [(name, record) for name, record in shown if record is not None]
-        groups = {title: names.split() for title, names in _GROUPS.items()}
-        sizes = {title: sum(n in names for n, _ in shown) for title, names in groups.items()}
-        title_of = {
-            name: title
-            for title, names in groups.items()
-            if sizes[title] >= 3 and len(shown) >= _FEW
-            for name in names
-        }
-        for title in groups:
-            records = [record for name, record in shown if title_of.get(name, _OWN) == title]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        """Write a section for each group that has options."""
+        rows: dict[str, list] = {group: [] for group in GROUPS}
+        for param in self.get_params(ctx):
+            if (row := param.get_help_record(ctx)) is not None:
+                rows[getattr(param, "group", GROUPS[-1])].append(row)
+        for group, found in rows.items():
+            if found:
+                with formatter.section(group):
+                    formatter.write_dl(found)
 
 
 def with_example(command: click.Command, name: str, example: str) -> click.Command:

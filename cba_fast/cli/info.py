@@ -14,6 +14,7 @@ import cba_fast.ops  # fills the registry of backend tables
 
 from ..kernels import native
 from ..ops.backends import BackendTable
+from .options import option
 from .tables import new_table, print_tables
 
 DISTRIBUTIONS = {
@@ -27,7 +28,7 @@ DISTRIBUTIONS = {
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def command(as_json: bool):
     """Show versions, what was built, and which backend each op uses, and why."""
     info = collect()

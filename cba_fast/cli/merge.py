@@ -2,25 +2,26 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
 from ..errors import InputError
 from ..runs.settings import DataConfig
-from .options import model_options
+from ..shapes import MOST
+from .options import PATH, POSITIVE, config_option, model_options, option
 
 
-@click.command("merge")
+@click.command()
 @model_options(required=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
-@click.option(
-    "--input_size",
-    type=click.IntRange(32, 8192),
-    help="Side of the random inputs, such as 384.  [default: the checkpoint's, else 384]",
+@option("--output", type=PATH, required=True, help="The file to write.")
+@config_option(
+    DataConfig,
+    "input_size",
+    type=click.IntRange(32, MOST),
+    help="Side of the random inputs, such as 384.",
 )
-@click.option("--num_samples", type=click.IntRange(min=1), default=2, help="Random inputs.")
-@click.option("--seed", type=int, default=0, help="Seed of the random inputs.")
+@option("--num_samples", type=POSITIVE, default=2, help="Random inputs, such as 4.")
+@option("--seed", type=int, default=0, help="Seed of the random inputs.")
 def command(model_config, output, input_size, num_samples, seed):
     """Merge the parallel branches of a checkpoint, and compare the outputs.
 
@@ -36,13 +37,12 @@ def command(model_config, output, input_size, num_samples, seed):
     import torch
 
     from ..models import mergeable, save_state_dict_file
-    from ..runs.inference import build
     from ..runs.resolve import resolve
 
     found = resolve(model_config, DataConfig(""))
     click.echo(found.line, err=True)
     model_config, side = found.model, input_size or found.data.input_size
-    original = build(model_config)
+    original = model_config.build()
     if model_config.family == "convnext":
         raise InputError(f"{weights}: a convnext checkpoint has no branches to merge")
     if not mergeable(original):
@@ -56,7 +56,7 @@ def command(model_config, output, input_size, num_samples, seed):
     description = replace(found.known, alpha=None, beta=None)
     save_state_dict_file(original.state_dict(), output, description)
     del original
-    merged = build(replace(model_config, weights=output, alpha=None, beta=None))
+    merged = replace(model_config, weights=output, alpha=None, beta=None).build()
     with torch.inference_mode():
         difference = (merged(x) - expected).abs().max().item()
     largest = expected.abs().max().item()

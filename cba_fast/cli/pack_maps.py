@@ -1,26 +1,27 @@
 """``cba-fast pack-maps``."""
 
-from pathlib import Path
-
 import click
 
-from .options import EVAL_SIZE, clip_option, overwrite_option
+from ..runs.settings import BoxConfig
+from .options import (
+    PATH,
+    config_option,
+    np_root_option,
+    option,
+    overwrite_option,
+    threads_option,
+)
 from .progress import bar, continuable
 
 
 @click.command()
-@click.option(
-    "--np_root",
-    type=click.Path(path_type=Path),
-    default=Path("np_heatmap_output"),
-    help="Folder of .npy maps.",
-)
-@click.option("--store", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--eval_size", type=EVAL_SIZE, help="Demand maps of this size, e.g. 224.")
-@click.option("--resize_maps", is_flag=True, help="Resize maps to --eval_size instead.")
-@clip_option()
+@np_root_option("Folder of .npy maps.")
+@option("--store", type=PATH, required=True, help="Folder to write.")
+@config_option(BoxConfig, "eval_size")
+@config_option(BoxConfig, "resize_maps")
+@config_option(BoxConfig, "clip")
 @overwrite_option("resume")
-@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
+@threads_option()
 def command(np_root, store, eval_size, resize_maps, clip, overwrite, num_workers):
     """Pack a folder of score maps into one uint8 array with an index.
 

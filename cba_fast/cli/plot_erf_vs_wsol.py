@@ -2,9 +2,11 @@
 
 import click
 
+from .options import option
 
-@click.command("plot-erf-vs-wsol")
-@click.option(
+
+@click.command()
+@option(
     "--csv",
     "csv_path",
     type=click.Path(exists=True, dir_okay=False),
@@ -12,13 +14,13 @@ import click
     help="CSV with the columns model_name,family,erf_path,wsol (wsol from 0 to 1; erf_path relative"
     " to the working directory).",
 )
-@click.option(
+@option(
     "--save",
     type=click.Path(dir_okay=False),
     default="erf_vs_wsol_scatter.png",
     help="Write the plot here.",
 )
-@click.option("--show", is_flag=True, help="Open the plot in a window, too.")
+@option("--show", is_flag=True, help="Open the plot in a window, too.")
 def command(csv_path: str, save: str, show: bool) -> None:
     """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
     from ..analysis.models import score_points

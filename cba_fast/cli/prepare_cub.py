@@ -2,18 +2,19 @@
 
 import click
 
+from ..choices import CUB_FOLDER
+from .options import option
 
-@click.command(name="prepare-cub")
-@click.option(
+
+@click.command()
+@option(
     "--source",
     required=True,
     type=click.Path(),
     help="CUB_200_2011.tgz (or .tar, .zip) or the extracted folder.",
 )
-@click.option(
-    "--output", default="datasets/cub-200-2011", type=click.Path(), help="The data set's folder."
-)
-@click.option(
+@option("--output", default=CUB_FOLDER, type=click.Path(), help="The data set's folder.")
+@option(
     "--link/--copy",
     default=True,
     help="Link the images (hard, else symbolic links) or copy them.",

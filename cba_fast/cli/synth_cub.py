@@ -4,24 +4,35 @@ from pathlib import Path
 
 import click
 
-from .options import POSITIVE, overwrite_option
+from ..choices import SYNTH_CLASSES, SYNTH_IMAGES, SYNTH_SIZE, SYNTH_TEST
+from .options import POSITIVE, option, overwrite_option
 
 
-@click.command(name="synth-cub")
-@click.option(
+@click.command()
+@option(
     "--root",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to be made.",
 )
-@click.option("--classes", type=POSITIVE, default=10, help="Kinds of animals.")
-@click.option("--images_per_class", type=POSITIVE, default=60, help="Training and test together.")
-@click.option("--test_per_class", type=click.IntRange(min=0), default=20, help="Of these, test.")
-@click.option("--size", type=POSITIVE, default=256, help="Side of the images in pixels.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the drawing.")
-@click.option("--num_workers", type=POSITIVE, help="Threads; one per core, 8 at most, if absent.")
+@option("--classes", type=POSITIVE, default=SYNTH_CLASSES, help="Kinds of animals.")
+@option(
+    "--images_per_class",
+    type=POSITIVE,
+    default=SYNTH_IMAGES,
+    help="Training and test together.",
+)
+@option(
+    "--test_per_class",
+    type=click.IntRange(min=0),
+    default=SYNTH_TEST,
+    help="How many of them are for the test.",
+)
+@option("--size", type=POSITIVE, default=SYNTH_SIZE, help="Side of the images.")
+@option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the drawing.")
+@option("--num_workers", type=POSITIVE, help="Threads; one per core, 8 at most, if absent.")
 @overwrite_option()
-@click.option("--split/--no_split", default=True, help="Make images_splitted/{train,test}, too.")
+@option("--split/--no_split", default=True, help="Make images_splitted/{train,test}, too.")
 def command(
     root, classes, images_per_class, test_per_class, size, seed, num_workers, overwrite, split
 ):

@@ -1,75 +1,31 @@
 """``cba-fast train-wsol``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from ..runs.settings import ModelConfig
-from ..training.config import AUG_MODES, SCHEDULES, TrainConfig, log_folder
-from .options import (
-    FAMILIES,
-    POSITIVE,
-    checkpoint_option,
-    output_stride_option,
-    overwrite_option,
-    run_options,
-)
+from ..runs.settings import ModelConfig, RunConfig
+from ..training.config import TrainConfig, log_folder
+from .options import config_options, overwrite_option
 from .progress import bar, warn
-
-PATH = click.Path(path_type=Path)
-STUDY_DATA = "datasets/cub-200-2011/CUB_200_2011/images_splitted"
 
 
 @click.command()
-@click.option(
-    "--model_family",
-    type=click.Choice(FAMILIES),
-    help="Family to train.  [default: that of --init_weights]",
+@config_options(
+    ModelConfig,
+    "model_config",
+    *("family", "name", "alpha", "beta", "output_stride"),
+    family={"otherwise": "that of --init_weights"},
+    name={"otherwise": "that of --init_weights, else the family's base model"},
+    alpha={"otherwise": "that of --init_weights, else 1"},
+    beta={"otherwise": "that of --init_weights, else 0"},
+    output_stride={"otherwise": "that of --init_weights, else 32"},
 )
-@click.option("--model", "model_name", help="Model name; the family's base model if absent.")
-@click.option("--alpha", type=float, help="slak_flex: weight of the strips, 1 if absent.")
-@click.option("--beta", type=float, help="slak_flex: weight of the square kernel, 0 if absent.")
-@output_stride_option("that of --init_weights, else 32")
-@click.option(
-    "--data_root",
-    type=PATH,
-    default=STUDY_DATA,
-    help="Holds {train,test}/<class>/<image>, or is a CUB_200_2011 folder.",
-)
-@click.option("--epochs", type=POSITIVE, default=100, help="Passes over the training images.")
-@click.option("--lr", type=float, default=1e-4, help="Peak of the schedule.")
-@click.option("--weight_decay", type=float, default=1e-4, help="Of AdamW.")
-@run_options(batch_size=32)
-@click.option("--input_size", type=POSITIVE, default=384, help="Side of the images in pixels.")
-@click.option("--aug_mode", type=click.Choice(AUG_MODES), default="light", help="Augmentation.")
-@click.option("--save_dir", type=PATH, default="weights", help="Folder of the files below.")
-@click.option(
-    "--exp_name",
-    help="Name of the files.  [default: <family>_r<size>_e<epochs>_lr<lr>_aug<mode>]",
-)
-@click.option(
-    "--schedule", type=click.Choice(SCHEDULES), default="constant", help="Of the learning rate."
-)
-@click.option(
-    "--ls_init", type=float, help="Initial layer scale, 1e-6 if absent; 1 to train small sets anew."
-)
-@click.option("--drop_path", type=float, help="Stochastic depth; 0.3 for replknet, else 0.")
-@click.option(
-    "--study_softmax", is_flag=True, help="Softmax before the cross-entropy, as in the study."
-)
-@click.option("--pretrained", is_flag=True, help="convnext: start from timm's weights (downloads).")
-@click.option("--init_weights", type=PATH, help="Start from a checkpoint; its head may differ.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all that is random.")
-@click.option("--cache_images", is_flag=True, help="Keep the decoded, resized images in memory.")
-@checkpoint_option()
-@click.option(
-    "--micro_batch",
-    type=POSITIVE,
-    help="Compute so many images of a batch at a time and add up their gradients, for want of"
-    " memory; batch norms then see these parts, for example 8.  [default: the whole batch]",
-)
+@config_options(TrainConfig, "config")
+@config_options(RunConfig, "run_config", without=("batch_size", "compile"))
 @overwrite_option("resume")
-def command(run_config, model_family, model_name, alpha, beta, output_stride, overwrite, **fields):
+def command(model_config, config, run_config, overwrite):
     """Train a classifier for localization, as the study does.
 
     Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
@@ -77,12 +33,8 @@ def command(run_config, model_family, model_name, alpha, beta, output_stride, ov
     """
     from ..training.train import train
 
-    if model_family is None:
-        model_family = _family_of(fields["init_weights"])
-    model = ModelConfig(
-        model_family, name=model_name, alpha=alpha, beta=beta, output_stride=output_stride
-    )
-    config = TrainConfig(batch_size=run_config.batch_size, **fields)
+    family = model_config.family or _family_of(config.init_weights)
+    model = replace(model_config, family=family)
     result = train(
         model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
     )

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from .options import box_options, statistics_options
+from .options import (
+    box_options,
+    json_option,
+    np_root_option,
+    statistics_options,
+    threads_option,
+    threshold_from_option,
+)
 from .progress import bar, warn
 from .scores import (
     print_accuracies,
@@ -18,21 +25,12 @@ from .scores import (
 
 
 @click.command()
-@click.option(
-    "--np_root",
-    type=click.Path(path_type=Path),
-    default=Path("np_heatmap_output"),
-    help="Folder of maps, or a store of them.",
-)
-@box_options(with_metadata=True, contours="largest")
+@np_root_option()
+@box_options(with_metadata=True, contours=True)
 @statistics_options()
-@click.option(
-    "--threshold_from",
-    type=click.Path(path_type=Path),
-    help="Also score at the thresholds that this JSON file of another run found best.",
-)
-@click.option("--num_workers", type=click.IntRange(1, 64), default=2, help="Threads that read.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here.")
+@threshold_from_option()
+@threads_option()
+@json_option()
 def command(np_root, box_config, statistics, threshold_from, num_workers, json_path):
     """Score stored heatmaps against boxes: MaxBoxAcc and MaxBoxAccV2.
 

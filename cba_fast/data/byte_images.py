@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, PILToTensor, Resize
 
+from ..choices import INPUT_SIZE
 
-def resize_to_bytes(input_size: int = 384) -> Compose:
+
+def resize_to_bytes(input_size: int = INPUT_SIZE) -> Compose:
     """Return the first half of `study_transform`: PIL RGB image -> (3,S,S) uint8.
 
     A quarter of the bytes of its float32 result travel from the workers and to the device.

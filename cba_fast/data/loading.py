@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
+from ..choices import INPUT_SIZE
 from ..errors import ImageError
 from .images import read_image
 from .records import ImageRecord
@@ -14,7 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def study_transform(input_size: int = 384) -> Compose:
+def study_transform(input_size: int = INPUT_SIZE) -> Compose:
     """Return the study's preprocessing: PIL RGB image -> (3,S,S) float32 in [-1, 1].
 
     Resize to (S, S) without keeping the aspect ratio (bilinear, antialiased), scale to [0, 1],
@@ -63,7 +64,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         records: Sequence[ImageRecord],
-        input_size: int = 384,
+        input_size: int = INPUT_SIZE,
         transform: Callable | None = None,
     ):
         self.records = tuple(records)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..choices import CUB_FOLDER
 from ..errors import InputError
 from ..files import atomic_path, remove_leftovers
 from ..short import Short
@@ -42,7 +43,7 @@ class Prepared(Short):
 
 def prepare_cub(
     source: str | os.PathLike,
-    output: str | os.PathLike = "datasets/cub-200-2011",
+    output: str | os.PathLike = CUB_FOLDER,
     *,
     copy: bool = False,
     progress: Progress | None = None,

@@ -4,14 +4,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from ..choices import MapNames
 from ..errors import InputError
 from ..short import Short
 from .textlines import check_relative
 
 log = logging.getLogger("cba_fast")
 DEFAULT_SPLIT = "test"  # what a split that is not given means
-MAP_NAMES = ("study", "official")
+MAP_NAMES = get_args(MapNames)
 
 
 @dataclass(frozen=True)

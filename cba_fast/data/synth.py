@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..choices import SYNTH_CLASSES, SYNTH_IMAGES, SYNTH_SIZE, SYNTH_TEST
 from ..errors import InputError
 from ..files import atomic_path, write_text
 from ..resume import Outputs, describe
@@ -27,7 +28,7 @@ GENERATOR = 2
 _JPEG_QUALITY = 90
 
 
-def draw_image(seed: int, label: int, index: int, size: int = 256) -> Drawing:
+def draw_image(seed: int, label: int, index: int, size: int = SYNTH_SIZE) -> Drawing:
     """Draw image `index` of class `label`, independently of all others.
 
     Args:
@@ -46,10 +47,10 @@ def draw_image(seed: int, label: int, index: int, size: int = 256) -> Drawing:
 def generate(
     root: str | os.PathLike,
     *,
-    classes: int = 10,
-    images_per_class: int = 60,
-    test_per_class: int = 20,
-    size: int = 256,
+    classes: int = SYNTH_CLASSES,
+    images_per_class: int = SYNTH_IMAGES,
+    test_per_class: int = SYNTH_TEST,
+    size: int = SYNTH_SIZE,
     seed: int = 0,
     num_workers: int | None = None,
     overwrite: bool = False,

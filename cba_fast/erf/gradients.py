@@ -2,16 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..choices import Score
 from ..models.features import FeatureLayout, layout_of
 from ..nn import eval_mode
 from .lean import lean_convolutions
 from .recompute import recomputing
 
-SCORES = ("prob", "logit", "logprob")
+SCORES = get_args(Score)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..choices import Checkpoint
 from .recompute import LEVELS, kept_bytes
 
-CHECKPOINTS = ("auto", *LEVELS)
+CHECKPOINTS = get_args(Checkpoint)
 
 # What autograd keeps may take this share of the free memory. The rest is for results of single
 # layers (up to a few tens of MiB per image), images read ahead, and other processes.

@@ -5,6 +5,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from timm.models.convnext import ConvNeXtBlock
@@ -13,11 +14,12 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from ..choices import Checkpoint
 from ..models.layers import LayerScaleBlock
 from ..models.replknet import ConvFFN, RepLKBlock
 from .lean import lean_convolutions, replace_forward
 
-LEVELS = ("none", "block", "stage")
+LEVELS = get_args(Checkpoint)[1:]  # without auto
 
 _BLOCKS = (RepLKBlock, ConvFFN, LayerScaleBlock, ConvNeXtBlock)
 

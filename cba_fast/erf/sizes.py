@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..choices import ERF_SHARE
 from ..short import Short
 from .gradients import finite_images, images_of, input_gradient
 from .walk import State, Walk, with_finite_gradient
@@ -36,7 +37,7 @@ def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
 def erf_sizes(
     model: nn.Module,
     images: Tensor,
-    p: float | Sequence[float] = 0.2,
+    p: float | Sequence[float] = ERF_SHARE,
     score: str = "prob",
     *,
     study_softmax: bool | None = None,
@@ -107,7 +108,7 @@ class SizeResult(Short):
 def measure_erf_sizes(
     model: nn.Module,
     walk: Walk,
-    p: float | Sequence[float] = 0.2,
+    p: float | Sequence[float] = ERF_SHARE,
     score: str = "prob",
     *,
     with_map: bool = False,

@@ -4,7 +4,7 @@ import functools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from ..runs.erf import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
 from ..runs.resolve import resolve
+from ..runs.runtime import Runtime
 from ..runs.score import versions
 from ..short import Short
 from ..training.train import train
@@ -218,7 +219,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
     """Measure the ERF sizes as ``erf-compute`` does by default: one image at a time, in float32."""
     settings = experiment.settings
     model, data = settings.model_of(weights), settings.data()
-    how = replace(settings.run(), batch_size=1, precision="fp32", compile=False)
+    how = Runtime.of(settings.run().for_erf())
     # There is no result to which sizes of other settings could belong, so they may be replaced.
     measure = functools.partial(
         compute_sizes,

@@ -20,7 +20,7 @@ from ..analysis.plots import plot_points, save_figure
 from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
-from ..models import build_model, save_state_dict_file
+from ..models import save_state_dict_file
 from ..resume import Outputs
 from ..runs.erf import ErfMapConfig, SizeConfig, compute_map, compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
@@ -287,16 +287,8 @@ def _train(model: DemoModel, task: DemoTask, said) -> tuple[Path, float]:
 def _initial_weights(model: DemoModel, task: DemoTask) -> Path:
     """Write random weights of variance 1 / fan-in: narrow models start too small otherwise."""
     torch.manual_seed(task.seed)
-    config = model.config()
-    built = build_model(
-        config.family,
-        model=config.name,
-        num_classes=task.scale.classes,
-        alpha=config.alpha,
-        beta=config.beta,
-        output_stride=config.output_stride,
-        **({} if model.family == "replknet" else {LAYER_SCALE[model.family]: 1.0}),
-    )
+    scale = {} if model.family == "replknet" else {LAYER_SCALE[model.family]: 1.0}
+    built = model.config().build(num_classes=task.scale.classes, **scale)
     for module in built.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

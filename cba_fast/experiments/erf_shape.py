@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 
 from .. import resume
+from ..choices import CHECKPOINT
 from ..data import ImageRecord, ImageSet
 from ..data.npy_header import read_npy
 from ..data.reading import Report
@@ -25,30 +25,12 @@ from ..erf import (
 )
 from ..errors import InputError
 from ..files import write_json, write_npy
-from ..models import SLaKFlex, inference_form
+from ..models import SLaKFlex
 from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
-from ..runs.inference import PRECISIONS, autocast, build, choose_device, report_on
-from ..runs.settings import DataConfig, ModelConfig, RunConfig
+from ..runs.inference import report_on
+from ..runs.runtime import Runtime
+from ..runs.settings import DataConfig, ModelConfig, RunConfig, SweepConfig
 from ..short import Short
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """Which mixtures are measured, and on how many images.
-
-    Attributes:
-        steps: number of mixtures from cross to square, both included; at least 2.
-        num_images: number of images of each map, the first usable ones of the set.
-        evaluations: most maps that a search measures in addition to the sweep's.
-    """
-
-    steps: int = 5
-    num_images: int = 4
-    evaluations: int = 12
-
-    def shares(self) -> list[float]:
-        """Return the shares of the square kernel in the sweep's mixtures, from 0 to 1."""
-        return [i / (self.steps - 1) for i in range(self.steps)]
 
 
 @dataclass(repr=False)
@@ -123,7 +105,7 @@ def load_mixable(config: ModelConfig) -> SLaKFlex:
     check_unmixed(config)
     if config.family not in (None, "slak_flex"):
         raise InputError(f"only slak_flex has a mixture to change, not {config.family}")
-    model = build(config)
+    model = config.build()
     if not isinstance(model, SLaKFlex):
         raise InputError(f"only slak_flex has a mixture to change, not {model.family}")
     try:
@@ -154,16 +136,16 @@ class MixtureMaps:
         model: SLaKFlex,
         records: Sequence[ImageRecord],
         input_size: int,
-        run: RunConfig,
+        run: Runtime,
         num_images: int,
-        checkpoint: str = "auto",
+        checkpoint: str = CHECKPOINT,
         partial: Partial | None = None,
         progress: Callable = lambda steps, count: steps,
     ):
         self.model, self.records, self.input_size, self.run = model, records, input_size, run
         self.num_images, self.checkpoint = num_images, checkpoint
         self.partial, self.progress = partial, progress
-        self.report: Report = report_on(records, run)
+        self.report: Report = report_on(records, run.config.strict)
         stored = (partial.load() if partial else None) or {}
         self.maps: dict[float, np.ndarray] = dict(
             zip(stored.get("shares", np.empty(0)).tolist(), stored.get("maps", ()))
@@ -176,7 +158,7 @@ class MixtureMaps:
         """Return the mixture of a share of the square kernel in [0, 1].
 
         Raises:
-            ImageError: no image can be used, or, with ``run.strict``, one cannot.
+            ImageError: no image can be used, or, in a strict run, one cannot.
             InputError: the ERF map is zero everywhere.
         """
         if square_share not in self.maps:
@@ -190,16 +172,11 @@ class MixtureMaps:
 
     def _measure(self, square_share: float) -> np.ndarray:
         self.model.set_mixing(1 - square_share, square_share)
-        form = inference_form(
-            self.model,
-            device=choose_device(self.run),
-            dtype=PRECISIONS[self.run.precision] or torch.float32,
-            channels_last=self.run.channels_last,
-        )
+        form = self.run.form_of(self.model)
         walk = map_walk(self.records, self.input_size, self.run, self.progress)
         level = checkpoint_level(self.checkpoint, form, self.input_size, self.run, features=True)
         try:
-            with autocast(self.run):
+            with self.run.autocast():
                 found = measure_erf_map(form, walk, self.num_images, checkpoint=level).map
             erf_shape(found)
         except ValueError as e:
@@ -263,14 +240,14 @@ def compute_sweep(
     images: ImageSet,
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: SweepConfig,
     output: str | os.PathLike,
     *,
     target: np.ndarray | None = None,
     target_name: str = "",
     json_path: str | os.PathLike | None = None,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Sweep:
@@ -294,7 +271,8 @@ def compute_sweep(
         ImageError: no image can be used, or, with `run.strict`, one cannot.
         InputError: fp16, or a map that is zero everywhere.
     """
-    check_precision(run)
+    run = Runtime.of(run)
+    check_precision(run.config)
     # The number of mixtures and the target are left out, because the maps do not depend on them: a
     # finer sweep or another search uses the maps that exist.
     of_maps = {"num_images": config.num_images}

@@ -20,10 +20,11 @@ from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
 from ..errors import ImageError, InputError
 from ..files import open_regular, write_bytes
-from ..runs.inference import check_target, choose_device, load_model, memory_format, report_on
+from ..runs.inference import check_target, load_model, report_on
 from ..runs.outputs import describe_run
 from ..runs.resolve import resolve
-from ..runs.settings import RunConfig
+from ..runs.runtime import Runtime
+from ..runs.settings import RunConfig, SizeConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
@@ -76,7 +77,7 @@ def measure(
     sample: Sample,
     folder: Path,
     *,
-    score: str = "prob",
+    score: str = SizeConfig.score,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> Measurement:
@@ -108,7 +109,7 @@ def measure(
     else:
         stored = _read(path)
     arrays = {k: v for k, v in stored.items() if k != "report"}
-    report = report_on(sample.records, _how(subject.settings))
+    report = report_on(sample.records, subject.settings.strict)
     report.loads(str(stored["report"]))
     if report.strict and report.failed:  # an earlier run, which was not strict, went on
         report.fail(*report.failed[0])
@@ -123,20 +124,20 @@ def thresholds_of(settings: Settings) -> np.ndarray:
 def _run(
     subject: Subject, sample: Sample, score: str, partial: Partial, progress: Callable
 ) -> dict[str, np.ndarray]:
-    settings, run = subject.settings, _how(subject.settings)
+    settings, run = subject.settings, Runtime.of(_how(subject.settings))
     if settings.target == "label":
         sample = labelled(subject, sample)
     model = load_model(settings.model_of(subject.weights), run)
     check_target(model, sample.records, settings.maps())
-    report = report_on(sample.records, run)
+    report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
     walk = Walk(
         ImageDataset(sample.records, input_size=settings.input_size),
         range(len(sample.records)),
         batch_size=GROUP,
-        num_workers=run.num_workers,
-        device=choose_device(run),
-        memory_format=memory_format(run),
+        num_workers=run.config.num_workers,
+        device=run.device,
+        memory_format=run.memory_format,
         partial=partial,
         progress=progress,
         report=report,
@@ -245,7 +246,7 @@ class _Step:
 
 def _how(settings: Settings) -> RunConfig:
     """Return how to compute: one image at a time in float32, the defaults of ``erf-compute``."""
-    return replace(settings.run(), batch_size=1, precision="fp32")
+    return settings.run().for_erf()
 
 
 def _described(subject: Subject, sample: Sample, score: str) -> dict:
@@ -254,7 +255,7 @@ def _described(subject: Subject, sample: Sample, score: str) -> dict:
         **measured_settings(subject.settings),
         "score": score,
         "arrays": [f.name for f in fields(Measurement)],
-        "device": str(choose_device(_how(subject.settings))),
+        "device": str(Runtime.of(_how(subject.settings)).device),
     }
     described = describe_run(settings, subject.weights, sample.records)
     labels = [r.label for r in sample.records]

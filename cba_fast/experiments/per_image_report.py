@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
+from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
 from ..data.textlines import some
 from ..errors import InputError
 from ..runs.score import versions
@@ -124,8 +125,8 @@ def find(
     models: Sequence[ModelColumns],
     sample: Sample,
     *,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
+    num_resamples: int = CORRELATION_RESAMPLES,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Findings:
     """Relate the IoU to the ERF size and to the quality of the feature maps.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
@@ -62,6 +62,16 @@ class _Document(BaseModel):
     defaults: dict[str, Any] = {}
     experiments: list[dict[str, Any]] = []
     grid: dict[str, Any] | list[dict[str, Any]] = []
+
+    @field_validator("defaults", "experiments", "grid")
+    @classmethod
+    def _named(cls, value: dict | list[dict]) -> dict | list[dict]:
+        """Let `weights`, as the commands call it, stand for weight_path."""
+        if isinstance(value, list):
+            return [cls._named(entry) for entry in value]
+        if {"weights", "weight_path"} <= value.keys():
+            raise ValueError("weights and weight_path are two names of one setting")
+        return {"weight_path" if k == "weights" else k: v for k, v in value.items()}
 
 
 def load_experiments(path: Path) -> Plan:
@@ -277,6 +287,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _read_yaml(path: Path) -> dict:
     try:
         with open_regular(path) as f:
@@ -288,7 +302,7 @@ def _read_yaml(path: Path) -> dict:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or e}") from e
+        raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or _one_line(e)}") from e
     except ValueError as e:  # for example, a date such as 2026-13-41
         raise InputError(f"{path}: {e}") from e
     if not isinstance(content, dict):

@@ -12,7 +12,8 @@ from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..errors import InputError
 from ..files import read_json
-from ..runs.inference import choose_device, open_images
+from ..runs.inference import open_images
+from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
 from ..training.state import load_state
@@ -197,7 +198,7 @@ def _input_problems(s: Settings) -> Iterator[str]:
         if folder is not None and not folder.is_dir():
             yield f"{key}: no folder {folder}"
     try:
-        choose_device(s.run())
+        Runtime.of(s.run())
     except InputError as e:
         yield f"device: {e}"
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,34 +13,60 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Strict,
+    create_model,
 )
 
 import cba_fast.models  # noqa: F401 (registers the families with timm)
 
 from ..errors import InputError
-from ..runs.erf import SizeConfig
-from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..runs.declare import Declared, declared
+from ..runs.settings import (
+    BoxConfig,
+    DataConfig,
+    MapConfig,
+    ModelConfig,
+    RunConfig,
+    SizeConfig,
+)
 from ..shapes import map_shape, shape_text
 from ..training.config import TrainConfig, check_config, exp_name
 
-# Settings of the training alone; the model's and `input_size` count for training and scores.
-TRAINING = (
-    *("data_root", "epochs", "lr", "weight_decay", "batch_size", "aug_mode", "save_dir"),
-    *("schedule", "ls_init", "drop_path", "study_softmax", "pretrained", "init_weights", "seed"),
-    *("cache_images", "checkpoint", "micro_batch"),
+# The fields of the config classes that a file of experiments may set, in the order of its keys.
+_FIELDS = (
+    (ModelConfig, "family name alpha beta"),
+    (DataConfig, "input_size"),
+    (ModelConfig, "num_classes output_stride weights"),
+    (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
+    (TrainConfig, "study_softmax pretrained init_weights seed data_root save_dir cache_images"),
+    (TrainConfig, "checkpoint micro_batch"),
+    (MapConfig, "method pc1_range target map_size"),
+    (DataConfig, "test_dataset split classes"),
+    (BoxConfig, "cub_root"),
+    (DataConfig, "metadata_root dataset_name"),
+    (BoxConfig, "cam_curve_interval"),
+    (SizeConfig, "num_samples shares seed"),
+    (RunConfig, "batch_size precision channels_last compile device num_workers strict"),
 )
+# Keys that are called otherwise than the options of the commands: there each is in its command.
+_OTHER_NAMES = {
+    (ModelConfig, "weights"): "weight_path",
+    (SizeConfig, "seed"): "erf_seed",
+    (RunConfig, "batch_size"): "eval_batch_size",
+}
+_KEYS = {
+    _OTHER_NAMES.get((config, name), declared(config)[name].option): (config, name)
+    for config, names in _FIELDS
+    for name in names.split()
+}
+# Settings of the training alone; the model's and `input_size` count for training and scores.
+TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
 # Settings that say how and where to compute, not what: they may change once a result is there.
 HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]
-_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _checked_size(size: object) -> int | str:
@@ -48,60 +74,46 @@ def _checked_size(size: object) -> int | str:
     return size if size == "input" or isinstance(size, int) else shape_text(shape)
 
 
-class Settings(BaseModel):
-    """One experiment, completely: the defaults are those of the single commands."""
+def _typed(found: Declared) -> tuple[Any, Any]:
+    """Return the type and the default that pydantic takes for a declared setting."""
+    kind = Literal[found.choices] if found.choices else found.kind
+    if kind is Path:
+        kind = PathText
+    if kind is float:
+        kind = Annotated[float, Field(allow_inf_nan=False)]
+    if (limits := found.range) is not None:
+        ends = {("gt" if limits.min_open else "ge"): limits.min}
+        ends |= {("lt" if limits.max_open else "le"): limits.max}
+        kind = Annotated[kind, Field(**{k: v for k, v in ends.items() if v is not None})]
+    return (kind | None if found.optional else kind), found.default
+
+
+# Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
+_CHANGED: dict[str, dict] = {
+    "model_family": {"optional": False, "default": ...},
+    "input_size": {"optional": False, "default": TrainConfig.input_size},
+    "output_stride": {"optional": False, "default": 32},
+    "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
+    "p": {"default": SizeConfig.shares[0]},
+}
+
+
+def _fields() -> dict[str, tuple[Any, Any]]:
+    """Return the type and the default of each key of an experiment."""
+    found = {
+        key: _typed(replace(declared(config)[name], **_CHANGED.get(key, {})))
+        for key, (config, name) in _KEYS.items()
+    }
+    # YAML has numbers where a command gets text.
+    found["target"] = (Literal["predicted", "label"] | NonNegativeInt, MapConfig.target)
+    found["map_size"] = (Annotated[Any, AfterValidator(_checked_size)], MapConfig.map_size)
+    return found
+
+
+class _Experiment(BaseModel):
+    """What the settings of an experiment mean together, and the configs that they make."""
 
     model_config = STRICT
-
-    model_family: Literal["convnext", "replknet", "slak", "slak_flex"]
-    model: str | None = None
-    alpha: FiniteFloat | None = None
-    beta: FiniteFloat | None = None
-    input_size: PositiveInt = 384
-    num_classes: PositiveInt | None = None
-    output_stride: Literal[32, 16] = 32
-    weight_path: PathText | None = None
-
-    epochs: PositiveInt = 100
-    lr: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1e-4
-    aug_mode: Literal["light", "strong"] = "light"
-    batch_size: PositiveInt = 32
-    weight_decay: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] = 1e-4
-    schedule: Literal["constant", "onecycle", "cosine"] = "constant"
-    ls_init: FiniteFloat | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
-    study_softmax: bool = False
-    pretrained: bool = False
-    init_weights: PathText | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    data_root: PathText = Path("datasets/cub-200-2011/CUB_200_2011/images_splitted")
-    save_dir: PathText = Path("weights")
-    cache_images: bool = False
-    checkpoint: Literal["auto", "none", "block", "stage"] = "auto"
-    micro_batch: PositiveInt | None = None
-
-    localization_method: Literal["cam", "pc1"] = "cam"
-    pc1_range: Literal["wrap", "clip", "minmax"] = "wrap"
-    target: Literal["predicted", "label"] | NonNegativeInt = "predicted"
-    map_size: Annotated[Any, AfterValidator(_checked_size)] = "input"
-    test_dataset: str = "cub-200-2011/CUB_200_2011"
-    split: str | None = None
-    classes: PathText | None = None
-    cub_root: PathText | None = None
-    metadata_root: PathText | None = None
-    dataset_name: str | None = None
-    cam_curve_interval: _Share = 0.01
-    num_samples: PositiveInt = 200
-    p: _Share = 0.2
-    erf_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    eval_batch_size: PositiveInt = 8
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
-    compile: bool = False
-    device: str | None = None
-    num_workers: NonNegativeInt = 2
-    strict: bool = False
 
     def unused(self) -> dict[str, str]:
         """Return the keys that mean nothing beside the others, and why."""
@@ -148,50 +160,31 @@ class Settings(BaseModel):
         """Return what a result depends on, as JSON values: unused keys and `HOW` left out."""
         return self.model_dump(mode="json", exclude={*self.unused(), *HOW})
 
+    def _config(self, config: type, **values: Any) -> Any:
+        """Return the config of the keys that are its fields, and of other values."""
+        own = {name: getattr(self, key) for key, (c, name) in _KEYS.items() if c is config}
+        return config(**{**own, **values})
+
     def model_of(self, weights: Path | None) -> ModelConfig:
         """Return the model with these weights; None for a model to be trained."""
-        return ModelConfig(
-            self.model_family,
-            weights,
-            self.model,
-            self.num_classes,
-            self.alpha,
-            self.beta,
-            self.output_stride,
-        )
+        return self._config(ModelConfig, weights=weights)
 
     def training(self) -> TrainConfig:
         """Return how the weights are trained, under a name that these settings alone decide."""
-        names = [f.name for f in fields(TrainConfig) if f.name != "exp_name"]
-        config = TrainConfig(**{name: getattr(self, name) for name in names})
+        config = self._config(TrainConfig, input_size=self.input_size)
         return replace(config, exp_name=self._training_name(config))
 
     def data(self) -> DataConfig:
         """Return the images that are scored."""
-        return DataConfig(
-            self.test_dataset,
-            self.split,
-            self.metadata_root,
-            self.dataset_name,
-            self.input_size,
-            self.classes,
-        )
+        return self._config(DataConfig)
 
     def run(self) -> RunConfig:
         """Return how to compute."""
-        return RunConfig(
-            self.eval_batch_size,
-            self.num_workers,
-            self.device,
-            self.precision,
-            self.channels_last,
-            self.strict,
-            self.compile,
-        )
+        return self._config(RunConfig)
 
     def maps(self) -> MapConfig:
         """Return the maps that are scored."""
-        return MapConfig(self.localization_method, str(self.target), self.map_size, self.pc1_range)
+        return self._config(MapConfig, target=str(self.target))
 
     def map_shape(self) -> tuple[int, int]:
         """Return (H, W) of the maps."""
@@ -199,17 +192,12 @@ class Settings(BaseModel):
 
     def boxes(self) -> BoxConfig:
         """Return the ground truth and the protocol: MaxBoxAcc at IoU 0.5, largest contour."""
-        return BoxConfig(
-            cub_root=self.cub_root,
-            metadata_root=self.metadata_root,
-            dataset_name=self.dataset_name,
-            split=self.split,
-            cam_curve_interval=self.cam_curve_interval,
-        )
+        shared = ("metadata_root", "dataset_name", "split")
+        return self._config(BoxConfig, **{name: getattr(self, name) for name in shared})
 
     def sizes(self) -> SizeConfig:
         """Return the measurement of the ERF size."""
-        return SizeConfig(self.num_samples, (self.p,), self.erf_seed)
+        return self._config(SizeConfig, shares=(self.p,))
 
     def _training_name(self, config: TrainConfig) -> str:
         """Return a name that two trainings share only if all their settings are equal.
@@ -231,6 +219,14 @@ class Settings(BaseModel):
             parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
         return "_".join(parts)
 
+
+Settings = create_model(
+    "Settings",
+    __base__=_Experiment,
+    __module__=__name__,
+    __doc__="One experiment, completely: the defaults are those of the single commands.",
+    **_fields(),
+)
 
 # What decides the weights and is not legible in a training's name.
 _IN_DIGEST = {*TRAINING, "num_classes", "output_stride", "precision", "channels_last"}

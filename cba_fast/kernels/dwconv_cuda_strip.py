@@ -166,8 +166,10 @@ def shared_bytes(strip: _Strip, kernel: Kernel, spans: int, lines: int, images: 
 
 
 def _groups(strip: _Strip, kernel: Kernel, lines: int, images: int) -> tuple[int, int, int]:
-    """Return the number of groups of 16 lines, the lines from one image to the next, and the first
-    line of the last group.
+    """Return how a tile's lines form groups of 16, which warps take.
+
+    Returns:
+        The number of groups, the lines from one image to the next, and the last group's first line.
     """
     pitch = lines + kernel.across // 2
     if strip.standing:

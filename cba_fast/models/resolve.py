@@ -1,17 +1,19 @@
 """Decide which model to build, from what was asked for, what its checkpoint says, and defaults."""
 
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import timm
 from timm.models import is_model_in_modules
 
+from ..choices import Family
 from ..errors import CheckpointError, InputError
 from ..short import Short
 from .checkpoints import Checkpoint
 from .description import PREPROCESSING, ModelDescription
 from .layouts import Layout, detect_layout
 
-FAMILIES = ("convnext", "replknet", "slak", "slak_flex")
+FAMILIES = get_args(Family)
 
 # The model of each family in the study.
 DEFAULT_MODELS = {

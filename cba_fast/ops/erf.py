@@ -6,6 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ..choices import ERF_SHARE
 from ..kernels import cuda_core, erf_cpp, erf_cuda, native
 from ..reference import erf as reference
 from .backends import UNPROVEN, Backend, BackendTable
@@ -15,7 +16,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def erf_size(
-    grad: Tensor, p: float | Sequence[float] = 0.2, *, backend: str | None = None
+    grad: Tensor, p: float | Sequence[float] = ERF_SHARE, *, backend: str | None = None
 ) -> Tensor:
     """Count the pixels that together hold a share p of each image's input gradient.
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from .. import files
+from ..choices import READERS
 from ..data.images import read_size
 from ..data.score_store import ScoreStore
 from ..data.textlines import counted
@@ -104,7 +105,7 @@ def predict_boxes(
     *,
     test_dataset: str | None = None,
     pixels: str | None = None,
-    num_workers: int = 2,
+    num_workers: int = READERS,
     progress: Callable | None = None,
 ) -> Predictions:
     """Find the boxes of stored maps, as MaxBoxAcc counts them.

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from .. import resume
+from ..choices import CHECKPOINT
 from ..data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
 from ..data.textlines import counted
 from ..erf import (
@@ -24,40 +25,18 @@ from ..errors import ImageError, InputError
 from ..files import open_regular, write_npy
 from ..resume import Outputs
 from ..short import Short
-from .inference import autocast, choose_device, memory_format, report_on
+from .inference import report_on
 from .outputs import describe_run
-from .settings import DataConfig, ModelConfig, RunConfig, settings
+from .runtime import Runtime
+from .settings import (
+    DataConfig,
+    ErfMapConfig,
+    ModelConfig,
+    RunConfig,
+    SizeConfig,
+    settings,
+)
 from .size_stats import SizeStats, size_stats
-
-
-@dataclass(frozen=True)
-class SizeConfig:
-    """What ERF sizes are measured on.
-
-    Attributes:
-        num_samples: number of images that are sampled.
-        shares: the values of p, the shares of the gradient.
-        seed: of the sample.
-        score: ``prob``, ``logit`` or ``logprob``, whose gradient is taken.
-    """
-
-    num_samples: int = 200
-    shares: tuple[float, ...] = (0.2,)
-    seed: int = 0
-    score: str = "prob"
-
-
-@dataclass(frozen=True)
-class ErfMapConfig:
-    """What an ERF map is measured on; the defaults are those of RepLKNet's script.
-
-    Attributes:
-        num_images: number of images in the mean.
-        input_size: side of the images in pixels.
-    """
-
-    num_images: int = 50
-    input_size: int = 1024
 
 
 @dataclass(repr=False)
@@ -91,12 +70,12 @@ def compute_sizes(
     images: ImageSet,
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: SizeConfig,
     output: str | os.PathLike,
     *,
     save_map: str | os.PathLike | None = None,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> SizeRun:
@@ -129,7 +108,7 @@ def compute_sizes(
         InputError: fp16 (see :func:`check_precision`).
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
     """
-    records = images.records
+    records, run = images.records, Runtime.of(run)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     used = {"sizes": asdict(config), "with_map": save_map is not None}
     described = run_description(model_config, data, run, [records[i] for i in indices], used)
@@ -183,13 +162,13 @@ def measure_sizes(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: SizeConfig,
     partial: Partial | None = None,
     progress: Callable = lambda steps, count: steps,
     *,
     with_map: bool = False,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
 ) -> Measured:
     """Measure ERF sizes on a sample of `records`; see :func:`compute_sizes` for what is not here.
 
@@ -198,13 +177,14 @@ def measure_sizes(
         partial: keeps the finished part, from which a killed run continues; None keeps nothing.
         with_map: also average the gradients that the sizes are measured on.
     """
-    check_precision(run)
+    run = Runtime.of(run)
+    check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     walk = _walk(records, data.input_size, None, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
-    with autocast(run):
+    with run.autocast():
         found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
     walk.report.check_any(len(found.sizes))
     notes = []
@@ -224,11 +204,11 @@ def compute_map(
     images: ImageSet,
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     config: ErfMapConfig,
     output: str | os.PathLike,
     *,
-    checkpoint: str = "auto",
+    checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
 ) -> MapRun:
@@ -238,7 +218,8 @@ def compute_map(
     file of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
     errors are those of :func:`compute_sizes`; a map that is zero everywhere is an `InputError`.
     """
-    check_precision(run)
+    run = Runtime.of(run)
+    check_precision(run.config)
     size, records = config.input_size, images.records
     walk = map_walk(records, size, run, progress)
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
@@ -250,7 +231,7 @@ def compute_map(
     walk.partial = Partial(output)
     level = checkpoint_level(checkpoint, model, size, run, features=True)
     try:
-        with autocast(run):
+        with run.autocast():
             erf = measure_erf_map(model, walk, config.num_images, checkpoint=level)
     except ValueError as e:
         walk.report.check_any(0)
@@ -266,7 +247,7 @@ def compute_map(
 
 
 def checkpoint_level(
-    checkpoint: str, model: nn.Module, input_size: int, run: RunConfig, *, features: bool = False
+    checkpoint: str, model: nn.Module, input_size: int, run: Runtime, *, features: bool = False
 ) -> str:
     """Return the level of recomputing: `checkpoint`, or what ``auto`` means in this run.
 
@@ -276,8 +257,8 @@ def checkpoint_level(
         return checkpoint
     return choose_checkpoint(
         model,
-        (run.batch_size, 3, input_size, input_size),
-        device=choose_device(run),
+        (run.config.batch_size, 3, input_size, input_size),
+        device=run.device,
         run=(lambda m, x: m.forward_features(x)) if features else None,
     )
 
@@ -285,7 +266,7 @@ def checkpoint_level(
 def map_walk(
     records: Sequence[ImageRecord],
     input_size: int,
-    run: RunConfig,
+    run: Runtime,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
     """Return the walk of an ERF map: all images in order, preprocessed as in RepLKNet's script."""
@@ -298,25 +279,25 @@ def _walk(
     input_size: int,
     transform: Callable | None,
     indices: Sequence[int],
-    run: RunConfig,
+    run: Runtime,
     progress: Callable,
 ) -> Walk:
     return Walk(
         ImageDataset(records, input_size=input_size, transform=transform),
         indices,
-        batch_size=run.batch_size,
-        num_workers=run.num_workers,
-        device=choose_device(run),
-        memory_format=memory_format(run),
+        batch_size=run.config.batch_size,
+        num_workers=run.config.num_workers,
+        device=run.device,
+        memory_format=run.memory_format,
         progress=progress,
-        report=report_on(records, run),
+        report=report_on(records, run.config.strict),
     )
 
 
 def run_description(
     model: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: Runtime,
     records: Sequence[ImageRecord],
     more: dict,
 ) -> dict:
@@ -324,8 +305,8 @@ def run_description(
 
     The number of workers and strictness are not part of it.
     """
-    run = replace(run, device=str(choose_device(run)), num_workers=0, strict=False)
-    return describe_run({**settings(model, data, run), **more}, model.weights, records)
+    how = replace(run.config, device=str(run.device), num_workers=0, strict=False)
+    return describe_run({**settings(model, data, how), **more}, model.weights, records)
 
 
 def as_json(described: dict) -> dict:
@@ -338,10 +319,10 @@ def _map_outputs(path: str | os.PathLike, described: dict) -> Outputs:
     return resume.beside(path, described, json_beside(path).name)
 
 
-def _claim(outputs: Sequence[Outputs], overwrite: bool, run: RunConfig) -> dict | None:
+def _claim(outputs: Sequence[Outputs], overwrite: bool, run: Runtime) -> dict | None:
     """Take the outputs for this run; return the notes of its end if it has ended before."""
     ended = resume.claim(outputs, overwrite)
-    if ended and ended["failed"] and run.strict:
+    if ended and ended["failed"] and run.config.strict:
         raise ImageError(ended["failed"])  # the run that has ended was not strict
     return ended
 

@@ -14,19 +14,18 @@ from ..shapes import map_shape, shape_text
 from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
-from .erf import SizeConfig, measure_sizes
+from .erf import measure_sizes
 from .generate import constant_lines
 from .inference import (
     WaitForMaps,
-    choose_device,
     iter_host_maps,
-    load_float32,
     load_model,
     open_images,
     report_on,
 )
 from .overlap import in_background, one_by_one
 from .resolve import ResolvedRun, resolve
+from .runtime import Runtime
 from .score import (
     Tuned,
     fixed_accuracies,
@@ -35,7 +34,7 @@ from .score import (
     open_boxes,
     transferred_accuracies,
 )
-from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, SizeConfig
 
 
 @dataclass(repr=False)
@@ -72,13 +71,13 @@ class EvaluateResult(Short):
 def evaluate(
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     maps: MapConfig,
     box_config: BoxConfig,
     *,
-    num_samples: int = 200,
-    p: float = 0.2,
-    seed: int = 0,
+    num_samples: int = SizeConfig.num_samples,
+    p: float = SizeConfig.shares[0],
+    seed: int = SizeConfig.seed,
     tuned: Tuned | None = None,
     scored: Callable[[EvaluateResult], None] | None = None,
     progress: Callable | None = None,
@@ -112,11 +111,12 @@ def evaluate(
     records, unknown = _labelled(resolved, records, images, boxes, maps)
     notes += unknown
     evaluator = make_evaluator(boxes, box_config, tuned)
+    run = Runtime.of(run)
     model = load_model(model_config, run)
-    report = report_on(records, run)
+    report = report_on(records, run.config.strict)
     shape = _resized_to(box_config, maps)
     found = iter_host_maps(model, records, data, run, maps, report, scored=shape is None)
-    found = progress(found, -(-len(records) // run.batch_size)) if progress else found
+    found = progress(found, -(-len(records) // run.config.batch_size)) if progress else found
     fixed = fixed_evaluator(boxes, box_config)
     both = [e for e in (evaluator, fixed) if e is not None]
     seen = _score(found, choose_loop(run), both, image_ids, shape)
@@ -138,8 +138,10 @@ def evaluate(
     if scored:
         scored(done)
     if num_samples > 0:
-        model, sizes = load_float32(model, model_config, run), SizeConfig(num_samples, (p,), seed)
-        done.erf, more = _erf_summary(model, records, data, run, sizes, erf_progress)
+        sizes, exact = SizeConfig(num_samples, (p,), seed), Runtime.of(run.config.for_erf())
+        if run.dtype != exact.dtype:
+            model = load_model(model_config, exact)
+        done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress)
         done.notes += more
     return done
 
@@ -183,13 +185,13 @@ class _Seen:
     constant: list[str] = field(default_factory=list)
 
 
-def choose_loop(run: RunConfig) -> Callable:
+def choose_loop(run: Runtime) -> Callable:
     """Return the loop that makes batches and scores them: one after the other, or overlapping.
 
     They overlap where a GPU makes the batches. Beside a model on the CPU, scoring would only take
     the model's cores.
     """
-    return in_background if choose_device(run).type == "cuda" else one_by_one
+    return in_background if run.device.type == "cuda" else one_by_one
 
 
 def _score(
@@ -312,7 +314,7 @@ def _erf_summary(
     model: nn.Module,
     records: list[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: Runtime,
     config: SizeConfig,
     progress: Callable | None,
 ) -> tuple[dict | None, list[str]]:
@@ -321,7 +323,6 @@ def _erf_summary(
     That is one image at a time and in float32. If it is not possible, the summary is None and a
     note says why, because the scores of the boxes are valid without it.
     """
-    run = replace(run, batch_size=1, precision="fp32")
     options = {"progress": progress} if progress else {}
     try:
         found = measure_sizes(model, records, data, run, config, **options)

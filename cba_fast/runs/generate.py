@@ -20,6 +20,7 @@ from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
 from .resolve import resolve
+from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
 
 
@@ -89,7 +90,8 @@ def generate_heatmaps(
     names = map_names(images.records, maps.map_names)
     if maps.target == "label":
         images = replace(images, records=tuple(found.labelled(images.records, images)))
-    model = load_model(model_config, run)
+    runtime = Runtime.of(run)
+    model = load_model(model_config, runtime)
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
@@ -97,8 +99,8 @@ def generate_heatmaps(
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
-    report = report_on(images.records, run)
-    located = iter_localizations(model, images.records, data, run, maps, report, todo)
+    report = report_on(images.records, run.strict)
+    located = iter_localizations(model, images.records, data, runtime, maps, report, todo)
     # Files of an earlier run are cleared only when the first maps have been made, so that a run
     # that fails at its start does not cost them.
     first = list(itertools.islice(located, 1))

@@ -1,7 +1,7 @@
 """From settings to score maps: the one loop behind ``generate-heatmap`` and ``evaluate``."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,98 +12,32 @@ from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_
 from ..data.byte_images import normalize_bytes, resize_to_bytes
 from ..data.reading import Report, cut, read_batches
 from ..errors import ImageError, InputError
-from ..models import build_model, inference_form
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
 from .compiled import compiled_form
 from .overlap import ahead
+from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 
 # Waits for a batch, in any thread; returns the indices of the images that have a map, and the maps.
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(run: RunConfig) -> torch.device:
-    """Return the device of a run.
-
-    Raises:
-        InputError: the device is unknown or not there, or cannot compute in `run.precision`.
-    """
-    name = run.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise InputError(f"device {name!r} cannot be used: {str(e).splitlines()[0]}") from e
-    if device.type == "meta":
-        raise InputError("device 'meta' holds no numbers to compute with")
-    if device.type == "cpu" and run.precision == "fp16":
-        raise InputError("precision fp16 needs a GPU; on CPUs use fp32 or bf16")
-    return device
-
-
-def build(config: ModelConfig) -> nn.Module:
-    """Build the model on the CPU, as it was trained.
-
-    Raises:
-        InputError, CheckpointError: as `cba_fast.models.build_model`.
-    """
-    return build_model(
-        config.family,
-        model=config.name,
-        checkpoint=config.weights,
-        num_classes=config.num_classes,
-        alpha=config.alpha,
-        beta=config.beta,
-        output_stride=config.output_stride,
-    )
-
-
-def load_model(config: ModelConfig, run: RunConfig) -> nn.Module:
+def load_model(config: ModelConfig, run: RunConfig | Runtime) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
         CheckpointError: the weights cannot be loaded.
     """
-    device = choose_device(run)
-    return inference_form(
-        build(config),
-        device=device,
-        dtype=PRECISIONS[run.precision] or torch.float32,
-        channels_last=run.channels_last,
-    )
+    run = Runtime.of(run)
+    return run.form_of(config.build())
 
 
-def load_float32(model: nn.Module, config: ModelConfig, run: RunConfig) -> nn.Module:
-    """Return `model` if it was loaded for a run in float32, else load it for one.
-
-    Raises:
-        CbaError: as `load_model`.
-    """
-    if PRECISIONS[run.precision] is None:
-        return model
-    return load_model(config, replace(run, precision="fp32"))
-
-
-def memory_format(run: RunConfig) -> torch.memory_format:
-    """Return the memory format of the run's images and weights."""
-    return torch.channels_last if run.channels_last else torch.contiguous_format
-
-
-def autocast(run: RunConfig) -> AbstractContextManager:
-    """Return the autocast context of the run's precision."""
-    dtype = PRECISIONS[run.precision]
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(choose_device(run).type, dtype=dtype)
-
-
-def report_on(records: Sequence[ImageRecord], run: RunConfig) -> Report:
+def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:
     """Return an empty report that names the images of `records` by their ids."""
-    return Report(strict=run.strict, name=lambda i: records[i].image_id)
+    return Report(strict=strict, name=lambda i: records[i].image_id)
 
 
 def open_images(data: DataConfig) -> ImageSet:
@@ -131,7 +65,7 @@ def iter_localizations(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     maps: MapConfig,
     report: Report,
     batches: Sequence[Sequence[int]] | None = None,
@@ -145,7 +79,7 @@ def iter_localizations(
         records: the images.
         data, run, maps: settings.
         report: gets the truncated images, the unreadable ones and those whose features overflow.
-        batches: indices of each batch; None for all records, cut by ``run.batch_size``.
+        batches: indices of each batch; None for all records, cut by the batch size.
 
     Returns:
         An iterator over the indices of the images of a batch that have a map (not empty) and their
@@ -156,8 +90,9 @@ def iter_localizations(
         InputError: `target` "label" without labels, a target that the model does not have (both
             at once, before the first image), maps that the method cannot make.
     """
+    run = Runtime.of(run)
     waits = iter_host_maps(model, records, data, run, maps, report, batches)
-    depth = 1 if choose_device(run).type == "cuda" else 0
+    depth = 1 if run.device.type == "cuda" else 0
     found = (wait() for wait in ahead(waits, depth))
     return ((indices, host_maps.localization()) for indices, host_maps in found if indices)
 
@@ -166,7 +101,7 @@ def iter_host_maps(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     maps: MapConfig,
     report: Report,
     batches: Sequence[Sequence[int]] | None = None,
@@ -187,11 +122,12 @@ def iter_host_maps(
     Raises:
         ImageError, InputError: as `iter_localizations`, at once, by a step, or by its function.
     """
+    run = Runtime.of(run)
     check_target(model, records, maps)
     if batches is None:
-        batches = cut(range(len(records)), run.batch_size)
-    if run.compile:
-        model = compiled_form(model, run.batch_size)
+        batches = cut(range(len(records)), run.config.batch_size)
+    if run.config.compile:
+        model = compiled_form(model, run.config.batch_size)
     return _queued(model, records, data, run, maps, report, batches, scored)
 
 
@@ -222,7 +158,7 @@ def _queued(
     model: nn.Module,
     records: Sequence[ImageRecord],
     data: DataConfig,
-    run: RunConfig,
+    run: Runtime,
     maps: MapConfig,
     report: Report,
     batches: Sequence[Sequence[int]],
@@ -232,16 +168,16 @@ def _queued(
         ImageDataset(records, data.input_size, resize_to_bytes(data.input_size)),
         batches,
         report,
-        num_workers=run.num_workers,
-        device=choose_device(run),
-        memory_format=memory_format(run),
+        num_workers=run.config.num_workers,
+        device=run.device,
+        memory_format=run.memory_format,
         finish=normalize_bytes,
     )
     for batch in read:
         if batch.images is None:
             continue
         first = records[batch.indices[0]].image_id
-        with _naming(first), autocast(run):
+        with _naming(first), run.autocast():
             found = localize_on_device(
                 model,
                 batch.images,

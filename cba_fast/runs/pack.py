@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import resume
+from ..choices import READERS
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
 from ..shapes import Size
 from ..wsol import MapFolder, MapReading, read_maps, read_score_map
 from .outputs import StoreFolder
+from .settings import BoxConfig
 
 
 @dataclass
@@ -29,8 +31,8 @@ def pack_maps(
     eval_size: Size = None,
     resize: bool = False,
     overwrite: bool = False,
-    clip: float = 0.0,
-    num_workers: int = 2,
+    clip: float = BoxConfig.clip,
+    num_workers: int = READERS,
     progress: Callable | None = None,
 ) -> PackResult:
     """Store the bytes of all maps below a folder, under the names of their files.

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from ..choices import INPUT_SIZE
 from ..data import ImageRecord, ImageSet, model_labels, read_class_names
 from ..models import Checkpoint, ModelDescription, read_checkpoint
 from ..models.resolve import Resolved, resolve_description
 from ..short import Short
 from .settings import DataConfig, ModelConfig
-
-STUDY_INPUT_SIZE = 384
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +66,7 @@ def resolve(model: ModelConfig, data: DataConfig, *, swept: bool = False) -> Res
         input_size=data.input_size,
         alpha=model.alpha,
         beta=model.beta,
-        default_input_size=STUDY_INPUT_SIZE,
+        default_input_size=INPUT_SIZE,
     )
     if swept:
         resolved = replace(

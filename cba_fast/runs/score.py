@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..choices import READERS
 from ..data import load_boxes
 from ..data.boxes import Boxes
 from ..data.metadata import find_folder
@@ -153,7 +154,7 @@ def score_folder(
     tuned: Tuned | None = None,
     progress: Callable | None = None,
     statistics: Statistics | None = None,
-    num_workers: int = 2,
+    num_workers: int = READERS,
 ) -> ScoreResult:
     """Score stored maps against boxes.
 

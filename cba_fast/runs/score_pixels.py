@@ -1,35 +1,20 @@
 """The command ``pixel-eval``: score stored maps against masks by PxAP."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..choices import READERS
 from ..data.masks import OFFICIAL_SIZE, load_masks
-from ..shapes import Size
 from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
 from ..wsol.map_reading import ambiguous_lines, prefetch
-
-
-@dataclass(frozen=True)
-class PixelConfig:
-    """The masks and the protocol of PxAP; see `load_masks`, `PixelEvaluator` and `MapReading`."""
-
-    mask_root: Path
-    metadata_root: Path
-    dataset_name: str | None = None
-    split: str | None = None
-    cam_curve_interval: float = 0.01
-    eval_size: Size = None
-    resize_maps: bool = False
-    missing_as_miss: bool = False
-    clip: float = 0.0
+from .settings import PixelConfig
 
 
 def score_pixels(
     np_root: Path,
     config: PixelConfig,
     progress: Callable | None = None,
-    num_workers: int = 2,
+    num_workers: int = READERS,
 ) -> tuple[PixelResult, list[str]]:
     """Score stored maps against masks.
 

@@ -20,30 +20,9 @@ from ..wsol import (
     compare,
     correct_classes,
 )
+from .settings import Statistics
 
 Predictions = Mapping[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Which statistics to compute.
-
-    Attributes:
-        predictions: a file of ranked classes, for top-1 and top-5 localization.
-        compare: the maps of another run over the same images, to compare with.
-        compare_predictions: the ranked classes of that run.
-        num_resamples: number of bootstrap resamples; 0 for no intervals. A comparison needs some.
-        confidence, seed: confidence level and random seed of the bootstrap.
-        per_class: whether to compute the accuracies of each class.
-    """
-
-    predictions: Path | None = None
-    compare: Path | None = None
-    compare_predictions: Path | None = None
-    num_resamples: int = 0
-    confidence: float = 0.95
-    seed: int = 0
-    per_class: bool = False
 
 
 @dataclass(repr=False)

@@ -1,74 +1,180 @@
-"""The settings that the commands share. Plain data; every check that needs files happens later."""
+"""The settings that the commands share, each declared once: type, default, choices, help text.
 
-from dataclasses import asdict, dataclass, replace
+Plain data; every check that needs files happens later. `cba_fast.runs.declare` says what is made
+from a declaration.
+"""
+
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
+from ..choices import (
+    CAM_CURVE_INTERVAL,
+    CONFIDENCE,
+    ERF_SHARE,
+    Contours,
+    Family,
+    MapNames,
+    Method,
+    Pc1Range,
+    Precision,
+    Score,
+)
 from ..data.records import DEFAULT_SPLIT
-from ..shapes import Size
+from ..shapes import MOST, Size
+from .declare import Count, Positive, Range, Seed, Share, same, setting
+
+Side = Annotated[int, Range(1, MOST)]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says.
+    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says."""
 
-    `output_stride` 16 keeps the last feature maps at 1/16 of the input, for small inputs.
-    """
+    group: ClassVar[str] = "Model"
 
-    family: str | None = None
-    weights: Path | None = None
-    name: str | None = None
-    num_classes: int | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    output_stride: int | None = None
+    family: Family | None = setting(
+        None,
+        "Family of the model, such as replknet.",
+        option="model_family",
+        otherwise="the checkpoint's",
+    )
+    weights: Path | None = setting(
+        None,
+        "Checkpoint file, such as weights/rep_best.pth. One of train-wsol says all that the other"
+        " options of the model say.",
+        option=("weights", "fine_tuned_weight_name"),
+    )
+    name: str | None = setting(
+        None,
+        "Model name, such as replknet_31b.",
+        option="model",
+        otherwise="the checkpoint's, else the family's base model",
+    )
+    num_classes: Positive | None = setting(
+        None, "Number of classes, such as 200; checked against the checkpoint's head."
+    )
+    alpha: float | None = setting(
+        None,
+        "slak_flex: weight of the strips, such as 0.5.",
+        otherwise="the checkpoint's, else 1",
+    )
+    beta: float | None = setting(
+        None,
+        "slak_flex: weight of the square kernel, such as 0.5.",
+        otherwise="the checkpoint's, else 0",
+    )
+    output_stride: Literal[32, 16] | None = setting(
+        None,
+        "16: feature maps at 1/16 of the input, for small inputs; as in the training.",
+        otherwise="the checkpoint's, else 32",
+    )
+
+    def build(self, **options):
+        """Build the model on the CPU, as it was trained.
+
+        Args:
+            options: other arguments of `cba_fast.models.build_model`, which stand before these.
+
+        Raises:
+            InputError, CheckpointError: as `cba_fast.models.build_model`.
+        """
+        from ..models import build_model  # needs torch, which these settings do without
+
+        own = asdict(self)
+        named = {"model": own.pop("name"), "checkpoint": own.pop("weights")}
+        return build_model(own.pop("family"), **{**named, **own, **options})
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: a name below ``datasets/`` or a folder, and how it is read.
+    """Which images, and how they are read. `input_size` None is the checkpoint's."""
 
-    `input_size` None is the checkpoint's (see `cba_fast.runs.resolve`). `classes` is a file that
-    names the model's classes in the order of their labels, one per line.
-    """
+    group: ClassVar[str] = "Images"
 
-    test_dataset: str
-    split: str | None = None
-    metadata_root: Path | None = None
-    dataset_name: str | None = None
-    input_size: int | None = None
-    classes: Path | None = None
+    test_dataset: str = setting(
+        help="Images: a name below datasets/ or a folder, of class folders or CUB_200_2011."
+    )
+    split: str | None = setting(
+        None,
+        "Split of CUB_200_2011 (train, test or all), or folder below the metadata root, such as"
+        " val.",
+        otherwise="test, or the split whose folder `metadata_root` is",
+    )
+    metadata_root: Path | None = setting(
+        None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
+    )
+    dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
+    input_size: Side | None = setting(
+        None,
+        "Side to which images are resized, such as 384.",
+        otherwise="the checkpoint's, else 384",
+    )
+    classes: Path | None = setting(
+        None, "File that names the model's classes in the order of their labels, one per line."
+    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How to compute. `device` None takes CUDA where it is available.
+    """How to compute; `cba_fast.runs.runtime` makes devices and dtypes of it.
 
     `compile` is for the maps' features alone; see `cba_fast.runs.compiled`.
     """
 
-    batch_size: int = 8
-    num_workers: int = 2
-    device: str | None = None
-    precision: str = "fp32"
-    channels_last: bool = True
-    strict: bool = False
-    compile: bool = False
+    group: ClassVar[str] = "Compute"
+
+    batch_size: Positive = setting(8, "Images at once, such as 16.")
+    num_workers: Count = setting(2, "Processes that read images; 0: none beside this one.")
+    device: str | None = setting(
+        None, "Device, such as cpu, cuda or cuda:1.", otherwise="cuda where it is available"
+    )
+    precision: Precision = setting(
+        "fp32",
+        "bf16 and fp16: autocast. On CPUs without bf16 instructions, bf16 is far slower.",
+    )
+    channels_last: bool = setting(True, "Keep the channels of the model's tensors innermost.")
+    strict: bool = setting(False, "End at the first unreadable image.")
+    compile: bool = setting(
+        False, "Compile the model with torch.compile; on a GPU it runs as one CUDA graph."
+    )
+
+    def for_erf(self) -> "RunConfig":
+        """Return how ERF sizes beside scores are measured: image by image, in float32."""
+        return replace(self, batch_size=1, precision="fp32", compile=False)
 
 
 @dataclass(frozen=True)
 class MapConfig:
     """Which map of which class.
 
-    `target` is ``predicted``, ``label`` or a class index; `map_size` a side, (H, W), "HxW", or
-    "input" (or None) for the size of the network's input; `map_names` a rule of
-    :func:`cba_fast.data.map_names`.
+    `map_size` is a side, (H, W), "HxW", or "input" (or None) for the size of the network's input.
     """
 
-    method: str = "cam"
-    target: str = "predicted"
-    map_size: Size = "input"
-    pc1_range: str = "wrap"
-    map_names: str | None = None
+    group: ClassVar[str] = "Map"
+
+    method: Method = setting(
+        "cam",
+        "Class activation map, or first principal component of its parts.",
+        option="localization_method",
+    )
+    target: Annotated[str, "target"] = setting(
+        "predicted", "Class to explain: the top-1, the image's label, or a 0-based index."
+    )
+    map_size: Annotated[Size, "size or input"] = setting(
+        "input",
+        "Size of the maps in pixels, such as 224 or 224x320 (height x width); input: that of"
+        " `input_size`.",
+    )
+    pc1_range: Pc1Range = setting(
+        "wrap", "PC1 values outside [0, 1]: wrap as the study's code does, clip, or rescale."
+    )
+    map_names: MapNames | None = setting(
+        None,
+        "Names of the maps: study, <class>/<name up to its first dot>, or official, the whole"
+        " image id.",
+        otherwise="study, unless two images would get the same name",
+    )
 
     def at(self, input_size: int) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
@@ -77,24 +183,122 @@ class MapConfig:
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Which ground truth, and the protocol of the score.
+    """Which ground truth, and the protocol of the score."""
 
-    `threshold` is one at which the accuracy is wanted beside the best one.
-    """
+    group: ClassVar[str] = "Score"
 
-    cub_root: Path | None = None
-    metadata_root: Path | None = None
-    dataset_name: str | None = None
-    split: str | None = None
-    iou_thr: float = 0.5
-    cam_curve_interval: float = 0.01
-    contours: str = "largest"
-    eval_size: Size = None
-    resize_maps: bool = False
-    missing_as_miss: bool = False
-    clip: float = 0.0
-    allow_beyond: bool = False
-    threshold: float | None = None
+    cub_root: Path | None = setting(None, "CUB_200_2011 folder, whose boxes are taken.")
+    metadata_root: Path | None = same(DataConfig, "metadata_root")
+    dataset_name: str | None = same(DataConfig, "dataset_name")
+    split: str | None = same(DataConfig, "split")
+    iou_thr: Share = setting(0.5, "IoU from which a box counts as right, such as 0.7.")
+    cam_curve_interval: Annotated[float, Range(1e-5, 1)] = setting(  # up to 100,000 thresholds
+        CAM_CURVE_INTERVAL, "Step between score thresholds; 0.001 in the paper's runs."
+    )
+    contours: Contours = setting(
+        "largest", "Boxes of the largest contour (MaxBoxAcc), of all (MaxBoxAccV2), or both."
+    )
+    eval_size: Annotated[Size, "size"] = setting(None, "Demand maps of this size, such as 224.")
+    resize_maps: bool = setting(False, "Resize maps to `eval_size` instead.")
+    missing_as_miss: bool = setting(False, "Count images without a map as misses.")
+    clip: Annotated[float, Range(0, 0.01)] = setting(
+        0.0,
+        "Clip values that leave [0, 1] by no more than this, such as 1e-5; others are refused.",
+    )
+    allow_beyond: bool = setting(
+        False,
+        "Go on where more than a tenth of the boxes lie outside of their images.",
+        option="allow_boxes_beyond",
+    )
+    threshold: Annotated[float, Range(0, 1, max_open=True)] | None = setting(
+        None, "Also score at this share of each map's maximum, such as 0.15."
+    )
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """Which masks, and the protocol of their score."""
+
+    group: ClassVar[str] = "Score"
+
+    mask_root: Path = setting(help="Folder of the mask paths in the metadata.")
+    metadata_root: Path = same(BoxConfig, "metadata_root", default=MISSING)
+    dataset_name: str | None = same(BoxConfig, "dataset_name")
+    split: str | None = same(BoxConfig, "split")
+    cam_curve_interval: Annotated[float, Range(1e-5, 1)] = same(BoxConfig, "cam_curve_interval")
+    eval_size: Annotated[Size, "size"] = same(BoxConfig, "eval_size")
+    resize_maps: bool = same(BoxConfig, "resize_maps")
+    missing_as_miss: bool = same(BoxConfig, "missing_as_miss")
+    clip: Annotated[float, Range(0, 0.01)] = same(BoxConfig, "clip")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is asked for beside the scores; a comparison needs resamples."""
+
+    group: ClassVar[str] = "Score"
+
+    predictions: Path | None = setting(
+        None, "CSV or JSON of ranked classes: adds top-1 and top-5 localization."
+    )
+    compare: Path | None = setting(
+        None, "Maps of another run over the same images: is this run really better?"
+    )
+    compare_predictions: Path | None = setting(
+        None, "Ranked classes of the other run, as `predictions`."
+    )
+    num_resamples: Count = setting(
+        0,
+        "Confidence intervals from this many resamples of the images, such as 1000.",
+        option="bootstrap",
+        otherwise="0, but 1000 with `compare`",
+    )
+    confidence: Annotated[float, Range(0, 1, min_open=True, max_open=True)] = setting(
+        CONFIDENCE, "Confidence level of the intervals, such as 0.99."
+    )
+    seed: Seed = setting(0, "Seed of the resamples.")
+    per_class: bool = setting(False, "Add the figures of each class to `json`.")
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """Which ERF sizes are measured, on how many images. `shares` are the values of p."""
+
+    group: ClassVar[str] = "ERF"
+
+    num_samples: Positive = setting(200, "Images drawn from the set, such as 50.")
+    shares: tuple[Share, ...] = setting(
+        (ERF_SHARE,), "Share of the gradient inside the ERF, such as 0.5.", option="p"
+    )
+    seed: Seed = setting(0, "Seed of the sample.")
+    score: Score = setting("prob", "Top-1 score whose gradient is taken; prob is the study's.")
+
+
+@dataclass(frozen=True)
+class ErfMapConfig:
+    """The ERF map's protocol; the defaults are those of RepLKNet's script."""
+
+    group: ClassVar[str] = "ERF"
+
+    num_images: Positive = setting(50, "Images of the ERF map, such as 20.")
+    input_size: Positive = setting(1024, "Side of the images of the ERF map.")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which mixtures of slak_flex are measured, and on how many images."""
+
+    group: ClassVar[str] = "ERF"
+
+    steps: Annotated[int, Range(2)] = setting(5, "Mixtures from cross to square, both included.")
+    num_images: Positive = setting(
+        4, "Images of each ERF map, the first ones of the set.", option="num_samples"
+    )
+    evaluations: Positive = setting(12, "Most maps that a search adds.")
+
+    def shares(self) -> list[float]:
+        """Return the sweep's shares of the square kernel, 0 to 1."""
+        return [i / (self.steps - 1) for i in range(self.steps)]
 
 
 def settings(*configs) -> dict:

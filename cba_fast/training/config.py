@@ -1,67 +1,80 @@
 """The settings of ``train-wsol``: checks, names of its files, and what two runs must share."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
+from ..choices import CHECKPOINT, INPUT_SIZE, Checkpoint
 from ..data.textlines import shown, unprintable
-from ..erf import CHECKPOINTS
 from ..errors import InputError
+from ..runs.declare import Count, Positive, PositiveNumber, Range, check_values, setting
 from ..runs.settings import ModelConfig
 
-SCHEDULES = ("constant", "onecycle", "cosine")
-AUG_MODES = ("light", "strong")
 # Stochastic depth of the study; 0 for the other families.
 STUDY_DROP_PATH = {"replknet": 0.3}
-SMALLEST_INPUT = 32
 # A file name has 255; what is put before and after the name of an experiment takes up to 30.
 MOST_NAME_BYTES = 220
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The defaults are the study's.
+    """How to train. The defaults are the study's."""
 
-    Attributes:
-        data_root: holds ``{train,test}/<class>/<image>``.
-        epochs, lr, weight_decay, batch_size, input_size: of AdamW and its batches.
-        aug_mode: "light" or "strong".
-        save_dir: where weights and log go.
-        exp_name: their common name; None for ``<family>_r<size>_e<epochs>_lr<lr>_aug<mode>``.
-        schedule: "constant", "onecycle" or "cosine", stepped after each batch; `lr` is the peak.
-        ls_init: initial layer scale of convnext, slak and slak_flex; None for the model's 1e-6.
-        drop_path: stochastic depth of the last block; None for the study's.
-        study_softmax: give softmax outputs to the cross-entropy (which takes the softmax of them),
-            as the study does for convnext and slak_flex.
-        pretrained: start from timm's weights (convnext).
-        init_weights: start from a checkpoint; a head of another size is replaced.
-        seed: of weights, order, augmentation and stochastic depth.
-        cache_images: keep the decoded, resized images in memory.
-        checkpoint: recompute activations in the backward pass, with equal results: ``none``,
-            ``block``, ``stage``, or ``auto`` where the memory asks for it.
-        micro_batch: images that a step computes at a time, their gradients added up; None for all.
-            Batch norms then see these parts of a batch.
-    """
+    group: ClassVar[str] = "Training"
 
-    data_root: Path
-    epochs: int = 100
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    batch_size: int = 32
-    input_size: int = 384
-    aug_mode: str = "light"
-    save_dir: Path = Path("weights")
-    exp_name: str | None = None
-    schedule: str = "constant"
-    ls_init: float | None = None
-    drop_path: float | None = None
-    study_softmax: bool = False
-    pretrained: bool = False
-    init_weights: Path | None = None
-    seed: int = 0
-    cache_images: bool = False
-    checkpoint: str = "auto"
-    micro_batch: int | None = None
+    data_root: Path = setting(
+        Path("datasets/cub-200-2011/CUB_200_2011/images_splitted"),
+        "Holds {train,test}/<class>/<image>, or is a CUB_200_2011 folder.",
+    )
+    epochs: Positive = setting(100, "Passes over the training images, such as 10.")
+    lr: PositiveNumber = setting(
+        1e-4, "Learning rate at the peak of the schedule, which takes a step after each batch."
+    )
+    weight_decay: Annotated[float, Range(0.0)] = setting(1e-4, "Weight decay of AdamW.")
+    batch_size: Positive = setting(32, "Images of a step, such as 16.")
+    input_size: Annotated[int, Range(32)] = setting(INPUT_SIZE, "Side of the images in pixels.")
+    aug_mode: Literal["light", "strong"] = setting("light", "Augmentation of the images.")
+    save_dir: Path = setting(Path("weights"), "Folder of the weights and the log.")
+    exp_name: str | None = setting(
+        None,
+        "Name that the files have in common.",
+        otherwise="<family>_r<size>_e<epochs>_lr<lr>_aug<mode>",
+    )
+    schedule: Literal["constant", "onecycle", "cosine"] = setting(
+        "constant", "How the learning rate goes over the steps."
+    )
+    ls_init: PositiveNumber | None = setting(
+        None,
+        "Initial layer scale of convnext, slak and slak_flex; 1 to train small sets anew.",
+        otherwise="the model's 1e-6",
+    )
+    drop_path: Annotated[float, Range(0, 1, max_open=True)] | None = setting(
+        None,
+        "Stochastic depth of the last block, such as 0.1.",
+        otherwise="0.3 for replknet, else 0",
+    )
+    study_softmax: bool = setting(
+        False,
+        "Give softmax outputs to the cross-entropy, which takes the softmax of them, as the study"
+        " does for convnext and slak_flex.",
+    )
+    pretrained: bool = setting(False, "convnext: start from timm's weights (downloads).")
+    init_weights: Path | None = setting(
+        None, "Start from a checkpoint; a head of other classes is replaced."
+    )
+    seed: Count = setting(0, "Seed of weights, order, augmentation and stochastic depth.")
+    cache_images: bool = setting(False, "Keep the decoded, resized images in memory.")
+    checkpoint: Checkpoint = setting(
+        CHECKPOINT,
+        "Keep no activations within blocks or stages but compute them again in the backward pass"
+        " (less memory, a forward pass more time); auto: where memory is short.",
+    )
+    micro_batch: Positive | None = setting(
+        None,
+        "Compute so many images of a batch at a time and add up their gradients, for want of"
+        " memory; batch norms then see these parts, for example 8.",
+        otherwise="the whole batch",
+    )
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
@@ -104,37 +117,12 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
     """
     family, name = model_config.family, exp_name(model_config, config)
     name_bytes = len(name.encode(errors="surrogatepass"))
+    check_values(config)
     rules = [
-        (config.epochs >= 1, f"`epochs` must be at least 1, got {config.epochs}"),
-        (config.batch_size >= 1, f"`batch_size` must be at least 1, got {config.batch_size}"),
-        (_positive(config.lr), f"`lr` must be positive and finite, got {config.lr}"),
         (
-            config.weight_decay == 0 or _positive(config.weight_decay),
-            f"`weight_decay` must be 0 or positive and finite, got {config.weight_decay}",
-        ),
-        (
-            config.input_size >= SMALLEST_INPUT,
-            f"`input_size` must be at least {SMALLEST_INPUT}, got {config.input_size}",
-        ),
-        (config.seed >= 0, f"`seed` must not be negative, got {config.seed}"),
-        (config.aug_mode in AUG_MODES, f"`aug_mode` {config.aug_mode!r} is not one of {AUG_MODES}"),
-        (config.schedule in SCHEDULES, f"`schedule` {config.schedule!r} is not one of {SCHEDULES}"),
-        (
-            config.checkpoint in CHECKPOINTS,
-            f"`checkpoint` {config.checkpoint!r} is not one of {CHECKPOINTS}",
-        ),
-        (
-            config.micro_batch is None or 1 <= config.micro_batch <= config.batch_size,
+            config.micro_batch is None or config.micro_batch <= config.batch_size,
             f"`micro_batch` must be in 1 to `batch_size` {config.batch_size}, got "
             f"{config.micro_batch}",
-        ),
-        (
-            config.drop_path is None or 0 <= config.drop_path < 1,
-            f"`drop_path` must be in [0, 1), got {config.drop_path}",
-        ),
-        (
-            config.ls_init is None or _positive(config.ls_init),
-            f"`ls_init` must be positive and finite, got {config.ls_init}",
         ),
         (
             config.ls_init is None or family != "replknet",
@@ -172,7 +160,3 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
     for holds, message in rules:
         if not holds:
             raise InputError(message)
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0

@@ -15,8 +15,8 @@ from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import ImageError, InputError
 from ..resume import list_fingerprint
-from ..runs.inference import choose_device, report_on
-from ..runs.settings import RunConfig
+from ..runs.inference import report_on
+from ..runs.runtime import Runtime
 from ..short import Short
 
 SPLITS = ("train", "test")
@@ -224,11 +224,11 @@ class PixelReader:
         images: ImageSet,
         prepare: Callable,
         vary: Callable | None,
-        run: RunConfig,
+        run: Runtime,
         *,
         cached: bool,
     ):
-        self.report = report_on(images.records, run)
+        self.report = report_on(images.records, run.config.strict)
         self._images, self._vary, self._run = images, vary, run
         self._failed: set[int] = set()
         self._keys: list[list[tuple[int, int]]] = []
@@ -252,12 +252,12 @@ class PixelReader:
         for read in self._loader:
             self._note(read)
             pixels = None if read["pixels"] is None else torch.from_numpy(read["pixels"])
-            if pixels is not None and choose_device(self._run).type == "cuda":
+            if pixels is not None and self._run.device.type == "cuda":
                 pixels = pixels.pin_memory()
             yield PixelBatch(read["indices"], pixels)
 
     def _make_loader(self, dataset: PixelDataset, keys: list, persistent: bool) -> DataLoader:
-        workers = self._run.num_workers
+        workers = self._run.config.num_workers
         return DataLoader(
             dataset,
             batch_sampler=keys,

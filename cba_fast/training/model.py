@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import CbaError, CheckpointError, InputError
-from ..models import build_model, detect_layout, read_checkpoint
+from ..models import detect_layout, read_checkpoint
 from ..runs.settings import ModelConfig
 from .config import TrainConfig, drop_path_rate
 
@@ -52,13 +52,13 @@ def initial_model(
     if config.ls_init is not None:
         options[LAYER_SCALE[model_config.family]] = config.ls_init
     if continued is not None:
-        model = _build(model_config, checkpoint=continued, **options)
+        model = model_config.build(checkpoint=continued, num_classes=None, **options)
     elif config.init_weights is not None:
         model = _from_checkpoint(model_config, config, num_classes, class_names, options, log)
     elif config.pretrained:
         model = _pretrained(model_config, num_classes, options)
     else:
-        model = _build(model_config, num_classes=num_classes, **options)
+        model = model_config.build(num_classes=num_classes, **options)
     if config.study_softmax and not model.study_softmax:
         raise InputError(
             f"`study_softmax`: the layout of {config.init_weights} has no softmax in the study"
@@ -72,20 +72,9 @@ def initial_model(
     return model
 
 
-def _build(model_config: ModelConfig, **options) -> nn.Module:
-    return build_model(
-        model_config.family,
-        model=model_config.name,
-        alpha=model_config.alpha,
-        beta=model_config.beta,
-        output_stride=model_config.output_stride,
-        **options,
-    )
-
-
 def _pretrained(model_config: ModelConfig, num_classes: int, options: dict) -> nn.Module:
     try:
-        return _build(model_config, num_classes=num_classes, pretrained=True, **options)
+        return model_config.build(num_classes=num_classes, pretrained=True, **options)
     except CbaError:
         raise
     except Exception as e:  # the hub's client raises many types: OSError, HTTP and proxy errors
@@ -101,7 +90,7 @@ def _from_checkpoint(model_config, config, num_classes, class_names, options, lo
     checkpoint = read_checkpoint(path)
     if (layout := detect_layout(checkpoint.state)) is not None and layout.name == "merged":
         raise CheckpointError(f"{path}: its branches are merged for inference; train the original")
-    model = _build(model_config, checkpoint=path, **options)
+    model = model_config.build(checkpoint=path, num_classes=None, **options)
     recorded = checkpoint.description
     source = f"weights from {path}" + (f" ({checkpoint.taken})" if checkpoint.taken else "")
     for name in ("output_stride", "alpha", "beta") if recorded else ():

@@ -10,8 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.textlines import counted
 from ..erf.recompute import LEVELS, Kept, kept_in_training
 from ..errors import InputError
-from ..runs.inference import autocast, choose_device
-from ..runs.settings import RunConfig
+from ..runs.runtime import Runtime
 from .augment import resize
 from .config import TrainConfig
 from .data import Splits, cut_batches, plan_epoch
@@ -55,7 +54,7 @@ def prepare(
     model: nn.Module,
     splits: Splits,
     config: TrainConfig,
-    run: RunConfig,
+    run: Runtime,
     free: int | None,
     log: Callable[[str], None],
 ) -> str:
@@ -83,9 +82,9 @@ def prepare(
         for batch in {len(b): b for b in batches}.values()
         for part in cut_batches(batch, config.micro_batch or len(batch), join_last=norms)
     ]
-    device, classes = choose_device(run), len(splits.train.class_names)
+    classes = len(splits.train.class_names)
     weights = sum(p.numel() for p in model.parameters())
-    log(f"Device       : {_described(device)}, {run.precision}")
+    log(f"Device       : {_described(run)}, {run.config.precision}")
     log(f"Model        : {name}, {weights / 1e6:.2f} M weights, {classes} classes")
     size = config.input_size
     log(
@@ -101,10 +100,11 @@ def prepare(
     return memory.checkpoint
 
 
-def _described(device: torch.device) -> str:
+def _described(run: Runtime) -> str:
+    device = run.device
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({counted(torch.get_num_threads(), 'thread')})"
+    return f"{device} ({counted(run.threads, 'thread')})"
 
 
 def _deviations(config: TrainConfig, batches: list, norms: bool) -> str:
@@ -117,7 +117,7 @@ def _deviations(config: TrainConfig, batches: list, norms: bool) -> str:
     return text
 
 
-def _check_norms(model: nn.Module, config: TrainConfig, run: RunConfig) -> None:
+def _check_norms(model: nn.Module, config: TrainConfig, run: Runtime) -> None:
     try:
         _kept(model, config, run, 1, "none")
     except ValueError as e:
@@ -128,27 +128,27 @@ def _check_norms(model: nn.Module, config: TrainConfig, run: RunConfig) -> None:
         ) from e
 
 
-def _kept(model: nn.Module, config: TrainConfig, run: RunConfig, images: int, level: str) -> Kept:
+def _kept(model: nn.Module, config: TrainConfig, run: Runtime, images: int, level: str) -> Kept:
     def forward(shadow: nn.Module, x: Tensor) -> Tensor:
-        with autocast(run):
+        with run.autocast():
             return shadow(x)
 
     shape = (images, 3, config.input_size, config.input_size)
-    return kept_in_training(model, shape, level, device=choose_device(run).type, run=forward)
+    return kept_in_training(model, shape, level, device=run.device.type, run=forward)
 
 
 def _fitting(
     model: nn.Module,
     splits: Splits,
     config: TrainConfig,
-    run: RunConfig,
+    run: Runtime,
     images: int,
     free: int | None,
 ) -> Memory:
     """Return the estimate for the first level that fits, or else for the one that needs least."""
     state = _COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
     state += sum(b.nbytes for b in model.buffers())
-    if config.cache_images and choose_device(run).type == "cpu":
+    if config.cache_images and run.device.type == "cpu":
         for images_of, mode in ((splits.train, config.aug_mode), (splits.test, None)):
             state += 3 * resize(config.input_size, mode).size[0] ** 2 * len(images_of)
     found = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError
 from ..models import save_state_dict_file
-from ..runs.inference import choose_device
+from ..runs.runtime import Runtime
 from ..runs.settings import ModelConfig, RunConfig
 from ..short import Short
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
@@ -87,7 +87,8 @@ def train(
     """
     started = time.perf_counter()
     check_config(model_config, config)
-    free = free_bytes(choose_device(run))  # before the model takes its share
+    runtime = Runtime.of(run)
+    free = free_bytes(runtime.device)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes)
     record = run_record(model_config, config, run, splits.fingerprint)
     files = RunFiles(model_config, config, record)
@@ -100,8 +101,8 @@ def train(
     model = initial_model(
         model_config, config, len(names), log, continued=continued, class_names=names
     )
-    checkpoint = prepare(model.description.model, model, splits, config, run, free, log)
-    trainer = Trainer(model, splits, config, run, checkpoint=checkpoint)
+    checkpoint = prepare(model.description.model, model, splits, config, runtime, free, log)
+    trainer = Trainer(model, splits, config, runtime, checkpoint=checkpoint)
     if state is None:
         files.begin(trainer.state())
     else:

@@ -16,8 +16,7 @@ from ..data.reading import cut
 from ..erf.recompute import recomputing
 from ..errors import InputError
 from ..models.checkpoints import described
-from ..runs.inference import autocast, choose_device, memory_format
-from ..runs.settings import RunConfig
+from ..runs.runtime import Runtime
 from .augment import CropAndJitter, resize, to_floats
 from .config import TrainConfig
 from .data import EpochPlan, PixelBatch, PixelReader, Splits, cut_batches, plan_epoch
@@ -59,15 +58,15 @@ class Trainer:
         model: nn.Module,
         splits: Splits,
         config: TrainConfig,
-        run: RunConfig,
+        run: Runtime,
         *,
         checkpoint: str = "none",
     ):
         self.config, self.run, self.checkpoint = config, run, checkpoint
         self._has_norms = has_batch_norms(model)
         self.progress = Progress()
-        self.device = choose_device(run)
-        self.model = model.to(self.device, memory_format=memory_format(run))
+        self.device = run.device
+        self.model = model.to(self.device, memory_format=run.memory_format)
         self.num_classes = len(splits.train.class_names)
         mode, size, cached = config.aug_mode, config.input_size, config.cache_images
         vary = CropAndJitter(size) if mode == "strong" else None
@@ -81,7 +80,8 @@ class Trainer:
         )
         steps = config.epochs * len(self._plan(1).batches)
         self._scheduler = _scheduler(self.optimizer, config, steps)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
+        half = run.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
     def train_epoch(self, epoch: int, progress: Callable | None = None) -> EpochFigures:
         """Train one epoch (counted from 1).
@@ -134,7 +134,7 @@ class Trainer:
         for part in cut_batches(np.arange(count), size, join_last=self._has_norms):
             rows = slice(part[0], part[-1] + 1)
             x = self._floats(batch.pixels[rows], flips[rows].to(self.device, non_blocking=True))
-            with recomputing(self.model, self.checkpoint, between=True), autocast(self.run):
+            with recomputing(self.model, self.checkpoint, between=True), self.run.autocast():
                 logits = self.model(x).float()
                 scores = logits.softmax(1) if self.config.study_softmax else logits
                 # With these weights the parts' gradients sum to that of the batch's mean loss.
@@ -163,7 +163,7 @@ class Trainer:
             if batch.pixels is None:
                 continue
             labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
-            with autocast(self.run):
+            with self.run.autocast():
                 logits = self.model(self._floats(batch.pixels))
             finite.append(logits.isfinite().all())
             hits.append((logits.argmax(1) == labels).sum())
@@ -213,7 +213,7 @@ class Trainer:
 
     def _floats(self, pixels: Tensor, flips: Tensor | None = None) -> Tensor:
         x = to_floats(pixels.to(self.device, non_blocking=True), flips)
-        return x.contiguous(memory_format=memory_format(self.run))
+        return x.contiguous(memory_format=self.run.memory_format)
 
     def _check_losses(self, losses: list[Tensor], epoch: int) -> None:
         """Raise InputError if one of the last losses is not finite."""
@@ -229,8 +229,8 @@ class Trainer:
         tried = [f"a lower `lr` than {self.config.lr:g}"]
         if self.config.schedule != "onecycle":
             tried.append("`schedule` onecycle, which warms up")
-        if self.run.precision != "fp32":
-            tried.append(f"`precision` fp32 instead of {self.run.precision}")
+        if self.run.config.precision != "fp32":
+            tried.append(f"`precision` fp32 instead of {self.run.config.precision}")
         return f"try {' or '.join(tried)}"
 
 

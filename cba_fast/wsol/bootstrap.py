@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..choices import CONFIDENCE, SCORE_RESAMPLES
 from ..errors import InputError
 from ..short import Short
 from .box_result import V2_IOUS
@@ -97,8 +98,8 @@ class BootstrapResult(Short):
 def bootstrap(
     evaluator: BoxEvaluator,
     *,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
+    num_resamples: int = SCORE_RESAMPLES,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
     correct: dict[str, np.ndarray] | None = None,
@@ -143,8 +144,8 @@ def compare(
     a: BoxEvaluator,
     b: BoxEvaluator,
     *,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
+    num_resamples: int = SCORE_RESAMPLES,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     missing_as_miss: bool = False,
     correct: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import CAM_CURVE_INTERVAL
 from ..data.boxes import Boxes
 from ..errors import InputError
 from ..ops import best_box_iou
@@ -54,7 +55,7 @@ class BoxEvaluator:
         boxes: Boxes,
         *,
         thresholds: Sequence[float] | None = None,
-        cam_curve_interval: float = 0.01,
+        cam_curve_interval: float = CAM_CURVE_INTERVAL,
         iou_thresholds: Iterable[float] = V2_IOUS,
         contours: str = "both",
         clip: float = 0.0,

@@ -1,17 +1,20 @@
 """Turn a map at feature resolution into the score map that is stored and scored."""
 
+from typing import get_args
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import INPUT_SIZE, Pc1Range
 from ..shapes import Size, map_shape
 from .upsample import resize_bilinear
 
-RANGES = ("wrap", "clip", "minmax")
+RANGES = get_args(Pc1Range)
 
 
-def finish_maps(maps: np.ndarray, size: Size = 384, value_range: str = "clip") -> np.ndarray:
+def finish_maps(maps: np.ndarray, size: Size = INPUT_SIZE, value_range: str = "clip") -> np.ndarray:
     """Upsample, quantize and normalize maps as the study does.
 
     Each map is resized with OpenCV's bilinear ``resize``, quantized to ``uint8(255 * map)`` and
@@ -40,7 +43,7 @@ def finish_maps(maps: np.ndarray, size: Size = 384, value_range: str = "clip") -
     return normalize(u).numpy()
 
 
-def quantize_maps(maps: Tensor, size: Size = 384, value_range: str = "clip") -> Tensor:
+def quantize_maps(maps: Tensor, size: Size = INPUT_SIZE, value_range: str = "clip") -> Tensor:
     """Upsample maps and quantize them to bytes, on the device where they are.
 
     Maps on the CPU are resized one by one with OpenCV, those on another device in one batch by

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import CAM_CURVE_INTERVAL
 from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
 from ..errors import InputError
 from ..short import Short, call
@@ -68,7 +69,9 @@ class PixelEvaluator:
         MaskEvaluator of the official code clovaai/wsolevaluation, whose result it equals.
     """
 
-    def __init__(self, masks: Masks, *, cam_curve_interval: float = 0.01, clip: float = 0.0):
+    def __init__(
+        self, masks: Masks, *, cam_curve_interval: float = CAM_CURVE_INTERVAL, clip: float = 0.0
+    ):
         check_clip(clip)
         if not 0 < cam_curve_interval <= 1:
             raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
