@@ -68,7 +68,7 @@ def gpu_test_files(root: Path) -> list[Path]:
 
     Other files are left out, because one that cannot be imported would stop the collection.
     """
-    files = sorted((root / "tests").glob("test_*.py"))
+    files = sorted((root / "tests").rglob("test_*.py"))
     return [f.relative_to(root) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
 
 

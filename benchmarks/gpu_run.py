@@ -160,7 +160,7 @@ def build(run: Run, limit: float) -> dict:
 def tests_of_triton(run: Run, limit: float) -> dict:
     """Run the tests that need no compiled core, while it is built."""
     return _tests(
-        run, "tests_of_triton", ["tests/test_dwconv_gpu.py"], "triton or automatic", limit
+        run, "tests_of_triton", ["tests/ops/test_dwconv_gpu.py"], "triton or automatic", limit
     )
 
 
@@ -178,14 +178,14 @@ def _tests(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
 
 def sanitizer_triton(run: Run, limit: float) -> dict:
     """Run small cases of the Triton kernels under memcheck."""
-    files = ["tests/test_dwconv_gpu.py"]
+    files = ["tests/ops/test_dwconv_gpu.py"]
     chosen = gpu_commands.SANITIZED_TRITON
     return _sanitized(run, "sanitizer_triton", "memcheck", files, chosen, limit)
 
 
 def sanitizer_cuda(run: Run, limit: float) -> dict:
     """Run small cases of the CUDA kernels under memcheck."""
-    files = ["tests/test_dwconv_gpu.py", "tests/test_quantize.py", *_CUDA_FILES]
+    files = ["tests/ops/test_dwconv_gpu.py", "tests/ops/test_quantize.py", *_CUDA_FILES]
     chosen = gpu_commands.SANITIZED_CUDA
     return _sanitized(run, "sanitizer_cuda", "memcheck", files, chosen, limit)
 
@@ -197,7 +197,8 @@ def sanitizer_races(run: Run, limit: float) -> dict:
 
 
 _CUDA_FILES = tuple(
-    f"tests/test_{name}.py" for name in ("dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda")
+    f"tests/kernels/test_{name}.py"
+    for name in ("dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda")
 )
 
 

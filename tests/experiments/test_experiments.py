@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 NANO = {"model_family": "replknet", "model": "replknet_nano"}
 A = {"name": "a", "model_family": "replknet"}
-DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
+DOCS = Path(__file__).parents[2] / "docs" / "experiments.md"
 
 
 def load(content):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("gpu_commands", "gpu_measure", "gpu_process", "gpu_records", "gpu_run", "gpu_timing")
 
 
@@ -182,6 +182,8 @@ def test_slow_functions_are_called_once_more_and_quick_ones_often(gpu):
 def test_the_gpu_tests_can_be_collected_one_by_one(gpu):
     root = BENCHMARKS.parent
     files = [str(f) for f in gpu["gpu_commands"].gpu_test_files(root)]
-    assert "tests/test_dwconv_gpu.py" in files
-    assert "tests/test_experiments.py" not in files  # needs pydantic, which may not be there
+    assert "tests/ops/test_dwconv_gpu.py" in files
+    assert (
+        "tests/experiments/test_experiments.py" not in files
+    )  # needs pydantic, which may not be there
     assert all((root / f).is_file() for f in files)

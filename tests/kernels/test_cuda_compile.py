@@ -15,7 +15,7 @@ import pytest
 from cba_fast.kernels import cuda_core, native
 from cba_fast.kernels.cuda_archs import capabilities
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RECORDS = sorted((BENCHMARKS / "results" / "gpu_compile").glob("nvcc-*.jsonl"))
 
 

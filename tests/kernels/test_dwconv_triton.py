@@ -16,7 +16,7 @@ from cba_fast.ops import depthwise_conv2d
 from cba_fast.ops.dwconv_choice import TABLES
 from cba_fast.ops.dwconv_gpu import refuses_triton
 
-RUNNER = Path(__file__).parent / "triton_interpreter.py"
+RUNNER = Path(__file__).parents[1] / "triton_interpreter.py"
 BF16 = torch.bfloat16
 
 

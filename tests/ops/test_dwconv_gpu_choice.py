@@ -20,7 +20,7 @@ from cba_fast.ops.dwconv_gpu import bucket, refuses_cuda
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CL = torch.channels_last
 OP = torch.ops.cba_fast.depthwise_conv2d.default
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def meta(*shape, dtype=BF16, memory_format=torch.contiguous_format):

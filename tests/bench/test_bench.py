@@ -20,7 +20,7 @@ from cba_fast.errors import InputError
 from cba_fast.ops import dwconv
 from cba_fast.reference import dwconv as reference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # Turns.

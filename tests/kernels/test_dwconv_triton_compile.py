@@ -17,7 +17,7 @@ from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY, TABLE
 pytest.importorskip("triton.backends.nvidia")
 triton = pytest.importorskip("triton", "3.6", reason="older ones were not tried")
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_compile_table.py"
 RECORDS = BENCHMARKS / "results" / "gpu_compile" / "triton-3.9.jsonl"
 SHARED_BY_CHIP = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}

@@ -12,7 +12,7 @@ from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 from cba_fast.kernels import dwconv_cuda_fma as fma
 from cba_fast.ops.dwconv_choice import TABLES
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 NCHW, CL = torch.contiguous_format, torch.channels_last
 
 # (N, C, H, W), (KH, KW). Together they reach, in forward pass and weight gradient: 4, 6 and 8 rows
