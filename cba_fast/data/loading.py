@@ -3,8 +3,16 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    Normalize,
+    PILToTensor,
+    Resize,
+    ToTensor,
+)
 
 from ..choices import INPUT_SIZE
 from ..errors import ImageError
@@ -28,6 +36,30 @@ def study_transform(input_size: int = INPUT_SIZE) -> Compose:
             Normalize((0.5,) * 3, (0.5,) * 3),
         ]
     )
+
+
+def resize_to_bytes(input_size: int = INPUT_SIZE) -> Compose:
+    """Return the first half of `study_transform`: PIL RGB image -> (3,S,S) uint8.
+
+    Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
+    """
+    resize = Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True)
+    return Compose([resize, PILToTensor(), Tensor.contiguous])
+
+
+def normalize_bytes(images: Tensor) -> Tensor:
+    """Apply the second half of `study_transform` to a batch: (x / 255 - 0.5) / 0.5.
+
+    Args:
+        images: (N,3,S,S) uint8, on any device.
+
+    Returns:
+        (N,3,S,S) float32 in [-1, 1], on the same device and in the same memory format. The bits are
+        those of `study_transform`, on every device.
+    """
+    # Divided by a tensor, because CUDA multiplies by the rounded reciprocal of a number instead.
+    scale = torch.full((), 255.0, device=images.device)
+    return images.float().div_(scale).sub_(0.5).div_(0.5)
 
 
 def erf_map_transform(size: int = 1024) -> Compose:

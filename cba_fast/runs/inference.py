@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
-from ..data.byte_images import normalize_bytes, resize_to_bytes
+from ..data.loading import normalize_bytes, resize_to_bytes
 from ..data.reading import Report, cut, read_batches
 from ..errors import ImageError, InputError
 from ..wsol import Localization
