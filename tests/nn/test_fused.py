@@ -108,6 +108,21 @@ def test_results_are_equal_to_rounding(model, plain_form, n, half):
 
 
 @needs_onednn
+@needs_onednn
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bf16)])
+def test_what_is_not_a_number_stays_so(activation, dtype):
+    """The images of a run whose features overflow are found by it."""
+    x = torch.randn(2, 16, 5, 5).to(dtype).to(memory_format=CL)
+    x[1, 3, 2, 2] = torch.nan
+    layer = nn.Conv2d(16, 24, 1).to(dtype).requires_grad_(False)
+    with torch.inference_mode():
+        assert fused.works(activation, dtype)
+        y = fused.fused_conv(layer, x, activation)
+    assert y[1, :, 2, 2].isnan().all()
+    assert y.isnan().sum() == 24
+
+
 @pytest.mark.parametrize("missing", ["add", "add into", "gelu", "gelu_tanh", "relu"])
 def test_what_a_torch_version_lacks_is_computed_plainly(model, missing, monkeypatch):
     x = images(2)
