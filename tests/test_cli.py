@@ -120,7 +120,7 @@ def test_earlier_modes_become_commands(capsys, line, today):
 def test_earlier_options_that_name_one_output_twice_are_refused(capsys):
     done = run_cli(capsys, "erf-compute", "--definition", "replknet", "--map=m", "--output", "o")
     assert done.status == 2
-    assert "--definition replknet writes one file; name it once: --output" in done.err
+    assert "--definition replknet: give --output once" in done.err
 
 
 def test_tables_are_made_in_one_place():

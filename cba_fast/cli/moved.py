@@ -58,7 +58,7 @@ def of_today(line: list[str]) -> list[str]:
                 earlier = f"{command} {' '.join(moved.mode)}"
                 for name in set(moved.renamed.values()):
                     if found.count(name) > 1:
-                        raise click.UsageError(f"{earlier} writes one file; name it once: {name}")
+                        raise click.UsageError(f"{earlier}: give {name} once")
                 click.echo(f"Warning: {earlier} is now: cba-fast {shlex.join(found)}", err=True)
                 return found
     return line
