@@ -43,6 +43,9 @@ def of_today(line: list[str]) -> list[str]:
     """Return the command line, a command and its arguments, that does what an earlier one did.
 
     What replaces the earlier mode is printed. Lines without such a mode are returned as they are.
+
+    Raises:
+        click.UsageError: two earlier options name what is one option now.
     """
     command, *args = line
     split = [part for arg in args for part in _option(arg)]
@@ -53,6 +56,9 @@ def of_today(line: list[str]) -> list[str]:
                 split[at : at + size] = moved.kept
                 found = [moved.command, *(moved.renamed.get(arg, arg) for arg in split)]
                 earlier = f"{command} {' '.join(moved.mode)}"
+                for name in set(moved.renamed.values()):
+                    if found.count(name) > 1:
+                        raise click.UsageError(f"{earlier}: give {name} once")
                 click.echo(f"Warning: {earlier} is now: cba-fast {shlex.join(found)}", err=True)
                 return found
     return line

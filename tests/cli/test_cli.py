@@ -116,6 +116,12 @@ def test_earlier_modes_become_commands(capsys, line, today):
     assert told.endswith(f"is now: cba-fast {today}\n") if line != today else not told
 
 
+def test_earlier_options_that_name_one_output_twice_are_refused(capsys):
+    done = run_cli(capsys, "erf-compute", "--definition", "replknet", "--map=m", "--output", "o")
+    assert done.status == 2
+    assert "--definition replknet: give --output once" in done.err
+
+
 def test_tables_are_made_in_one_place():
     root = Path(cba_fast.__file__).parent
     made = [p.name for p in root.rglob("*.py") if "rich.table" in p.read_text()]
