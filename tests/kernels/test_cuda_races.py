@@ -17,7 +17,9 @@ from cba_fast.kernels.dwconv_cuda_strip import Tile as StripTile
 NCHW = torch.contiguous_format
 ORDERING = re.compile(r"\b(__syncthreads\w*|__syncwarp|__threadfence\w*|cp_async_wait<.*>)\(")
 # Reason enough: what a vote tells; lanes that an instruction needs together.
-NOT_FOR_MEMORY = re.compile(r"__syncthreads_\w+\(|__syncwarp\(\);  // together,")
+NOT_FOR_MEMORY = re.compile(
+    r"__syncthreads_\w+\(|__syncwarp\(\);  // ldmatrix needs all lanes at once$"
+)
 PAIRS = (
     *("barrier", "ring", "warp", "other warp", "copy read", "copy barrier", "copy source"),
     *("copy target", "matrix", "blocks", "blocks read", "bytes", "atomic", "done"),
