@@ -18,7 +18,7 @@ NCHW = torch.contiguous_format
 ORDERING = re.compile(r"\b(__syncthreads\w*|__syncwarp|__threadfence\w*|cp_async_wait<.*>)\(")
 # Reason enough: what a vote tells; lanes that an instruction needs together.
 NOT_FOR_MEMORY = re.compile(
-    r"__syncthreads_\w+\(|__syncwarp\(\);  // ldmatrix needs all lanes at once$"
+    r"__syncthreads_\w+\(|__syncwarp\(\);  // ldmatrix needs all lanes at once"
 )
 PAIRS = (
     *("barrier", "ring", "warp", "other warp", "copy read", "copy barrier", "copy source"),
