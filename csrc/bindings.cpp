@@ -138,8 +138,7 @@ cba::Planes planes_of(const PlanesArgument& argument, cba::DType type, const cha
           std::string(name) + ": more than 2^20 pixels in a plane");
   require(strides[1] == 1 || strides[3] == 1,
           std::string(name) + ": neither channels nor columns are contiguous");
-  return {nullptr,    type,       height,     width,
-          strides[0], strides[1], strides[2], strides[3]};
+  return {nullptr, type, height, width, strides[0], strides[1], strides[2], strides[3]};
 }
 
 // One direction of the depthwise convolution for tensors of one layout. All but the addresses is
@@ -150,10 +149,10 @@ class DepthwiseConv {
   DepthwiseConv(const std::string& direction, const PlanesArgument& first,
                 const PlanesArgument& second, const PlanesArgument& out, const std::string& dtype,
                 Int images, Int channels, const std::string& algorithm, const std::string& isa)
-      : DepthwiseConv(direction, first, second, out,
-                      cba::parse_dtype(dtype, {"float32", "bfloat16", "float16"}),
-                      {images, channels, cba::parse_conv_algorithm(algorithm),
-                       cba::resolve_isa(isa), 1}) {}
+      : DepthwiseConv(
+            direction, first, second, out,
+            cba::parse_dtype(dtype, {"float32", "bfloat16", "float16"}),
+            {images, channels, cba::parse_conv_algorithm(algorithm), cba::resolve_isa(isa), 1}) {}
 
   // `bias`: C float32 values or null.
   void run(Address first, Address second, Address bias, Address out, int num_threads) const {

@@ -62,9 +62,9 @@ inline ErfMode parse_erf_mode(const std::string& name) {
 }
 
 inline void require_kernel(Int height, Int width) {
-  require(height % 2 == 1 && width % 2 == 1 && height >= 1 && width >= 1 && height <= 63 &&
-              width <= 63,
-          "the kernel must be odd and at most 63 x 63");
+  require(
+      height % 2 == 1 && width % 2 == 1 && height >= 1 && width >= 1 && height <= 63 && width <= 63,
+      "the kernel must be odd and at most 63 x 63");
 }
 
 }  // namespace cba

@@ -140,21 +140,20 @@ void def_conv(py::module_& m, const std::string& name,
                         const std::array<int, kNumbers>& tile, int device, Address stream) {
     const auto& [n, c, h, w, kh, kw] = sizes;
     const Int pixels = checked_pixels(sizes, name);
-    const cba::CudaConvParams params = {
-        images_at(x, pixels, name + ": x"),
-        images_at(y, pixels, name + ": y"),
-        pointer<const void>(kernel, c, name + ": kernel"),
-        reinterpret_cast<const void*>(bias),  // null: none
-        cba::parse_dtype(dtype, {"float32", "float16", "bfloat16"}),
-        n,
-        c,
-        h,
-        w,
-        static_cast<int>(kh),
-        static_cast<int>(kw),
-        turned,
-        device,
-        stream_at(stream)};
+    const cba::CudaConvParams params = {images_at(x, pixels, name + ": x"),
+                                        images_at(y, pixels, name + ": y"),
+                                        pointer<const void>(kernel, c, name + ": kernel"),
+                                        reinterpret_cast<const void*>(bias),  // null: none
+                                        cba::parse_dtype(dtype, {"float32", "float16", "bfloat16"}),
+                                        n,
+                                        c,
+                                        h,
+                                        w,
+                                        static_cast<int>(kh),
+                                        static_cast<int>(kw),
+                                        turned,
+                                        device,
+                                        stream_at(stream)};
     const auto chosen = tile_of<Tile>(tile, std::make_index_sequence<kNumbers>{});
     require(can_run(params, chosen), name + ": no kernel for this");
     launched(name, [&] { return run(params, chosen); });

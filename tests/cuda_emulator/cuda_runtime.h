@@ -61,8 +61,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 // Vectors
-#define CBA_EMULATED_VECTOR(name, type)                       \
-  struct alignas(16) name { type x, y, z, w; };               \
+#define CBA_EMULATED_VECTOR(name, type) \
+  struct alignas(16) name {             \
+    type x, y, z, w;                    \
+  };                                    \
   CBA_INSTRUCTION name make_##name(type x, type y, type z, type w) { return {x, y, z, w}; }
 CBA_EMULATED_VECTOR(float4, float)
 CBA_EMULATED_VECTOR(uint4, unsigned)
