@@ -35,8 +35,7 @@ def _machine(record: dict) -> str:
     where = record["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     isa = where["isa"] or "no compiled core"
-    clock = f", {where['clock']}" if "clock" in where else ""  # set if it is not the wall clock
-    return f"{where['cpu']}, {isa}, {where['threads']} threads{clock} ({versions})"
+    return f"{where['cpu']}, {isa}, {where['threads']} threads ({versions})"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
