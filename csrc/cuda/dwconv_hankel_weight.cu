@@ -255,8 +255,7 @@ Plan<Half> plan(const CudaConvWeightParams& p, const HankelWeightTile& tile) {
   q.copy_words = hankel_copy_words(window);
   q.grad_bytes = hankel_staged_bytes(16 * tile.steps);
   q.x_bytes = hankel_staged_bytes(window);
-  const int bytes =
-      2 * q.ring_size + kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words;
+  const int bytes = 2 * q.ring_size + kHankelStages * (q.grad_bytes + q.x_bytes) + 8 * q.copy_words;
   q.image_bytes = hankel_image_bytes(bytes, tile.images);
   q.warp_bytes = tile.images * q.image_bytes;
   return q;
