@@ -14,9 +14,7 @@ from cli_runner import run_cli
 from data_factory import CUB_IMAGES, cub_folder
 
 from cba_fast import files, resume
-from cba_fast.analysis.points import Point, append_points, put_points, read_points
-from cba_fast.data import generate
-from cba_fast.data.prepare import split_images
+from cba_fast.analysis.points import Point, append_points, read_points
 from cba_fast.errors import InputError
 from cba_fast.experiments import collect as study
 from cba_fast.experiments.plan import load_experiments
@@ -45,33 +43,6 @@ def write(content):
 
 def load(content):
     return load_experiments(write(content))
-
-
-# The rows
-
-
-def test_put_points_keeps_the_order_and_the_rows_of_others(here):
-    rows = [
-        "model_name,family,erf_path,wsol",
-        "b,f,b.npy,0.5",
-        '"x, y",f,x.npy,61.50',
-        "a,f,a.npy,1",
-    ]
-    Path("p.csv").write_text("\n".join(rows))
-    put_points("p.csv", [Point("c", "f", "c.npy", 0.25)], ["a", "b", "c"])
-    assert Path("p.csv").read_text().splitlines() == [
-        *(rows[0], rows[3], rows[2], rows[1], "c,f,c.npy,0.25"),
-    ]
-    put_points("p.csv", [Point("a", "f", "new.npy", 0.125)], ["a", "b", "c"], remove={"b"})
-    assert Path("p.csv").read_text().splitlines() == [
-        *(rows[0], "a,f,new.npy,0.125", rows[2], "c,f,c.npy,0.25"),
-    ]
-
-
-def test_put_points_ends_with_one_row_of_each_name(here):
-    append_points("p.csv", [Point("a", "f", "a.npy", 0.5), Point("a", "f", "a.npy", 0.75)])
-    put_points("p.csv", [Point("b", "f", "b.npy", 1.0)], ["b", "a"])
-    assert [(p.model_name, p.wsol) for p in read_points("p.csv")] == [("b", 1.0), ("a", 0.75)]
 
 
 # Runs, with fast stand-ins for training and scores
@@ -506,31 +477,3 @@ def test_a_training_of_other_images_is_replaced_on_request(here, capsys, monkeyp
     (found,) = study.collect(plan, find_steps(plan), overwrite=overwrite, log=lambda text: None)
     assert calls == ([False, True] if overwrite else [False])
     assert ("begun anew" if overwrite else "the images are not") in found.error
-
-
-def test_two_tiny_experiments_for_real(here, capsys):
-    generate("cub", classes=2, images_per_class=4, test_per_class=2, size=64)
-    split_images("cub")
-    grid = {"model_family": "replknet", "model": "replknet_nano", "lr": [1e-3, 4e-3]}
-    how = {"batch_size": 4, "num_samples": 2, "map_size": 32, "epochs": 1, "channels_last": False}
-    content = {"defaults": DEFAULTS | {"data_root": "cub/images_splitted"} | how, "grid": grid}
-    done = collect(capsys, content)
-    assert done.status == 0, done.err
-    rows = read_points("erf_wsol_points.csv")
-    assert [r.model_name for r in rows] == ["replknet_lr0.001", "replknet_lr0.004"]
-    for row in rows:
-        result = json.loads(Path(f"erf_wsol/{row.model_name}.json").read_text())
-        assert result["num_images"] == 4
-        assert result["classification"]["top1"] == result["training"]["best_top1"]
-        assert np.load(row.erf_path).shape == (2,)
-    done = run_cli(capsys, "plot-erf-vs-wsol", "--csv", "erf_wsol_points.csv", "--save", "p.png")
-    assert done.status == 0, done.err
-    # The same numbers as by the single command.
-    args = ["--model_family", "replknet", "--model", "replknet_nano", "--test_dataset", "cub"]
-    args += ["--fine_tuned_weight_name", result["weights"]["path"], "--output_stride", 16]
-    args += ["--input_size", 64, "--map_size", 32, "--num_samples", 2, "--num_workers", 0]
-    done = run_cli(capsys, "evaluate", *args, "--no_channels_last", "--json", "one.json")
-    assert done.status == 0, done.err
-    one = json.loads(Path("one.json").read_text())
-    assert one["max_box_acc"] == result["max_box_acc"]
-    assert one["erf"]["mean"] == pytest.approx(result["erf"]["mean"])
