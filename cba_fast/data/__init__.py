@@ -1,4 +1,4 @@
-"""Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata, generated data.
+"""Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata.
 
 Public names are imported from here, each when it is first used, so that listing images and reading
 boxes does not import torch.
@@ -28,8 +28,6 @@ _WHERE = {
     "ScoreStore": "score_store",
     "read_predictions": "predictions",
     "write_predictions": "predictions",
-    "prepare_cub": "prepare",
-    "generate": "synth",
 }
 
 __all__ = sorted(_WHERE)

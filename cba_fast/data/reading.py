@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import ImageError
 from ..short import Short
 from .textlines import counted, some
-from .transfer import to_device
 
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
@@ -150,6 +149,16 @@ def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | No
     states = [(item["error"], bool(item["truncated"])) for item in items]
     images = [item["image"].numpy() for item in items if not item["error"]]
     return states, np.stack(images) if images else None
+
+
+def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """Return a host tensor on `device`, without waiting for a copy to a GPU.
+
+    Such a copy goes through pinned memory, which PyTorch keeps until the GPU has read it.
+    """
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:

@@ -9,8 +9,8 @@ import yaml
 from cli_runner import run_cli
 
 from cba_fast.analysis.points import read_points
-from cba_fast.data import generate
-from cba_fast.data.prepare import split_images
+from cba_fast.datasets.prepare import split_images
+from cba_fast.datasets.synth import generate
 
 
 def test_two_tiny_experiments_for_real(here, capsys):
