@@ -203,8 +203,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from dataclasses import replace
 
     from cba_fast.data import ImageDataset
-    from cba_fast.data.loading import normalize_bytes, resize_to_bytes
-    from cba_fast.data.reading import Report, cut, read_batches
+    from cba_fast.data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
     from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
     from cba_fast.runs.inference import load_model, open_images
     from cba_fast.runs.runtime import Runtime
