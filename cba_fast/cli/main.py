@@ -58,7 +58,7 @@ EXAMPLES = {
     "collect-erf-wsol": "--config experiments.yaml --dry_run",
     "analysis-erf-vs-wsol": "--config models.json --save_fig erf_vs_wsol.png",
     "analysis-per-image": "--config experiments.yaml --output per_image",
-    "plot-erf-vs-wsol": "--csv points.csv --save scatter.png",
+    "plot-erf-vs-wsol": "--csv points.csv --save_fig scatter.png",
     "synth-cub": "--root synth --classes 10",
     "prepare-cub": "--source CUB_200_2011.tgz --output datasets/cub-200-2011",
     "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",

@@ -15,13 +15,15 @@ from ..options import option
     " to the working directory).",
 )
 @option(
-    "--save",
+    "--save_fig",
+    "--save",  # the name in the study
+    "save_fig",
     type=click.Path(dir_okay=False),
     default="erf_vs_wsol_scatter.png",
     help="Write the plot here.",
 )
 @option("--show", is_flag=True, help="Open the plot in a window, too.")
-def command(csv_path: str, save: str, show: bool) -> None:
+def command(csv_path: str, save_fig: str, show: bool) -> None:
     """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
     from ...analysis.models import score_points
     from ...analysis.plots import (
@@ -34,14 +36,14 @@ def command(csv_path: str, save: str, show: bool) -> None:
     from ...analysis.points import read_points
     from ...errors import InputError
 
-    check_picture(save)
+    check_picture(save_fig)
     points = read_points(csv_path)
     if not points:
         raise InputError(f"{csv_path}: no points below the header")
     models = score_points(points)
     figure = plot_points(models, show=show)
-    save_figure(figure, save)
+    save_figure(figure, save_fig)
     unnamed = f" (no names: more than {MOST_NAMES})" if len(models) > MOST_NAMES else ""
-    click.echo(f"{len(models)} points: {save}{unnamed}")
+    click.echo(f"{len(models)} points: {save_fig}{unnamed}")
     if show:
         show_figures()
