@@ -30,7 +30,7 @@ def forward(
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return _kernels(grad, weight).grad_x(grad, weight, memory_format)
+    return _kernels(grad, weight).forward(grad, weight, None, memory_format, flip=True)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:

@@ -38,11 +38,6 @@ def forward(
     return call.forward("dwconv_fma_cuda", x, weight, bias, memory_format, flip=flip)
 
 
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)
-
-
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
     if x.numel() == 0:

@@ -189,11 +189,6 @@ def forward(
     return call.forward("dwconv_hankel_cuda", x, weight, bias, memory_format, using, flip=flip)
 
 
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)
-
-
 def grad_weight(
     grad: Tensor,
     x: Tensor,

@@ -234,8 +234,3 @@ def forward(
         return torch.empty_like(x, memory_format=memory_format)
     using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
     return call.forward("dwconv_strip_cuda", x, weight, bias, memory_format, using, flip=flip)
-
-
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)
