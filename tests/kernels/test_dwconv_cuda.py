@@ -11,10 +11,10 @@ import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
 from cba_fast.kernels import dwconv_cuda
-from cba_fast.kernels import dwconv_cuda_fma as fma
-from cba_fast.kernels import dwconv_cuda_hankel as hankel
-from cba_fast.kernels import dwconv_cuda_strip as strip
-from cba_fast.kernels.dwconv_cuda_hankel import Tile, WeightTile
+from cba_fast.kernels.dwconv_gpu import cuda_fma as fma
+from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
+from cba_fast.kernels.dwconv_gpu import cuda_strip as strip
+from cba_fast.kernels.dwconv_gpu.cuda_hankel import Tile, WeightTile
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
 NCHW = torch.contiguous_format

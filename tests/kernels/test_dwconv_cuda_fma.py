@@ -9,7 +9,7 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import dwconv_cuda_fma as fma
+from cba_fast.kernels.dwconv_gpu import cuda_fma as fma
 from cba_fast.ops.dwconv_choice import TABLES
 
 CSRC = Path(__file__).parents[2] / "csrc"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import dwconv_cuda_hankel as hankel
-from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
+from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
+from cba_fast.kernels.dwconv_gpu.cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
 BF16, FP16 = hankel.DTYPES

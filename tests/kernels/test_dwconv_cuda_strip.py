@@ -7,9 +7,10 @@ import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import dwconv_cuda, dwconv_cuda_hankel
-from cba_fast.kernels import dwconv_cuda_strip as strip
-from cba_fast.kernels.dwconv_cuda_strip import KERNELS, Tile
+from cba_fast.kernels import dwconv_cuda
+from cba_fast.kernels.dwconv_gpu import cuda_hankel
+from cba_fast.kernels.dwconv_gpu import cuda_strip as strip
+from cba_fast.kernels.dwconv_gpu.cuda_strip import KERNELS, Tile
 
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
 BF16, FP16 = strip.DTYPES
@@ -282,7 +283,7 @@ def test_strips_are_launched_where_they_are_better(emulated_cuda, monkeypatch, d
     x, weight = random(2, 2, 24, 24, dtype=dtype), random(2, 1, 5, 47, dtype=dtype, seed=1)
     square = random(2, 1, 9, 9, dtype=dtype)
     with monkeypatch.context() as patch:
-        patch.setattr(dwconv_cuda_hankel, "forward", never)
+        patch.setattr(cuda_hankel, "forward", never)
         assert_forward(dwconv_cuda.forward(x, weight, None, CONTIGUOUS), x, weight)
         assert_grad_x(dwconv_cuda.grad_x(x, weight, CONTIGUOUS), x, weight)
     assert_grad_weight(dwconv_cuda.grad_weight(x, x, (5, 47)), x, x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_call as call
+from . import cuda_call as call
 
 # So many blocks fill the largest present GPU several times. The number is a constant, so that the
 # order of additions is the same on every GPU.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_call as call
+from . import cuda_call as call
 
 DTYPES = (torch.bfloat16, torch.float16)
 WARPS = 1056  # two for each scheduler of an H200
@@ -74,7 +74,7 @@ def most_blocks(shape: tuple[int, int, int, int]) -> int:
     """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
     n, c, h, w = shape
     # A tile has at least 16 columns, a band at least 16 rows and a block at least one warp. This
-    # holds in dwconv_cuda_strip, too.
+    # holds in `cuda_strip`, too.
     return n * c * (h // _FEWEST_BAND_ROWS + 1) * (w // 16 + 1)
 
 
