@@ -1,5 +1,6 @@
 """Find out how a model lays out its feature maps, and bring them to (N, C, h, w) and back."""
 
+import difflib
 import functools
 import inspect
 import math
@@ -14,6 +15,37 @@ LAYOUTS = ("NCHW", "NHWC", "NLC")
 # How many tokens may come before those of the map where a model has no attribute
 # ``num_prefix_tokens``: none, a class token, or a class and a distillation token.
 _USUAL_PREFIXES = (0, 1, 2)
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Return the dotted name and the module of a layer that is given by either.
+
+    Args:
+        model: the network.
+        layer: a dotted name as in ``model.named_modules()``, or one of these modules. Names go
+            through wrappers such as `torch.nn.DataParallel` and compiled modules: "layer4" finds
+            "module.layer4".
+
+    Raises:
+        ValueError: the model has no such layer; the message names similar ones.
+        TypeError: `layer` is something else.
+    """
+    modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name, module
+        raise ValueError(f"{type(model).__name__} does not contain this {type(layer).__name__}")
+    if not isinstance(layer, str):
+        raise TypeError(f"`layer` must be the name of a module or a module, got {layer!r}")
+    for wrapper in ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
+        if wrapper + layer in modules:
+            return wrapper + layer, modules[wrapper + layer]
+    near = difflib.get_close_matches(layer, modules, 5) or [n for n, _ in model.named_children()]
+    raise ValueError(
+        f"{type(model).__name__} has no module named {layer!r}; it has, for example,"
+        f" {', '.join(near[:5]) or 'none at all'}"
+    )
 
 
 @dataclass(frozen=True)
