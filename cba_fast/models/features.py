@@ -112,7 +112,8 @@ def layout_of(
         image_size: (H, W) of the images in pixels.
         model: the network whose attributes are read; None if it is not known.
         last: whether `features` are the output of the model's ``forward_features``. Only then do
-            its ``num_features``, ``output_fmt`` and ``forward_head`` apply to them.
+            its ``num_features`` and ``forward_head`` apply to them; ``output_fmt`` tells of other
+            layers only if the aspect ratio does not.
         channels: C where it is known, for example from a linear head; None for the model's
             ``num_features``.
         head: function from such features of one image to the pooled ones; None for the model's
@@ -135,7 +136,7 @@ def layout_of(
         return _token_layout(features, image_size, model, where)
     if layout is not None:
         return FeatureLayout(layout)
-    for kinds in _evidence(features, image_size, model if last else None, channels, head):
+    for kinds in _evidence(features, image_size, model, last, channels, head):
         if len(kinds) == 1:
             return FeatureLayout(*kinds)
     raise ValueError(
@@ -157,17 +158,23 @@ def _evidence(
     features: Tensor,
     image_size: Sequence[int],
     model: nn.Module | None,
+    last: bool,
     channels: int | None,
     head: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[set[str]]:
     """Yield the layouts that each piece of evidence speaks for, the strongest piece first."""
     _, a, b, c = features.shape
-    channels = getattr(model, "num_features", None) if channels is None else channels
+    said = {kind for kind in ("NCHW", "NHWC") if getattr(model, "output_fmt", None) == kind}
+    if channels is None and last:
+        channels = getattr(model, "num_features", None)
     yield {kind for kind, size in (("NCHW", a), ("NHWC", c)) if size == channels}
-    yield {kind for kind in ("NCHW", "NHWC") if getattr(model, "output_fmt", None) == kind}
+    yield said if last else set()
     sides = {"NCHW": (b, c), "NHWC": (a, b)}
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
-    if head is None and hasattr(model, "forward_head"):
+    height, width = image_size
+    yield {kind for kind, (h, w) in sides.items() if h * width == w * height}
+    yield said
+    if head is None and last and hasattr(model, "forward_head"):
         # Pooled features are compared rather than logits, where the model can return them: some
         # models start with a classifier of zeros, whose logits never change.
         has = "pre_logits" in inspect.signature(model.forward_head).parameters
@@ -195,8 +202,10 @@ def _token_layout(
     features: Tensor, image_size: Sequence[int], model: nn.Module | None, where: str
 ) -> FeatureLayout:
     count, known = features.shape[1], getattr(model, "num_prefix_tokens", None)
-    prefixes = _USUAL_PREFIXES if known is None else (known,)
+    prefixes = _USUAL_PREFIXES if known is None else {known, 0}
     found = [FeatureLayout("NLC", p, g) for p in prefixes for g in _grids(count - p, image_size)]
+    if known:  # the patch embedding has no prefix tokens yet
+        found = [f for f in found if f.prefix == known] or found
     if known is None:  # a single token is most likely a class token, left after dropping the others
         found = [f for f in found if f.grid != (1, 1)]
     if len(found) > 1:

@@ -186,6 +186,8 @@ def test_equal_sides_are_told_apart_by_what_the_head_pools_over(axes, kind):
     named = nn.Sequential(model.conv, Pooled(axes), model.fc)
     found, _, _ = classify(named, x, "0" if kind == "NCHW" else "1.turned")
     assert torch.equal(found, model.conv(x))
+    assert layout_of(features, (64, 64), model=model, last=False) == FeatureLayout(kind)
+    del model.output_fmt
     refused = {"features": model.conv}
     with pytest.raises(ValueError, match="the network gives"):
         center_gradient(model, x, **refused)
