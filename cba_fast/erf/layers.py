@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..models.feature_layers import OUTPUT, last_layer, main_tensor, watching
 from ..models.features import FeatureLayout, find_layer, layout_of
 from .gradients import gradients_of
@@ -105,7 +106,7 @@ def layer_gradients(
         return gradients_of(model, x, lambda images: [run(images)], use, checkpoint=checkpoint)
     modules = dict(_named(model, layer) for layer in with_last(model, x, layers))
     if len(modules) < len(layers):
-        raise ValueError(f"`layers` names a layer twice: {', '.join(map(str, layers))}")
+        raise InputError(f"`layers` names a layer twice: {', '.join(map(str, layers))}")
     watch = _Watch(model, modules, value, stops=checkpoint == "none")
     with watching(modules, watch.see):  # also while parts are computed again
         return gradients_of(model, x, watch.values_of, use, checkpoint=checkpoint)
@@ -141,14 +142,14 @@ def _function(model: nn.Module, layer, value: Callable) -> Callable[[Tensor], Te
 
 def _intermediate(model: nn.Module, images: Tensor, index: int) -> Tensor:
     if not hasattr(model, "forward_intermediates"):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has no forward_intermediates, which counts its maps: name a"
             f" layer instead of {index}"
         )
     try:
         (found,) = model.forward_intermediates(images, indices=[index], intermediates_only=True)
     except AssertionError as e:
-        raise ValueError(f"{type(model).__name__} has no map {index}: {e}") from e
+        raise InputError(f"{type(model).__name__} has no map {index}: {e}") from e
     return found
 
 
@@ -174,7 +175,7 @@ class _Watch:
         values, self.values = self.values, None
         for name, count in self.runs.items():
             if count != 1:
-                raise ValueError(f"layer {name!r} ran {count} times in one forward pass, not once")
+                raise InputError(f"layer {name!r} ran {count} times in one forward pass, not once")
         return [values[name] for name in self.modules]
 
     def see(self, name: str, features: object) -> None:

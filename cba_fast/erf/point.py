@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+from ..errors import InputError
+
 Point = tuple[int, int] | tuple[float, float] | None
 
 
@@ -23,13 +25,13 @@ def position(point: Point, grid: Sequence[int]) -> tuple[int, int]:
         return h // 2, w // 2
     kinds = [k for k in (Integral, Real) if all(isinstance(v, k) for v in point)]
     if len(point) != 2 or not kinds:
-        raise ValueError(f"`point` must be two whole numbers or two shares, got {point!r}")
+        raise InputError(f"`point` must be two whole numbers or two shares, got {point!r}")
     if kinds[0] is Integral:
         found = int(point[0]), int(point[1])
     elif all(0 <= v <= 1 for v in point):
         found = min(int(point[0] * h), h - 1), min(int(point[1] * w), w - 1)
     else:
-        raise ValueError(f"`point` must be shares of 0 to 1 or whole numbers, got {point!r}")
+        raise InputError(f"`point` must be shares of 0 to 1 or whole numbers, got {point!r}")
     if not (0 <= found[0] < h and 0 <= found[1] < w):
-        raise ValueError(f"`point` {point!r} is not on the feature map, which is {h}x{w}")
+        raise InputError(f"`point` {point!r} is not on the feature map, which is {h}x{w}")
     return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..nn import eval_mode
 from .features import layout_of
 
@@ -74,7 +75,7 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
         model(x[:1])
     order = [name for name in order if runs.count(name) == 1]
     if not order:
-        raise ValueError(
+        raise InputError(
             f"no layer of {type(model).__name__} gives a feature map for images of"
             f" {x.shape[2]}x{x.shape[3]}: name one as `layer`"
         )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 # How many tokens may come before those of the map where a model has no attribute
@@ -27,7 +29,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
             "module.layer4".
 
     Raises:
-        ValueError: the model has no such layer; the message names similar ones.
+        InputError: the model has no such layer; the message names similar ones.
         TypeError: `layer` is something else.
     """
     modules = dict(model.named_modules())
@@ -35,14 +37,14 @@ def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module
         for name, module in modules.items():
             if module is layer:
                 return name, module
-        raise ValueError(f"{type(model).__name__} does not contain this {type(layer).__name__}")
+        raise InputError(f"{type(model).__name__} does not contain this {type(layer).__name__}")
     if not isinstance(layer, str):
         raise TypeError(f"`layer` must be the name of a module or a module, got {layer!r}")
     for wrapper in ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
         if wrapper + layer in modules:
             return wrapper + layer, modules[wrapper + layer]
     near = difflib.get_close_matches(layer, modules, 5) or [n for n, _ in model.named_children()]
-    raise ValueError(
+    raise InputError(
         f"{type(model).__name__} has no module named {layer!r}; it has, for example,"
         f" {', '.join(near[:5]) or 'none at all'}"
     )
