@@ -9,8 +9,8 @@ from cli_runner import run_cli
 from evaluate_setup import images_and_metadata, read
 
 from cba_fast.data import load_boxes
-from cba_fast.experiments import intervene
-from cba_fast.experiments.intervene_findings import METRICS
+from cba_fast.experiments.intervene import run as intervene
+from cba_fast.experiments.intervene.findings import METRICS
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from torch import nn
 
 from cba_fast.erf import center_gradient, input_gradient, scale_free_area_ratio
 from cba_fast.errors import InputError
-from cba_fast.experiments import intervene
-from cba_fast.experiments.feature_controls import (
+from cba_fast.experiments.intervene import run as intervene
+from cba_fast.experiments.intervene.answer import KINDS, answer_lines
+from cba_fast.experiments.intervene.features import (
     blur_by,
     blur_matrix,
     change_by,
@@ -18,11 +19,10 @@ from cba_fast.experiments.feature_controls import (
     feature_maps,
     with_changed_features,
 )
-from cba_fast.experiments.intervene import Networks, Setting, settings_of
-from cba_fast.experiments.intervene_answer import KINDS, answer_lines
-from cba_fast.experiments.intervene_findings import METRICS, Effect, Findings, Row
-from cba_fast.experiments.intervene_measure import area_of, central_squares
-from cba_fast.experiments.plots_intervene import plot_interventions
+from cba_fast.experiments.intervene.findings import METRICS, Effect, Findings, Row
+from cba_fast.experiments.intervene.measure import area_of, central_squares
+from cba_fast.experiments.intervene.plots import plot_interventions
+from cba_fast.experiments.intervene.run import Networks, Setting, settings_of
 from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import InterveneConfig, RunConfig
 
