@@ -212,7 +212,7 @@ def row(kind, radius, box, erf, against_box=0.0, against_erf=0.0):
 
 
 def findings(*rows):
-    return Findings([row("untouched", None, 0, 0), *rows], 100, 30, 1000, 0.95, 0, [])
+    return Findings([row("untouched", None, 0, 0), *rows], 100, 30, 20.0, 1000, 0.95, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,22 @@ def test_the_answer_says_no_more_than_the_intervals(rows, wanted):
     assert any(wanted in line for line in follows), follows
     assert ("more than the lost energy" in " ".join(follows)) == ("more than" in wanted)
     assert lines[-1].startswith("What does not follow: ")
+
+
+def test_an_untouched_network_that_does_not_localize_answers_nothing():
+    poor = replace(findings(row("outer", 2, -5, -9)), centred_box=50.0)
+    follows = [line for line in answer_lines(poor) if line.startswith("What follows: ")]
+    assert len(follows) == 1
+    assert "no better than one centred box" in follows[0]
+
+
+def test_a_lone_one_of_many_blurs_shows_nothing():
+    rows = [row("blur", r, -5 if r == 1 else 0, 0) for r in (3, 2, 1)]
+    told = " ".join(answer_lines(findings(row("outer", 1, 5, -9), *rows)))
+    assert "does not decide" not in told
+    rows[1] = row("blur", 2, -5, 0)
+    told = " ".join(answer_lines(findings(row("outer", 1, 5, -9), *rows)))
+    assert "with feature maps blurred (r = 2, 1) MaxBoxAcc changes" in told
 
 
 def test_the_answer_warns_of_few_images():

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...runs.score import versions
 from ...short import Short
 from ...wsol.bootstrap import compare
 from ...wsol.resampling import check_resampling, draw, percentile_interval
+from ..baselines import fixed_box_baselines
 from .measure import Measured, area_of
 from .run import Interventions, Setting
 
@@ -82,6 +83,7 @@ class Findings(Short):
     Attributes:
         rows: one per network, the untouched one first.
         num_images, num_erf: number of images that all networks localize, and of those of the ERF.
+        centred_box: MaxBoxAcc of the best centred box of one relative size for all images, percent.
         num_resamples, confidence, seed: of the bootstrap.
         notes: lines to print.
     """
@@ -89,6 +91,7 @@ class Findings(Short):
     rows: list[Row]
     num_images: int
     num_erf: int
+    centred_box: float
     num_resamples: int
     confidence: float
     seed: int
@@ -134,7 +137,8 @@ def find(found: Interventions, *, num_resamples: int, confidence: float, seed: i
     for name, kept, every in (("", ids, measured[0].ids), ("ERF ", erf_ids, measured[0].erf_ids)):
         if len(kept) < len(every):
             notes.append(f"{len(every) - len(kept)} {name}images are left out: a network failed")
-    return Findings(rows, len(ids), len(erf_ids), num_resamples, confidence, seed, notes)
+    floor = fixed_box_baselines(replace(found.what.boxes, image_ids=tuple(ids))).centred_box
+    return Findings(rows, len(ids), len(erf_ids), floor, num_resamples, confidence, seed, notes)
 
 
 def _shared(each) -> list[str]:
