@@ -134,6 +134,16 @@ def test_feature_changes_that_cannot_be_met_end_at_the_strongest():
     assert blur_by(f, 0.0)[0] == drop_by(f, 0.0, 0)[0] == 0
 
 
+def test_changed_networks_run_in_half_precision():
+    made, run = networks(), Runtime.of(RunConfig(device="cpu", precision="bf16"))
+    for setting in (Setting("blur", change=0.1), Setting("random", 3)):
+        form, _ = made.form(setting, run)
+        exact, _ = made.form(setting, made.exact)
+        with run.autocast(), torch.no_grad():
+            found = form(made.probes).float()
+        torch.testing.assert_close(found, exact(made.probes), rtol=0.1, atol=0.1)
+
+
 def test_features_of_channels_last_networks_are_blurred_over_positions():
     class Nhwc(OneKernel):
         num_features, output_fmt = 3, "NHWC"

@@ -117,7 +117,7 @@ class Networks:
             return self._cut(setting, run)
         dose, change = self._feature_change(setting)
         form = with_changed_features(run.form_of(self.model), change)
-        self._check_head(form)
+        self._check_head(form, run)
         return form, dose
 
     def change(self, form: nn.Module) -> float:
@@ -147,10 +147,11 @@ class Networks:
         return self._features[setting]
 
     @torch.no_grad()
-    def _check_head(self, form: nn.Module) -> None:
+    def _check_head(self, form: nn.Module, run: Runtime) -> None:
         """Refuse a network that does not compute its classes from the features that are changed."""
         x = self.probes[:1]
-        a, b = form(x), form.forward_head(form.forward_features(x))
+        with run.autocast():
+            a, b = form(x), form.forward_head(form.forward_features(x))
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-4):
             raise InputError(
                 f"{type(self.model).__name__} does not compute its classes from forward_features"
