@@ -97,6 +97,7 @@ def test_a_blur_changes_the_features_as_much_and_the_gradient_of_the_score_not_a
     blurred, plain = (made.form(s, made.exact)[0] for s in (Setting("blur", 5), Setting()))
     x = made.probes
     torch.testing.assert_close(input_gradient(blurred, x), input_gradient(plain, x))
+    assert area(made, Setting("blur", 5)) > 1.01 * area(made, Setting())  # of the map itself
     assert not torch.equal(blurred.forward_features(x), plain.forward_features(x))
 
 
@@ -250,6 +251,7 @@ def findings(*rows):
             "the damage to the kernels can explain the fall",
         ),
         ([row("outer", 2, -5, -9), row("blur", 2, -5, 0)], "the ERF size alone does not decide"),
+        ([row("outer", 2, 0, 0), row("inner", 2, -5, 9)], "a larger ERF alone does not help"),
     ],
 )
 def test_the_answer_says_no_more_than_the_intervals(rows, wanted):

@@ -92,16 +92,28 @@ def _follows(found: Findings) -> list[str]:
         lines.append("no cut makes the ERF smaller beyond chance, so nothing on what it does.")
     else:
         lines += _of_smaller(found, smaller)
+    for kind in SAME_ENERGY:
+        rows = found.of_kind(kind)
+        wider = [r for r in rows if _erf_sign(r.effects) > 0 and r.effects[BOX].sign < 0]
+        if _is_more_than_a_lone_one(wider, rows):
+            lines.append(
+                f"with {KINDS[kind]} ({_doses(wider)}) the ERF is larger and MaxBoxAcc lower than"
+                " untouched: a larger ERF alone does not help localization."
+            )
     for kind in OF_FEATURES:
         rows = found.of_kind(kind)
         moved = [r for r in rows if r.effects[SIZE].sign == 0 and r.effects[BOX].sign]
-        # A lone one of many may be the one in twenty that chance makes.
-        if len(moved) > 1 or (moved and len(rows) == 1):
+        if _is_more_than_a_lone_one(moved, rows):
             lines.append(
                 f"with {KINDS[kind]} ({_doses(moved)}) MaxBoxAcc changes while the interval of the"
                 " ERF size contains 0: the ERF size alone does not decide localization."
             )
     return lines
+
+
+def _is_more_than_a_lone_one(some: list[Row], rows: list[Row]) -> bool:
+    """Whether there is one, and not one of many: that may be the one in twenty by chance."""
+    return len(some) > 1 or len(some) == len(rows) == 1
 
 
 def _of_smaller(found: Findings, smaller: list[Row]) -> list[str]:
