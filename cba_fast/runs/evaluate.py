@@ -214,8 +214,8 @@ def find_images(resolved: ResolvedRun, maps: MapConfig, box_config: BoxConfig) -
     return ScoredImages(records, image_ids, boxes, data, maps, box_config, notes + unknown, sources)
 
 
-@dataclass
-class Seen:
+@dataclass(repr=False)
+class Seen(Short):
     """What is kept of the scored images: the five best classes by id, and ids of constant maps."""
 
     top5: dict[str, np.ndarray] = field(default_factory=dict)

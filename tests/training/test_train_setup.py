@@ -18,9 +18,7 @@ from training_runs import (
     initial,
     model_config,
     quiet,
-    small_config,
     trainer_of,
-    training_data,
 )
 
 from cba_fast.data import study_transform
@@ -35,16 +33,6 @@ from cba_fast.models import (
 from cba_fast.training.data import open_splits, plan_epoch
 from cba_fast.training.model import initial_model
 from cba_fast.training.state import load_state
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    return training_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data_root, tmp_path):
-    return small_config(data_root, tmp_path / "weights")
 
 
 @pytest.mark.parametrize("mix", [(1.0, 0.0), (0.5, 0.5)])
