@@ -18,9 +18,11 @@ from .progress import bar, continuable, warn
 
 
 @click.command()
-@erf_options(input_size={"default": ErfMapConfig.input_size, "otherwise": None})
+@erf_options(
+    without=("preprocess",), input_size={"default": ErfMapConfig.input_size, "otherwise": None}
+)
 @config_option(ErfMapConfig, "num_images")
-@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")
+@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family or model>.npy]")
 @option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
@@ -37,13 +39,14 @@ def command(
     from ..runs.inference import load_model, open_images
 
     model_config, data_config = resolved(model_config, data_config)
-    output = npy_file(output or Path(f"erf_map_{model_config.family}"))
+    output = npy_file(output or Path(f"erf_map_{model_config.title}"))
     if save_fig is not None:
         check_picture(save_fig)
     check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
-    used = (load_model(model_config, run_config), images, model_config, data_config, run_config)
+    model = load_model(model_config, run_config, data_config.input_size)
+    used = (model, images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
         config = ErfMapConfig(num_images, data_config.input_size)

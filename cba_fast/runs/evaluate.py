@@ -112,7 +112,7 @@ def evaluate(
     notes += unknown
     evaluator = make_evaluator(boxes, box_config, tuned)
     run = Runtime.of(run)
-    model = load_model(model_config, run)
+    model = load_model(model_config, run, data.input_size)
     report = report_on(records, run.config.strict)
     shape = _resized_to(box_config, maps)
     found = iter_host_maps(model, records, data, run, maps, report, scored=shape is None)
@@ -140,7 +140,7 @@ def evaluate(
     if num_samples > 0:
         sizes, exact = SizeConfig(num_samples, (p,), seed), Runtime.of(run.config.for_erf())
         if run.dtype != exact.dtype:
-            model = load_model(model_config, exact)
+            model = load_model(model_config, exact, data.input_size)
         done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress)
         done.notes += more
     return done
