@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops, resume
 from ..data import ImageDataset
-from ..data.loading import transform
-from ..data.reading import Report
+from ..data.reading import Report, transform
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of

@@ -12,7 +12,7 @@ from ..errors import CheckpointError, InputError
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
 from .convnext_study import ConvNeXtStudy
 from .description import FACTORY, ModelDescription
-from .factory import count_classes, make_network
+from .factory import count_classes, model_from_factory
 from .layouts import Layout
 from .resolve import FAMILIES, Resolved, resolve_description
 from .timm_networks import create_network, download, load_fitting, load_network
@@ -46,7 +46,7 @@ def build_model(
         family: one of `FAMILIES`; None for that of `model` or of the checkpoint.
         model: any name that ``timm.create_model`` takes, of that family if one is given; None for
             the one that the checkpoint records, or the study's (`DEFAULT_MODELS`).
-        factory: instead of a name: where a function is that makes the network, see `make_network`.
+        factory: instead of a name: where a function is that makes the network, see `load_factory`.
         checkpoint: a file, see `read_checkpoint`; None for random weights.
         pretrained: True: timm's weights (a download) with their classifier; "features": those of
             all but the classifier, which is random.
@@ -111,7 +111,7 @@ def build_model(
 
 def _from_factory(found: ModelDescription, read: Checkpoint | None) -> nn.Module:
     """Return the network of a user's function, with the weights of the file."""
-    built = make_network(found.model, found.num_classes)
+    built = model_from_factory(found.model, found.num_classes)
     if read is not None:
         load_fitting(built, read, f"the network of {found.model}")
     count = count_classes(found.model, built, found.input_size)

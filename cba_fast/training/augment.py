@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import ColorJitter, Compose, RandomResizedCrop, Resize
 
-from ..data.loading import normalize_bytes
-from ..data.loading import resize as resize_to
 from ..data.preprocessing import STUDY, Preprocessing
+from ..data.reading import normalize_bytes
+from ..data.reading import resize as resize_to
 
 
 def resize(input_size: int, aug_mode: str | None = None, how: Preprocessing = STUDY) -> Resize:
