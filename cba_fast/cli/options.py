@@ -194,6 +194,26 @@ def config_options(
     return decorate
 
 
+def comma_lists(config: type, *names: str) -> dict[str, dict]:
+    """Return `changes` for `config_options`: these settings may be given as ``--x a,b``, too."""
+    return {name: {"type": str, "callback": _parser(declared(config)[name])} for name in names}
+
+
+def _parser(found: Declared) -> Callable:
+    kind = type_of(found)
+
+    def parse(ctx, param, given: tuple[str, ...]) -> tuple:
+        values = []
+        for text in ",".join(given).split(",") if given else ():
+            value = kind.convert(text.strip(), param, ctx)
+            if value in values:
+                raise click.BadParameter(f"{text} is given twice", ctx, param)
+            values.append(value)
+        return tuple(values)
+
+    return parse
+
+
 _INSTEAD = {
     "resume": "is what happens anyway: the same command goes on where it was",
     "no_resume": "is called --overwrite now",

@@ -1,8 +1,6 @@
 """Measure ERF size, localization and quality of the feature maps on the same images."""
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,10 +16,9 @@ from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
-from ..errors import ImageError, InputError
-from ..files import open_regular, write_bytes
+from ..errors import ImageError
 from ..runs.inference import check_target, load_model, report_on
-from ..runs.outputs import describe_run
+from ..runs.outputs import describe_run, read_arrays, write_arrays
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.settings import RunConfig, SizeConfig
@@ -104,10 +101,10 @@ def measure(
     outputs = resume.beside(path, _described(subject, sample, score))
     if resume.claim([outputs], overwrite) is None:
         stored = _run(subject, sample, score, Partial(path), progress)
-        _write(path, stored)
+        write_arrays(path, stored)
         outputs.finish()
     else:
-        stored = _read(path)
+        stored = read_arrays(path)
     arrays = {k: v for k, v in stored.items() if k != "report"}
     report = report_on(sample.records, subject.settings.strict)
     report.loads(str(stored["report"]))
@@ -265,20 +262,6 @@ def _described(subject: Subject, sample: Sample, score: str) -> dict:
     digest = hashlib.sha256(repr((labels, boxes)).encode()).hexdigest()
     described["inputs"]["boxes"] = {"count": len(boxes), "sha256": digest}
     return described
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    data = io.BytesIO()
-    np.savez(data, **arrays)
-    write_bytes(path, data.getvalue())
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:

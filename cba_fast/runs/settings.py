@@ -14,6 +14,7 @@ from ..choices import (
     ERF_SHARE,
     Contours,
     Family,
+    Intervention,
     MapNames,
     Method,
     Pc1Range,
@@ -24,7 +25,7 @@ from ..choices import (
 from ..data.preprocessing import STUDY, Preprocessing
 from ..data.records import DEFAULT_SPLIT
 from ..shapes import MOST, Size
-from .declare import Count, Positive, Range, Seed, Share, same, setting
+from .declare import Count, Positive, PositiveNumber, Range, Seed, Share, same, setting
 
 Side = Annotated[int, Range(1, MOST)]
 
@@ -300,7 +301,9 @@ class SizeConfig:
 
     num_samples: Positive = setting(200, "Images drawn from the set, such as 50.")
     shares: tuple[Share, ...] = setting(
-        (ERF_SHARE,), "Share of the gradient inside the ERF, such as 0.5.", option="p"
+        (ERF_SHARE,),
+        "Share of the gradient inside the ERF; repeat it, or give a comma list such as 0.2,0.5.",
+        option="p",
     )
     seed: Seed = setting(0, "Seed of the sample.")
     score: Score = setting("prob", "Top-1 score whose gradient is taken; prob is the study's.")
@@ -351,6 +354,40 @@ class SweepConfig:
     def shares(self) -> list[float]:
         """Return the sweep's shares of the square kernel, 0 to 1."""
         return [i / (self.steps - 1) for i in range(self.steps)]
+
+
+@dataclass(frozen=True)
+class InterveneConfig:
+    """Which changes of a trained network are compared, how strong they are, and on which images."""
+
+    group: ClassVar[str] = "ERF"
+
+    kinds: tuple[Intervention, ...] = setting(
+        get_args(Intervention),
+        "Changes: outer taps cut; random or inner taps of the same energy; feature maps blurred;"
+        " channels dropped; a comma list such as outer,inner.",
+    )
+    radii: tuple[Count, ...] = setting(
+        (),
+        "Radii in taps to which large kernels are cut, such as 5,3,1.",
+        otherwise="five, from just below the largest kernel's down to 1",
+    )
+    min_kernel: Annotated[int, Range(2)] = setting(
+        5, "Depthwise kernels are large from this many taps on their longer side, such as 7."
+    )
+    changes: tuple[PositiveNumber, ...] = setting(
+        (),
+        "Relative changes of the feature maps by blur and drop, such as 0.1,0.3.",
+        otherwise="those that the outer cuts make; 0.05,0.1,0.2,0.4 if no radius is given or asked"
+        " for",
+    )
+    num_images: Positive = setting(200, "Images that are localized, drawn from the set.")
+    num_samples: Positive = setting(
+        30, "Images of the ERF, the first ones of those drawn, such as 50."
+    )
+    share: Share = setting(ERF_SHARE, "Share of the gradient inside the ERF.", option="p")
+    seed: Seed = setting(0, "Seed of the drawn images, of random taps and of dropped channels.")
+    score: Score = same(SizeConfig, "score")
 
 
 def settings(*configs) -> dict:

@@ -5,29 +5,17 @@ from pathlib import Path
 
 import click
 
-from ...runs.declare import declared
 from ...runs.settings import ErfMapConfig, SizeConfig
 from ..options import (
+    comma_lists,
     config_options,
     erf_options,
     option,
     overwrite_option,
     resolved,
-    type_of,
 )
 from ..progress import bar, continuable, warn
 from .erf_map import FILE, draw, measure_map, npy_file, tell_map, title_of
-
-
-def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
-    """Read ``--p 0.2 --p 0.5`` and ``--p 0.2,0.5`` alike."""
-    shares, share_type = [], type_of(declared(SizeConfig)["shares"])
-    for text in ",".join(values).split(","):
-        share = share_type.convert(text, param, ctx)
-        if share in shares:
-            raise click.BadParameter(f"{text} is given twice", ctx, param)
-        shares.append(share)
-    return tuple(shares)
 
 
 @click.command()
@@ -35,12 +23,7 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
 @config_options(
     SizeConfig,
     "config",
-    shares={
-        "type": str,
-        "callback": _shares,
-        "help": "Share of the gradient inside the ERF; repeat it, or give a comma list, for"
-        " several.",
-    },
+    **comma_lists(SizeConfig, "shares"),
 )
 @option(
     "--output",
