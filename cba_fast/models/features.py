@@ -136,15 +136,22 @@ def _evidence(
     sides = {"NCHW": (b, c), "NHWC": (a, b)}
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
     if head is None and hasattr(model, "forward_head"):
-        # Pooled features are compared rather than logits, where the model can return them: some
-        # models start with a classifier of zeros, whose logits never change.
-        has = "pre_logits" in inspect.signature(model.forward_head).parameters
-        head = functools.partial(model.forward_head, **({"pre_logits": True} if has else {}))
+        head = pooling_head(model)
     if head is not None:
         probe = random_like(features)
         moved = {"NCHW": probe.roll(1, 3), "NHWC": probe.roll(1, 1)}
         changes = {kind: head_change(head, probe, other) for kind, other in moved.items()}
         yield {kind for kind, change in changes.items() if change < 0.05 * max(changes.values())}
+
+
+def pooling_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the model's ``forward_head``, up to the pooled features where it can return them.
+
+    They tell more than logits: some models start with a classifier of zeros, whose logits never
+    change.
+    """
+    has = "pre_logits" in inspect.signature(model.forward_head).parameters
+    return functools.partial(model.forward_head, **({"pre_logits": True} if has else {}))
 
 
 def random_like(features: Tensor) -> Tensor:

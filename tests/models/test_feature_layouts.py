@@ -9,8 +9,8 @@ from torch import nn
 from cba_fast.erf import center_gradient, choose_checkpoint, erf_map, kept_bytes
 from cba_fast.models.features import FeatureLayout, layout_of
 from cba_fast.wsol import cam, pc1
-from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import finish_maps
+from cba_fast.wsol.methods import classify
 
 CLASSES = 5
 SWIN = {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}
@@ -144,7 +144,7 @@ def test_memory_of_transformers_is_estimated(chosen):
 
 def test_heads_over_the_class_token_are_refused():
     with pytest.raises(
-        TypeError, match="no linear head over the mean of forward_features's tokens"
+        TypeError, match="no linear head over the mean of the tokens of forward_features"
     ):
         cam(build("test_vit", img_size=64), images(64))
 
