@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..data.transfer import to_device
+from ..data.reading import to_device
 from ..models.anatomy import Layer
 from ..shapes import Size, map_shape
 from .device_maps import DeviceMaps, Localization

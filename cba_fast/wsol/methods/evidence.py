@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...data.transfer import to_device
+from ...data.reading import to_device
 from ...errors import ModelError
 from ...models.anatomy import (
     Call,
