@@ -114,13 +114,15 @@ def named_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
         if not found:
             raise InputError(f"`layer` is a {type_name(layer)} that {type_name(model)} lacks")
         return found[0], layer
+    if not isinstance(layer, str):
+        raise InputError(f"`layer` must be a name, a module or a list of one, got {layer!r}")
     for start in ("", "module.", "_orig_mod."):
-        if isinstance(layer, str) and (name := layer.removeprefix(start)) in modules:
+        if (name := layer.removeprefix(start)) in modules:
             return name, modules[name]
     found = [name for name in modules if name.endswith(f".{layer}")]
     if len(found) == 1:
         return found[0], modules[found[0]]
-    likely = found or difflib.get_close_matches(str(layer), modules, n=5)
+    likely = found or difflib.get_close_matches(layer, modules, n=5)
     names = list(dict.fromkeys([*likely, *(name for name, _ in model.named_children())]))
     more = ", ..." if len(names) > 20 else ""
     raise InputError(

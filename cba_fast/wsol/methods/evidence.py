@@ -160,6 +160,8 @@ class _Look:
             layer = last_map(self.model, self.x, where_maps_end) if layer is None else layer
             name, module = named_layer(self.model, layer)
             where = f"module {name!r}"
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                self.layout = "NCHW"
             features, logits = self._run(name, module)
         check_is_map(features, where)
         targets, top5 = _targets(logits, target)

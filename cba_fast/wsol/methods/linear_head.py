@@ -74,7 +74,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     """Say whether two tensors of one shape are equal up to the rounding of their type."""
     if a.shape != b.shape:
         return False
-    a, b = a.float(), b.float()
+    a, b = a.detach().float(), b.detach().float()
     tolerance = 1e-3 * float(b.abs().max()) if b.numel() else 0.0
     return bool(((a - b).abs() <= tolerance).all())
 

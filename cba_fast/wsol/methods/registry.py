@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...choices import Pc1Range
 from ...errors import InputError
+from ...models.anatomy import type_name
 from .evidence import KINDS, Evidence, gather
 from .linear_head import LacksError
 
@@ -40,7 +41,12 @@ class Method:
         try:
             return gather(model, x, self.needs, **options)
         except LacksError as e:
-            others = [m.name for m in METHODS.values() if m.needs <= {"features", "gradients"}]
+            can = {"features", "gradients"}
+            if "weights" in self.needs and any(
+                "Attention" in type_name(m) for m in model.modules()
+            ):
+                can |= {"attentions", "attention_gradients"}
+            others = [m.name for m in METHODS.values() if m.needs <= can]
             raise LacksError(f"{e}; these methods work: {', '.join(others)}") from None
 
     def small_maps(self, found: Evidence) -> Tensor:
