@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cba_fast import erf
-from cba_fast.models.feature_layers import last_layer, layers_of, main_tensor
+from cba_fast.models.feature_layers import layers_of, main_tensor
 
 SWIN = {"img_size": 64, "depths": (1, 2), "num_heads": (1, 1), "embed_dim": 16}
 
@@ -219,12 +219,14 @@ class Odd(nn.Module):
         ({"layer": "nothing"}, "no module named 'nothing'"),
         ({"layer": "fc"}, "layer 'fc' must give a feature map"),
         ({"layer": 1}, "no forward_intermediates"),
-        ({}, "no layer of Odd gives a feature map"),
+        ({}, "'twice' ran 2 times"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         erf.erf_map(Odd().double(), images(8, 8), **options)
+    with pytest.raises(ValueError, match="no layer of Odd gives a feature map"):
+        erf.erf_depth(Odd().double(), images(8, 8))
 
 
 @pytest.mark.parametrize(
@@ -253,13 +255,13 @@ def test_the_last_map_is_found_without_an_interface():
     body = nn.Sequential(model.conv1, model.bn1, model.act1, model.layer1, model.layer2)
     classifier = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5))
     x = images()
-    assert last_layer(Segmenter(), x) == "output"
-    assert last_layer(nn.Sequential(body), x) == "output"
-    classifier = classifier.double()
-    assert last_layer(classifier, x) == "0.4.0"
     taken = x.clone().requires_grad_()
     expected = gradient(body(taken), taken, None)
-    torch.testing.assert_close(erf.center_gradient(classifier, x), expected)
+    for network in (body, classifier.double(), nn.DataParallel(classifier)):
+        torch.testing.assert_close(erf.center_gradient(network, x), expected)
+        found = erf.erf_depth(network, x)
+        assert list(found)[-1].endswith("4.0")
+        np.testing.assert_allclose(list(found.values())[-1].map, expected.relu().sum((0, 1)) / 2)
 
 
 def test_the_main_tensor():
