@@ -96,8 +96,8 @@ def layer_gradients(
     """
     model, size = unwrapped(model), x.shape[2:]
 
-    def value(output: object, where: str, known: str | None = None, last: bool = False) -> Tensor:
-        maps = map_of(model, output, size, last=last, layout=layout or known, where=where)
+    def value(output: object, where: str, known: str | None = None, **about) -> Tensor:
+        maps = map_of(model, output, size, layout=layout or known, where=where, **about)
         row, column = position(point, maps.shape[2:])
         return maps[:, :, row, column].relu().sum()
 
@@ -195,7 +195,7 @@ class _Watch:
         # Networks for segmentation and restoration return (N,C,H,W).
         known = "NCHW" if own and getattr(main_tensor(call.result), "ndim", 0) == 4 else None
         where = "the output" if own else f"layer {call.name!r}"
-        found = self.value(call.result, where, known)
+        found = self.value(call.result, where, known, module=call.module)
         if self.values is None:  # a part that is computed again must repeat the steps above
             return
         self.runs[call.module] += 1

@@ -13,6 +13,11 @@ from .features import FeatureLayout, layout_of
 
 OUTPUT = "output"  # what the network's own output is called where a layer is named
 
+# Kinds of layers and the layout of a map that they work on.
+_WORK_ON = {
+    (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d): "NCHW",
+    (nn.Linear, nn.LayerNorm): "NHWC",
+}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -34,6 +39,7 @@ def map_of(
     output: object,
     image_size: Sequence[int],
     *,
+    module: nn.Module | None = None,
     last: bool = False,
     layout: str | FeatureLayout | None = None,
     where: str = "a layer",
@@ -42,6 +48,7 @@ def map_of(
 
     Args:
         output: a tensor, or a tuple, list or dict with one; see `main_tensor`.
+        module: the layer, whose own layers tell the layout where nothing else does.
         model, image_size, last, layout, where: see `cba_fast.models.features.layout_of`.
 
     Raises:
@@ -50,8 +57,22 @@ def map_of(
     features = main_tensor(output)
     if getattr(features, "ndim", 0) == 3:
         model = with_tokens(model)
-    found = layout_of(features, image_size, model=model, last=last, layout=layout, where=where)
+    known = {"model": model, "last": last, "layout": layout, "where": where}
+    try:
+        found = layout_of(features, image_size, **known)
+    except ValueError:
+        kind = _layout_inside(module)
+        if kind is None or layout is not None or getattr(features, "ndim", 0) != 4:
+            raise
+        found = FeatureLayout(kind)
     return found.to_nchw(features)
+
+
+def _layout_inside(module: nn.Module | None) -> str | None:
+    """Return the layout that the layers inside a module work on, if it is the same for all."""
+    layers = () if module is None else module.modules()
+    kinds = {kind for m in layers for types, kind in _WORK_ON.items() if isinstance(m, types)}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def layers_of(model: nn.Module, x: Tensor) -> list[str]:
@@ -73,7 +94,8 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
         if call.name in candidates:
             runs.append(call.name)
             with contextlib.suppress(ValueError):
-                if map_of(model, call.result, x.shape[2:])[0, 0].numel() > 1:
+                maps = map_of(model, call.result, x.shape[2:], module=call.module)
+                if maps[0, 0].numel() > 1:
                     order.append(call.name)
 
     with torch.no_grad(), eval_mode(model), watched(model, see):

@@ -141,7 +141,8 @@ def _evidence(
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
     height, width = image_size
     yield {kind for kind, (h, w) in sides.items() if h * width == w * height}
-    yield said
+    # timm's models of another format say so.
+    yield said or ({"NCHW"} if not last and hasattr(model, "pretrained_cfg") else set())
     if head is None and last and hasattr(model, "forward_head"):
         head = pooling_head(model)
     if head is not None:

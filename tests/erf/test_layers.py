@@ -201,6 +201,42 @@ def test_images_without_a_finite_gradient_are_left_out_of_every_depth():
         np.testing.assert_allclose(each.map, good[name].map, rtol=1e-9)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_maps_of_equal_sides_are_told_by_the_layers_that_give_them(turned):
+    first = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    if turned:
+        first = [nn.Conv2d(3, 8, 3, padding=1), Turn(), Last(nn.LayerNorm(8), nn.Linear(8, 8))]
+    model = nn.Sequential(*first, nn.Flatten(), nn.Linear(512, 5)).double()
+    name = layers_of(model, images(8, 8))[-1]
+    assert name == ("2" if turned else "0")
+    x = images(8, 8).requires_grad_()
+    maps = model[: 3 if turned else 1](x)
+    expected = gradient(maps.movedim(-1, 1) if turned else maps, x, (0, 1))
+    found = erf.center_gradient(model, x, layer=name, point=(0, 1))
+    torch.testing.assert_close(found, expected)
+
+
+class Turn(nn.Module):
+    def forward(self, x):
+        return x.movedim(1, -1)
+
+
+class Last(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.a, self.b = layers
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_no_layer_of_a_depth_is_lost_at_any_size():
+    model = timm.create_model("resnet18").eval()  # at 128 pixels its stem gives 64 maps of 64 x 64
+    assert len(layers_of(model, torch.zeros(1, 3, 128, 128))) == 9
+    del model.pretrained_cfg
+    assert len(layers_of(model, torch.zeros(1, 3, 128, 128))) == 9
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
