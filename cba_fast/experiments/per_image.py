@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops, resume
 from ..data import ImageDataset
-from ..data.reading import Report
+from ..data.reading import Report, transform
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
@@ -127,12 +127,14 @@ def _run(
     settings, run = subject.settings, Runtime.of(_how(subject.settings))
     if settings.target == "label":
         sample = labelled(subject, sample)
-    model = load_model(settings.model_of(subject.weights), run)
+    model = load_model(settings.model_of(subject.weights), run, settings.input_size)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
     walk = Walk(
-        ImageDataset(sample.records, input_size=settings.input_size),
+        ImageDataset(
+            sample.records, settings.input_size, transform(settings.input_size, settings.pixels())
+        ),
         range(len(sample.records)),
         batch_size=GROUP,
         num_workers=run.config.num_workers,
