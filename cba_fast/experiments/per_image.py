@@ -25,9 +25,9 @@ from ..runs.settings import RunConfig, SizeConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
-from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
+from ..wsol.methods import classify
 from .per_image_sample import Sample, Subject, measured_settings
 from .settings import Settings
 

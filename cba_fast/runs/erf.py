@@ -26,8 +26,8 @@ from ..erf import (
 from ..erf.report import DepthRun, MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
 from ..files import open_regular, write_npy
+from ..models.anatomy import named_layer
 from ..models.feature_layers import layers_of
-from ..models.features import find_layer
 from ..resume import Outputs
 from ..shapes import point_of
 from ..short import Short
@@ -288,7 +288,7 @@ def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> 
         InputError: there is no layer of such a name, or none gives a feature map.
     """
     if text != "all":
-        return [find_layer(model, name.strip())[0] for name in text.split(",")]
+        return [named_layer(model, name.strip())[0] for name in text.split(",")]
     image = torch.zeros(1, 3, input_size, input_size, device=run.device)
     with run.autocast():
         return layers_of(model, image.to(memory_format=run.memory_format))

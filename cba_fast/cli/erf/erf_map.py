@@ -29,7 +29,8 @@ from ..progress import bar, continuable, warn
     "--compare",
     group="ERF",
     help="Measure further networks on the same images, for one picture: random, this network with"
-    " random weights; or names of models; such as random,convnext_tiny.",
+    " random weights; or names of models, with timm's weights if --pretrained is given; such as"
+    " random,convnext_tiny.",
 )
 @option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family or model>.npy]")
 @option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
@@ -89,7 +90,7 @@ def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, Model
     return {
         name: replace(model_config, weights=None, pretrained=False)
         if name == "random"
-        else ModelConfig(name=name)
+        else ModelConfig(name=name, pretrained=model_config.pretrained)
         for name in names
     }
 
