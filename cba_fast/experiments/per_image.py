@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops, resume
 from ..data import ImageDataset
-from ..data.reading import Report
+from ..data.reading import Report, transform
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
@@ -25,9 +25,9 @@ from ..runs.settings import RunConfig, SizeConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
-from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
+from ..wsol.methods import classify
 from .per_image_sample import Sample, Subject, measured_settings
 from .settings import Settings
 
@@ -124,12 +124,14 @@ def _run(
     settings, run = subject.settings, Runtime.of(_how(subject.settings))
     if settings.target == "label":
         sample = labelled(subject, sample)
-    model = load_model(settings.model_of(subject.weights), run)
+    model = load_model(settings.model_of(subject.weights), run, settings.input_size)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
     walk = Walk(
-        ImageDataset(sample.records, input_size=settings.input_size),
+        ImageDataset(
+            sample.records, settings.input_size, transform(settings.input_size, settings.pixels())
+        ),
         range(len(sample.records)),
         batch_size=GROUP,
         num_workers=run.config.num_workers,
