@@ -115,8 +115,9 @@ def download(name: str, build: Callable, but: tuple[type[Exception], ...] = ()) 
         hub, url = known.get("hf_hub_id"), known.get("url")
         source = f"{hub} of the Hugging Face hub" if hub else url
         raise InputError(
-            f"the pretrained weights of {name} cannot be loaded from {source} ({_line(e)}); give a"
-            " file of them as `weights` (train-wsol: `init_weights`)"
+            f"the pretrained weights of {name} cannot be loaded from {source}"
+            f" ({_line(e).partition('. ')[0]}); give a file of them as `weights` (train-wsol:"
+            " `init_weights`)"
         ) from e
 
 

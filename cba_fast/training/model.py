@@ -12,7 +12,7 @@ from ..errors import CheckpointError, InputError
 from ..models import FAMILIES, detect_layout, read_checkpoint
 from ..models.factory import source_digest
 from ..models.resolve import resolve_description
-from ..runs.resolve import pixels_of
+from ..runs.resolve import preprocessing_of
 from ..runs.settings import ModelConfig
 from .config import LAYER_SCALE, TrainConfig, drop_path_rate
 
@@ -56,7 +56,7 @@ def completed(model_config: ModelConfig, config: TrainConfig) -> tuple[ModelConf
             config,
             input_size=found.input_size,
             preprocess=preprocess,
-            pixels=pixels_of(preprocess, found.family, found.model),
+            preprocessing=preprocessing_of(preprocess, found.family, found.model),
         ),
     )
 

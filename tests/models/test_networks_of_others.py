@@ -18,7 +18,7 @@ from cba_fast.data import read_image
 from cba_fast.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STUDY, Preprocessing
 from cba_fast.errors import CheckpointError, InputError
 from cba_fast.models import ModelDescription, build_model, read_checkpoint
-from cba_fast.runs.resolve import pixels_of, resolve
+from cba_fast.runs.resolve import preprocessing_of, resolve
 from cba_fast.runs.settings import DataConfig, ModelConfig
 from cba_fast.wsol import cam
 
@@ -195,7 +195,7 @@ def wrapped(state):
         ),
         (
             {"n_averaged": torch.ones(()), **{f"module.{k}": v for k, v in bare.items()}},
-            "its 'module.', not the 1 other keys",
+            "its 'module.', not the 1 other key",
         ),
     ]
 
@@ -316,12 +316,16 @@ def test_weights_that_cannot_be_had(asked, message, here, monkeypatch):
 
 def test_preprocessing_is_timms_for_its_models_and_never_crops():
     bicubic = Preprocessing("bicubic", IMAGENET_MEAN, IMAGENET_STD)
-    assert pixels_of(None, "resnet", "resnet18") == bicubic
-    assert pixels_of(None, "factory", "net.py:build") == bicubic
-    assert pixels_of("model", "convnext", None) == bicubic
-    assert pixels_of(None, "convnext", None) == pixels_of("study", "resnet", "resnet18") == STUDY
+    assert preprocessing_of(None, "resnet", "resnet18") == bicubic
+    assert preprocessing_of(None, "factory", "net.py:build") == bicubic
+    assert preprocessing_of("model", "convnext", None) == bicubic
+    assert (
+        preprocessing_of(None, "convnext", None)
+        == preprocessing_of("study", "resnet", "resnet18")
+        == STUDY
+    )
     half = timm.get_pretrained_cfg("test_resnet")
-    assert pixels_of("model", "resnet", "test_resnet").mean == half.mean == (0.5, 0.5, 0.5)
+    assert preprocessing_of("model", "resnet", "test_resnet").mean == half.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("preprocess", ["study", "model"])
@@ -343,7 +347,7 @@ def test_maps_are_those_of_the_preprocessed_images(preprocess, here, capsys):
     record = json.loads(Path("np_h/manifest.json").read_text())
     settings = record["settings"]
     assert settings["preprocess"] == preprocess
-    assert settings["pixels"]["interpolation"] == how.interpolation
+    assert settings["preprocessing"]["interpolation"] == how.interpolation
     other = {"study": "model", "model": "study"}[preprocess]
     done = run_cli(capsys, "generate-heatmap", *args, "--preprocess", other, "--num_workers", 0)
     assert f"preprocess was '{preprocess}', is '{other}'" in done.err
@@ -369,7 +373,7 @@ def test_commands_take_any_network(model, here, capsys):
     done = run_cli(capsys, "erf-map", *model, "--input_size", 64, *COMMON, "--num_images", 1)
     assert done.status == 0, done.err
     used = json.loads(Path(f"erf_map_{title}.json").read_text())["settings"]
-    assert used["pixels"]["mean"] == list(IMAGENET_MEAN)
+    assert used["preprocessing"]["mean"] == list(IMAGENET_MEAN)
     assert used["preprocess"] is None
 
 
