@@ -26,7 +26,7 @@ from ..tables import new_table, print_tables
 
 
 @click.command()
-@model_options(required=True)
+@model_options(default=None)
 @data_options("cub-200-2011")
 @map_options()
 @run_options()
