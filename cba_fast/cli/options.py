@@ -23,6 +23,7 @@ from .progress import warn
 
 STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
 POSITIVE = click.IntRange(min=1)
+SIDE = click.IntRange(1, MOST)  # for commands whose images are square
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
 # The order of the groups in a command's help; options of the command alone come last.

@@ -22,7 +22,7 @@ from ..choices import INPUT_SIZE
 from ..data.preprocessing import Preprocessing
 from ..errors import InputError
 from ..models import FAMILIES
-from ..runs.declare import Declared, declared
+from ..runs.declare import Declared, Range, declared
 from ..runs.resolve import pixels_of
 from ..runs.settings import (
     BoxConfig,
@@ -32,7 +32,7 @@ from ..runs.settings import (
     RunConfig,
     SizeConfig,
 )
-from ..shapes import map_shape, shape_text
+from ..shapes import MOST, map_shape, shape_text
 from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
@@ -94,7 +94,10 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    "input_size": {"optional": False, "default": INPUT_SIZE},
+    "input_size": {
+        **{"kind": int, "marks": (Range(1, MOST),)},
+        **{"optional": False, "default": INPUT_SIZE},
+    },
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
     "p": {"default": SizeConfig.shares[0]},

@@ -11,6 +11,7 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError
+from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
@@ -23,9 +24,7 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(
-    config: ModelConfig, run: RunConfig | Runtime, input_size: int | None = None
-) -> nn.Module:
+def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
     Networks that are built for one size of images, such as ViT, get `input_size`.
