@@ -27,14 +27,17 @@ WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
-    Networks that are built for one size of images, such as ViT, get `input_size`.
+    Networks that are built for one size of images, such as ViT, get `input_size`. Random weights
+    are the same in each run, so that a run can be continued; PyTorch's generators stay as they are.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    return run.form_of(config.build(input_size=input_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return run.form_of(config.build(input_size=input_size))
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:

@@ -164,3 +164,10 @@ def test_other_commands_take_them_too(options):
     del options["heatmap_output"]
     result = run("erf-map", **{**options, "input_size": "0x9"}, code=2)
     assert "'0x9' is not a size of 1 to 8192 (N|HxW)" in result.stderr
+
+
+def test_random_weights_are_the_same_in_each_run(options):
+    vit = {"model": "test_vit", "test_dataset": "birds", "input_size": 64, "num_workers": 0}
+    for output in ("a.npy", "b.npy"):
+        run("erf-compute", **vit, num_samples=1, p="0.5", output=output)
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
