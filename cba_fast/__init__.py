@@ -18,8 +18,10 @@ def __getattr__(name: str):
         return importlib.import_module(f"{__name__}.{name}")
     if name == "accelerate":
         return importlib.import_module(f"{__name__}.nn").accelerate
+    if name == "tune":
+        return importlib.import_module(f"{__name__}.bench.tune").tune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_LAZY, "accelerate"])
+    return sorted([*globals(), *_LAZY, "accelerate", "tune"])

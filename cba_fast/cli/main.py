@@ -34,6 +34,7 @@ COMMANDS = {
     "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
     "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
     "bench": ("bench", "Time depthwise layers or whole networks on this machine."),
+    "tune": ("tune", "Measure which convolution kernels are fastest here, and use them."),
     "info": ("info", "Show what was built and which backend each op uses, and why."),
 }
 # The arguments of the example that ends each command's help.
@@ -57,6 +58,7 @@ EXAMPLES = {
     "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",
     "merge": "--weights w.pth --output merged.pth",
     "bench": "--model replknet_31b --what model",
+    "tune": "--model replknet_31b",
     "info": "--json",
 }
 
