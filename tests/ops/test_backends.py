@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from cba_fast.cli import info
+from cba_fast.cli.tools import info
 from cba_fast.errors import CbaWarning
 from cba_fast.ops.backends import Backend, BackendTable, expect
 
