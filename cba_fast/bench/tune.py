@@ -20,14 +20,20 @@ from ..ops import choice_table
 from ..ops.choice_table import METHODS, Table
 from ..ops.places import place_of
 from .dwconv_contest import DIRECTIONS, DTYPES, Case
-from .tune_measure import AUTOMATIC, EACH, LAYOUTS, DeviceLost, Job, measure, way_of
+from .tune_measure import (
+    AUTOMATIC,
+    EACH,
+    LAYOUTS,
+    DeviceLost,
+    Job,
+    measure,
+    way_of,
+    without_hopeless,
+)
 
 STUDY = ("replknet_31b", "convnext_base", "slak_tiny", "slak_flex_base")
 INPUT_SIZES, BATCH_SIZES = (384, 224), (1, 8, 64)
 SECONDS_PER_MODEL = 60.0
-# A way that took this many times as long as the fastest with fewer images is not measured again if
-# a single call would take longer than all of its time.
-_HOPELESS = 8
 LOST = "lost"  # the reason of a kernel that ended the use of the GPU
 
 
@@ -190,18 +196,17 @@ def _measure_into(table: Table, job: Job, device: torch.device) -> None:
 
 
 def slow(table: Table, job: Job, seconds: float = EACH) -> set[str]:
-    """Return the ways that are hopeless by the results for fewer images, and take very long."""
-    found = set()
+    """Return the ways that are hopeless by the results for fewer images (`without_hopeless`)."""
+    times: dict[str, float] = {}
     for layout in LAYOUTS:
         call = job.call(layout)
         fewer = [call._replace(batch=n) for n in range(call.batch - 1, 0, -1)]
         before = next((c for c in fewer if table.cases.get(str(c))), None)
         if before is not None:
-            times = table.cases[str(before)]
-            all_of_it = 1e3 * seconds * before.batch / call.batch
-            longest = max(_HOPELESS * min(times.values()), all_of_it)
-            found |= {way_of(n, layout) for n, ms in times.items() if ms > longest}
-    return found
+            more = 1e-3 * call.batch / before.batch
+            found = table.cases[str(before)].items()
+            times |= {way_of(n, layout): ms * more for n, ms in found}
+    return times.keys() - without_hopeless(times, seconds)
 
 
 def verify(

@@ -5,6 +5,7 @@ against PyTorch on all of them. The right ones take turns with PyTorch's ways.
 """
 
 import math
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
@@ -27,6 +28,9 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 NCHW, CL, BENCHMARK, FFT = "nchw", "channels_last", "cudnn_benchmark", "torch_fft"
 RIVALS = (NCHW, CL, BENCHMARK, FFT)
 AUTOMATIC = "automatic"
+# One of PyTorch's ways that is likely to take this many times as long as the fastest way, by times
+# for fewer images or channels, is left out if a call would take longer than all of its time.
+HOPELESS = 8
 # PyTorch may compute float32 in TF32 (error 3e-4). That is allowed for its own ways and where ours
 # are compared with them.
 _NEAR_PYTORCH = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -60,6 +64,17 @@ class DeviceLost(InputError):
         )
 
 
+def without_hopeless(times: dict[str, float], limit: float) -> list[str]:
+    """Return the ways whose times are below `limit` or not hopeless, PyTorch's in order of time.
+
+    Our methods and PyTorch's fastest way, with which they are compared, always stay.
+    """
+    ours = [name for name in times if not _is_pytorch(name)]
+    theirs = sorted((name for name in times if _is_pytorch(name)), key=times.__getitem__)
+    longest = max(limit, HOPELESS * min(times.values(), default=0))
+    return theirs[:1] + [name for name in theirs[1:] if times[name] <= longest] + ours
+
+
 def way_of(name: str, layout: str) -> str:
     """Return the name of a way: that of a rival, or a method and the layout that it runs on."""
     return name if name in RIVALS else f"{name} {layout}"
@@ -81,6 +96,8 @@ def measure(
         without: methods, or ways (`way_of`), that are left out.
         automatic: whether the automatic choice takes part as well.
 
+    On a CPU ways that are hopeless (`HOPELESS`) are left out as well.
+
     Returns:
         For each of `LAYOUTS` the milliseconds of each method and of PyTorch's ways, and what was
         wrong with those that are left out. On a GPU the milliseconds are medians of the device or
@@ -99,11 +116,17 @@ def measure(
     exact = _exact(few, job, [t.double() for t in small])
     functions = ways(job, inputs(case, job, device), without, automatic)
     wrong: dict[str, str] = {}
-    for name, function in ways(job, small, without, automatic).items():
+    quick = ways(job, small, without, automatic)
+    for name, function in quick.items():
         tolerance = _NEAR_PYTORCH[job.dtype] if _is_pytorch(name) else WRONG[job.dtype]
         _check(name, function, exact, tolerance, wrong, job)
+    right = [n for n in functions if n not in wrong]
+    if device.type == "cpu":
+        work = case.batch * case.channels / (few.batch * few.channels)
+        expected = {n: work * min(map(seconds_of, 3 * [quick[n]])) for n in right}
+        right = without_hopeless(expected, seconds)
     # PyTorch's convolution, if that is right, is what the others are compared with at full size.
-    right = sorted((n for n in functions if n not in wrong), key=lambda n: not _is_pytorch(n))
+    right.sort(key=lambda n: not _is_pytorch(n))
     full = None
     for name in right:
         result = _check(name, functions[name], full, _NEAR_PYTORCH[job.dtype], wrong, job)
@@ -223,6 +246,13 @@ def _timed(functions: Functions, device: torch.device, seconds: float) -> dict[s
     silent = {name: partial(_run, function) for name, function in functions.items()}
     # Other processes make calls longer, never shorter: the 20th percentile says more of the ways.
     return {name: t.in_ms()["p20_ms"] for name, t in Contest(silent, seconds).run().items()}
+
+
+def seconds_of(function: Callable[[], Tensor]) -> float:
+    """Return the time of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def _run(function: Callable[[], Tensor]) -> None:

@@ -29,7 +29,7 @@ def place_of(device: torch.device) -> dict[str, str | int | None]:
             "vendor": "AMD" if torch.version.hip else "NVIDIA",
             "arch": arch_of(device),
             "threads": None,
-            "driver": torch._C._cuda_getDriverVersion(),
+            "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)(),
             **software,
         }
     return {

@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     """Make an empty folder that of the user's tables, and let measuring take no time."""
     monkeypatch.setenv("CBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(choice_table, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(tune_measure, "EACH", 1e-4)
+    monkeypatch.setattr(tune_measure, "HOPELESS", 1e6)  # on a busy machine any way may be that
     monkeypatch.setattr(measure, "__defaults__", (1e-4, (), False))
     choice_table.forget()
     yield tmp_path
@@ -137,10 +137,11 @@ def test_a_wrong_kernel_is_not_timed_and_never_taken(direction, fault, monkeypat
     json.dumps(wrong)
 
 
-def test_ways_that_are_hopeless_and_slow_are_left_out():
+def test_ways_that_are_hopeless_and_slow_are_left_out(monkeypatch):
+    monkeypatch.setattr(tune_measure, "HOPELESS", 8)
     job = Job(Case(4, 9, 8, 5, 3, 8), "forward", "float32")
     one = job.call("contiguous")._replace(batch=1)
-    times = {"fft": 1.0, "direct": 7.0, "conv2d": 100.0, "nchw": 100.0}
+    times = {"fft": 1.0, "direct": 99.0, "conv2d": 100.0, "nchw": 100.0, "channels_last": 90.0}
     table = Table({"kind": "cpu"}, {str(one): times})
     assert slow(table, job, 0.05) == {"conv2d contiguous", "nchw"}
     assert slow(table, job, 1.0) == set()
