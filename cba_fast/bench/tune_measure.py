@@ -31,6 +31,7 @@ AUTOMATIC = "automatic"
 # One of PyTorch's ways that is likely to take this many times as long as the fastest way, by times
 # for fewer images or channels, is left out if a call would take longer than all of its time.
 HOPELESS = 8
+_LONGEST = 2.0  # seconds of a call, beyond which this holds for the fastest of them, too
 # PyTorch may compute float32 in TF32 (error 3e-4). That is allowed for its own ways and where ours
 # are compared with them.
 _NEAR_PYTORCH = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -67,12 +68,15 @@ class DeviceLost(InputError):
 def without_hopeless(times: dict[str, float], limit: float) -> list[str]:
     """Return the ways whose times are below `limit` or not hopeless, PyTorch's in order of time.
 
-    Our methods and PyTorch's fastest way, with which they are compared, always stay.
+    Our methods always stay, and so does PyTorch's fastest way, with which they are compared, unless
+    it takes seconds.
     """
     ours = [name for name in times if not _is_pytorch(name)]
     theirs = sorted((name for name in times if _is_pytorch(name)), key=times.__getitem__)
     longest = max(limit, HOPELESS * min(times.values(), default=0))
-    return theirs[:1] + [name for name in theirs[1:] if times[name] <= longest] + ours
+    kept = [n for n in theirs if times[n] <= longest]
+    kept = kept or [n for n in theirs[:1] if times[n] <= _LONGEST]
+    return kept + ours
 
 
 def way_of(name: str, layout: str) -> str:

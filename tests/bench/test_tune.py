@@ -145,6 +145,10 @@ def test_ways_that_are_hopeless_and_slow_are_left_out(monkeypatch):
     table = Table({"kind": "cpu"}, {str(one): times})
     assert slow(table, job, 0.05) == {"conv2d contiguous", "nchw"}
     assert slow(table, job, 1.0) == set()
+    table.cases[str(one)] = {"fft": 1.0, "conv2d": 240.0, "nchw": 230.0}
+    assert slow(table, job, 0.05) == {"conv2d contiguous"}
+    table.cases[str(one)] = {"fft": 1.0, "conv2d": 260.0}  # 2.1 s for 8 images
+    assert slow(table, job, 0.05) == {"conv2d contiguous"}
     assert slow(table, job._replace(dtype="bfloat16"), 0.05) == set()
     functions = tune_measure.ways(job, tune_measure.inputs(job.case, job, CPU), {"nchw"}, True)
     assert way_of("nchw", "contiguous") not in functions

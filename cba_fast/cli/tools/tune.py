@@ -127,7 +127,7 @@ def _results(tuned) -> list:
             theirs = min((m for m in ms if m in RIVALS), key=ms.get, default=None)
             cells = [str(job.case), job.direction, job.dtype, layout, ours or "none right"]
             if ours is None or theirs is None:
-                rows.add_row(*cells, theirs or "", f"{ms[ours]:.4g}" if ours else "", "")
+                rows.add_row(*cells, theirs or "far slower", f"{ms[ours]:.4g}" if ours else "", "")
                 continue
             ratio = ms[theirs] / ms[ours]
             ratios.setdefault((job.direction, job.dtype, layout), []).append(ratio)
