@@ -67,7 +67,7 @@ def tune(
         cases: convolutions, such as ``"1x128x96x96_k31x31"``, besides those of the models.
         input_sizes, batch_sizes: of the models' images.
         directions: of "forward", "grad_x" and "grad_weight".
-        dtypes: of "float32" and "bfloat16"; float16 follows the latter.
+        dtypes: of "float32" and "bfloat16"; on GPUs float16 follows the latter.
         device: "cpu" or a CUDA device; None for the GPU if there is one.
         seconds: the time after which no case is begun; None for a minute for each model, and for as
             long as `cases` take. The next call goes on.

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops.choice_table import Call
 from ..ops.dwconv import depthwise_conv2d, depthwise_conv2d_grad_weight, depthwise_conv2d_grad_x
-from ..ops.dwconv_choice import COMPILED, runnable
+from ..ops.dwconv_choice import COMPILED, TABLES, runnable
 from . import dwconv_contest as contest
 from .contest import Contest
 from .device_timing import timed
@@ -169,7 +169,8 @@ def ways(job: Job, tensors: list[Tensor], without: Collection[str], automatic: b
         for method in [*methods, *[AUTOMATIC] * automatic]:
             found[way_of(method, layout)] = partial(_ours, direction, a, b, size, method)
     rivals = contest.candidates(case, direction, tensors)
-    found[NCHW], found[CL] = rivals[contest.NCHW], rivals[contest.CL]
+    if TABLES[direction].backends["conv2d"].reason(image, size, "auto") is None:
+        found[NCHW], found[CL] = rivals[contest.NCHW], rivals[contest.CL]
     if image.device.type == "cuda":
         found[BENCHMARK] = partial(_benchmarked, rivals[contest.CL])
     if job.dtype == "float32":

@@ -88,10 +88,10 @@ class Call(NamedTuple):
         """Return the names of this call's kind, and of those with fewer images.
 
         Args:
-            aligned: whether the alignment of rows is part of the kind.
+            aligned: whether the alignment of rows is part of the kind, as it is on GPUs.
         """
-        if self.dtype == "float16" and max(self.kh, self.kw) <= 5:
-            return []  # PyTorch has other kernels here than for bfloat16
+        if self.dtype == "float16" and (not aligned or max(self.kh, self.kw) <= 5):
+            return []  # PyTorch has other kernels here than for bfloat16, which is measured
         sides = [_at_most(side, KERNEL_SIDES) for side in (self.kh, self.kw)]
         side = next((s for s in MAP_SIDES if self.height * self.width <= s * s), None)
         channels = next((step for step in reversed(CHANNELS) if self.channels >= step), None)

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from cba_fast.bench.dwconv_contest import Case
 from cba_fast.bench.tune import device_of, in_time, jobs, seconds_for, slow, tune, verify
 from cba_fast.bench.tune_measure import LAYOUTS, RIVALS, Job, measure, way_of
 from cba_fast.errors import CbaWarning, InputError
-from cba_fast.kernels import dwconv_cpp
+from cba_fast.kernels import dwconv_cpp, dwconv_torch
 from cba_fast.ops import choice_table, depthwise_conv2d, dwconv
 from cba_fast.ops.choice_table import METHODS, Call, Table
 from cba_fast.ops.dwconv_choice import explain
@@ -135,6 +136,19 @@ def test_a_wrong_kernel_is_not_timed_and_never_taken(direction, fault, monkeypat
         assert "direct" in times[layout]
         assert wrong[layout].keys() == {"fft"}
     json.dumps(wrong)
+
+
+@pytest.mark.parametrize(("kw", "hangs"), [(9, False), (11, True)])
+def test_convolutions_of_pytorch_that_may_never_return_are_not_called(kw, hangs, monkeypatch):
+    monkeypatch.setattr(dwconv_torch, "_onednn_has_bf16", lambda: True)
+    for dtype, hangs_here in (("float32", False), ("bfloat16", hangs)):
+        job = Job(Case(4, 9, 8, 5, kw), "forward", dtype)
+        functions = tune_measure.ways(job, tune_measure.inputs(job.case, job, CPU), (), False)
+        found = {name.split()[0] for name in functions} & {"conv2d", "nchw", "channels_last"}
+        assert found == (set() if hangs_here else {"conv2d", "nchw", "channels_last"})
+    with pytest.raises(ValueError, match="'conv2d' cannot run") if hangs else nullcontext():
+        x, weight = torch.zeros(1, 4, 9, 8), torch.zeros(4, 1, 5, kw)
+        depthwise_conv2d(x.bfloat16(), weight.bfloat16(), backend="conv2d")
 
 
 def test_ways_that_are_hopeless_and_slow_are_left_out(monkeypatch):

@@ -64,7 +64,9 @@ def test_kinds(image, kernel_size, name):
     call = Call.of("forward", image, kernel_size)
     assert next(iter(call.kinds(aligned=True)), None) == name
     assert Call.parse(str(call)) == call
-    if name:
+    if name and image.dtype == FP16:
+        assert call.kinds(aligned=False) == []
+    elif name:
         assert call.kinds(aligned=False)[0] == name.replace(name.split()[3] + " ", "")
 
 

@@ -57,7 +57,7 @@ SHARE = 0.97  # of the best method's speed, which the automatic choice must reac
     type=click.Choice(DTYPES),
     multiple=True,
     default=DTYPES,
-    help="Numbers of the tensors; may be repeated. float16 follows bfloat16.",
+    help="Numbers of the tensors; may be repeated. On GPUs float16 follows bfloat16.",
 )
 @option("--device", help="cpu or cuda, such as cuda:1. Default: the GPU if there is one.")
 @option(
