@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels import dwconv_torch
 from ..ops.choice_table import Call
 from ..ops.dwconv import depthwise_conv2d, depthwise_conv2d_grad_weight, depthwise_conv2d_grad_x
-from ..ops.dwconv_choice import COMPILED, TABLES, runnable
+from ..ops.dwconv_choice import COMPILED, runnable
 from . import dwconv_contest as contest
 from .contest import Contest
 from .device_timing import timed
@@ -169,7 +170,7 @@ def ways(job: Job, tensors: list[Tensor], without: Collection[str], automatic: b
         for method in [*methods, *[AUTOMATIC] * automatic]:
             found[way_of(method, layout)] = partial(_ours, direction, a, b, size, method)
     rivals = contest.candidates(case, direction, tensors)
-    if TABLES[direction].backends["conv2d"].reason(image, size, "auto") is None:
+    if not dwconv_torch.may_hang(image, size):
         found[NCHW], found[CL] = rivals[contest.NCHW], rivals[contest.CL]
     if image.device.type == "cuda":
         found[BENCHMARK] = partial(_benchmarked, rivals[contest.CL])

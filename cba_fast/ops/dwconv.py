@@ -50,7 +50,7 @@ def depthwise_conv2d(
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
             nvcc; all dtypes but float64), "torch" (PyTorch's own, avoiding its faults on CPUs),
-            "conv2d" (PyTorch's own as `torch.nn.Conv2d` calls it), "reference" (slow), or None for
+            "conv2d" (as `torch.nn.Conv2d`; no half types on CPUs), "reference" (slow), or None for
             the fastest for these arguments by the tables of ``cba-fast tune``. The backward passes
             use the same backend; with None each uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
