@@ -20,6 +20,7 @@ from ..ops import choice_table
 from ..ops.choice_table import METHODS, Table
 from ..ops.places import place_of
 from .dwconv_contest import DIRECTIONS, DTYPES, Case
+from .tune_ahead import compiled_ahead
 from .tune_measure import (
     AUTOMATIC,
     EACH,
@@ -92,8 +93,9 @@ def tune(
     table = _open(path, device, overwrite)
     todo = [j for j in wanted if str(j.call("contiguous")) not in table.cases]
     left = len(todo)
+    begun = in_time(compiled_ahead(todo, device), seconds_for(models, cases, seconds))
     try:
-        for job in progress(in_time(todo, seconds_for(models, cases, seconds)), len(todo)):
+        for job in progress(begun, len(todo)):
             _measure_into(table, job, device)
             left -= 1
     finally:

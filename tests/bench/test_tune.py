@@ -9,7 +9,7 @@ import torch
 from cli_runner import run_cli
 
 import cba_fast
-from cba_fast.bench import tune_measure
+from cba_fast.bench import tune_ahead, tune_measure
 from cba_fast.bench.dwconv_contest import Case
 from cba_fast.bench.tune import device_of, in_time, jobs, seconds_for, slow, tune, verify
 from cba_fast.bench.tune_measure import LAYOUTS, RIVALS, Job, measure, way_of
@@ -198,6 +198,40 @@ def test_verification_compares_with_the_best_method(monkeypatch):
     assert {layout: ratio for layout, (ratio, _) in found.items()} == dict.fromkeys(LAYOUTS, 0.99)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_kernels_are_compiled_a_chunk_ahead_until_that_hangs(hangs, monkeypatch):
+    events = []
+
+    class Pool:
+        def map_async(self, function, work, chunksize):
+            events.append(len(work))
+            for item in [] if hangs else work:
+                function(item)
+            return self
+
+        def wait(self, seconds):
+            assert seconds == tune_ahead.LONGEST
+
+        def ready(self):
+            return not hangs
+
+        def terminate(self):
+            events.append("terminated")
+
+    def compiled(job, tensors, without, automatic):
+        return {
+            "triton contiguous": lambda: events.append(job),
+            "triton channels_last": lambda: 1 / 0,
+            "cuda contiguous": lambda: events.append("cuda"),
+        }
+
+    monkeypatch.setattr(tune_ahead, "CHUNK", 2)
+    monkeypatch.setattr(tune_ahead, "ways", compiled)
+    wanted = jobs(None, [TEXT])[:3]
+    assert list(tune_ahead.in_chunks(iter(wanted), CPU, Pool())) == wanted
+    assert events == ([2, "terminated"] if hangs else [2, *wanted[:2], 1, wanted[2]])
+
+
 def test_devices_that_cannot_be_measured_on():
     assert device_of("cpu") == CPU
     with pytest.raises(InputError, match="must be a CPU or an NVIDIA GPU, got meta"):
@@ -251,3 +285,18 @@ def test_the_measured_table_gives_right_results(folder):
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     assert Call.of("forward", x, (5, 3)) is not None
     assert RIVALS[0] not in METHODS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_is_measured_and_its_table_is_taken(dtype):
+    tuned = tune(cases=["8x32x24x24_k13x13"], device="cuda", dtypes=[dtype])
+    assert tuned.left == 0
+    assert not tuned.table.wrong
+    image = torch.zeros(8, 32, 24, 24, device="cuda", dtype=getattr(torch, dtype))
+    for job in tuned.jobs:
+        ms = tuned.table.cases[str(job.call("contiguous"))]
+        assert {"torch", "nchw", "channels_last", "cudnn_benchmark"} <= ms.keys()
+        method, source = explain(job.direction, image, (13, 13))
+        assert source == str(tuned.table.path)
+        assert ms[method] == min(t for m, t in ms.items() if m in METHODS)

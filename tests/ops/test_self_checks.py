@@ -117,3 +117,15 @@ def test_self_checks_need_no_default_device(monkeypatch):
         for table, kernels, _ in OPS.values():
             monkeypatch.setitem(kernels, "cuda", kernels["reference"])
             table.backends["cuda"].self_check(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_self_checks_pass_on_this_gpu(name):
+    device = torch.device("cuda", torch.cuda.current_device())
+    tables = [*TABLES.values(), *(table for table, _, _ in OPS.values())]
+    backends = [table.backends[name] for table in tables if name in table.backends]
+    if reason := backends[0].unavailable():
+        pytest.skip(reason)
+    for backend in backends:
+        backend.self_check(device)
