@@ -1,6 +1,7 @@
 """Effective receptive fields (ERF) from input gradients: their size, and the accumulated map."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 
 import torch
@@ -162,19 +163,19 @@ def _runs_always(*args) -> None:
     return None
 
 
-def _check_cuda_size(device: torch.device) -> None:
+def _self_check_size(backend: str, device: torch.device) -> None:
     grad = _checked_gradients()
     shares = [0.0, 0.2, 0.9, 1.0]
-    expect(_SIZE_KERNELS["cuda"](grad.to(device), shares), reference.erf_size(grad, shares))
+    expect(_SIZE_KERNELS[backend](grad.to(device), shares), reference.erf_size(grad, shares))
 
 
-def _check_cuda_accumulate(device: torch.device) -> None:
+def _self_check_accumulate(backend: str, device: torch.device) -> None:
     grad = _checked_gradients()
     for mode in reference.MODES:
         expected = torch.ones(grad.shape[2:], dtype=torch.float64, device="cpu")
         out = expected.to(device, copy=True)
         reference.erf_accumulate(grad, expected, mode)
-        _ACCUMULATE_KERNELS["cuda"](grad.to(device), out, mode)
+        _ACCUMULATE_KERNELS[backend](grad.to(device), out, mode)
         expect(out, expected)
 
 
@@ -184,14 +185,15 @@ def _checked_gradients() -> Tensor:
     return torch.tan(steps).float().reshape(9, 3, 33, 40)
 
 
-def _table(op: str, check_cuda: Callable[[torch.device], None]) -> BackendTable:
-    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, check_cuda)
+def _table(op: str, self_check: Callable[[str, torch.device], None]) -> BackendTable:
+    check = partial(self_check, "cuda")
+    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, check)
     cpp = Backend("cpp", _cpp_refuses, native.unavailable)
     return BackendTable(op, [cuda, cpp, Backend("reference", _runs_always)])
 
 
-SIZE = _table("erf_size", _check_cuda_size)
-ACCUMULATE = _table("erf_accumulate", _check_cuda_accumulate)
+SIZE = _table("erf_size", _self_check_size)
+ACCUMULATE = _table("erf_accumulate", _self_check_accumulate)
 
 _SIZE_KERNELS = {
     "cuda": erf_cuda.erf_size,

@@ -1,5 +1,7 @@
 """Quantization of score maps to bytes, the first step of MaxBoxAcc."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -87,17 +89,17 @@ def _cuda_refuses(scoremaps: Tensor) -> str | None:
     return cuda_core.refuses(scoremaps.device)
 
 
-def _check_cuda(device: torch.device) -> None:
+def _self_check(backend: str, device: torch.device) -> None:
     maps = torch.arange(1, 2 * 33 * 70 + 1, dtype=torch.float64, device="cpu").reshape(2, 33, 70)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         some = (maps / maps.numel()).to(dtype)
-        expect(_KERNELS["cuda"](some.to(device)), reference.quantize(some))
+        expect(_KERNELS[backend](some.to(device)), reference.quantize(some))
 
 
 TABLE = BackendTable(
     "quantize",
     [
-        Backend("cuda", _cuda_refuses, native.cuda_unavailable, _check_cuda),
+        Backend("cuda", _cuda_refuses, native.cuda_unavailable, partial(_self_check, "cuda")),
         Backend("cpp", _cpp_refuses, native.unavailable),
         Backend("reference", lambda scoremaps: None),
     ],
