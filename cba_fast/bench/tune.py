@@ -18,6 +18,7 @@ import torch
 from ..errors import CbaWarning, InputError
 from ..ops import choice_table
 from ..ops.choice_table import METHODS, Table
+from ..ops.dwconv_checks import check_kernel_size
 from ..ops.places import place_of
 from .dwconv_contest import DIRECTIONS, DTYPES, Case
 from .tune_ahead import compiled_ahead
@@ -140,6 +141,11 @@ def jobs(
             one = layer_cases(name, size, 1)
             found += [replace(case, batch=batch) for batch, case in product(batch_sizes, one)]
     found = list(dict.fromkeys(found))
+    for case in found:
+        try:
+            check_kernel_size((case.kh, case.kw))
+        except ValueError as e:
+            raise InputError(f"{case}: {e}") from e
     groups = product(sorted({c.batch for c in found}), dtypes)
     return [
         Job(case, direction, dtype)
@@ -152,7 +158,10 @@ def jobs(
 
 def device_of(device: str | torch.device | None) -> torch.device:
     """Return a device that can be measured on; None is the GPU if there is one."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as e:
+        raise InputError(f"`device` must be such as cpu or cuda:0, got {device!r}") from e
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("`device` is a GPU, but PyTorch sees none here")
     if device.type not in ("cpu", "cuda"):
@@ -190,6 +199,9 @@ def _measure_into(table: Table, job: Job, device: torch.device) -> None:
         table.wrong.setdefault(str(job.call("contiguous")), {})[e.method] = LOST
         table.write()
         raise
+    except torch.OutOfMemoryError:
+        times = {layout: {} for layout in LAYOUTS}
+        wrong = {layout: {"all": "the GPU's memory is too small"} for layout in LAYOUTS}
     for layout in LAYOUTS:
         table.cases[str(job.call(layout))] = times[layout]
         if wrong[layout]:

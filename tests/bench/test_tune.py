@@ -184,6 +184,22 @@ def test_a_kernel_that_ends_the_use_of_the_gpu_is_left_out_next_time(monkeypatch
     assert asked == [set(), *[{"cuda"}] * 6]
 
 
+def test_a_case_that_does_not_fit_into_memory_does_not_end_the_run(monkeypatch):
+    def too_large(*args, **kwargs):
+        raise torch.OutOfMemoryError("tried to allocate 200 GiB")
+
+    monkeypatch.setattr("cba_fast.bench.tune.measure", too_large)
+    tuned = tune(cases=[TEXT], device="cpu")
+    assert tuned.left == 0
+    assert all(ms == {} for ms in choice_table.read(tuned.table.path).cases.values())
+    assert explain("forward", torch.zeros(2, 4, 9, 8), (5, 3)).source == "the rule"
+
+
+def test_a_kernel_that_no_op_takes_is_refused():
+    with pytest.raises(InputError, match="1x4x9x8_k4x3: the kernel size must be two odd numbers"):
+        tune(cases=["1x4x9x8_k4x3"], device="cpu")
+
+
 def test_verification_compares_with_the_best_method(monkeypatch):
     shares = iter([0.5, 0.8, 0.99])
 
@@ -234,6 +250,8 @@ def test_kernels_are_compiled_a_chunk_ahead_until_that_hangs(hangs, monkeypatch)
 
 def test_devices_that_cannot_be_measured_on():
     assert device_of("cpu") == CPU
+    with pytest.raises(InputError, match="such as cpu or cuda:0, got 'gpu'"):
+        device_of("gpu")
     with pytest.raises(InputError, match="must be a CPU or an NVIDIA GPU, got meta"):
         device_of("meta")
     if not torch.cuda.is_available():

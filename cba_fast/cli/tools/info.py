@@ -180,7 +180,8 @@ def show(info: dict) -> None:
     facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
     for device, tables in info["convolution_tables"].items():
         texts = [f"{t['path']} ({t['source']}, {t['cases']} cases)" for t in tables]
-        none = f"none for this {device}: `cba-fast tune` measures one"
+        here = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
+        none = f"no measurements ({here}): `cba-fast tune` makes some"
         facts.add_row("Convolution", "\n".join(texts) or none)
     table = new_table("op", "device", "backend", "others", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
