@@ -11,15 +11,16 @@ import importlib
 __version__ = "0.1.0"
 
 _LAZY = ("ops", "nn", "models", "data", "wsol", "erf", "errors", "files")
+_FUNCTIONS = ("accelerate", "restore")  # of `nn`
 
 
 def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "accelerate":
-        return importlib.import_module(f"{__name__}.nn").accelerate
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.nn"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_LAZY, "accelerate"])
+    return sorted([*globals(), *_LAZY, *_FUNCTIONS])

@@ -4,9 +4,10 @@ from .depthwise import DepthwiseConv2d
 from .fuse import fold_bn_before_conv1x1, fuse_conv_bn, pad_kernel
 from .modes import eval_mode, frozen
 from .pointwise import MapLinear, conv1x1_is_faster, linears_as_convs
-from .swap import accelerate
+from .swap import AccelerateReport, accelerate, restore
 
 __all__ = [
+    "AccelerateReport",
     "DepthwiseConv2d",
     "MapLinear",
     "accelerate",
@@ -17,4 +18,5 @@ __all__ = [
     "fuse_conv_bn",
     "linears_as_convs",
     "pad_kernel",
+    "restore",
 ]

@@ -1,6 +1,7 @@
 """A depthwise convolution that takes the place of `torch.nn.Conv2d`."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.fx
@@ -9,6 +10,7 @@ from torch.autograd import forward_ad
 
 from ..ops.dwconv import depthwise_conv2d
 from ..ops.dwconv_checks import DTYPES, MAX_KERNEL
+from .counting import count_as
 
 log = logging.getLogger("cba_fast")
 
@@ -70,6 +72,11 @@ class DepthwiseConv2d(nn.Conv2d):
         if not symbolic and (_differentiated_otherwise() or x.device.type not in _DEVICES):
             return super().forward(x)
         return _convolve(x, self.weight, self.bias, self.algorithm)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
+        """Call `fn` on this module; counters of FLOPs come this way."""
+        count_as(DepthwiseConv2d, nn.Conv2d)
+        return super().apply(fn)
 
 
 @torch.fx.wrap  # a symbolic trace keeps it as one node

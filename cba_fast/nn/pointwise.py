@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .counting import count_as
+
 
 class MapLinear(nn.Linear):
     """A drop-in replacement for `torch.nn.Linear` that computes maps by a 1x1 convolution.
@@ -25,6 +27,11 @@ class MapLinear(nn.Linear):
         if x.dim() != 4:
             return super().forward(x)
         return _conv(x, self.weight, self.bias)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
+        """Call `fn` on this module; counters of FLOPs come this way."""
+        count_as(MapLinear, nn.Linear)
+        return super().apply(fn)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from ..options import (
     type_of,
 )
 from ..progress import bar, continuable, warn
-from .erf_map import FILE, measure_map, npy_file, show_map
+from .erf_map import FILE, draw, measure_map, npy_file, tell_map, title_of
 
 
 def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
@@ -99,7 +99,8 @@ def command(
         _measure_sizes(used, config, output, save_map, save_fig, options)
         if map_path is not None:
             map_config = ErfMapConfig(map_images or ErfMapConfig.num_images, map_input_size)
-            measure_map(used, map_config, map_path, map_fig, options)
+            mapped = measure_map(used, map_config, map_path, options)
+            draw({title_of(model_config): mapped}, map_fig or map_path.with_suffix(".png"))
     click.echo(f"ERF sizes: {output} ({time.perf_counter() - start:.1f} s in all)")
 
 
@@ -113,7 +114,8 @@ def _measure_sizes(used, config, output, save_map, save_fig, options) -> None:
     for row in as_rows(found.stats):
         click.echo(row)
     if found.map:
-        show_map(found.map, save_map, save_fig, used[2])
+        tell_map(found.map, save_map)
+        draw({title_of(used[2]): found.map}, save_fig or save_map.with_suffix(".png"))
 
 
 def _tell_earlier(map_path, map_images, map_input_size, map_fig) -> None:

@@ -2,7 +2,7 @@
 
 Long kernels of at most 7 taps across, strips such as 51x5, become banded matrices;
 csrc/cuda/dwconv_strip.h explains the products and how far a NaN or an infinity reaches. This file
-chooses the tiles, and tells where they are better than those of dwconv_cuda_hankel.py.
+chooses the tiles, and tells where they are better than those of cuda_hankel.py.
 """
 
 import functools
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_call as call
-from . import dwconv_cuda_hankel as hankel
+from . import cuda_call as call
+from . import cuda_hankel as hankel
 
 DTYPES = hankel.DTYPES
 MOST_ACROSS = 7
@@ -197,7 +197,7 @@ def _products(length: int, kernel: Kernel, spans: int) -> float:
 
 
 def _time(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using: Tile) -> float:
-    """Return the time that a model predicts for a tile, in the unit of `dwconv_cuda_hankel.time`.
+    """Return the time that a model predicts for a tile, in the unit of `cuda_hankel.time`.
 
     While the GPU has at most two warps for each scheduler, this is the time of one block; with more
     warps it grows with the number of all operations.
@@ -234,8 +234,3 @@ def forward(
         return torch.empty_like(x, memory_format=memory_format)
     using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
     return call.forward("dwconv_strip_cuda", x, weight, bias, memory_format, using, flip=flip)
-
-
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_call as call
+from . import cuda_call as call
 
 # So many blocks fill the largest present GPU several times. The number is a constant, so that the
 # order of additions is the same on every GPU.
@@ -36,11 +36,6 @@ def forward(
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=memory_format)
     return call.forward("dwconv_fma_cuda", x, weight, bias, memory_format, flip=flip)
-
-
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import cuda_core, native
+from .. import cuda_core, native
 
 
 def forward(

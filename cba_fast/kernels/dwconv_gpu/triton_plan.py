@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dwconv_triton_table import TABLE, Blocks
+from .triton_table import TABLE, Blocks
 
 SMALL_MAP = 144  # maps of up to so many pixels are multiplied by a dense matrix
 _TILES = (32, 16)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_call as call
+from . import cuda_call as call
 
 DTYPES = (torch.bfloat16, torch.float16)
 WARPS = 1056  # two for each scheduler of an H200
@@ -74,7 +74,7 @@ def most_blocks(shape: tuple[int, int, int, int]) -> int:
     """Return a number of blocks that no launch for images (N,C,H,W) exceeds."""
     n, c, h, w = shape
     # A tile has at least 16 columns, a band at least 16 rows and a block at least one warp. This
-    # holds in dwconv_cuda_strip, too.
+    # holds in `cuda_strip`, too.
     return n * c * (h // _FEWEST_BAND_ROWS + 1) * (w // 16 + 1)
 
 
@@ -187,11 +187,6 @@ def forward(
         return torch.empty_like(x, memory_format=memory_format)
     using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
     return call.forward("dwconv_hankel_cuda", x, weight, bias, memory_format, using, flip=flip)
-
-
-def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return forward(grad, weight, None, memory_format, flip=True)
 
 
 def grad_weight(
