@@ -164,6 +164,13 @@ def test_attention_is_followed_as_in_the_papers(pool):
         np.testing.assert_allclose(maps[method].numpy(), want, atol=1.01 / 255)
 
 
+def test_relevance_is_seen_where_the_layers_change_little():
+    model = build("test_vit", img_size=64, global_pool="avg")
+    for block in model.blocks:
+        block.attn.proj.weight.data *= 1e-5
+    assert heatmap(model, images(64, 64), method="chefer").any((1, 2)).all()
+
+
 class Encoder(nn.Module):
     """A transformer of PyTorch's own layers, which never shows its attention."""
 
@@ -197,7 +204,8 @@ def test_attention_of_multi_head_layers_is_seen():
 def test_methods_that_a_network_has_nothing_for_name_those_that_work():
     with pytest.raises(ModelError, match=r"no linear head .* these methods work: grad-cam, .*"):
         heatmap(Vgg(), images(64, 64))
-    for model in (build("test_resnet"), build("test_mambaout")):
+    between_channels = build("xcit_nano_12_p16_224", img_size=64, depth=1)
+    for model in (build("test_resnet"), build("test_mambaout"), between_channels):
         with pytest.raises(ModelError, match=r"no layers of attention .*: grad-cam, .*"):
             heatmap(model, images(64, 64), method="attention-rollout")
 
