@@ -149,8 +149,9 @@ def last_map(model: nn.Module, x: Tensor, end: Callable[[list[Call], Tensor], in
     """Return the name of the last layer whose output is a map on which the logits depend.
 
     One image is run and watched. Layers that run more than once are left out, and those whose
-    positions do not reach the logits, such as the last block of a ViT that reads its class token alone: there the answer is the norm before
-    the last attention. The answer is kept for as long as the model and its pooling stay the same.
+    positions do not reach the logits, such as the last block of a ViT that reads its class token
+    alone: there the answer is the norm before the last attention. The answer is kept for as long as
+    the model and its pooling stay the same.
 
     Args:
         model: the network, without wrappers around it.
