@@ -6,6 +6,7 @@ Nothing is imported here, so the command line can show them without loading PyTo
 from typing import Literal
 
 Family = Literal["convnext", "replknet", "slak", "slak_flex"]
+Preprocess = Literal["study", "model"]
 Method = Literal[
     "cam",
     "pc1",
