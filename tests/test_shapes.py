@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cba_fast.errors import InputError
-from cba_fast.shapes import map_shape
+from cba_fast.shapes import map_shape, size_word
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_other_sizes_are_refused_by_their_value(size):
 def test_without_an_input_its_size_means_nothing(size):
     with pytest.raises(InputError, match="must be a side"):
         map_shape(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "word"), [(7, 7), ("7x7", 7), ((3, 5), "3x5"), ("3x5", "3x5"), (np.int64(4), 4)]
+)
+def test_how_a_size_is_recorded(size, word):
+    assert size_word(size) == word
+    with pytest.raises(InputError, match="`input_size` must be"):
+        size_word((3, 0), "input_size")

@@ -22,7 +22,7 @@ from ..choices import INPUT_SIZE
 from ..data.preprocessing import Preprocessing
 from ..errors import InputError
 from ..models import FAMILIES
-from ..runs.declare import Declared, declared
+from ..runs.declare import Declared, Range, declared
 from ..runs.resolve import pixels_of
 from ..runs.settings import (
     BoxConfig,
@@ -32,7 +32,7 @@ from ..runs.settings import (
     RunConfig,
     SizeConfig,
 )
-from ..shapes import map_shape, shape_text
+from ..shapes import MOST, map_shape, size_word
 from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
@@ -74,8 +74,7 @@ PathText = Annotated[Path, Strict(False)]
 
 
 def _checked_size(size: object) -> int | str:
-    shape = map_shape(size, 1)
-    return size if size == "input" or isinstance(size, int) else shape_text(shape)
+    return size if size == "input" else size_word(size)
 
 
 def _typed(found: Declared) -> tuple[Any, Any]:
@@ -95,7 +94,13 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    "input_size": {"optional": False, "default": INPUT_SIZE},
+    # Also the training's, whose crops are square.
+    "input_size": {
+        "kind": int,
+        "marks": (Range(1, MOST),),
+        "optional": False,
+        "default": INPUT_SIZE,
+    },
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
     "p": {"default": SizeConfig.shares[0]},

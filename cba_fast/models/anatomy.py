@@ -177,8 +177,8 @@ def _find_last_map(model: nn.Module, x: Tensor, end: Callable) -> str:
         answer = calls[count].given if count < len(calls) else logits
         answer = (answer * random_like(answer)).sum()
     tokens, runs = with_tokens(model), Counter(c.name for c in calls)
-    once = [c for c in calls[:count] if c.name and runs[c.name] == 1]
-    maps = [c for c in once if _is_map(c, x, tokens)]
+    maps = [c for c in calls[:count] if c.name and _is_map(c, x, tokens)]
+    maps = [c for c in maps if runs[c.name] == 1] or maps
     if not maps:
         raise ModelError(
             f"no layer of {type_name(model)} gives a map (N, C, h, w) or tokens (N, L, C) of the "

@@ -11,7 +11,8 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError, ModelError
-from ..models.anatomy import named_layer
+from ..models.anatomy import named_layer, unwrapped
+from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
@@ -25,9 +26,7 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(
-    config: ModelConfig, run: RunConfig | Runtime, input_size: int | None = None
-) -> nn.Module:
+def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
     Networks that are built for one size of images, such as ViT, get `input_size`.
@@ -130,7 +129,7 @@ def iter_host_maps(
     run = Runtime.of(run)
     check_target(model, records, maps)
     if maps.layer is not None:
-        named_layer(model, maps.layer)
+        named_layer(unwrapped(model), maps.layer)
     if batches is None:
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:

@@ -131,9 +131,9 @@ class DataConfig:
         None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
     )
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
-    input_size: Side | None = setting(
+    input_size: Annotated[Size, "size"] = setting(
         None,
-        "Side to which images are resized, such as 384.",
+        "Side to which images are resized, such as 384, or height x width, such as 256x384.",
         otherwise="the checkpoint's, else 384, timm's for its models",
     )
     preprocess: Preprocess | None = setting(
@@ -215,7 +215,7 @@ class MapConfig:
         otherwise="study, unless two images would get the same name",
     )
 
-    def at(self, input_size: int) -> "MapConfig":
+    def at(self, input_size: int | str) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
         return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
@@ -41,6 +42,7 @@ def here(tmp_path, monkeypatch):
         (["pc1"], "input", (128, 128)),
         (["cam"], "40x72", (40, 72)),
         (["grad-cam++", "--layer", "stages.2"], 48, (48, 48)),
+        (["cam", "--input_size", "96x160"], "input", (96, 160)),
     ],
 )
 def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
@@ -71,6 +73,22 @@ def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
     assert one["max_box_acc_v2"] == pytest.approx(np.mean(one["all"]["max_box_acc"][:3]))
     assert one["erf"]["num_samples"] == 2
     assert 1 <= one["erf"]["mean"] <= 128 * 128
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "chefer"])
+def test_a_network_of_timm_with_images_that_are_not_square(here, capsys, method):
+    torch.manual_seed(0)
+    args = ["--model", "test_vit", "--num_classes", 3, "--test_dataset", "images"]
+    args += ["--input_size", "64x96", "--num_workers", 0, "--method", method]
+    torch.save(timm.create_model("test_vit", num_classes=3, img_size=(64, 96)).state_dict(), "v.pt")
+    boxes = ["--metadata_root", "meta", "--num_samples", 2, "--json", "r.json"]
+    done = run_cli(capsys, "evaluate", *args, "--weights", "v.pt", *boxes)
+    assert done.status == 0, done.err
+    assert "3 classes, input 64x96" in done.err
+    result = read(here / "r.json")
+    used = result["settings"]["data"]
+    assert (used["input_size"], used["map_size"], used["method"]) == ("64x96", "64x96", method)
+    assert 1 <= result["erf"]["mean"] <= 64 * 96
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from ...runs.declare import check_values
 from ...runs.settings import BoxConfig, InterveneConfig, Statistics
 from ..maps.evaluate import with_metadata
 from ..options import (
+    SQUARE,
     comma_lists,
     config_option,
     config_options,
@@ -27,7 +28,7 @@ from ..tables import new_table, print_tables
 
 @click.command()
 @model_options(default=None)
-@data_options("cub-200-2011")
+@data_options("cub-200-2011", input_size=SQUARE)
 @map_options()
 @run_options()
 @config_options(
