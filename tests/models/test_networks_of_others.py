@@ -430,15 +430,31 @@ def test_a_checkpoint_of_another_network_is_refused(here):
             build_model(checkpoint="w.pth", **asked)
 
 
-def test_training_replaces_the_head_of_a_network_of_timms(here, capsys):
-    path = saved(network().state_dict())
-    args = ("train-wsol", "--model", "test_resnet", "--init_weights", path, "--data_root", "split")
-    args += ("--epochs", 1, "--batch_size", 2, "--input_size", 64, "--num_workers", 0)
-    done = run_cli(capsys, *args, "--device", "cpu")
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            ("--model", "test_resnet"),
+            "except the head of 5 classes, replaced by a random one of 2: fc.weight, fc.bias",
+        ),
+        (
+            ("--model_factory", "net.py:build"),
+            "all keys but model.fc.bias, model.fc.weight, which are random",
+        ),
+    ],
+)
+def test_training_replaces_a_head_of_other_classes(model, told, here, capsys):
+    own = build_model(factory="net.py:build") if "net.py:build" in model else network()
+    args = ("train-wsol", *model, "--init_weights", saved(own.state_dict()), "--exp_name", "x")
+    args += ("--data_root", "split", "--epochs", 1, "--batch_size", 2, "--input_size", 64)
+    done = run_cli(capsys, *args, "--num_workers", 0, "--device", "cpu", "--lr", 1e-9)
     assert done.status == 0, done.err
-    assert "except the head of 5 classes, replaced by a random one of 2: fc.weight, fc.bias" in (
-        done.out
-    )
+    assert told in done.out
+    trained = read_checkpoint("weights/x_best.pth")
+    key = "conv1.0.weight"
+    key = f"model.{key}" if "net.py:build" in model else key
+    stored = trained.stored[key]
+    assert torch.allclose(stored, own.state_dict()[key], atol=1e-6)
 
 
 # Plan files
