@@ -15,6 +15,7 @@ from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
+from ..wsol.methods import method_named
 from .compiled import compiled_form
 from .overlap import ahead
 from .runtime import Runtime
@@ -129,9 +130,15 @@ def iter_host_maps(
     """
     run = Runtime.of(run)
     check_target(model, records, maps)
+    if maps.layer is not None:
+        named_layer(unwrapped(model), maps.layer)
     if batches is None:
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:
+        # Compiled code shows neither the output of a layer inside nor its attention.
+        if maps.layer is not None or "attentions" in method_named(maps.method).needs:
+            what = "`layer`" if maps.layer is not None else f"`method` {maps.method}"
+            raise InputError(f"`compile` cannot be combined with {what}")
         model = compiled_form(model, run.config.batch_size)
     return _queued(model, records, data, run, maps, report, batches, scored)
 
@@ -196,6 +203,7 @@ def _queued(
                 batch.images,
                 method=maps.method,
                 target=target,
+                layer=maps.layer,
                 map_size=maps.map_size,
                 pc1_range=maps.pc1_range,
             )
@@ -219,7 +227,7 @@ def _naming(first: str) -> Iterator[None]:
     """Name the batch, by the id of its first image, in errors about its values."""
     try:
         yield
-    except ImageError:  # names its image itself
+    except (ImageError, ModelError):  # not about this batch, or naming its image already
         raise
     except ValueError as e:
         raise InputError(f"in the batch that begins with {first}: {e}") from e

@@ -186,8 +186,14 @@ class MapConfig:
 
     method: Method = setting(
         "cam",
-        "Class activation map, or first principal component of its parts.",
-        option="localization_method",
+        "How the maps are made, such as grad-cam. cam and pc1 need a linear head over the features,"
+        " attention-rollout and chefer attention over the whole image; others take any network.",
+        option=("method", "localization_method"),
+    )
+    layer: str | None = setting(
+        None,
+        "Module whose output is explained, such as layer3.",
+        otherwise="the last feature maps",
     )
     target: Annotated[str, "target"] = setting(
         "predicted", "Class to explain: the top-1, the image's label, or a 0-based index."

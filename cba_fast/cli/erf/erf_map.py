@@ -9,6 +9,7 @@ import click
 from ...runs.settings import ErfMapConfig, ModelConfig
 from ..options import (
     FILE,
+    SQUARE,
     config_option,
     erf_options,
     option,
@@ -20,7 +21,8 @@ from ..progress import bar, continuable, warn
 
 @click.command()
 @erf_options(
-    without=("preprocess",), input_size={"default": ErfMapConfig.input_size, "otherwise": None}
+    without=("preprocess",),
+    input_size={**SQUARE, "default": ErfMapConfig.input_size, "otherwise": None},
 )
 @config_option(ErfMapConfig, "num_images")
 @config_option(ErfMapConfig, "layer")
