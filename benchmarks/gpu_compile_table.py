@@ -5,7 +5,7 @@
     python benchmarks/gpu_compile_table.py --arch sm_90 --kernel dwconv_band_kernel --dtype bf16
     python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
 
-The kernels are those that `cba_fast.kernels.dwconv_triton_plan` would launch for the shapes below,
+The kernels are those that `kernels/dwconv_gpu/triton_plan.py` would launch for the shapes below,
 with the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not
 fit into the shared memory.
 """
@@ -29,9 +29,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cba_fast.kernels import dwconv_triton, dwconv_triton_plan
-from cba_fast.kernels.dwconv_triton_plan import Launch
-from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY
+from cba_fast.kernels import dwconv_triton
+from cba_fast.kernels.dwconv_gpu import triton_plan
+from cba_fast.kernels.dwconv_gpu.triton_plan import Launch
+from cba_fast.kernels.dwconv_gpu.triton_table import ARCHS, SHARED_MEMORY
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RECORDED = ("bf16",)  # fp16 differs only in the type of the instructions
@@ -67,14 +68,14 @@ def launches(shape, kernel_size, dtype) -> Iterator[Launch]:
 
     The input gradient is the forward pass with turned kernels and no bias.
     """
-    if dwconv_triton_plan.is_transposed(kernel_size):
+    if triton_plan.is_transposed(kernel_size):
         shape, kernel_size = (*shape[:2], shape[3], shape[2]), kernel_size[::-1]
     x = torch.empty(shape, dtype=dtype, device="meta")
     weight = torch.empty((shape[1], *kernel_size), dtype=dtype, device="meta")
     bias = weight[:, 0, 0].contiguous()
-    forward = getattr(dwconv_triton_plan, dwconv_triton_plan.family(shape[2:]))
+    forward = getattr(triton_plan, triton_plan.family(shape[2:]))
     yield from forward(x, weight, bias, x, flip=False, upcast=False)
-    yield from dwconv_triton_plan.band_weight(x, x, weight, upcast=False)
+    yield from triton_plan.band_weight(x, x, weight, upcast=False)
 
 
 def compile_launch(launch: Launch, arch: str) -> dict:

@@ -73,23 +73,23 @@ def _features(
 
 def _float32_features(model: nn.Module, x: Tensor) -> Tensor:
     """Return the features as float64, computed by PyTorch's convolutions in float32 or TF32."""
-    from cba_fast.bench.model_contest import _plain
+    from cba_fast.bench.model_contest import plain
 
-    plain = _plain(model).to(x.device)
+    form = plain(model).to(x.device)
     with torch.no_grad():
-        return torch.cat([plain.forward_features(part) for part in x.split(16)]).double()
+        return torch.cat([form.forward_features(part) for part in x.split(16)]).double()
 
 
 def _forms(model: nn.Module, device: str) -> dict[str, nn.Module]:
     """Return forms of the model: with PyTorch's convolutions, plain and merged, and ours."""
-    from cba_fast.bench.model_contest import _plain
+    from cba_fast.bench.model_contest import plain
     from cba_fast.models import inference_form, merge
 
     half = {"device": device, "dtype": torch.bfloat16}
     return {
-        "nchw": _plain(model).to(device),
-        "channels_last": _plain(model).to(device, memory_format=CL),
-        "channels_last_merged": _plain(merge(model)).to(device, memory_format=CL),
+        "nchw": plain(model).to(device),
+        "channels_last": plain(model).to(device, memory_format=CL),
+        "channels_last_merged": plain(merge(model)).to(device, memory_format=CL),
         "ours": inference_form(model, channels_last=False, **half),
         "ours_channels_last": inference_form(model, **half),
     }
@@ -99,14 +99,14 @@ def receptive_field(device: str) -> Iterator[dict]:
     """Compare the study's way to ERF sizes, an image at a time, with ours, for RepLKNet-31B."""
     import numpy as np
 
-    from cba_fast.bench.model_contest import _plain, create
+    from cba_fast.bench.model_contest import create, plain
     from cba_fast.erf import erf_sizes
     from cba_fast.models import inference_form
 
     real = device == "cuda"
     name, size, count = ("replknet_31b", 384, 8) if real else ("replknet_nano", 64, 2)
     model = create(name)
-    study, ours = _plain(model).to(device).requires_grad_(), inference_form(model, device=device)
+    study, ours = plain(model).to(device).requires_grad_(), inference_form(model, device=device)
     images = torch.randn(count, 3, size, size, device=device)
 
     def the_studys_way() -> np.ndarray:
@@ -203,8 +203,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from dataclasses import replace
 
     from cba_fast.data import ImageDataset
-    from cba_fast.data.loading import normalize_bytes, resize_to_bytes
-    from cba_fast.data.reading import Report, cut, read_batches
+    from cba_fast.data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
     from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
     from cba_fast.runs.inference import load_model, open_images
     from cba_fast.runs.runtime import Runtime

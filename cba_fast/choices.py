@@ -13,6 +13,7 @@ Score = Literal["prob", "logit", "logprob"]
 Checkpoint = Literal["auto", "none", "block", "stage"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Contours = Literal["largest", "all", "both"]
+Intervention = Literal["outer", "random", "inner", "blur", "drop"]
 
 INPUT_SIZE = 384  # side of the study's images
 CAM_CURVE_INTERVAL = 0.01  # step between the thresholds of a score

@@ -1,4 +1,4 @@
-"""Reads the size of a map: one side, height and width, or "input" for the network's input size."""
+"""Reads the size of a map and a position on it, as commands and files of experiments write them."""
 
 import re
 from collections.abc import Sequence
@@ -37,6 +37,26 @@ def map_shape(
         known = "" if of_input is None else ', or "input"'
         raise InputError(f"`{name}` must be a side of 1 to {MOST} or (H, W){known}, got {size!r}")
     return int(sides[0]), int(sides[1])
+
+
+def point_of(text: str | None) -> tuple[int, int] | tuple[float, float] | None:
+    """Return the position of a map that text means: "3,5" row and column, "0.25,0.5" shares.
+
+    Raises:
+        InputError: the text is something else.
+    """
+    if text is None:
+        return None
+    if found := re.fullmatch(r"(\d{1,5}),(\d{1,5})", text):
+        return int(found[1]), int(found[2])
+    if found := re.fullmatch(r"([01]?\.\d+|[01]\.?),([01]?\.\d+|[01]\.?)", text):
+        point = float(found[1]), float(found[2])
+        if max(point) <= 1:
+            return point
+    raise InputError(
+        f"`point` must be a row and a column, such as 3,5, or two shares of 0 to 1, such as"
+        f" 0.25,0.5, got {text!r}"
+    )
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -91,6 +91,20 @@ def emulated_cuda(request, monkeypatch):
 
 
 @pytest.fixture
+def empty_is_nan(monkeypatch):
+    """Let `torch.empty` return NaN: an output that is not written shows."""
+    import torch
+
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
+@pytest.fixture
 def a_gpu(monkeypatch):
     """Return a function that makes tensors of a GPU that is not here, of compute capability 9.0.
 

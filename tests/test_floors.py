@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 
 import cba_fast
+from cba_fast.cli.main import TITLES
 
 ROOT = Path(cba_fast.__file__).parent
 # From the ground up.
 FLOORS = [
-    ("choices", "errors", "files", "resume", "shapes", "short"),
+    ("choices", "errors", "files", "npy", "resume", "shapes", "short"),
     ("reference",),
     ("kernels",),
     ("ops",),
     ("nn",),
     ("models",),
     ("data",),
+    ("datasets",),
     ("wsol",),
     ("erf",),
     ("runs",),
@@ -66,3 +68,15 @@ def test_an_import_upward_is_seen():
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_no_file_outgrows_its_room(path):
     assert len((ROOT / path).read_text().splitlines()) <= 500
+
+
+def test_the_rooms_that_were_thinned_out_stay_so():
+    for room in (
+        "data",
+        "datasets",
+        "kernels",
+        "kernels/dwconv_gpu",
+        "cli",
+        *(f"cli/{name}" for name in TITLES),
+    ):
+        assert len(list((ROOT / room).glob("*.py"))) <= 14, room

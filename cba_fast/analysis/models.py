@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.npy_header import read_npy
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..files import read_json
+from ..npy import read_npy
 from ..runs.size_stats import SizeStats, size_stats
 from .points import Point
 

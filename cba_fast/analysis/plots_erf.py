@@ -1,6 +1,6 @@
 """Pictures of ERF maps, as published and free of their scale, with their area ratios."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..erf import AreaRatio
-    from ..erf.report import MapRun
+    from ..erf.report import DepthRun, MapRun
 
 COLOR_MAP = "magma"
 DECADES = 3  # below the maximum, that the scale-free pictures show
@@ -76,6 +76,70 @@ def plot_map(found: "MapRun", title: str = "") -> "Figure":
     return fig
 
 
+def plot_side_by_side(runs: Mapping[str, "MapRun"]) -> "Figure":
+    """Draw the ERF maps of several networks beside each other, each free of its own scale.
+
+    Args:
+        runs: the maps by the titles of their panels; their sizes may differ.
+    """
+    fig = make_figure((3.4 * len(runs) + 0.6, 4.2))
+    for ax, (title, run) in zip(fig.subplots(1, len(runs), squeeze=False)[0], runs.items()):
+        image = ax.imshow(
+            decades(run.erf.map), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest"
+        )
+        _squares(ax, [r for r in run.scale_free if r.threshold in (0.5, 0.99)], run.erf.map.shape)
+        ax.set_title(title)
+        h, w = run.erf.map.shape
+        ax.set_xlabel(
+            f"{h} x {w} pixels, half in {run.pixels[0.5] / (h * w):.1%} of them\n"
+            f"sigma {run.shape.sigma_major:.0f} and {run.shape.sigma_minor:.0f} px"
+        )
+    fig.colorbar(image, ax=fig.axes, label="log10(map / maximum)", shrink=0.8)
+    fig.suptitle("effective receptive fields")
+    return fig
+
+
+def plot_depth(runs: Mapping[str, "DepthRun"]) -> "Figure":
+    """Draw how ERF size and area grow from layer to layer, for one network or several.
+
+    Above is the share of the image's pixels that hold half of the map; below the share of its area
+    that the smallest central square with half of the map covers, and, dashed, the one with 99 %.
+
+    Args:
+        runs: by the names of the networks. If the layers have other names in one than in another,
+            the curves are drawn over the relative depth.
+    """
+    names = list(next(iter(runs.values())).layers)
+    same = all(list(run.layers) == names for run in runs.values())
+    fig = make_figure((max(7.0, 0.22 * len(names) + 2), 7.0))
+    size, area = fig.subplots(2, 1, sharex=True)
+    for (title, run), color in zip(runs.items(), _colors(len(runs))):
+        known = [(i, r) for i, r in enumerate(run.layers.values()) if r is not None]
+        x = [i if same else i / max(1, len(run.layers) - 1) for i, _ in known]
+        size.plot(x, [r.pixels[0.5] / r.erf.map.size for _, r in known], ".-", c=color, label=title)
+        for threshold, style in ((0.5, ".-"), (0.99, ".--")):
+            ratios = [{q.threshold: q.ratio for q in r.scale_free}.get(threshold) for _, r in known]
+            area.plot(x, [np.nan if q is None else q for q in ratios], style, c=color)
+    size.set_ylabel("share of the pixels that hold 50 %")
+    area.set_ylabel("area of the central square\nwith 50 %, dashed 99 %")
+    for ax in (size, area):
+        ax.set_ylim(bottom=0)
+        ax.grid(True, linestyle="--", alpha=0.4)
+    size.legend()
+    if same:
+        area.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    else:
+        area.set_xlabel("relative depth")
+    size.set_title("effective receptive field from layer to layer")
+    return fig
+
+
+def _colors(count: int) -> list:
+    from matplotlib import colormaps
+
+    return [colormaps["tab10"](i % 10) for i in range(count)]
+
+
 def decades(erf: np.ndarray) -> np.ndarray:
     """Return log10(erf / maximum), not below -DECADES, (H,W) float64.
 
@@ -92,7 +156,9 @@ def _published(ax: "Axes", erf: np.ndarray, ratios: Sequence, legend: str) -> No
     _squares(ax, ratios, erf.shape, legend)
 
 
-def _squares(ax: "Axes", ratios: Sequence, shape: tuple[int, int], legend: str) -> None:
+def _squares(
+    ax: "Axes", ratios: Sequence, shape: tuple[int, int], legend: str = "upper right"
+) -> None:
     from matplotlib.patches import Rectangle
 
     h, w = shape

@@ -156,7 +156,7 @@ def training(
         model: a model from `create`.
         input_size, batch: as in `inference`.
     """
-    forms = {DEFAULT: _plain(model), CHANNELS_LAST: _plain(model), OURS: _accelerated(model)}
+    forms = {DEFAULT: plain(model), CHANNELS_LAST: plain(model), OURS: _accelerated(model)}
     x = _images(input_size, batch)
     return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
 
@@ -170,7 +170,7 @@ def exact_gradients(model: nn.Module, input_size: int, batch: int = 4) -> list[T
     Args:
         model, input_size, batch: as in `training`.
     """
-    form = _plain(model).double()
+    form = plain(model).double()
     for module in _covered(form).values():
         module.__class__ = _FftConv2d
     x = _images(input_size, batch).double()
@@ -279,11 +279,11 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
 def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Module]:
     channels_last = torch.channels_last
     forms = {
-        DEFAULT: _plain(model),
-        CHANNELS_LAST: _plain(model).to(memory_format=channels_last),
+        DEFAULT: plain(model),
+        CHANNELS_LAST: plain(model).to(memory_format=channels_last),
     }
     with contextlib.suppress(TypeError):  # `merge` does not know the model
-        forms[MERGED] = _plain(merge(model)).to(memory_format=channels_last)
+        forms[MERGED] = plain(merge(model)).to(memory_format=channels_last)
     if compiled:
         forms[COMPILED] = forms[CHANNELS_LAST]
     forms[OURS] = inference_form(model)
@@ -293,7 +293,7 @@ def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Mod
     return forms
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> nn.Module:
     """Return a copy of the model with PyTorch's depthwise convolutions."""
     model = copy.deepcopy(model)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The command line ``cba-fast``: one subcommand per file of this folder, imported when called."""
+"""The command line ``cba-fast``: a file for each command, imported when it is called."""
 
 import difflib
 import importlib
@@ -13,28 +13,35 @@ from ..errors import CbaError, CbaWarning, with_flags
 from .grouped import with_example
 from .moved import of_today
 
-# name -> (module, one line of help). `--help` shows these lines and imports no command (no torch).
+# folder of commands -> its title in `--help`.
+TITLES = {
+    "maps": "Heatmaps, boxes and scores",
+    "erf": "Effective receptive fields",
+    "studies": "Whole studies",
+    "tools": "Data sets, weights and this machine",
+}
+# name -> (folder, one line of help). `--help` shows these lines and imports no command (no torch).
 COMMANDS = {
-    "demo": ("demo", "Run the whole study on generated data: no download, no GPU."),
-    "generate-heatmap": ("generate_heatmap", "Make CAM or PC1 heatmaps of an image folder."),
-    "pack-maps": ("pack_maps", "Pack stored heatmaps into one compact store."),
-    "wsol-eval": ("wsol_eval", "Score stored heatmaps against boxes: MaxBoxAcc, MaxBoxAccV2."),
-    "pixel-eval": ("pixel_eval", "Score stored heatmaps against pixel masks: PxAP."),
-    "boxes": ("boxes", "Write the boxes of stored heatmaps at a threshold: CSV or COCO JSON."),
-    "evaluate": ("evaluate", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
-    "erf-compute": ("erf_compute", "Measure the ERF size on sampled images."),
-    "erf-map": ("erf_map", "Measure the ERF map, its area ratios and its shape."),
-    "erf-shape": ("erf_shape", "Show what slak_flex's mixture does to the ERF; match another's."),
-    "collect-erf-wsol": ("collect_erf_wsol", "Train and score experiments of a YAML file."),
-    "analysis-erf-vs-wsol": ("analysis_erf_vs_wsol", "Correlate ERF size and MaxBoxAcc."),
-    "analysis-per-image": ("analysis_per_image", "Ask image by image: the ERF, or the maps?"),
-    "plot-erf-vs-wsol": ("plot_erf_vs_wsol", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
-    "synth-cub": ("synth_cub", "Draw a CUB-like data set: animals with boxes, no download."),
-    "prepare-cub": ("prepare_cub", "Lay out CUB_200_2011 (.tgz, .zip or folder) for the study."),
-    "train-wsol": ("train_wsol", "Train a classifier as the study does; resumable."),
-    "merge": ("merge", "Merge the re-parameterized branches of a checkpoint."),
-    "bench": ("bench", "Time depthwise layers or whole networks on this machine."),
-    "info": ("info", "Show what was built and which backend each op uses, and why."),
+    "demo": ("studies", "Run the whole study on generated data: no download, no GPU."),
+    "generate-heatmap": ("maps", "Make CAM or PC1 heatmaps of an image folder."),
+    "pack-maps": ("maps", "Pack stored heatmaps into one compact store."),
+    "wsol-eval": ("maps", "Score stored heatmaps against boxes: MaxBoxAcc, MaxBoxAccV2."),
+    "pixel-eval": ("maps", "Score stored heatmaps against pixel masks: PxAP."),
+    "boxes": ("maps", "Write the boxes of stored heatmaps at a threshold: CSV or COCO JSON."),
+    "evaluate": ("maps", "Images in, MaxBoxAcc and ERF out, without intermediate files."),
+    "erf-compute": ("erf", "Measure the ERF size on sampled images."),
+    "erf-map": ("erf", "Measure the ERF map, its area ratios and its shape."),
+    "erf-shape": ("erf", "Show what slak_flex's mixture does to the ERF; match another's."),
+    "collect-erf-wsol": ("studies", "Train and score experiments of a YAML file."),
+    "analysis-erf-vs-wsol": ("studies", "Correlate ERF size and MaxBoxAcc."),
+    "analysis-per-image": ("studies", "Ask image by image: the ERF, or the maps?"),
+    "plot-erf-vs-wsol": ("studies", "Plot a CSV of (model, ERF, MaxBoxAcc) points."),
+    "synth-cub": ("tools", "Draw a CUB-like data set: animals with boxes, no download."),
+    "prepare-cub": ("tools", "Lay out CUB_200_2011 (.tgz, .zip or folder) for the study."),
+    "train-wsol": ("tools", "Train a classifier as the study does; resumable."),
+    "merge": ("tools", "Merge the re-parameterized branches of a checkpoint."),
+    "bench": ("tools", "Time depthwise layers or whole networks on this machine."),
+    "info": ("tools", "Show what was built and which backend each op uses, and why."),
 }
 # The arguments of the example that ends each command's help.
 EXAMPLES = {
@@ -51,7 +58,7 @@ EXAMPLES = {
     "collect-erf-wsol": "--config experiments.yaml --dry_run",
     "analysis-erf-vs-wsol": "--config models.json --save_fig erf_vs_wsol.png",
     "analysis-per-image": "--config experiments.yaml --output per_image",
-    "plot-erf-vs-wsol": "--csv points.csv --save scatter.png",
+    "plot-erf-vs-wsol": "--csv points.csv --save_fig scatter.png",
     "synth-cub": "--root synth --classes 10",
     "prepare-cub": "--source CUB_200_2011.tgz --output datasets/cub-200-2011",
     "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",
@@ -71,8 +78,8 @@ class LazyGroup(click.Group):
         cmd_name = cmd_name.replace("_", "-")
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"cba_fast.cli.{COMMANDS[cmd_name][0]}")
-        return with_example(module.command, cmd_name, EXAMPLES[cmd_name])
+        module = f"cba_fast.cli.{COMMANDS[cmd_name][0]}.{cmd_name.replace('-', '_')}"
+        return with_example(importlib.import_module(module).command, cmd_name, EXAMPLES[cmd_name])
 
     def resolve_command(self, ctx, args):
         name = args[0].replace("_", "-")
@@ -83,8 +90,11 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, of_today([name, *args[1:]]))
 
     def format_commands(self, ctx, formatter):
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        for folder, title in TITLES.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name, text) for name, (at, text) in COMMANDS.items() if at == folder]
+                )
 
 
 @click.group(

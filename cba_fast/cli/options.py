@@ -17,7 +17,7 @@ from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
-from ..shapes import MOST, map_shape
+from ..shapes import MOST, map_shape, point_of
 from ..training.config import TrainConfig
 
 STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
@@ -83,6 +83,20 @@ class TargetType(click.ParamType):
         self.fail(f"{value!r} is not 'predicted', 'label' or a class index", param, ctx)
 
 
+class PointType(click.ParamType):
+    """A position of a feature map: ``ROW,COLUMN`` or two shares of its sides."""
+
+    name = "ROW,COLUMN"
+
+    def convert(self, value, param, ctx):
+        """Return the text, which can be read as two numbers."""
+        try:
+            point_of(value)
+        except InputError as e:
+            self.fail(str(e).replace("`point` ", ""), param, ctx)
+        return value
+
+
 class ChoiceOf(click.Choice):
     """One of the values of a `Literal`, which may be numbers."""
 
@@ -95,7 +109,12 @@ class ChoiceOf(click.Choice):
         return self.values[super().convert(str(value), param, ctx)]
 
 
-_MARKED = {"size": SizeType(), "size or input": SizeType(of_input=1), "target": TargetType()}
+_MARKED = {
+    "size": SizeType(),
+    "size or input": SizeType(of_input=1),
+    "target": TargetType(),
+    "point": PointType(),
+}
 
 
 def type_of(found: Declared) -> click.ParamType | type:

@@ -1,4 +1,4 @@
-"""Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata, generated data.
+"""Images and their annotations: folders, CUB_200_2011, wsolevaluation metadata.
 
 Public names are imported from here, each when it is first used, so that listing images and reading
 boxes does not import torch.
@@ -14,11 +14,11 @@ _WHERE = {
     "open_image_set": "image_sets",
     "resolve_test_dataset": "image_sets",
     "read_image": "images",
-    "ImageDataset": "loading",
-    "study_transform": "loading",
+    "ImageDataset": "reading",
+    "study_transform": "reading",
     "Report": "reading",
     "read_batches": "reading",
-    "erf_map_transform": "loading",
+    "erf_map_transform": "reading",
     "Boxes": "boxes",
     "load_boxes": "boxes",
     "model_labels": "labels",
@@ -28,8 +28,6 @@ _WHERE = {
     "ScoreStore": "score_store",
     "read_predictions": "predictions",
     "write_predictions": "predictions",
-    "prepare_cub": "prepare",
-    "generate": "synth",
 }
 
 __all__ = sorted(_WHERE)

@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 
+from ..choices import CUB_FOLDER
 from ..errors import InputError
 from . import cub, metadata
 from .records import ImageRecord, ImageSet, make_record
@@ -15,6 +16,8 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".t
 # Names of folders that hold a split's class folders. Read as classes, they would give maps of all
 # splits and labels without meaning.
 _SPLITS = frozenset(("train", "test", "val"))
+# Folders that commands make where they are not told another, and the command.
+_MADE_BY = {"cba_fast_demo": "demo", "synth": "synth-cub", Path(CUB_FOLDER).name: "prepare-cub"}
 
 
 def resolve_test_dataset(name: str | os.PathLike) -> Path:
@@ -31,7 +34,9 @@ def resolve_test_dataset(name: str | os.PathLike) -> Path:
     for path in tried:
         if path.is_dir():
             return path
-    raise InputError(f"no data set {str(name)!r}: neither of {some(tried)} is a folder")
+    maker = next((_MADE_BY[part] for part in Path(name).parts if part in _MADE_BY), None)
+    hint = f"; `cba-fast {maker}` makes it" if maker else ""
+    raise InputError(f"no data set {str(name)!r}: neither of {some(tried)} is a folder{hint}")
 
 
 def open_image_set(

@@ -1,4 +1,4 @@
-"""Read a data set in given batches; images that cannot be used are reported, not raised."""
+"""Preprocess images and read them in batches; unusable ones are reported and do not end a run."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,13 +8,118 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    Normalize,
+    PILToTensor,
+    Resize,
+    ToTensor,
+)
 
+from ..choices import INPUT_SIZE
 from ..errors import ImageError
 from ..short import Short
+from .images import read_image
+from .records import ImageRecord
 from .textlines import counted, some
-from .transfer import to_device
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
+
+
+def study_transform(input_size: int = INPUT_SIZE) -> Compose:
+    """Return the study's preprocessing: PIL RGB image -> (3,S,S) float32 in [-1, 1].
+
+    Resize to (S, S) without keeping the aspect ratio (bilinear, antialiased), scale to [0, 1],
+    (x - 0.5) / 0.5.
+    """
+    return Compose(
+        [
+            Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True),
+            ToTensor(),
+            Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+
+
+def resize_to_bytes(input_size: int = INPUT_SIZE) -> Compose:
+    """Return the first half of `study_transform`: PIL RGB image -> (3,S,S) uint8.
+
+    Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
+    """
+    resize = Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True)
+    return Compose([resize, PILToTensor(), Tensor.contiguous])
+
+
+def normalize_bytes(images: Tensor) -> Tensor:
+    """Apply the second half of `study_transform` to a batch: (x / 255 - 0.5) / 0.5.
+
+    Args:
+        images: (N,3,S,S) uint8, on any device.
+
+    Returns:
+        (N,3,S,S) float32 in [-1, 1], on the same device and in the same memory format. The bits are
+        those of `study_transform`, on every device.
+    """
+    # Divided by a tensor, because CUDA multiplies by the rounded reciprocal of a number instead.
+    scale = torch.full((), 255.0, device=images.device)
+    return images.float().div_(scale).sub_(0.5).div_(0.5)
+
+
+def erf_map_transform(size: int = 1024) -> Compose:
+    """Return the preprocessing of RepLKNet's ERF script: PIL RGB image -> (3,size,size) float32.
+
+    Resize to (size, size) (bicubic, antialiased), scale to [0, 1], ImageNet mean and std.
+
+    Source: DingXiaoH/RepLKNet-pytorch, erf/visualize_erf.py.
+    """
+    return Compose(
+        [
+            Resize((size, size), InterpolationMode.BICUBIC, antialias=True),
+            ToTensor(),
+            Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+class ImageDataset(Dataset):
+    """The preprocessed images of `records`; an unreadable one gives the reason, not an error.
+
+    An item is a dict that the default collate function can batch:
+    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (whether the file
+    ended early and was decoded as far as it goes) and ``error`` ("", or why the image cannot be
+    read; ``image`` is zero then, and the caller leaves it out). An exception would end the
+    DataLoader's worker and with it the run.
+
+    Args:
+        records: the images, in the order of the items.
+        input_size: S, the side of the tensors that `transform` makes.
+        transform: PIL RGB image -> (3,S,S) tensor; default `study_transform(input_size)`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        input_size: int = INPUT_SIZE,
+        transform: Callable | None = None,
+    ):
+        self.records = tuple(records)
+        self.input_size = input_size
+        self.transform = study_transform(input_size) if transform is None else transform
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            image, truncated = read_image(self.records[index].path)
+        except ImageError as e:
+            zeros = torch.zeros(3, self.input_size, self.input_size)
+            return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
+        tensor = self.transform(image)
+        return {"index": index, "image": tensor, "truncated": truncated, "error": ""}
 
 
 @dataclass(repr=False)
@@ -105,7 +210,7 @@ def read_batches(
 
     Args:
         dataset: items are dicts with ``image`` (3,S,S), ``truncated`` (bool) and ``error`` ("", or
-            why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives them.
+            why the image cannot be read), as `ImageDataset` gives them.
         batches: data set indices of each batch. The caller cuts them, so that a continued run sees
             the batches of an uninterrupted one: the last bits of a result can depend on the other
             images of its batch.
@@ -150,6 +255,16 @@ def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | No
     states = [(item["error"], bool(item["truncated"])) for item in items]
     images = [item["image"].numpy() for item in items if not item["error"]]
     return states, np.stack(images) if images else None
+
+
+def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """Return a host tensor on `device`, without waiting for a copy to a GPU.
+
+    Such a copy goes through pinned memory, which PyTorch keeps until the GPU has read it.
+    """
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import files
 from ..errors import InputError, ScoreMapError
-from .npy_header import NPY_ERRORS, check_npy
+from ..npy import NPY_ERRORS, check_npy
 from .records import check_image_id, map_name
 from .textlines import duplicate, read_lines
 

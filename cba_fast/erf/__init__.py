@@ -1,7 +1,17 @@
 """Effective receptive fields (ERF): input gradients, ERF sizes and ERF maps of any classifier."""
 
-from .gradients import SCORES, center_gradient, input_gradient
-from .maps import AreaRatio, ErfMap, area_ratio, erf_map, measure_erf_map, scale_free_area_ratio
+from .gradients import SCORES, input_gradient
+from .layers import center_gradient
+from .maps import (
+    AreaRatio,
+    ErfMap,
+    area_ratio,
+    erf_depth,
+    erf_map,
+    measure_erf_map,
+    measure_erf_maps,
+    scale_free_area_ratio,
+)
 from .memory import CHECKPOINTS, choose_checkpoint
 from .partial import Partial
 from .recompute import LEVELS, kept_bytes
@@ -22,12 +32,14 @@ __all__ = [
     "area_ratio",
     "center_gradient",
     "choose_checkpoint",
+    "erf_depth",
     "erf_map",
     "erf_shape",
     "erf_sizes",
     "input_gradient",
     "kept_bytes",
     "measure_erf_map",
+    "measure_erf_maps",
     "measure_erf_sizes",
     "sample_indices",
     "scale_free_area_ratio",

@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..choices import Score
-from ..models.features import FeatureLayout, layout_of
+from ..models.feature_layers import main_tensor
 from ..nn import eval_mode
 from .lean import lean_convolutions
+from .point import Point, position
 from .recompute import recomputing
 
 SCORES = get_args(Score)
@@ -38,24 +39,41 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def gradient_of(
     model: nn.Module, x: Tensor, total: Callable[[Tensor], Tensor], *, checkpoint: str = "none"
 ) -> Tensor:
-    """Return the gradient of the scalar ``total(x)``, which runs `model`, with respect to `x`.
+    """Return the gradient of the scalar ``total(x)``; see :func:`gradients_of`."""
+    (grad,) = gradients_of(
+        model, x, lambda images: [total(images)], lambda index, grad: grad, checkpoint=checkpoint
+    )
+    return grad
+
+
+def gradients_of(
+    model: nn.Module,
+    x: Tensor,
+    totals: Callable[[Tensor], list[Tensor]],
+    use: Callable[[int, Tensor], Any],
+    *,
+    checkpoint: str = "none",
+) -> list:
+    """Call ``use(index, gradient)`` for the gradient of each scalar of ``totals(x)``, last first.
 
     `x` is left as it is. The caller may be under ``torch.no_grad`` or ``torch.inference_mode``, but
     the model's own tensors must not be inference tensors.
 
     Args:
-        model: the module that `total` runs. Meanwhile it is frozen (see :func:`frozen`) and its
+        model: the module that `totals` runs. Meanwhile it is frozen (see :func:`frozen`) and its
             convolutions keep no inputs (see :func:`~cba_fast.erf.lean.lean_convolutions`).
         x: (N,C,H,W), floating, on the model's device.
-        total: function from a tensor like `x` to a scalar.
+        totals: function from a tensor like `x` to scalars, which may share a graph.
+        use: gets the index of a scalar and a gradient of the shape and dtype of `x`.
         checkpoint: ``block`` or ``stage`` to recompute the activations of each block or stage in
             the backward pass (see :func:`~cba_fast.erf.recompute.recomputing`), or ``none``.
 
     Returns:
-        A tensor of the shape and dtype of `x`.
+        What `use` returned, in the order of the scalars.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
+    used = []
     with contextlib.ExitStack() as stack:
         # The model is frozen first, because only frozen convolutions become lean.
         stack.enter_context(frozen(model))
@@ -65,8 +83,12 @@ def gradient_of(
         stack.enter_context(torch.enable_grad())
         x = x.clone() if x.is_inference() else x.detach()
         x.requires_grad_(True)
-        (grad,) = torch.autograd.grad(total(x), x)
-    return grad
+        left = totals(x)
+        while left:
+            # What only this scalar needs of the graph is freed with it.
+            (grad,) = torch.autograd.grad(left.pop(), x, retain_graph=bool(left))
+            used.append(use(len(left), grad))
+    return used[::-1]
 
 
 def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = False) -> Tensor:
@@ -110,6 +132,7 @@ def input_gradient(
     *,
     score: str = "prob",
     study_softmax: bool | None = None,
+    point: Point = None,
     checkpoint: str = "none",
 ) -> Tensor:
     """Return the gradient of each image's top-1 score with respect to its pixels.
@@ -120,19 +143,23 @@ def input_gradient(
     are as before at the end.
 
     Args:
-        model: a classifier from images to logits (N,K), on the device of `x`.
+        model: a classifier from images to logits (N,K), on the device of `x`; or a network with
+            logits for each position, as for segmentation, whose logits at `point` are taken.
         x: images (N,3,H,W), floating, preprocessed.
         score: ``prob`` (the study), ``logit`` or ``logprob``; see :func:`top1_score`.
         study_softmax: apply the softmax of ``prob`` twice. None to follow the model's attribute
             ``study_softmax`` (False where it has none).
-        checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
+        point: position of an output that is a map, see :func:`~cba_fast.erf.point.position`; None
+            for its centre.
+        checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradients_of`.
 
     Returns:
         (N,3,H,W), dtype of `x`.
 
     Raises:
-        ValueError: `x` is not a floating (N,C,H,W) tensor, the model's output is not (N,K),
-            `score` or `checkpoint` is unknown, or the model has no blocks to recompute.
+        ValueError: `x` is not a floating (N,C,H,W) tensor, the model's output is not (N,K) and no
+            map of logits, `point` is not on it, `score` or `checkpoint` is unknown, or the model
+            has no blocks to recompute.
 
     Notes:
         A softmax that saturates at 1 in float32 has a zero gradient; ``logit`` does not saturate.
@@ -145,52 +172,28 @@ def input_gradient(
         study_softmax = bool(getattr(model, "study_softmax", False))
 
     def total(images: Tensor) -> Tensor:
-        return top1_score(model(images), score, study_softmax=study_softmax).sum()
+        logits = _logits_at(main_tensor(model(images)), images, score, point)
+        return top1_score(logits, score, study_softmax=study_softmax).sum()
 
     return gradient_of(model, x, total, checkpoint=checkpoint)
 
 
-def center_gradient(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    features: Callable[[Tensor], Tensor] | None = None,
-    layout: str | FeatureLayout | None = None,
-    checkpoint: str = "none",
-) -> Tensor:
-    """Return the gradient of the central features with respect to each image's pixels.
-
-    grad[n] = d (sum over c of relu(F[n, c, h//2, w//2])) / d x[n], where F = features(x), brought
-    to (N,C,h,w). Features may also be (N,h,w,C), as Swin's, or tokens, as ViT's, whose prefix
-    tokens such as the class token are left out.
-
-    Args:
-        model: the module that `features` runs.
-        x: images (N,3,H,W), floating, preprocessed.
-        features: function from images to the unpooled feature map before the final norm; None for
-            ``model.forward_features``.
-        layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens), how the features hold the map; None to let
-            :func:`cba_fast.models.features.layout_of` find out.
-        checkpoint: ``none``, ``block`` or ``stage``; see :func:`gradient_of`.
-
-    Returns:
-        (N,3,H,W), dtype of `x`.
-
-    Raises:
-        ValueError: `x` is not a floating (N,C,H,W) tensor, the features are no map, their layout
-            cannot be known, `checkpoint` is unknown, or the model has no blocks to recompute.
-
-    Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
-    """
-    run = features or model.forward_features
-    what = {"model": model, "last": features is None, "layout": layout}
-
-    def total(images: Tensor) -> Tensor:
-        found = run(images)
-        f = layout_of(found, images.shape[2:], where="the network", **what).to_nchw(found)
-        return f[:, :, f.shape[2] // 2, f.shape[3] // 2].relu().sum()
-
-    return gradient_of(model, x, total, checkpoint=checkpoint)
+def _logits_at(output: object, images: Tensor, score: str, point: Point) -> object:
+    """Return logits (N,K): the model's output, or that at one position of a map of logits."""
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        if point is not None:
+            raise ValueError(
+                f"`point` is a position of a map, and the model returns {_describe(output)}: name"
+                " the `layer` whose map it belongs to"
+            )
+        return output
+    if output.shape[1] in (1, images.shape[1]) and score != "logit":
+        raise ValueError(
+            f"the model returns {_describe(output)}, which are images rather than class scores, so"
+            f' `score` {score!r} means nothing: take `layer` "output"'
+        )
+    row, column = position(point, output.shape[2:])
+    return output[:, :, row, column]
 
 
 def finite_images(grad: Tensor) -> Tensor:

@@ -106,11 +106,20 @@ def _is_product(x: Tensor, weight: Tensor, geometry: tuple) -> bool:
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x (N,C,H,W), in channels_last, times `matrix` (C,O), plus `bias`: (N,O,H,W)."""
+    """Return x (N,C,H,W), in channels_last, times `matrix` (C,O), plus `bias`: (N,O,H,W).
+
+    The result is no view of another tensor, because activations that follow may work in place.
+    """
     n, c, h, w = x.shape
+    shape = (n, matrix.shape[1], h, w)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     rows = x.permute(0, 2, 3, 1).reshape(-1, c)
-    y = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
-    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+    out = y.permute(0, 2, 3, 1).view(-1, matrix.shape[1])
+    if bias is None:
+        torch.mm(rows, matrix, out=out)
+    else:
+        torch.addmm(bias, rows, matrix, out=out)
+    return y
 
 
 def _conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """ERF maps: the mean input gradient of the central feature position, and its area ratios."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..models.feature_layers import layers_of
 from ..models.features import FeatureLayout
 from ..short import Short
-from .gradients import center_gradient, finite_images, images_of
+from .gradients import finite_images, images_of
+from .layers import Layer, layer_gradients, with_last
+from .point import Point
 from .walk import State, Walk, with_finite_gradient
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -38,24 +43,28 @@ def erf_map(
     images: Tensor | Iterable[Tensor],
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    layer: Layer = None,
+    point: Point = None,
     layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
     backend: str | None = None,
 ) -> ErfMap:
-    """Return how much each input pixel adds to the central feature position, on average.
+    """Return how much each input pixel adds to one position of a feature map, on average.
 
     map = mean over n of the sum over c of relu(grad[n, c]), with grad from
     :func:`~cba_fast.erf.center_gradient`. Images whose gradient is not finite are left out.
 
     Args:
-        model: a network with ``forward_features``, on the device of `images`.
+        model: any network, on the device of `images`.
         images: (N,3,H,W), floating, preprocessed, or an iterable of such batches of one H and W.
-        features, layout: see :func:`~cba_fast.erf.center_gradient`.
+        features, layer, point, layout: see :func:`~cba_fast.erf.center_gradient`; the default is
+            the centre of the last feature map.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
         backend: see :func:`cba_fast.ops.erf_accumulate`.
 
     Raises:
-        ValueError: a shape does not fit, or no image has a finite gradient.
+        ValueError: a shape does not fit, there is no such layer or point, or no image has a finite
+            gradient.
 
     Notes:
         Gradients have the model's precision, sums are float64. A tensor of images is one batch.
@@ -63,18 +72,77 @@ def erf_map(
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code,
     which keeps float32 sums and leaves out only NaN.
     """
+    layers = [layer if features is None else partial(features)]
+    how = {"point": point, "layout": layout, "checkpoint": checkpoint}
+    return _maps(model, images, layers, backend, how)[0]
+
+
+def erf_depth(
+    model: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    *,
+    layers: Sequence[str] | None = None,
+    point: Point = None,
+    checkpoint: str = "none",
+    backend: str | None = None,
+) -> dict[str, ErfMap]:
+    """Return the ERF map of each layer of a network, from one forward pass per batch.
+
+    Args:
+        layers: names of layers in the order in which they run; None for all blocks and the layers
+            between them, see :func:`cba_fast.models.feature_layers.layers_of`.
+        model, images, point, checkpoint, backend: see :func:`erf_map`.
+
+    Returns:
+        The maps by the layers' names, from the first layer to the last.
+
+    Notes:
+        The forward pass keeps its graph, and each layer has a backward pass. The memory is that of
+        the last layer's map alone, the time of L equally deep layers about L / 2 times its
+        backward pass. An image counts if the gradient of the last layer is finite.
+    """
+    images = iter([images] if isinstance(images, Tensor) else images)
+    first = next(images)
+    names = layers_of(model, first) if layers is None else list(layers)
+    how = {"point": point, "checkpoint": checkpoint}
+    found = _maps(model, itertools.chain([first], images), names, backend, how)
+    return dict(zip(names, found, strict=True))
+
+
+def _maps(model, images, layers: Sequence, backend: str | None, how: dict) -> list[ErfMap]:
     total, count, seen, skipped = None, 0, 0, []
     for x in [images] if isinstance(images, Tensor) else images:
-        grad = center_gradient(model, x, features=features, layout=layout, checkpoint=checkpoint)
         if total is None:
-            total = torch.zeros(x.shape[2:], dtype=torch.float64, device=grad.device)
-        finite = finite_images(grad).tolist()
-        good = [i for i, ok in enumerate(finite) if ok]
-        skipped += [seen + i for i, ok in enumerate(finite) if not ok]
+            total, layers = _zeros(layers, x), with_last(model, x, layers)
+
+        def choose(grad: Tensor, seen: int = seen) -> list[int]:
+            finite = finite_images(grad).tolist()
+            skipped.extend(seen + i for i, ok in enumerate(finite) if not ok)
+            return [i for i, ok in enumerate(finite) if ok]
+
+        count += _add(model, x, layers, total, choose, backend, how)
         seen += len(x)
-        count += len(good)
-        ops.erf_accumulate(images_of(grad, good), total, backend=backend)
-    return _mean(total, count, skipped)
+    return _means(total, count, skipped)
+
+
+def _zeros(layers: Sequence, images: Tensor) -> Tensor:
+    size = (len(layers), *images.shape[2:])
+    return torch.zeros(size, dtype=torch.float64, device=images.device)
+
+
+def _add(model, images: Tensor, layers: Sequence, total: Tensor, choose, backend, how: dict) -> int:
+    """Add a batch to the layers' maps, `total` (L,H,W); return how many images `choose` took."""
+    good: list[int] | None = None
+
+    def use(index: int, grad: Tensor) -> None:
+        nonlocal good
+        if good is None:
+            good = choose(grad)
+        if good:
+            ops.erf_accumulate(images_of(grad, good), total[index], backend=backend)
+
+    layer_gradients(model, images, layers, use, **how)
+    return len(good)
 
 
 def measure_erf_map(
@@ -83,6 +151,8 @@ def measure_erf_map(
     num_images: int = 50,
     *,
     features: Callable[[Tensor], Tensor] | None = None,
+    layer: Layer = None,
+    point: Point = None,
     layout: str | FeatureLayout | None = None,
     checkpoint: str = "none",
     backend: str | None = None,
@@ -93,7 +163,7 @@ def measure_erf_map(
     its place, as in the published script.
 
     Args:
-        model: see :func:`erf_map`, also for `features`, `layout`, `checkpoint` and `backend`.
+        model: see :func:`erf_map`, also for the arguments that are not here.
         walk: the images, all of one size; usually the data set in order.
         num_images: how many to average over; a walk with fewer gives the mean over all of them.
 
@@ -101,30 +171,50 @@ def measure_erf_map(
         ImageError: a failed image in a strict walk.
         ValueError: no image has a finite gradient.
     """
+    layers = [layer if features is None else partial(features)]
+    how = {"point": point, "layout": layout, "checkpoint": checkpoint, "backend": backend}
+    return measure_erf_maps(model, walk, layers, num_images, **how)[0]
+
+
+def measure_erf_maps(
+    model: nn.Module,
+    walk: Walk,
+    layers: Sequence,
+    num_images: int = 50,
+    *,
+    backend: str | None = None,
+    **how,
+) -> list[ErfMap]:
+    """Return the ERF map of each of `layers` over the first `num_images` usable images.
+
+    Args:
+        layers: names of layers in the order in which they run; see :func:`erf_depth`.
+        model, walk, num_images, backend: see :func:`measure_erf_map`.
+        how: `point`, `layout` and `checkpoint`, see :func:`erf_map`.
+    """
+
+    layers = list(layers)
 
     def step(state: State, images: Tensor, indices: list[int]) -> State:
-        grad = center_gradient(
-            model, images, features=features, layout=layout, checkpoint=checkpoint
-        )
-        good = with_finite_gradient(walk.report, grad, indices)[: num_images - int(state["count"])]
-        if not good:
-            return state
-        if int(state["count"]) == 0:
-            total = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
-        else:
-            total = state["total"].clone()
-        ops.erf_accumulate(images_of(grad, good), total, backend=backend)
-        return {"total": total, "count": state["count"] + len(good)}
+        layers[:] = with_last(model, images, layers)
+        missing = num_images - int(state["count"])
+        total = state["total"].clone() if int(state["count"]) else _zeros(layers, images)
+
+        def choose(grad: Tensor) -> list[int]:
+            return with_finite_gradient(walk.report, grad, indices)[:missing]
+
+        count = _add(model, images, layers, total, choose, backend, how)
+        return {"total": total, "count": state["count"] + count} if count else state
 
     first = {
-        "total": torch.empty(0, 0, dtype=torch.float64, device=walk.device),
+        "total": torch.empty(0, 0, 0, dtype=torch.float64, device=walk.device),
         "count": torch.tensor(0),
     }
     state = walk.run(
         step, first, until=lambda s: int(s["count"]) >= num_images, expected=num_images
     )
     skipped = [index for index, _ in walk.report.failed]
-    return _mean(state["total"], int(state["count"]), skipped)
+    return _means(state["total"], int(state["count"]), skipped)
 
 
 class AreaRatio(NamedTuple):
@@ -229,7 +319,7 @@ def checked_map(erf: np.ndarray) -> np.ndarray:
     return erf
 
 
-def _mean(total: Tensor | None, count: int, skipped: list[int]) -> ErfMap:
+def _means(total: Tensor | None, count: int, skipped: list[int]) -> list[ErfMap]:
     if count == 0:
         raise ValueError("no image has a finite gradient")
-    return ErfMap((total / count).cpu().numpy(), count, skipped)
+    return [ErfMap((each / count).cpu().numpy(), count, skipped) for each in total]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import Checkpoint
-from .recompute import LEVELS, kept_bytes
+from .recompute import LEVELS, kept_bytes, parts_of
 
 CHECKPOINTS = get_args(Checkpoint)
 
@@ -39,6 +39,10 @@ def choose_checkpoint(
     Returns:
         One of `LEVELS`; ``none`` for models without blocks that are known here.
     """
+    try:
+        parts_of(model, "block")
+    except ValueError:  # nothing could be recomputed, so nothing needs to be estimated
+        return "none"
     if limit is None:
         free = free_bytes(device)
         if free is None:
@@ -46,10 +50,7 @@ def choose_checkpoint(
         limit = int(SHARE_OF_FREE * free)
     needed: dict[str, int] = {}
     for level in LEVELS:
-        try:
-            needed[level] = kept_bytes(model, shape, level, run=run)
-        except ValueError:
-            continue
+        needed[level] = kept_bytes(model, shape, level, run=run)
         if needed[level] <= limit:
             return level
     return min(needed, key=needed.__getitem__)

@@ -103,8 +103,12 @@ def recomputing(model: nn.Module, level: str, *, between: bool = False) -> Itera
 
 
 def _contexts(part: nn.Module) -> tuple[contextlib.AbstractContextManager, ...]:
-    """Return the contexts of a part's first and second forward pass."""
-    return contextlib.nullcontext(), _statistics_set_aside(part)
+    """Return the contexts of a part's first and further forward passes.
+
+    Outside of training there may be several backward passes, and each enters the second context.
+    """
+    further = _statistics_set_aside(part) if part.training else contextlib.nullcontext()
+    return contextlib.nullcontext(), further
 
 
 @contextlib.contextmanager

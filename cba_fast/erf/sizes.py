@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..choices import ERF_SHARE
+from ..models.features import FeatureLayout
 from ..short import Short
 from .gradients import finite_images, images_of, input_gradient
+from .layers import Layer, center_gradient
+from .point import Point
 from .walk import State, Walk, with_finite_gradient
 
 
@@ -41,6 +44,9 @@ def erf_sizes(
     score: str = "prob",
     *,
     study_softmax: bool | None = None,
+    layer: Layer = None,
+    point: Point = None,
+    layout: str | FeatureLayout | None = None,
     batch_size: int = 1,
     checkpoint: str = "none",
     backend: str | None = None,
@@ -51,11 +57,15 @@ def erf_sizes(
     sum in float64, the size is 1 + searchsorted(S, p * S[-1], side left); 0 where S[-1] is 0.
 
     Args:
-        model: a classifier from images to logits, on the device of `images`.
+        model: a classifier from images to logits, on the device of `images`; with `layer` any
+            network.
         images: (N,3,H,W), floating, preprocessed.
         p: share of the gradient, 0 <= p <= 1, or several.
         score: ``prob``, ``logit`` or ``logprob`` of the top-1 class.
         study_softmax: see :func:`~cba_fast.erf.input_gradient`.
+        layer: take the gradient of this layer's features at `point` instead of the score's; see
+            :func:`~cba_fast.erf.center_gradient`, also for `layout`.
+        point: position of the layer's map, or of an output that is a map; None for its centre.
         batch_size: images per backward pass; the study has 1. Another number changes the gradients'
             rounding, and with it some sizes by a few pixels.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
@@ -69,11 +79,11 @@ def erf_sizes(
 
     Source: the study's ``erf_compute.py``; differs from it in that the sums are float64.
     """
+    how = {"score": score, "study_softmax": study_softmax}
+    how = how if layer is None else {"layout": layout}
     parts = []
     for x in images.split(batch_size):
-        grad = input_gradient(
-            model, x, score=score, study_softmax=study_softmax, checkpoint=checkpoint
-        )
+        grad = _gradient(model, x, layer, how, point=point, checkpoint=checkpoint)
         try:
             parts.append(_sizes(grad, p, backend))
         except ValueError as e:
@@ -111,6 +121,8 @@ def measure_erf_sizes(
     p: float | Sequence[float] = ERF_SHARE,
     score: str = "prob",
     *,
+    layer: Layer = None,
+    point: Point = None,
     with_map: bool = False,
     checkpoint: str = "none",
     backend: str | None = None,
@@ -121,18 +133,20 @@ def measure_erf_sizes(
     them.
 
     Args:
-        model: a classifier on the walk's device.
+        model: a classifier on the walk's device; with `layer` any network.
         walk: the images; its indices are those of :func:`sample_indices`. With `with_map`, all
             images have one size.
-        p, score, checkpoint, backend: see :func:`erf_sizes`.
+        p, score, layer, point, checkpoint, backend: see :func:`erf_sizes`.
         with_map: also average the gradients that the sizes are measured on, for `SizeResult.map`.
 
     Raises:
         ImageError: a failed image in a strict walk.
     """
 
+    how = {"score": score} if layer is None else {}
+
     def step(state: State, images: Tensor, indices: list[int]) -> State:
-        grad = input_gradient(model, images, score=score, checkpoint=checkpoint)
+        grad = _gradient(model, images, layer, how, point=point, checkpoint=checkpoint)
         try:
             # The op refuses values that are not finite. Looking for them before would be one more
             # pass over the gradient and one more wait for a GPU, so it is done after a refusal.
@@ -164,6 +178,13 @@ def measure_erf_sizes(
     if with_map and len(sizes):
         mean = (state["total"] / len(sizes)).cpu().numpy()
     return SizeResult(sizes, state["indices"].numpy(), num_zero, mean)
+
+
+def _gradient(model: nn.Module, images: Tensor, layer: Layer, how: dict, **options) -> Tensor:
+    """Return the gradient of the top-1 score, or that of a layer's features."""
+    if layer is None:
+        return input_gradient(model, images, **how, **options)
+    return center_gradient(model, images, layer=layer, **how, **options)
 
 
 def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import data as cba_data
 from .. import files, resume
 from ..analysis.models import fit_models, report_lines, score_points
 from ..analysis.plots import plot_points, save_figure
 from ..analysis.plots_erf import plot_erf_map
 from ..analysis.points import Point, append_points, read_points
 from ..data import load_boxes, open_image_set
+from ..datasets.prepare import prepare_cub
+from ..datasets.synth import generate
 from ..models import save_state_dict_file
 from ..resume import Outputs
 from ..runs.erf import ErfMapConfig, SizeConfig, compute_map, compute_sizes
@@ -167,7 +168,7 @@ def run_demo(
     task = DemoTask(root, data / "CUB_200_2011", root / "gallery", seed, scale, overwrite)
     step(f"drawing {scale.classes * per_class} images")
     cub = task.part(
-        cba_data.generate,
+        generate,
         task.cub,
         classes=scale.classes,
         images_per_class=per_class,
@@ -175,7 +176,7 @@ def run_demo(
         size=IMAGE_SIZE,
         seed=seed,
     )
-    cba_data.prepare_cub(cub, cub.parent)
+    prepare_cub(cub, cub.parent)
     _copy_gallery(task)
     rows = _run_models(task, step)
     csv = root / "erf_wsol_points.csv"

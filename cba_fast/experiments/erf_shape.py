@@ -11,7 +11,6 @@ from scipy.optimize import minimize_scalar
 from .. import resume
 from ..choices import CHECKPOINT
 from ..data import ImageRecord, ImageSet
-from ..data.npy_header import read_npy
 from ..data.reading import Report
 from ..erf import (
     AreaRatio,
@@ -26,6 +25,7 @@ from ..erf import (
 from ..errors import InputError
 from ..files import write_json, write_npy
 from ..models import SLaKFlex
+from ..npy import read_npy
 from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
 from ..runs.inference import report_on
 from ..runs.runtime import Runtime

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
+from ..data.cub import is_cub
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..files import open_regular
@@ -142,6 +143,11 @@ def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Set
     problems += [f"{where}: {k}: {unused[k]}" for k in own if k in unused and own[k] is not None]
     kept = {k: v for k, v in merged.items() if k not in unused}
     settings = Settings.model_validate(kept)
+    root = settings.data_root
+    if "test_dataset" not in kept and settings.weight_path is None and is_cub(root):
+        # A CUB folder that is trained on has test images, too. A folder of `datasets/` comes first.
+        root = root.absolute() if (Path("datasets") / root).is_dir() else root
+        settings = settings.model_copy(update={"test_dataset": str(root)})
     problems += [f"{where}: {key}: {reason}" for key, reason in settings.conflicts()]
     return settings
 

@@ -5,12 +5,12 @@ import types
 import torch
 from torch import Tensor
 
-from . import dwconv_cuda_fma, dwconv_cuda_hankel, dwconv_cuda_strip
+from .dwconv_gpu import cuda_fma, cuda_hankel, cuda_strip
 
 _KERNELS = {
-    torch.float32: dwconv_cuda_fma,
-    torch.bfloat16: dwconv_cuda_hankel,
-    torch.float16: dwconv_cuda_hankel,
+    torch.float32: cuda_fma,
+    torch.bfloat16: cuda_hankel,
+    torch.float16: cuda_hankel,
 }
 DTYPES = tuple(_KERNELS)
 EXACT_WINDOWS = (torch.float32,)  # a NaN reaches only the pixels whose window holds it
@@ -30,7 +30,7 @@ def forward(
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return _kernels(grad, weight).grad_x(grad, weight, memory_format)
+    return _kernels(grad, weight).forward(grad, weight, None, memory_format, flip=True)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
@@ -41,7 +41,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
 def _kernels(image: Tensor, weight: Tensor) -> types.ModuleType:
     """Return the module whose forward kernel takes less time, by the models of the modules."""
     shape, kernel_size = tuple(image.shape), tuple(weight.shape[2:])
-    strips = image.dtype in dwconv_cuda_strip.DTYPES and image.numel() > 0
-    if strips and dwconv_cuda_strip.better(shape, kernel_size):
-        return dwconv_cuda_strip
+    strips = image.dtype in cuda_strip.DTYPES and image.numel() > 0
+    if strips and cuda_strip.better(shape, kernel_size):
+        return cuda_strip
     return _KERNELS[image.dtype]

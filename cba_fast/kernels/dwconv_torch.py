@@ -9,10 +9,15 @@ torch 2.15 with oneDNN on two cores with AVX-512.
   agreed with float64 to 4e-6, and it is no slower.
 - Half types are computed in float32 and rounded once. This accumulates in float32 and is 5 to 100
   times faster than the half loops of PyTorch (31x31 at 64x48x48: 66 ms instead of 338 in NCHW, 6
-  instead of 511 in channels_last).
+  instead of 511 in channels_last). The exception is bfloat16 on processors for which oneDNN has it:
+  it rounds once, too, and does without the copies (51x1 at 128x96x96: 2.4 ms instead of 8.4). But
+  not for kernels wider than 9, for which its forward pass of torch 2.14 does not return on some
+  maps (1x51 on 64x64, 31x31 on 64x64), nor for weight gradients, which have the fault above.
 - A float32 forward pass in NCHW with a kernel wider than 9 is computed in channels_last, because
   oneDNN has no fast NCHW kernel for it (31x31 at 128x96x96: 60 ms with both copies instead of 587).
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +25,12 @@ from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_FAST_NCHW = 9
+_WIDEST_IN_BF16 = 9
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the convolution of x (N, C, H, W) with weight (C, 1, kh, kw)."""
-    if _half_on_cpu(x):
+    if _needs_float32(x, weight.shape[2:]):
         wide_bias = None if bias is None else bias.float()
         return forward(x.float(), weight.float(), wide_bias).to(x.dtype)
     if _float32_on_cpu(x) and weight.shape[3] > _WIDEST_FAST_NCHW:
@@ -35,7 +41,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def grad_x(grad: Tensor, weight: Tensor) -> Tensor:
     """Return the input gradient (N, C, H, W)."""
-    if _half_on_cpu(grad):
+    if _needs_float32(grad, weight.shape[2:]):
         return grad_x(grad.float(), weight.float()).to(grad.dtype)
     # Only the input's shape and strides are read, and the gradient has the same ones.
     return _convolution_backward(grad, grad, weight, [True, False, False])[0]
@@ -54,6 +60,19 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
 
 def _half_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _HALF
+
+
+def _needs_float32(x: Tensor, kernel_size: tuple[int, int]) -> bool:
+    if not _half_on_cpu(x):
+        return False
+    narrow = kernel_size[1] <= _WIDEST_IN_BF16
+    by_onednn = x.dtype == torch.bfloat16 and torch.backends.mkldnn.enabled and _onednn_has_bf16()
+    return not (narrow and by_onednn)
+
+
+@functools.cache
+def _onednn_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _float32_on_cpu(x: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Launches the Triton depthwise convolution (CUDA tensors; bfloat16 or float16).
 
-``dwconv_triton_plan`` chooses what is launched; ``dwconv_triton_band`` and
-``dwconv_triton_toeplitz`` hold the kernels. They and Triton are imported at the first call.
+In ``dwconv_gpu``, ``triton_plan`` chooses what is launched, ``triton_band`` and ``triton_toeplitz``
+hold the kernels. They and Triton are imported at the first call.
 """
 
 import functools
@@ -12,15 +12,15 @@ import os
 import torch
 from torch import Tensor
 
-from . import dwconv_triton_plan as plan
-from .dwconv_cuda_call import with_unit_columns
+from .dwconv_gpu import triton_plan as plan
+from .dwconv_gpu.cuda_call import with_unit_columns
 
 DTYPES = (torch.bfloat16, torch.float16)  # float32 would be slower than PyTorch at every size
 _OLDEST = (8, 0)  # the first with bfloat16 and asynchronous copies
 _KERNELS = {
-    "dwconv_band": "dwconv_triton_band",
-    "dwconv_sum": "dwconv_triton_band",
-    "dwconv_toeplitz": "dwconv_triton_toeplitz",
+    "dwconv_band": "triton_band",
+    "dwconv_sum": "triton_band",
+    "dwconv_toeplitz": "triton_toeplitz",
 }
 
 
@@ -111,7 +111,7 @@ def _upcast(x: Tensor) -> bool:
 def load(kernel: str):
     """Return the Triton kernel of that name."""
     module = next(m for prefix, m in _KERNELS.items() if kernel.startswith(prefix))
-    return getattr(importlib.import_module(f"cba_fast.kernels.{module}"), kernel)
+    return getattr(importlib.import_module(f"cba_fast.kernels.dwconv_gpu.{module}"), kernel)
 
 
 def _run(launches: list[plan.Launch]) -> None:

@@ -1,5 +1,6 @@
 """Find out how a model lays out its feature maps, and bring them to (N, C, h, w) and back."""
 
+import difflib
 import functools
 import inspect
 import math
@@ -9,11 +10,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 # How many tokens may come before those of the map where a model has no attribute
 # ``num_prefix_tokens``: none, a class token, or a class and a distillation token.
 _USUAL_PREFIXES = (0, 1, 2)
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """Return the dotted name and the module of a layer that is given by either.
+
+    Args:
+        model: the network.
+        layer: a dotted name as in ``model.named_modules()``, or one of these modules. Names go
+            through wrappers such as `torch.nn.DataParallel` and compiled modules: "layer4" finds
+            "module.layer4".
+
+    Raises:
+        InputError: the model has no such layer; the message names similar ones.
+        TypeError: `layer` is something else.
+    """
+    modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name, module
+        raise InputError(f"{type(model).__name__} does not contain this {type(layer).__name__}")
+    if not isinstance(layer, str):
+        raise TypeError(f"`layer` must be the name of a module or a module, got {layer!r}")
+    for wrapper in ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
+        if wrapper + layer in modules:
+            return wrapper + layer, modules[wrapper + layer]
+    near = difflib.get_close_matches(layer, modules, 5) or [n for n, _ in model.named_children()]
+    raise InputError(
+        f"{type(model).__name__} has no module named {layer!r}; it has, for example,"
+        f" {', '.join(near[:5]) or 'none at all'}"
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +114,8 @@ def layout_of(
         image_size: (H, W) of the images in pixels.
         model: the network whose attributes are read; None if it is not known.
         last: whether `features` are the output of the model's ``forward_features``. Only then do
-            its ``num_features``, ``output_fmt`` and ``forward_head`` apply to them.
+            its ``num_features`` and ``forward_head`` apply to them; ``output_fmt`` tells of other
+            layers only if the aspect ratio does not.
         channels: C where it is known, for example from a linear head; None for the model's
             ``num_features``.
         head: function from such features of one image to the pooled ones; None for the model's
@@ -103,7 +138,7 @@ def layout_of(
         return _token_layout(features, image_size, model, where)
     if layout is not None:
         return FeatureLayout(layout)
-    for kinds in _evidence(features, image_size, model if last else None, channels, head):
+    for kinds in _evidence(features, image_size, model, last, channels, head):
         if len(kinds) == 1:
             return FeatureLayout(*kinds)
     raise ValueError(
@@ -125,17 +160,23 @@ def _evidence(
     features: Tensor,
     image_size: Sequence[int],
     model: nn.Module | None,
+    last: bool,
     channels: int | None,
     head: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[set[str]]:
     """Yield the layouts that each piece of evidence speaks for, the strongest piece first."""
     _, a, b, c = features.shape
-    channels = getattr(model, "num_features", None) if channels is None else channels
+    said = {kind for kind in ("NCHW", "NHWC") if getattr(model, "output_fmt", None) == kind}
+    if channels is None and last:
+        channels = getattr(model, "num_features", None)
     yield {kind for kind, size in (("NCHW", a), ("NHWC", c)) if size == channels}
-    yield {kind for kind in ("NCHW", "NHWC") if getattr(model, "output_fmt", None) == kind}
+    yield said if last else set()
     sides = {"NCHW": (b, c), "NHWC": (a, b)}
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
-    if head is None and hasattr(model, "forward_head"):
+    height, width = image_size
+    yield {kind for kind, (h, w) in sides.items() if h * width == w * height}
+    yield said
+    if head is None and last and hasattr(model, "forward_head"):
         # Pooled features are compared rather than logits, where the model can return them: some
         # models start with a classifier of zeros, whose logits never change.
         has = "pre_logits" in inspect.signature(model.forward_head).parameters
@@ -163,8 +204,10 @@ def _token_layout(
     features: Tensor, image_size: Sequence[int], model: nn.Module | None, where: str
 ) -> FeatureLayout:
     count, known = features.shape[1], getattr(model, "num_prefix_tokens", None)
-    prefixes = _USUAL_PREFIXES if known is None else (known,)
+    prefixes = _USUAL_PREFIXES if known is None else {known, 0}
     found = [FeatureLayout("NLC", p, g) for p in prefixes for g in _grids(count - p, image_size)]
+    if known:  # the patch embedding has no prefix tokens yet
+        found = [f for f in found if f.prefix == known] or found
     if known is None:  # a single token is most likely a class token, left after dropping the others
         found = [f for f in found if f.grid != (1, 1)]
     if len(found) > 1:

@@ -10,7 +10,7 @@ from ..nn.fused import can_fuse, fused_conv, fused_dtype, fused_mlp
 from .layers import LayerScaleBlock
 from .replknet import ConvFFN, RepLKBlock
 from .slak import SLaKBlock
-from .slak_flex import SLaKFlexBlock
+from .slak_flex import MixedLargeKernel, SLaKFlexBlock
 
 
 def fuse_blocks(model: nn.Module) -> list[str]:
@@ -133,6 +133,20 @@ class _FusedLayerScale(_Fused):
         return fused_mlp(self.pwconv1, "gelu", self.pwconv2, y, add=x)
 
 
+class FusedCross(_Fused, MixedLargeKernel):
+    """Two strips, of which the tall one adds the other's result while it stores."""
+
+    @staticmethod
+    def fits(cross: MixedLargeKernel) -> bool:
+        return hasattr(cross, "conv_merged_h")
+
+    def bypassed(self) -> tuple[nn.Module]:
+        return (self.conv_merged_h,)
+
+    def run(self, x: Tensor) -> Tensor:
+        return fused_conv(self.conv_merged_h, x, add=self.conv_merged_w(x))
+
+
 class FusedSLaKBlock(_FusedLayerScale, SLaKBlock):
     """SLaK's block, fused."""
 
@@ -170,6 +184,7 @@ class FusedConvNeXtBlock(_Fused, ConvNeXtBlock):
 
 _FUSED = {
     nn.Sequential: FusedSequential,
+    MixedLargeKernel: FusedCross,
     RepLKBlock: FusedRepLKBlock,
     ConvFFN: FusedConvFFN,
     SLaKBlock: FusedSLaKBlock,

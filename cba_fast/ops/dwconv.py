@@ -24,7 +24,7 @@ from .dwconv_checks import (
     output_format,
 )
 from .dwconv_choice import ALGORITHMS, COMPILED, choose
-from .library import AUTO, backend_argument, check_tensors, refuse_forward_mode, register
+from .library import AUTO, backend_argument, check_differentiable, register
 
 
 def depthwise_conv2d(
@@ -83,10 +83,8 @@ def depthwise_conv2d(
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
     """
-    check_tensors(x=x, weight=weight)
-    if bias is not None:
-        check_tensors(bias=bias)
-    refuse_forward_mode("depthwise_conv2d", x, weight, bias)
+    given = {} if bias is None else {"bias": bias}
+    check_differentiable("depthwise_conv2d", x=x, weight=weight, **given)
     if torch.jit.is_tracing():  # a TorchScript trace is run without this package
         kh, kw = weight.shape[2:]
         return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
@@ -112,8 +110,7 @@ def depthwise_conv2d_grad_x(
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
     """
-    check_tensors(grad=grad, weight=weight)
-    refuse_forward_mode("depthwise_conv2d_grad_x", grad, weight)
+    check_differentiable("depthwise_conv2d_grad_x", grad=grad, weight=weight)
     op = torch.ops.cba_fast.depthwise_conv2d_grad_x.default
     return op(grad, weight, *_how(backend, algorithm))
 
@@ -142,9 +139,8 @@ def depthwise_conv2d_grad_weight(
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
     """
-    check_tensors(grad=grad, x=x)
+    check_differentiable("depthwise_conv2d_grad_weight", grad=grad, x=x)
     size = kernel_sides(kernel_size)
-    refuse_forward_mode("depthwise_conv2d_grad_weight", grad, x)
     op = torch.ops.cba_fast.depthwise_conv2d_grad_weight.default
     return op(grad, x, size, *_how(backend, algorithm))
 
@@ -178,19 +174,15 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
 
 def _forward(x, weight, bias, *how):
     key = ("forward", *how, _layout(x), _layout(weight), None if bias is None else _layout(bias))
-    launch = _launchers.get(key) or _remember(key, _forward_launcher(x, weight, bias, how))
+    launch = _launchers.get(key) or _remember(key, _image_launcher("forward", x, weight, bias, how))
     return launch(x, weight, bias)
 
 
-def _forward_launcher(x, weight, bias, how):
-    check_forward(x, weight, bias)
-    return _image_launcher("forward", x, weight, how)
-
-
-def _image_launcher(direction, image, weight, how) -> Callable[..., Tensor]:
+def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor]:
     """Return a function (image, weight, bias) that computes `direction`: "forward" or "grad_x"."""
-    size, memory_format = tuple(weight.shape[2:]), output_format(image, weight)
     turned = direction == "grad_x"
+    memory_format = check_grad_x(image, weight) if turned else check_forward(image, weight, bias)
+    size = tuple(weight.shape[2:])
     method = choose(direction, image, size, *how)
     if image.numel() == 0:
         return lambda image, weight, bias: _empty(image, memory_format)
@@ -211,24 +203,18 @@ def _image_launcher(direction, image, weight, how) -> Callable[..., Tensor]:
 
 
 def _forward_fake(x, weight, bias, *how):
-    check_forward(x, weight, bias)
-    return _empty(x, output_format(x, weight))
+    return _empty(x, check_forward(x, weight, bias))
 
 
 def _grad_x(grad, weight, *how):
     key = ("grad_x", *how, _layout(grad), _layout(weight))
-    launch = _launchers.get(key) or _remember(key, _grad_x_launcher(grad, weight, how))
-    return launch(grad, weight, None)
-
-
-def _grad_x_launcher(grad, weight, how):
-    check_grad_x(grad, weight)
-    return _image_launcher("grad_x", grad, weight, how)
+    inputs = grad, weight, None
+    launch = _launchers.get(key) or _remember(key, _image_launcher("grad_x", *inputs, how))
+    return launch(*inputs)
 
 
 def _grad_x_fake(grad, weight, *how):
-    check_grad_x(grad, weight)
-    return _empty(grad, output_format(grad, weight))
+    return _empty(grad, check_grad_x(grad, weight))
 
 
 def _grad_weight(grad, x, kernel_size, *how):

@@ -42,25 +42,9 @@ def check_kernel_size(kernel_size) -> None:
         raise ValueError(f"the kernel size must be two odd numbers, 1 to {MAX_KERNEL}, got {size}")
 
 
-def check_shapes(name: str, x: Tensor, weight: Tensor) -> None:
-    """Check all but whether the dtypes are equal, which autocast may still make them."""
-    check_image(name, x)
-    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != x.shape[1]:
-        raise ValueError(
-            f"weight must have shape (C, 1, kh, kw) with C = {x.shape[1]}, the channels of {name}, "
-            f"got {tuple(weight.shape)}"
-        )
-    check_kernel_size(weight.shape[2:])
-
-
-def _check_weight(weight: Tensor, name: str, x: Tensor) -> None:
-    check_shapes(name, x, weight)
-    _check_like("weight", weight, name, x)
-
-
-def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuse arguments that `depthwise_conv2d` cannot take."""
-    _check_weight(weight, "x", x)
+def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.memory_format:
+    """Refuse arguments that `depthwise_conv2d` cannot take; return its result's memory format."""
+    memory_format = check_grad_x(x, weight, "x")
     if bias is not None:
         _check_like("bias", bias, "x", x)
         if bias.dim() != 1 or bias.shape[0] != x.shape[1]:
@@ -68,11 +52,24 @@ def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"bias must have shape ({x.shape[1]},), one per channel of x, got "
                 f"{tuple(bias.shape)}"
             )
+    return memory_format
 
 
-def check_grad_x(grad: Tensor, weight: Tensor) -> None:
-    """Refuse arguments that `depthwise_conv2d_grad_x` cannot take."""
-    _check_weight(weight, "grad", grad)
+def check_grad_x(grad: Tensor, weight: Tensor, name: str = "grad") -> torch.memory_format:
+    """Refuse arguments that `depthwise_conv2d_grad_x` cannot take; return its memory format.
+
+    Args:
+        name: what messages call `grad`.
+    """
+    check_image(name, grad)
+    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != grad.shape[1]:
+        raise ValueError(
+            f"weight must have shape (C, 1, kh, kw) with C = {grad.shape[1]}, the channels of "
+            f"{name}, got {tuple(weight.shape)}"
+        )
+    check_kernel_size(weight.shape[2:])
+    _check_like("weight", weight, name, grad)
+    return output_format(grad, weight)
 
 
 def check_grad_weight(grad: Tensor, x: Tensor, kernel_size: list[int]) -> None:

@@ -70,14 +70,19 @@ def check_tensors(**arguments) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
-    """Raise a `NotImplementedError` if a tensor carries a tangent, which the op would drop.
+def check_differentiable(op: str, **arguments) -> None:
+    """Refuse arguments that are no tensors or carry a tangent, which the op would drop.
 
     The autograd of an op registered from Python has no forward mode: it returns zeros silently.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        NotImplementedError: an argument carries a tangent.
     """
+    check_tensors(**arguments)
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in arguments.values()):
         raise NotImplementedError(f"{op} has no derivative in forward mode")
 
 

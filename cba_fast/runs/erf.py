@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from .. import resume
@@ -16,14 +17,17 @@ from ..erf import (
     Partial,
     Walk,
     choose_checkpoint,
-    measure_erf_map,
+    measure_erf_maps,
     measure_erf_sizes,
     sample_indices,
 )
-from ..erf.report import MapRun, json_beside, with_figures, write_map
+from ..erf.report import DepthRun, MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
 from ..files import open_regular, write_npy
+from ..models.feature_layers import layers_of
+from ..models.features import find_layer
 from ..resume import Outputs
+from ..shapes import point_of
 from ..short import Short
 from .inference import report_on
 from .outputs import describe_run
@@ -184,8 +188,10 @@ def measure_sizes(
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
+    where = {"layer": one_layer(config.layer, model), "point": point_of(config.point)}
+    options = {"with_map": with_map, "checkpoint": level}
     with run.autocast():
-        found = measure_erf_sizes(model, walk, p, config.score, with_map=with_map, checkpoint=level)
+        found = measure_erf_sizes(model, walk, p, config.score, **where, **options)
     walk.report.check_any(len(found.sizes))
     notes = []
     if len(records) < config.num_samples:
@@ -211,12 +217,14 @@ def compute_map(
     checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
-) -> MapRun:
+) -> MapRun | DepthRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
     The file is (S,S) float64, the mean of the images' contributions without a logarithm. A JSON
-    file of the same name beside it holds area ratios, shape descriptors and settings. Arguments and
-    errors are those of :func:`compute_sizes`; a map that is zero everywhere is an `InputError`.
+    file of the same name beside it holds area ratios, shape descriptors and settings. Where
+    `config.layer` means several layers, the file is (L,S,S), and the JSON file has the figures of
+    each. Arguments and errors are those of :func:`compute_sizes`; a map that is zero everywhere is
+    an `InputError`.
     """
     run = Runtime.of(run)
     check_precision(run.config)
@@ -225,25 +233,71 @@ def compute_map(
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
     outputs = _map_outputs(output, described)
     ended = _claim([outputs], overwrite, run)
+    several = config.layer is not None and (config.layer == "all" or "," in config.layer)
     if ended is not None:
-        notes = [*ended["notes"], _kept_note(output)]
-        return with_figures(ErfMap(_read(output), ended["count"], []), notes)
+        notes, layers = [*ended["notes"], _kept_note(output)], ended["layers"]
+        stored = _read(output)
+        maps = [ErfMap(each, ended["count"], []) for each in (stored if several else [stored])]
+        return _figures(maps, layers, notes, config)
     walk.partial = Partial(output)
+    if several:
+        layers = layers_asked(config.layer, model, size, run)
+    else:
+        layers = [one_layer(config.layer, model)]
     level = checkpoint_level(checkpoint, model, size, run, features=True)
     try:
         with run.autocast():
-            erf = measure_erf_map(model, walk, config.num_images, checkpoint=level)
+            maps = measure_erf_maps(
+                model,
+                walk,
+                layers,
+                config.num_images,
+                point=point_of(config.point),
+                checkpoint=level,
+            )
     except ValueError as e:
         walk.report.check_any(0)
         raise InputError(f"no ERF map: {e}") from e
     notes = []
-    if erf.count < config.num_images:
-        notes.append(f"the ERF map averages {erf.count} images, {config.num_images} asked for")
+    if maps[0].count < config.num_images:
+        notes.append(f"the ERF map averages {maps[0].count} images, {config.num_images} asked for")
     notes += walk.report.lines()
-    found = with_figures(erf, [*_continued_note(walk.resumed), *notes])
+    layers = layers if several else None
+    found = _figures(maps, layers, [*_continued_note(walk.resumed), *notes], config)
     write_map(output, found, "replknet", as_json(described))
-    outputs.finish(notes=notes, failed=walk.report.first_failure(), count=erf.count)
+    failed = walk.report.first_failure()
+    outputs.finish(notes=notes, failed=failed, count=maps[0].count, layers=layers)
     return found
+
+
+def one_layer(text: str | None, model: nn.Module) -> str | int | None:
+    """Return the layer that a setting names: digits are the number of a map, unless a name."""
+    if text and text.isdecimal() and text not in dict(model.named_children()):
+        return int(text)
+    return text
+
+
+def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> list[str]:
+    """Return the names of the layers that the setting means: ``all``, or names with commas.
+
+    Raises:
+        InputError: there is no layer of such a name, or none gives a feature map.
+    """
+    if text != "all":
+        return [find_layer(model, name.strip())[0] for name in text.split(",")]
+    image = torch.zeros(1, 3, input_size, input_size, device=run.device)
+    with run.autocast():
+        return layers_of(model, image.to(memory_format=run.memory_format))
+
+
+def _figures(maps, layers: list[str] | None, notes: list[str], config) -> MapRun | DepthRun:
+    central = config.point is None
+    if layers is None:
+        return with_figures(maps[0], notes, central=central)
+    runs = [with_figures(m, [], central=central) if m.map.any() else None for m in maps]
+    if not any(runs):
+        raise InputError("no ERF map: the maps of all layers are zero everywhere")
+    return DepthRun(dict(zip(layers, runs, strict=True)), notes)
 
 
 def checkpoint_level(
@@ -255,11 +309,12 @@ def checkpoint_level(
     """
     if checkpoint != "auto":
         return checkpoint
+    has = features and hasattr(model, "forward_features")
     return choose_checkpoint(
         model,
         (run.config.batch_size, 3, input_size, input_size),
         device=run.device,
-        run=(lambda m, x: m.forward_features(x)) if features else None,
+        run=(lambda m, x: m.forward_features(x)) if has else None,
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..data import ImageRecord, ImageSet, map_name, map_names
 from ..data.boxes import Boxes, turned_notes
+from ..data.reading import Report
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
@@ -102,38 +103,28 @@ def evaluate(
         CbaError: as those two commands.
     """
     resolved = resolve(model_config, data)
-    model_config, data = resolved.model, resolved.data
-    images, maps = open_images(data), maps.at(data.input_size)
-    box_config = _both_modes(box_config, images, maps)
-    boxes = open_boxes(box_config)
-    records, image_ids, notes = match_images(images.records, boxes, maps.map_names)
-    notes += turned_notes(boxes, {i: r.path for i, r in zip(image_ids, records)})
-    records, unknown = _labelled(resolved, records, images, boxes, maps)
-    notes += unknown
-    evaluator = make_evaluator(boxes, box_config, tuned)
+    model_config = resolved.model
+    what = find_images(resolved, maps, box_config)
+    records, data, box_config = what.records, what.data, what.box_config
+    evaluator, fixed = what.evaluator(tuned), fixed_evaluator(what.boxes, box_config)
     run = Runtime.of(run)
     model = load_model(model_config, run)
-    report = report_on(records, run.config.strict)
-    shape = _resized_to(box_config, maps)
-    found = iter_host_maps(model, records, data, run, maps, report, scored=shape is None)
-    found = progress(found, -(-len(records) // run.config.batch_size)) if progress else found
-    fixed = fixed_evaluator(boxes, box_config)
     both = [e for e in (evaluator, fixed) if e is not None]
-    seen = _score(found, choose_loop(run), both, image_ids, shape)
+    seen, report = score_images(model, what, run, both, progress)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
         result,
-        _classification(evaluator, result, seen.top5, _labels(records, image_ids)),
+        _classification(evaluator, result, seen.top5, what.labels()),
         None,
         {records[i].image_id: reason for i, reason in report.failed},
         seen.constant,
         box_config,
         fixed_accuracies(fixed, result),
         transferred_accuracies(result, tuned) if tuned else None,
-        notes + constant_lines(seen.constant) + report.lines(),
+        what.notes + constant_lines(seen.constant) + report.lines(),
         seen.top5,
-        (images.source, boxes.source),
+        what.sources,
     )
     if scored:
         scored(done)
@@ -177,12 +168,80 @@ def _resized_to(config: BoxConfig, maps: MapConfig) -> tuple[int, int] | None:
     return None if shape == map_shape(maps.map_size) else shape
 
 
+@dataclass(repr=False)
+class ScoredImages(Short):
+    """The images of a score, with their ground truth and the protocol.
+
+    Attributes:
+        records: the images that have a file and boxes, with the model's labels where they are
+            known.
+        image_ids: their ids in the ground truth.
+        boxes: the ground truth.
+        data, maps, box_config: settings without gaps.
+        notes: lines to print at the end of the run.
+        sources: the folders that were read for the images and for the ground truth.
+    """
+
+    records: list[ImageRecord]
+    image_ids: list[str]
+    boxes: Boxes
+    data: DataConfig
+    maps: MapConfig
+    box_config: BoxConfig
+    notes: list[str]
+    sources: tuple[str, str]
+
+    def evaluator(self, tuned: Tuned | None = None) -> BoxEvaluator:
+        """Return an evaluator of the protocol, which holds no image yet."""
+        return make_evaluator(self.boxes, self.box_config, tuned)
+
+    def labels(self) -> dict[str, int] | None:
+        """Return the label of each image by its id; None unless all are known."""
+        labels = dict(zip(self.image_ids, (record.label for record in self.records)))
+        return None if None in labels.values() else labels
+
+
+def find_images(resolved: ResolvedRun, maps: MapConfig, box_config: BoxConfig) -> ScoredImages:
+    """Find the images that have boxes; for arguments and errors see :func:`evaluate`."""
+    data = resolved.data
+    images, maps = open_images(data), maps.at(data.input_size)
+    box_config = _both_modes(box_config, images, maps)
+    boxes = open_boxes(box_config)
+    records, image_ids, notes = match_images(images.records, boxes, maps.map_names)
+    notes += turned_notes(boxes, {i: r.path for i, r in zip(image_ids, records)})
+    records, unknown = _labelled(resolved, records, images, boxes, maps)
+    sources = (images.source, boxes.source)
+    return ScoredImages(records, image_ids, boxes, data, maps, box_config, notes + unknown, sources)
+
+
 @dataclass
-class _Seen:
+class Seen:
     """What is kept of the scored images: the five best classes by id, and ids of constant maps."""
 
     top5: dict[str, np.ndarray] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
+
+
+def score_images(
+    model: nn.Module,
+    what: ScoredImages,
+    run: Runtime,
+    evaluators: list[BoxEvaluator],
+    progress: Callable | None = None,
+) -> tuple[Seen, Report]:
+    """Make the maps of all images by a model in its form for the run, and add them to evaluators.
+
+    Returns:
+        What was seen, and the report on the images that have no map.
+    """
+    report = report_on(what.records, run.config.strict)
+    shape = _resized_to(what.box_config, what.maps)
+    found = iter_host_maps(
+        model, what.records, what.data, run, what.maps, report, scored=shape is None
+    )
+    if progress:
+        found = progress(found, -(-len(what.records) // run.config.batch_size))
+    return _score(found, choose_loop(run), evaluators, what.image_ids, shape), report
 
 
 def choose_loop(run: Runtime) -> Callable:
@@ -200,9 +259,9 @@ def _score(
     evaluators: list[BoxEvaluator],
     image_ids: list[str],
     shape: tuple[int, int] | None,
-) -> _Seen:
+) -> Seen:
     """Score the batches, after resizing the maps to `shape` (H, W) if it is given."""
-    seen = _Seen()
+    seen = Seen()
 
     def sweep(wait: WaitForMaps) -> None:
         indices, host_maps = wait()
@@ -291,11 +350,6 @@ def _labelled(
         if maps.target == "label":
             raise
         return [replace(r, label=None) for r in records], [f"no top-1: {e}"]
-
-
-def _labels(records: list[ImageRecord], image_ids: list[str]) -> dict[str, int] | None:
-    labels = dict(zip(image_ids, (record.label for record in records)))
-    return None if None in labels.values() else labels
 
 
 def _classification(

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
-from ..data.loading import normalize_bytes, resize_to_bytes
-from ..data.reading import Report, cut, read_batches
+from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
@@ -177,12 +176,13 @@ def _queued(
         if batch.images is None:
             continue
         first = records[batch.indices[0]].image_id
+        target = _target(maps, [records[i] for i in batch.indices])
         with _naming(first), run.autocast():
             found = localize_on_device(
                 model,
                 batch.images,
                 method=maps.method,
-                target=_target(maps, [records[i] for i in batch.indices]),
+                target=target,
                 map_size=maps.map_size,
                 pc1_range=maps.pc1_range,
             )

@@ -272,6 +272,17 @@ class SizeConfig:
     )
     seed: Seed = setting(0, "Seed of the sample.")
     score: Score = setting("prob", "Top-1 score whose gradient is taken; prob is the study's.")
+    layer: str | None = setting(
+        None,
+        "Take the gradient of this layer's features at `point` instead of the score's, such as"
+        " stages.2.",
+    )
+    point: Annotated[str, "point"] | None = setting(
+        None,
+        "Position of the layer's map, or of an output that is a map: row and column, such as 3,5,"
+        " or shares of height and width, such as 0.25,0.5.",
+        otherwise="the centre",
+    )
 
 
 @dataclass(frozen=True)
@@ -282,6 +293,15 @@ class ErfMapConfig:
 
     num_images: Positive = setting(50, "Images of the ERF map, such as 20.")
     input_size: Positive = setting(1024, "Side of the images of the ERF map.")
+    layer: str | None = setting(
+        None,
+        "Layer whose map is looked at: a name, such as stages.2; a number of timm's feature maps;"
+        " output, for networks whose output is a map; several names with commas, or all, for a"
+        " curve over the depth of the network.",
+        option=("layer", "layers"),
+        otherwise="the last feature map",
+    )
+    point: Annotated[str, "point"] | None = same(SizeConfig, "point")
 
 
 @dataclass(frozen=True)

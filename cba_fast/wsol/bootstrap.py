@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..short import Short
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
-from .resampling import check_resampling, parts, percentile_interval
+from .resampling import check_resampling, draw, parts, percentile_interval
 from .row_table import RowTable
 
 BATCH_BYTES = 100 << 20  # of the weights, or counts, of the resamples that are scored at a time
@@ -242,7 +242,7 @@ def _weights(
     for part in parts(num_resamples, BATCH_BYTES // size):
         weights = np.empty((part, num_images), dtype)
         for row in weights:
-            row[:] = np.bincount(rng.integers(0, total, total), minlength=total)[:num_images]
+            row[:] = draw(rng, total)[:num_images]
         yield weights
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..data.transfer import to_device
+from ..data.reading import to_device
 from ..shapes import Size, map_shape
 from .class_activation import cam_from_features
 from .device_maps import DeviceMaps, Localization

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..data.npy_header import NPY_ERRORS, is_plain_shape
 from ..data.records import map_name
 from ..data.score_store import ScoreStore, is_store
 from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
+from ..npy import NPY_ERRORS, is_plain_shape
 from ..shapes import Size, map_shape
 from .score_maps import (
     DTYPES,

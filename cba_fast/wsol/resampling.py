@@ -21,6 +21,11 @@ def check_resampling(num_resamples: int, confidence: float) -> None:
         raise InputError(f"confidence must lie in (0, 1), got {confidence}")
 
 
+def draw(rng: np.random.Generator, num_images: int) -> np.ndarray:
+    """Draw as many images as there are, with replacement; return how often each one came, (N,)."""
+    return np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
+
+
 def parts(num_resamples: int, at_once: int) -> Iterator[int]:
     """Yield the sizes of parts of `num_resamples`: `at_once` each, or 1 where not even one fits."""
     step = max(1, at_once)

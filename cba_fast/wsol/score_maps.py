@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.npy_header import read_npy
 from ..data.records import check_image_id, map_name
 from ..data.textlines import counted
 from ..errors import InputError, ScoreMapError
+from ..npy import read_npy
 from ..ops import quantize
 from ..shapes import Size, map_shape
 

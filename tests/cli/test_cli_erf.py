@@ -385,6 +385,9 @@ def test_plot_reads_the_csv(three_models):
     Path("p.csv").write_text("model_name,family,erf_path,wsol\n" + rows)
     assert "2 points: erf_vs_wsol_scatter.png" in run("plot-erf-vs-wsol", "--csv", "p.csv").output
     assert Image.open("erf_vs_wsol_scatter.png").size == (1400, 1000)
+    for name in ("--save_fig", "--save"):  # today's name and the study's
+        assert "2 points: p.png" in run("plot-erf-vs-wsol", "--csv", "p.csv", name, "p.png").output
+        Path("p.png").unlink()
 
 
 def test_errors_of_the_plots_leave_nothing(three_models):

@@ -7,9 +7,8 @@ from data_factory import image_folder, write_file
 from PIL import Image
 
 from cba_fast.data import ImageDataset, open_image_set, study_transform
-from cba_fast.data.loading import normalize_bytes, resize_to_bytes
-from cba_fast.data.reading import Report, read_batches
-from cba_fast.data.transfer import HostCopy, to_device
+from cba_fast.data.reading import Report, normalize_bytes, read_batches, resize_to_bytes, to_device
+from cba_fast.wsol.device_maps import HostCopy
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

@@ -357,6 +357,9 @@ def test_resolve_test_dataset(tmp_path, monkeypatch):
     assert resolve_test_dataset(str(tmp_path / "other")) == tmp_path / "other"
     with pytest.raises(InputError, match="neither of datasets/none, none is a folder"):
         resolve_test_dataset("none")
+    for name, command in [("synth/x", "synth-cub"), ("cba_fast_demo", "demo")]:
+        with pytest.raises(InputError, match=f"is a folder; `cba-fast {command}` makes it$"):
+            resolve_test_dataset(name)
 
 
 # ---- map names

@@ -9,8 +9,8 @@ import yaml
 from cli_runner import run_cli
 
 from cba_fast.analysis.points import read_points
-from cba_fast.data import generate
-from cba_fast.data.prepare import split_images
+from cba_fast.datasets.prepare import split_images
+from cba_fast.datasets.synth import generate
 
 
 def test_two_tiny_experiments_for_real(here, capsys):
@@ -31,7 +31,9 @@ def test_two_tiny_experiments_for_real(here, capsys):
         assert result["num_images"] == 4
         assert result["classification"]["top1"] == result["training"]["best_top1"]
         assert np.load(row.erf_path).shape == (2,)
-    done = run_cli(capsys, "plot-erf-vs-wsol", "--csv", "erf_wsol_points.csv", "--save", "p.png")
+    done = run_cli(
+        capsys, "plot-erf-vs-wsol", "--csv", "erf_wsol_points.csv", "--save_fig", "p.png"
+    )
     assert done.status == 0, done.err
     # The same numbers as by the single command.
     args = ["--model_family", "replknet", "--model", "replknet_nano", "--test_dataset", "cub"]

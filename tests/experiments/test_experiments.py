@@ -44,6 +44,18 @@ def test_the_docs_name_every_key():
     assert [k for k in Settings.model_fields if f"`{k}`" not in text] == []
 
 
+def test_a_cub_folder_is_trained_and_scored():
+    for folder in ("synth/images", "datasets/birds", "birds/images"):
+        Path(folder).mkdir(parents=True)
+    for folder in ("synth", "birds"):
+        Path(folder, "images.txt").touch()
+    found = load({"grid": {"model_family": "replknet", "data_root": ["synth", "birds", "other"]}})
+    wanted = ["synth", str(Path("birds").absolute()), Settings.model_fields["test_dataset"].default]
+    assert [e.settings.test_dataset for e in found.experiments] == wanted
+    own = {"model_family": "replknet", "data_root": "synth", "test_dataset": "mine"}
+    assert load({"grid": own}).experiments[0].settings.test_dataset == "mine"
+
+
 def test_lists_multiply_and_other_keys_are_constant():
     plan = load(
         {

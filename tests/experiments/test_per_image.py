@@ -14,7 +14,7 @@ from cli_runner import run_cli
 from data_factory import metadata_folder
 
 from cba_fast.analysis import plots
-from cba_fast.data import generate
+from cba_fast.datasets.synth import generate
 from cba_fast.errors import ImageError, InputError
 from cba_fast.experiments import per_image
 from cba_fast.experiments.per_image_answer import answer_lines, forest_groups

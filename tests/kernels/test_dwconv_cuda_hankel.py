@@ -1,32 +1,19 @@
-"""The tensor-core depthwise convolution, its kernels emulated."""
+"""The tensor-core depthwise convolution, its tiles emulated; see also test_dwconv_cuda.py."""
 
-import ctypes
 import itertools
-import mmap
 
 import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import dwconv_cuda_hankel as hankel
-from cba_fast.kernels.dwconv_cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
+from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
+from cba_fast.kernels.dwconv_gpu.cuda_hankel import TILES, WEIGHT_TILES, Tile, WeightTile
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
 BF16, FP16 = hankel.DTYPES
 CONTIGUOUS = torch.contiguous_format
 each_type = pytest.mark.parametrize("dtype", hankel.DTYPES, ids=str)
 one_order = pytest.mark.parametrize("emulated_cuda", [2], ids=["shuffled"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def empty_is_nan(monkeypatch):
-    """Let `torch.empty` return NaN: an output that is not written shows."""
-    empty = torch.empty
-
-    def filled(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", filled)
 
 
 def random(*shape, dtype, seed=0, device="cpu"):
@@ -139,121 +126,7 @@ def test_bands_of_rows(emulated_cuda, bands):
     check_grad_weight((2, 1, 23, 10), (9, 9), FP16, WeightTile(1, 2, 1, 2, bands))
 
 
-# Images as they may lie in memory.
-
-
-def check_alignment(offset, width, device="cpu"):
-    around = torch.full((2, 2, 13, width + 12), torch.nan, dtype=BF16, device=device)
-    x = around[:, :, 1:12, offset : offset + width]
-    x.copy_(random(*x.shape, dtype=BF16))
-    for kernel_size in ((5, 9), (9, 3)):
-        check_forward(x.shape, kernel_size, BF16, x=x)
-        check_grad_weight(x.shape, kernel_size, BF16, x=x)
-
-
-@pytest.mark.parametrize("offset", range(9))
-@pytest.mark.parametrize("width", [8, 13])
-@one_order
-def test_any_alignment_within_nan(emulated_cuda, offset, width):
-    check_alignment(offset, width)
-
-
-LAYOUTS = {
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda x: x[:1].expand_as(x),
-    "expanded rows": lambda x: x[:, :, :1].expand_as(x),
-    "reversed dimensions": lambda x: x.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3),
-    "every second row": lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2],
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("memory_format", [CONTIGUOUS, torch.channels_last], ids=str)
-@one_order
-def test_layouts(emulated_cuda, layout, memory_format):
-    x = LAYOUTS[layout](random(3, 4, 10, 14, dtype=FP16))
-    weight = LAYOUTS["transposed"](random(4, 1, 5, 7, dtype=FP16, seed=1))
-    y = hankel.forward(x, weight, None, memory_format)
-    assert y.is_contiguous(memory_format=memory_format)
-    assert_forward(y, x, weight)
-    gx = hankel.grad_x(x, weight, memory_format)
-    assert gx.is_contiguous(memory_format=memory_format)
-    assert_grad_x(gx, x, weight)
-    gw = hankel.grad_weight(x, x, (5, 7))
-    assert gw.is_contiguous()
-    assert_grad_weight(gw, x, x)
-
-
-def between_guards(*shape):
-    """Return random bfloat16 images that fill whole pages, between pages no one may read."""
-    x = random(*shape, dtype=BF16)
-    page, size = mmap.PAGESIZE, x.numel() * 2
-    assert size % page == 0
-    memory = mmap.mmap(-1, size + 2 * page)
-    fenced = torch.frombuffer(memory, dtype=BF16, count=size // 2, offset=page).view(shape)
-    fenced.copy_(x)
-    libc = ctypes.CDLL(None, use_errno=True)
-    for address in (fenced.data_ptr() - page, fenced.data_ptr() + size):
-        assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0
-    return fenced
-
-
-@one_order
-def test_nothing_is_read_outside_of_the_images(emulated_cuda):
-    # A kernel that does ends the process; for single bytes see test_dwconv_cuda_rows.py.
-    shape = (2, 1, 32, mmap.PAGESIZE // 128)
-    x, grad = between_guards(*shape), between_guards(*shape)
-    for using in (Tile(2, 3, 4), Tile(2, 12, 1), Tile(1, 2, 8, 2)):
-        check_forward(shape, (7, 9), BF16, using, x=x)
-    for using in (WeightTile(1, 2, 1, 4, 2), WeightTile(1, 2, 2)):
-        gw = hankel.grad_weight(grad, x, (7, 9), using=using)
-        assert_grad_weight(gw, grad, x)
-
-
-@one_order
-def test_offsets_beyond_32_bits(emulated_cuda):
-    far = 2**31 + 24
-    memory = torch.UntypedStorage(2 * (far + 64))  # only the pages of two images are touched
-    images = torch.empty(0, dtype=BF16).set_(memory).as_strided((2, 1, 8, 8), (far, 64, 8, 1))
-    x = random(2, 1, 8, 8, dtype=BF16)
-    images.copy_(x)
-    weight = random(1, 1, 3, 3, dtype=BF16, seed=1)
-    assert torch.equal(
-        hankel.forward(images, weight, None, CONTIGUOUS),
-        hankel.forward(x, weight, None, CONTIGUOUS),
-    )
-    assert torch.equal(hankel.grad_weight(images, x, (3, 3)), hankel.grad_weight(x, x, (3, 3)))
-
-
-@one_order
-def test_empty_images(emulated_cuda):
-    weight = random(3, 1, 5, 5, dtype=BF16)
-    for shape in ((0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)):
-        x = torch.zeros(shape, dtype=BF16)
-        assert hankel.forward(x, weight, None, CONTIGUOUS).shape == shape
-        gw = hankel.grad_weight(x, x, (5, 5))
-        assert gw.shape == (3, 1, 5, 5)
-        assert not gw.any()
-    none = torch.zeros(2, 0, 4, 4, dtype=BF16)
-    assert hankel.forward(none, weight[:0], None, CONTIGUOUS).shape == none.shape
-    assert hankel.grad_weight(none, none, (5, 5)).shape == (0, 1, 5, 5)
-
-
 # What does not change a result, and what may.
-
-
-@one_order
-def test_a_delta_kernel_is_the_identity(emulated_cuda):
-    x = random(2, 2, 21, 26, dtype=BF16)
-    weight = torch.zeros(2, 1, 11, 17, dtype=BF16)
-    weight[:, :, 5, 8] = 1
-    assert torch.equal(hankel.forward(x, weight, None, CONTIGUOUS), x)
-    weight = weight.roll((2, -3), (2, 3))
-    shifted = torch.nn.functional.pad(x, (3, -3, -2, 2))
-    assert torch.equal(hankel.forward(x, weight, None, CONTIGUOUS), shifted)
-    back = torch.nn.functional.pad(x, (-3, 3, 2, -2))
-    assert torch.equal(hankel.grad_x(x, weight, CONTIGUOUS), back)
 
 
 @one_order
@@ -415,12 +288,6 @@ def test_every_tile_on_a_gpu(cuda_device, dtype):
         check_tile(tile, steps, dtype, cuda_device)
     for tile in WEIGHT_TILES:
         check_weight_tile(tile, dtype, cuda_device)
-
-
-@pytest.mark.gpu
-def test_any_alignment_on_a_gpu(cuda_device):
-    for offset, width in itertools.product(range(9), (8, 13)):
-        check_alignment(offset, width, cuda_device)
 
 
 @pytest.mark.gpu

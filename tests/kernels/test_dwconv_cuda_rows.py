@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cba_fast.kernels import dwconv_cuda_hankel as hankel
-from cba_fast.kernels.dwconv_cuda_hankel import TILES, Tile, WeightTile
+from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
+from cba_fast.kernels.dwconv_gpu.cuda_hankel import TILES, Tile, WeightTile
 
 # The index arithmetic of csrc/cuda/dwconv_hankel_rows.h.
 

@@ -1,35 +1,23 @@
 """The convolution with strips on tensor cores: its bands in NumPy, its kernels emulated."""
 
-import ctypes
 import itertools
-import mmap
 
 import numpy as np
 import pytest
 import torch
 from tolerance import assert_forward, assert_grad_weight, assert_grad_x
 
-from cba_fast.kernels import dwconv_cuda, dwconv_cuda_hankel
-from cba_fast.kernels import dwconv_cuda_strip as strip
-from cba_fast.kernels.dwconv_cuda_strip import KERNELS, Tile
+from cba_fast.kernels import dwconv_cuda
+from cba_fast.kernels.dwconv_gpu import cuda_hankel
+from cba_fast.kernels.dwconv_gpu import cuda_strip as strip
+from cba_fast.kernels.dwconv_gpu.cuda_strip import KERNELS, Tile
 
+pytestmark = pytest.mark.usefixtures("empty_is_nan")
 BF16, FP16 = strip.DTYPES
 CONTIGUOUS = torch.contiguous_format
 each_type = pytest.mark.parametrize("dtype", strip.DTYPES, ids=str)
 each_way = pytest.mark.parametrize("standing", [False, True], ids=["lying", "standing"])
 one_order = pytest.mark.parametrize("emulated_cuda", [2], ids=["shuffled"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def empty_is_nan(monkeypatch):
-    """Let `torch.empty` return NaN: an output that is not written shows."""
-    empty = torch.empty
-
-    def filled(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", filled)
 
 
 def random(*shape, dtype=BF16, seed=0):
@@ -145,107 +133,7 @@ def test_any_order_of_threads(emulated_cuda, using, image, kernel_size, standing
     check(shape, turned(standing, *kernel_size), BF16, using)
 
 
-# Images as they may lie in memory.
-
-
-@pytest.mark.parametrize("offset", range(9))
-@pytest.mark.parametrize("width", [8, 13])
-@each_way
-@one_order
-def test_any_alignment_within_nan(emulated_cuda, offset, width, standing):
-    around = torch.full((2, 2, 13, 24), torch.nan, dtype=BF16)
-    x = around[:, :, 1:12, offset : offset + width]
-    x.copy_(random(*x.shape))
-    check(x.shape, turned(standing, 5, 9), x=x)
-
-
-LAYOUTS = {
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded": lambda x: x[:1].expand_as(x),
-    "expanded rows": lambda x: x[:, :, :1].expand_as(x),
-    "reversed dimensions": lambda x: x.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3),
-    "every second row": lambda x: x.repeat_interleave(2, dim=2)[:, :, ::2],
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("memory_format", [CONTIGUOUS, torch.channels_last], ids=str)
-@each_way
-@one_order
-def test_layouts(emulated_cuda, layout, memory_format, standing):
-    x = LAYOUTS[layout](random(3, 4, 10, 14))
-    weight = LAYOUTS["transposed"](random(4, 1, *turned(standing, 5, 11), seed=1))
-    y = strip.forward(x, weight, None, memory_format)
-    assert y.is_contiguous(memory_format=memory_format)
-    assert_forward(y, x, weight)
-    gx = strip.grad_x(x, weight, memory_format)
-    assert gx.is_contiguous(memory_format=memory_format)
-    assert_grad_x(gx, x, weight)
-
-
-def fenced(x, at_the_end):
-    """Return x between pages no one may read: its first or its last byte is beside one."""
-    page, size = mmap.PAGESIZE, x.numel() * x.element_size()
-    pages = -(-size // page) * page
-    memory = mmap.mmap(-1, pages + 2 * page)
-    offset = page + (pages - size if at_the_end else 0)
-    inside = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset).view(x.shape)
-    inside.copy_(x)
-    libc = ctypes.CDLL(None, use_errno=True)
-    for address in (inside.data_ptr() - offset, inside.data_ptr() - offset + page + pages):
-        assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0
-    return inside
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 21, 24), (1, 2, 9, 13), (1, 1, 40, 6)], ids=str)
-@each_way
-@one_order
-def test_nothing_is_read_outside_of_the_images(emulated_cuda, shape, standing):
-    # A kernel that does ends the process.
-    for at_the_end in (False, True):
-        check(shape, turned(standing, 5, 13), x=fenced(random(*shape), at_the_end))
-
-
-@one_order
-def test_offsets_beyond_32_bits(emulated_cuda):
-    far = 2**31 + 24
-    memory = torch.UntypedStorage(2 * (far + 64))  # only the pages of two images are touched
-    images = torch.empty(0, dtype=BF16).set_(memory).as_strided((2, 1, 8, 8), (far, 64, 8, 1))
-    x = random(2, 1, 8, 8)
-    images.copy_(x)
-    for kernel_size, using in itertools.product(((3, 9), (9, 3)), (1, 2)):
-        tile = Tile(3, 1, 8, using, 1)
-        check(x.shape, kernel_size, using=tile, x=images)
-
-
-@one_order
-def test_empty_images(emulated_cuda):
-    weight = random(3, 1, 5, 9)
-    for shape in ((0, 3, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)):
-        x = torch.zeros(shape, dtype=BF16)
-        assert strip.forward(x, weight, None, CONTIGUOUS).shape == shape
-        assert dwconv_cuda.forward(x, weight, None, CONTIGUOUS).shape == shape
-    none = torch.zeros(2, 0, 4, 4, dtype=BF16)
-    assert strip.forward(none, weight[:0], None, CONTIGUOUS).shape == none.shape
-
-
 # What does not change a result, and what may.
-
-
-@each_way
-@one_order
-def test_a_delta_kernel_is_the_identity(emulated_cuda, standing):
-    x = random(2, 2, 21, 26)
-    weight = torch.zeros(2, 1, *turned(standing, 5, 17), dtype=BF16)
-    weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = 1
-    assert torch.equal(strip.forward(x, weight, None, CONTIGUOUS), x)
-    down, right = turned(standing, 2, -3)
-    weight = weight.roll((down, right), (2, 3))
-    shifted = torch.nn.functional.pad(x, (-right, right, -down, down))
-    assert torch.equal(strip.forward(x, weight, None, CONTIGUOUS), shifted)
-    back = torch.nn.functional.pad(x, (right, -right, down, -down))
-    assert torch.equal(strip.grad_x(x, weight, CONTIGUOUS), back)
 
 
 @each_way
@@ -395,7 +283,7 @@ def test_strips_are_launched_where_they_are_better(emulated_cuda, monkeypatch, d
     x, weight = random(2, 2, 24, 24, dtype=dtype), random(2, 1, 5, 47, dtype=dtype, seed=1)
     square = random(2, 1, 9, 9, dtype=dtype)
     with monkeypatch.context() as patch:
-        patch.setattr(dwconv_cuda_hankel, "forward", never)
+        patch.setattr(cuda_hankel, "forward", never)
         assert_forward(dwconv_cuda.forward(x, weight, None, CONTIGUOUS), x, weight)
         assert_grad_x(dwconv_cuda.grad_x(x, weight, CONTIGUOUS), x, weight)
     assert_grad_weight(dwconv_cuda.grad_weight(x, x, (5, 47)), x, x)
@@ -412,13 +300,3 @@ def test_on_a_gpu(cuda_device, dtype):
     for (using, image, kernel_size), standing in itertools.product(TILES, (False, True)):
         shape = (3, 2, *turned(standing, *image))
         check(shape, turned(standing, *kernel_size), dtype, using, device=cuda_device)
-
-
-@pytest.mark.gpu
-def test_any_alignment_on_a_gpu(cuda_device):
-    around = torch.full((2, 2, 13, 24), torch.nan, dtype=BF16, device=cuda_device)
-    for offset, width in itertools.product(range(9), (8, 13)):
-        x = around.clone()[:, :, 1:12, offset : offset + width]
-        x.copy_(random(*x.shape))
-        for kernel_size in ((5, 9), (9, 5)):
-            check(x.shape, kernel_size, x=x, device=cuda_device)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from triton_interpreter import CASES
 
-from cba_fast.kernels import dwconv_triton_plan
-from cba_fast.kernels.dwconv_triton_plan import window
+from cba_fast.kernels.dwconv_gpu import triton_plan
+from cba_fast.kernels.dwconv_gpu.triton_plan import window
 from cba_fast.ops import depthwise_conv2d
 from cba_fast.ops.dwconv_choice import TABLES
 from cba_fast.ops.dwconv_gpu import refuses_triton
@@ -72,9 +72,9 @@ def test_windows_are_cheap_for_the_networks_they_are_for():
 
 
 def test_units_are_common_divisors_of_at_most_16_bytes():
-    assert dwconv_triton_plan.unit(BF16, 96, 96 * 96) == 8
-    assert dwconv_triton_plan.unit(BF16, 12, 144) == 4
-    assert dwconv_triton_plan.unit(BF16, 7, 49) == 1
+    assert triton_plan.unit(BF16, 96, 96 * 96) == 8
+    assert triton_plan.unit(BF16, 12, 144) == 4
+    assert triton_plan.unit(BF16, 7, 49) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_units_are_common_divisors_of_at_most_16_bytes():
     [((12, 12), "toeplitz"), ((1, 1), "toeplitz"), ((13, 12), "band"), ((96, 96), "band")],
 )
 def test_families(size, family):
-    assert dwconv_triton_plan.family(size) == family
+    assert triton_plan.family(size) == family
 
 
 def test_a_weight_gradient_is_split_by_the_shape_alone():
@@ -90,7 +90,7 @@ def test_a_weight_gradient_is_split_by_the_shape_alone():
     def plan(n):
         x = torch.empty(n, 8, 96, 96, dtype=BF16, device="meta")
         gw = torch.empty(8, 31, 31, dtype=BF16, device="meta")
-        return dwconv_triton_plan.band_weight(x, x, gw, upcast=False)[0].arguments
+        return triton_plan.band_weight(x, x, gw, upcast=False)[0].arguments
 
     assert plan(64)["splits"] == 3
     assert plan(1)["splits"] == 1

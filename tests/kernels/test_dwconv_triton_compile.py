@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cba_fast.kernels.dwconv_triton_table import ARCHS, SHARED_MEMORY, TABLE
+from cba_fast.kernels.dwconv_gpu.triton_table import ARCHS, SHARED_MEMORY, TABLE
 
 pytest.importorskip("triton.backends.nvidia")
 triton = pytest.importorskip("triton", "3.6", reason="older ones were not tried")
@@ -82,7 +82,7 @@ def test_the_recorded_table_is_that_of_todays_plans(table):
 
 
 def test_the_cases_use_every_entry_of_the_table(table, monkeypatch):
-    from cba_fast.kernels import dwconv_triton_plan
+    from cba_fast.kernels.dwconv_gpu import triton_plan
 
     class Noted(dict):
         def __getitem__(self, key):
@@ -90,7 +90,7 @@ def test_the_cases_use_every_entry_of_the_table(table, monkeypatch):
             return super().__getitem__(key)
 
     used = set()
-    monkeypatch.setattr(dwconv_triton_plan, "TABLE", Noted(TABLE))
+    monkeypatch.setattr(triton_plan, "TABLE", Noted(TABLE))
     for _ in table.distinct(table.RECORDED, ARCHS):
         pass
     assert used == set(TABLE)

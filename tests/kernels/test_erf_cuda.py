@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_erf_cpp import DTYPES, KINDS, MODES, gradients, layouts
-from test_erf_size import Linear
 
 from cba_fast import erf
 from cba_fast.kernels import erf_cuda, native
@@ -420,7 +419,9 @@ def test_device_models_are_measured_on_the_device():
     found = []
     for device, backend in (("cpu", None), ("cuda", None), ("cuda", "cuda")):
         walk = erf.Walk(data, range(7), batch_size=3, device=device)
-        model = Linear(w).to(device)  # the gradient of a logit is a row of w: the same bits
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 5, bias=False))
+        model[1].weight = torch.nn.Parameter(w)  # the gradient of a logit is a row of it, exactly
+        model = model.to(device)
         options = {"with_map": True, "backend": backend}
         found.append(erf.measure_erf_sizes(model, walk, [0.2, 0.9], "logit", **options))
     for on_device in found[1:]:

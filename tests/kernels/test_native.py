@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from cba_fast import ops
-from cba_fast.cli.info import command as info
+from cba_fast.cli.tools.info import command as info
 from cba_fast.kernels import native
 
 

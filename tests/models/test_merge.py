@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from cba_fast.cli.main import cli
-from cba_fast.cli.merge import command
+from cba_fast.cli.tools.merge import command
 from cba_fast.errors import CheckpointError, InputError
 from cba_fast.models import FAMILIES, build_model, load_state_dict_file, merge, mergeable
 
@@ -214,5 +214,5 @@ def test_families_of_the_option_are_those_of_the_package():
 
 
 def test_the_command_s_module_imports_no_torch():
-    code = "import sys, cba_fast.cli.merge; assert 'torch' not in sys.modules"
+    code = "import sys, cba_fast.cli.tools.merge; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cba_fast.cli import info
+from cba_fast.cli.tools import info
 from cba_fast.ops.backends import Backend, BackendTable
 
 

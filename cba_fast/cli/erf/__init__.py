@@ -1,0 +1,1 @@
+"""Commands that measure effective receptive fields."""

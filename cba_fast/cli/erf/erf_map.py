@@ -1,0 +1,167 @@
+"""``cba-fast erf-map``."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ...runs.settings import ErfMapConfig, ModelConfig
+from ..options import (
+    FILE,
+    config_option,
+    erf_options,
+    option,
+    overwrite_option,
+    resolved,
+)
+from ..progress import bar, continuable, warn
+
+
+@click.command()
+@erf_options(input_size={"default": ErfMapConfig.input_size, "otherwise": None})
+@config_option(ErfMapConfig, "num_images")
+@config_option(ErfMapConfig, "layer")
+@config_option(ErfMapConfig, "point")
+@option(
+    "--compare",
+    group="ERF",
+    help="Measure further networks on the same images, for one picture: random, this network with"
+    " random weights; or names of models; such as random,convnext_tiny.",
+)
+@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")
+@option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
+@overwrite_option("resume", "no_resume")
+def command(
+    model_config,
+    data_config,
+    run_config,
+    checkpoint,
+    num_images,
+    layer,
+    point,
+    compare,
+    output,
+    save_fig,
+    overwrite,
+):
+    """Measure the ERF map: where one position of a feature map looks.
+
+    The map is the mean, over the first images, of the positive gradient of the features at the
+    centre of the last feature map, as in RepLKNet's paper, or of any other --layer and --point. A
+    JSON file and a picture beside it tell its area ratios and its shape (docs/erf.md has the
+    definitions). With --layers all it is a curve over the depth of the network. `erf-compute`
+    measures the study's ERF sizes.
+    """
+    from ...analysis.plots import check_picture
+    from ...runs.erf import check_precision
+    from ...runs.inference import open_images
+
+    named = {"": model_config, **_compared(model_config, compare)}
+    size = data_config.input_size
+    named = {name: resolved(config, data_config)[0] for name, config in named.items()}
+    output = npy_file(output or Path(f"erf_map_{named[''].family}"))
+    if save_fig is not None:
+        check_picture(save_fig)
+    check_precision(run_config)
+    start = time.perf_counter()
+    images = open_images(data_config)
+    options = {"checkpoint": checkpoint, "overwrite": overwrite}
+    config, found = ErfMapConfig(num_images, size, layer, point), {}
+    with continuable():
+        for name, model_config in named.items():
+            path = output.with_stem(f"{output.stem}_{name}") if name else output
+            title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
+            if len(named) > 1:
+                click.echo(f"{title}:")
+            used = (_load(model_config, run_config), images, model_config, data_config, run_config)
+            found[title] = measure_map(used, config, path, options)
+    draw(found, save_fig or output.with_suffix(".png"))
+    click.echo(f"ERF map: {output} ({time.perf_counter() - start:.1f} s in all)")
+
+
+def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, ModelConfig]:
+    """Return the networks that `compare` names, by what is added to the names of their files."""
+    names = [] if compare is None else compare.split(",")
+    return {
+        name: replace(model_config, weights=None) if name == "random" else ModelConfig(name=name)
+        for name in names
+    }
+
+
+def _load(model_config: ModelConfig, run_config):
+    """Build a model; random weights are the same in each run, so that it can be continued."""
+    import torch
+
+    from ...runs.inference import load_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_model(model_config, run_config)
+
+
+def measure_map(used, config: ErfMapConfig, output: Path, options):
+    """Measure the map of ``(model, images, *configs)``, write it, and print what it tells."""
+    from ...runs.erf import compute_map
+
+    found = compute_map(*used, config, output, progress=bar("ERF map"), **options)
+    warn(found.notes)
+    tell_map(found, output)
+    return found
+
+
+def tell_map(found, path: Path) -> None:
+    """Print what is told about a map, or about those of several layers."""
+    from ...data.textlines import counted
+    from ...erf.report import json_beside
+
+    erf = next(run.erf for run in _runs(found).values() if run is not None)
+    _print_figures(found)
+    height, width = erf.map.shape
+    images = f"{counted(erf.count, 'image')} of {height}x{width}"
+    click.echo(f"ERF map: {path} ({images}), {json_beside(path)}")
+
+
+def _runs(found) -> dict:
+    return getattr(found, "layers", {"": found})
+
+
+def _print_figures(found) -> None:
+    from ...erf.report import depth_rows, map_rows
+    from ..tables import new_table, print_tables
+
+    if not hasattr(found, "layers"):
+        for row in map_rows(found):
+            click.echo(row)
+        return
+    heads = ("20 % in pixels", "50 % in pixels", "50 % square", "99 % square", "sigma, pixels")
+    table = new_table("layer", right=heads)
+    for row in depth_rows(found):
+        table.add_row(*row)
+    print_tables(table, width=130)
+
+
+def draw(found: dict, picture: Path) -> None:
+    """Draw one map with its figures, several beside each other, or curves over the depth."""
+    from ...analysis import plots_erf
+    from ...analysis.plots import save_figure
+
+    ((title, first), *others) = found.items()
+    if hasattr(first, "layers"):
+        figure = plots_erf.plot_depth(found)
+    else:
+        figure = plots_erf.plot_side_by_side(found) if others else plots_erf.plot_map(first, title)
+    save_figure(figure, picture)
+    click.echo(f"ERF map, drawn: {picture}")
+
+
+def title_of(model_config) -> str:
+    """Return the model's name, with its mixture if one was given."""
+    mixing = {"alpha": model_config.alpha, "beta": model_config.beta}
+    parts = [f"{name} {value:g}" for name, value in mixing.items() if value is not None]
+    return ", ".join([model_config.name or model_config.family, *parts])
+
+
+def npy_file(path: Path) -> Path:
+    """Return the name with the ending ``.npy``, which NumPy's save adds where it is missing."""
+    return path if path.suffix == ".npy" else path.with_name(f"{path.name}.npy")

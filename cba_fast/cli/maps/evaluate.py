@@ -1,0 +1,163 @@
+"""``cba-fast evaluate``."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
+from ..options import (
+    PATH,
+    box_options,
+    config_option,
+    data_options,
+    json_option,
+    map_options,
+    model_options,
+    option,
+    resolved,
+    run_options,
+    threshold_from_option,
+)
+from ..progress import bar, warn
+from .scores import (
+    print_accuracies,
+    print_classification,
+    print_scores,
+    print_source,
+    transferred_json,
+    write_scores,
+)
+
+
+@click.command()
+@model_options()
+@data_options()
+@map_options()
+@run_options(with_compile=True)
+@box_options(with_metadata=False, contours=False)
+@config_option(
+    SizeConfig, "num_samples", type=click.IntRange(min=0), help="Images of the ERF; 0: none."
+)
+@config_option(SizeConfig, "shares", multiple=False, default=SizeConfig.shares[0])
+@config_option(SizeConfig, "seed", help="Seed of the ERF sample.")
+@threshold_from_option()
+@option(
+    "--predictions",
+    type=PATH,
+    help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
+)
+@json_option()
+def command(
+    model_config,
+    data_config,
+    map_config,
+    run_config,
+    box_config,
+    num_samples,
+    p,
+    seed,
+    threshold_from,
+    predictions,
+    json_path,
+):
+    """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
+
+    The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
+    its boxes; for other images give --cub_root or --metadata_root.
+    """
+    from ...runs.evaluate import evaluate
+    from ...runs.score import read_tuned
+
+    model_config, data_config = resolved(model_config, data_config)
+    used = {
+        "model": settings(model_config),
+        "data": settings(data_config, map_config.at(data_config.input_size)),
+        "run": settings(run_config),
+    }
+    saved = []
+
+    def save(found) -> None:
+        _write_predictions(predictions, found)
+        if json_path:
+            write_scores(json_path, found.result, _json(found, used, threshold_from))
+            saved.append(json_path)
+
+    try:
+        found = evaluate(
+            model_config,
+            data_config,
+            run_config,
+            map_config,
+            _with_metadata(box_config, data_config),
+            num_samples=num_samples,
+            p=p,
+            seed=seed,
+            tuned=read_tuned(threshold_from) if threshold_from else None,
+            scored=save,
+            progress=bar("evaluating"),
+            erf_progress=bar("ERF sizes"),
+        )
+        save(found)
+    except KeyboardInterrupt:
+        left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
+        click.echo(f"Interrupted: {left}.", err=True)
+        raise
+    warn(found.notes)
+    _print(found, threshold_from)
+    if predictions:
+        click.echo(f"Predictions  : {predictions}")
+    if json_path:
+        click.echo(f"Results      : {json_path}")
+
+
+def _write_predictions(path: Path | None, found) -> None:
+    from ...data import write_predictions
+
+    if path is not None:
+        write_predictions(path, found.predictions)
+
+
+def _json(found, used: dict, threshold_from: Path | None) -> dict:
+    """Return what the JSON file holds beside the box scores."""
+    from ...runs.score import box_settings, versions
+
+    extra = {
+        "classification": found.classification,
+        "erf": found.erf,
+        "unreadable": found.unreadable,
+        "constant": found.constant,
+        "settings": used | {"boxes": box_settings(found.box_config)},
+        "versions": versions(),
+    }
+    if found.fixed is not None:
+        extra["fixed_threshold"] = found.fixed
+    if found.transferred is not None:
+        extra["threshold_from"] = transferred_json(found.transferred, threshold_from)
+    return extra
+
+
+def _with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
+    """Return `boxes` with the metadata options, which the command shares with the images."""
+    return replace(
+        boxes,
+        metadata_root=data.metadata_root if boxes.cub_root is None else None,
+        dataset_name=data.dataset_name,
+        split=data.split,
+    )
+
+
+def _print(found, threshold_from: Path | None) -> None:
+    print_scores(found.result, found.box_config.iou_thr)
+    for label, source in zip(("Images of", "Ground truth"), found.sources, strict=True):
+        print_source(label, source)
+    if found.classification is not None:
+        print_classification(found.classification)
+    if found.erf is not None:
+        e = found.erf
+        click.echo(
+            f"ERF size     : {e['mean']:.1f} +- {e['std']:.1f} pixels (p = {e['p']:g}, "
+            f"{e['num_samples']} images)"
+        )
+    print_accuracies(found.fixed, "At the threshold asked for")
+    print_accuracies(found.transferred, f"At the thresholds of {threshold_from}")

@@ -1,0 +1,1 @@
+"""Commands that run whole studies over several models."""

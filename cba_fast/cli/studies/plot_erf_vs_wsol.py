@@ -1,0 +1,49 @@
+"""``cba-fast plot-erf-vs-wsol``: scatter plot of the collected points, coloured by family."""
+
+import click
+
+from ..options import option
+
+
+@click.command()
+@option(
+    "--csv",
+    "csv_path",
+    type=click.Path(exists=True, dir_okay=False),
+    required=True,
+    help="CSV with the columns model_name,family,erf_path,wsol (wsol from 0 to 1; erf_path relative"
+    " to the working directory).",
+)
+@option(
+    "--save_fig",
+    "--save",  # the name in the study
+    "save_fig",
+    type=click.Path(dir_okay=False),
+    default="erf_vs_wsol_scatter.png",
+    help="Write the plot here.",
+)
+@option("--show", is_flag=True, help="Open the plot in a window, too.")
+def command(csv_path: str, save_fig: str, show: bool) -> None:
+    """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
+    from ...analysis.models import score_points
+    from ...analysis.plots import (
+        MOST_NAMES,
+        check_picture,
+        plot_points,
+        save_figure,
+        show_figures,
+    )
+    from ...analysis.points import read_points
+    from ...errors import InputError
+
+    check_picture(save_fig)
+    points = read_points(csv_path)
+    if not points:
+        raise InputError(f"{csv_path}: no points below the header")
+    models = score_points(points)
+    figure = plot_points(models, show=show)
+    save_figure(figure, save_fig)
+    unnamed = f" (no names: more than {MOST_NAMES})" if len(models) > MOST_NAMES else ""
+    click.echo(f"{len(models)} points: {save_fig}{unnamed}")
+    if show:
+        show_figures()

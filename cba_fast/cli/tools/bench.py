@@ -1,0 +1,103 @@
+"""``cba-fast bench``."""
+
+import click
+
+from ...choices import INPUT_SIZE
+from ..options import POSITIVE, FiniteRange, json_option, option
+
+DIRECTIONS = ("forward", "grad_x", "grad_weight")
+
+
+@click.command()
+@option("--model", default="replknet_31b", help="A model of timm's or of the study.")
+@option("--input_size", type=POSITIVE, default=INPUT_SIZE, help="Side of the images.")
+@option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
+@option(
+    "--what",
+    type=click.Choice(["layers", "model"]),
+    default="layers",
+    help="Each different depthwise convolution, or the whole network at inference.",
+)
+@option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NxCxHxW_kKHxKW",
+    help="Measure this convolution instead of a model's; may be repeated.",
+)
+@option(
+    "--direction",
+    "directions",
+    type=click.Choice(DIRECTIONS),
+    multiple=True,
+    default=["forward"],
+    help="Pass of the layers that is timed; may be repeated.",
+)
+@option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Numbers of the layers; bfloat16 with --what model: the forms in both.",
+)
+@option(
+    "--algorithm",
+    type=click.Choice(["auto", "fft", "direct"]),
+    default="auto",
+    help="Algorithm of our convolution: transforms, tap by tap, or the faster one.",
+)
+@option(
+    "--compiled/--no-compiled",
+    default=True,
+    help="With --what model: whether PyTorch's compiler takes part, which needs some minutes.",
+)
+@option(
+    "--seconds",
+    type=FiniteRange(0, 600, min_open=True),
+    default=0.5,
+    help="Seconds of each timing, such as 2.",
+)
+@option("--threads", type=POSITIVE, help="PyTorch's number if absent.")
+@json_option("Add the records to this JSON file.")
+def command(
+    model,
+    input_size,
+    batch_size,
+    what,
+    cases,
+    directions,
+    dtype,
+    algorithm,
+    compiled,
+    seconds,
+    threads,
+    json_path,
+):
+    """Time depthwise convolutions, or a whole network, against PyTorch's ways to run them.
+
+    Candidates take turns in one process on random data, and their results are checked first.
+    Printed are medians in milliseconds with the 20th and 80th percentiles, and ratios; the JSON
+    file gets one line per measurement, in place of an older line of the same.
+    """
+    import torch
+
+    from ...bench import layers_and_models as bench
+    from ...bench.dwconv_contest import Case
+    from ...bench.records import add_record
+    from ...bench.tables import tables
+
+    if threads:
+        torch.set_num_threads(threads)
+    if what == "model":
+        record = bench.bench_model(model, input_size, batch_size, dtype, seconds, compiled)
+        found = iter([record])
+    else:
+        chosen = [Case.parse(c) for c in cases]
+        chosen = chosen or bench.layer_cases(model, input_size, batch_size)
+        found = bench.bench_layers(chosen, directions, dtype, algorithm, seconds)
+    records = []
+    for record in found:
+        records.append(record)
+        click.echo(f"{record['case']} {record.get('direction', '')}", err=True)
+        if json_path:
+            add_record(json_path, record)
+    click.echo(tables(records))

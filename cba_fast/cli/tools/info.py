@@ -1,0 +1,162 @@
+"""``cba-fast info``: what was built, and which backend each op uses, and why."""
+
+import importlib.metadata
+import json
+import os
+import platform
+
+import click
+import torch
+from rich import box
+
+import cba_fast
+import cba_fast.ops  # fills the registry of backend tables
+
+from ...kernels import native
+from ...ops.backends import BackendTable
+from ..options import option
+from ..tables import new_table, print_tables
+
+DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "timm": ("timm",),
+    "triton": ("triton",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
+    "numpy": ("numpy",),
+}
+
+
+@click.command()
+@option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def command(as_json: bool):
+    """Show versions, what was built, and which backend each op uses, and why."""
+    info = collect()
+    if as_json:
+        click.echo(json.dumps(info, indent=1))
+    else:
+        show(info)
+
+
+def collect() -> dict:
+    """Return what ``cba-fast info --json`` prints."""
+    reason = native.unavailable()
+    return {
+        "versions": versions(),
+        "cpu": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "native": {"unavailable": reason}
+        if reason
+        else native.build_info() | {"cuda_unavailable": native.cuda_unavailable()},
+        "cuda": cuda_devices(),
+        "ops": {op: backends(op, table) for op, table in op_tables().items()},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of this package, Python and what it builds on; None: not installed."""
+    found = {"cba_fast": cba_fast.__version__, "python": platform.python_version()}
+    for name, distributions in DISTRIBUTIONS.items():
+        found[name] = None
+        for distribution in distributions:
+            try:
+                found[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def cuda_devices() -> dict:
+    """Return PyTorch's CUDA version, the devices it sees, and why it sees none."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if names:
+        reason = None
+    elif torch.version.cuda is None:
+        reason = "this PyTorch is built without CUDA"
+    else:
+        reason = "PyTorch sees no CUDA device"
+    return {"torch_cuda": torch.version.cuda, "devices": names, "reason": reason}
+
+
+def op_tables() -> dict[str, BackendTable]:
+    """Return the backend tables by op; importing `cba_fast.ops` filled the registry."""
+    return dict(sorted(BackendTable.registry.items()))
+
+
+def sample(op: str, device: str) -> tuple:
+    """Return small arguments of `op`, as its backends' predicates take them."""
+    image = torch.zeros(1, 8, 16, 16, device=device)
+    if op.startswith("depthwise_conv2d"):
+        return image, (13, 13), "auto"
+    if op == "erf_size":
+        return (image,)
+    if op == "erf_accumulate":
+        return image, torch.zeros(16, 16, dtype=torch.float64, device=device)
+    return (image[0],)  # score maps
+
+
+def backends(op: str, table: BackendTable) -> dict:
+    """Return which backend `op` uses on each kind of device, and why not the others.
+
+    Returns:
+        ``backends``: for each, why it never runs here, or None; ``cpu`` and (with a GPU) ``cuda``:
+        the backend that small float32 arguments get; ``not_used``: for each of these the reasons
+        why better or other backends refuse them.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    result = {"backends": {b.name: b.unavailable() for b in table.backends.values()}}
+    result["not_used"] = {}
+    for device in devices:
+        arguments = sample(op, device)
+        result[device] = table.resolve(None, *arguments)
+        reasons = {b.name: b.reason_unless_named(*arguments) for b in table.backends.values()}
+        result["not_used"][device] = {
+            name: reason or f"{result[device]} comes first"
+            for name, reason in reasons.items()
+            if name != result[device]
+        }
+    return result
+
+
+def show(info: dict) -> None:
+    """Print `info` as tables."""
+    facts = new_table("", "", show_header=False, box=None)
+    for name, version in info["versions"].items():
+        facts.add_row(name, version or "not installed")
+    cpu = info["cpu"]
+    facts.add_row("CPU", f"{cpu['machine']}, {cpu['cores']} cores, {cpu['threads']} threads used")
+    for name, text in describe_native(info["native"]):
+        facts.add_row(name, text)
+    cuda = info["cuda"]
+    facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
+    table = new_table("op", "device", "backend", "others", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for op, entry in info["ops"].items():
+        for device, reasons in entry["not_used"].items():
+            others = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
+            table.add_row(op, device, entry[device], others)
+    print_tables(facts, table, width=80)
+
+
+def describe_native(build: dict) -> list[tuple[str, str]]:
+    """Return name and text of each fact about the compiled core."""
+    if "unavailable" in build:
+        return [("Compiled core", f"none: {build['unavailable']}")]
+    compiled = ", ".join(build["isas_compiled"])
+    in_use = f"{build['isa']}: " if build["isa"] else "none: "
+    if build["cuda_archs"]:
+        cuda = f"{build['cuda_archs']} ({build['cuda_compiler']})"
+        if build["cuda_unavailable"]:
+            cuda += f"; they cannot run: {build['cuda_unavailable']}"
+    else:
+        cuda = f"none: {build['cuda_reason']}"
+    return [
+        ("Compiled core", f"{build['compiler']}, for {compiled}"),
+        ("Instruction set", in_use + build["isa_reason"]),
+        ("CUDA kernels", cuda),
+    ]

@@ -1,0 +1,54 @@
+"""``cba-fast train-wsol``."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ...runs.settings import ModelConfig, RunConfig
+from ...training.config import TrainConfig, log_folder
+from ..options import config_options, overwrite_option
+from ..progress import bar, warn
+
+
+@click.command()
+@config_options(
+    ModelConfig,
+    "model_config",
+    *("family", "name", "alpha", "beta", "output_stride"),
+    family={"otherwise": "that of --init_weights"},
+    name={"otherwise": "that of --init_weights, else the family's base model"},
+    alpha={"otherwise": "that of --init_weights, else 1"},
+    beta={"otherwise": "that of --init_weights, else 0"},
+    output_stride={"otherwise": "that of --init_weights, else 32"},
+)
+@config_options(TrainConfig, "config")
+@config_options(RunConfig, "run_config", without=("batch_size", "compile"))
+@overwrite_option("resume")
+def command(model_config, config, run_config, overwrite):
+    """Train a classifier for localization, as the study does.
+
+    Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
+    and _tb/ (TensorBoard). The same command, started again, goes on after the last epoch.
+    """
+    from ...training.train import train
+
+    family = model_config.family or _family_of(config.init_weights)
+    model = replace(model_config, family=family)
+    result = train(
+        model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
+    )
+    warn(result.notes)
+    click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
+    click.echo(f"Best weights : {result.best_path}")
+    click.echo(f"Last state   : {result.last_path} ({result.epochs} epochs)")
+    click.echo(f"Log          : {log_folder(model, config)}")
+
+
+def _family_of(init_weights: Path | None) -> str:
+    from ...models import read_checkpoint
+    from ...models.resolve import resolve_description
+
+    if init_weights is None:
+        raise click.UsageError("give --model_family, or --init_weights to go on from")
+    return resolve_description(read_checkpoint(init_weights, mapped=True)).description.family
