@@ -23,15 +23,21 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(config: ModelConfig, run: RunConfig | Runtime) -> nn.Module:
+def load_model(
+    config: ModelConfig, run: RunConfig | Runtime, *, keep_layers: bool = False
+) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
+
+    Args:
+        config, run: which model, and how it runs.
+        keep_layers: see `Runtime.form_of`.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    return run.form_of(config.build())
+    return run.form_of(config.build(), keep_layers)
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:

@@ -16,6 +16,8 @@ from cba_fast.models import inference_form
 from cba_fast.models.branches import merged
 from cba_fast.models.folding import fold
 from cba_fast.nn import DepthwiseConv2d
+from cba_fast.runs.runtime import Runtime
+from cba_fast.runs.settings import RunConfig
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -201,6 +203,15 @@ def test_watched_layers_and_those_to_be_kept_stay():
     block = randomized(RepLKNet())
     kept = inference_form(block, keep=["blocks.0.large_kernel.small_conv.bn"])
     assert kept.fold_report.merged == ["blocks.1.large_kernel"]
+
+
+def test_layers_that_are_looked_at_give_what_they_gave():
+    model = randomized(timm.create_model("test_resnet", num_classes=5))
+    x, seen = make_images(1, 64, torch.float32), []
+    for form in (model, Runtime.of(RunConfig(device="cpu")).form_of(model, keep_layers=True)):
+        form.layer1[0].conv1.register_forward_hook(lambda module, args, y: seen.append(y))
+        form(x.to(memory_format=CL))
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
 
 
 # The check.

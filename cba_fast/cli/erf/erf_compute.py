@@ -93,7 +93,9 @@ def command(
     erf_runs.check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
-    used = (load_model(model_config, run_config), images, model_config, data_config, run_config)
+    inside = map_path is not None or config.layer is not None
+    model = load_model(model_config, run_config, keep_layers=inside)
+    used = (model, images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
         _measure_sizes(used, config, output, save_map, save_fig, options)

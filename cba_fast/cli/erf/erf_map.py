@@ -97,7 +97,7 @@ def _load(model_config: ModelConfig, run_config):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return load_model(model_config, run_config)
+        return load_model(model_config, run_config, keep_layers=True)
 
 
 def measure_map(used, config: ErfMapConfig, output: Path, options):
