@@ -36,6 +36,13 @@ class Graph:
         """Return the name in the model of the module that a node calls."""
         return f"{self._prefix}.{node.target}" if self._prefix else node.target
 
+    def adding_modules(self) -> set[str]:
+        """Return the names in the model of the modules whose own code adds tensors."""
+        stacks = [n.meta.get("nn_module_stack", {}) for n in self.nodes if is_addition(n)]
+        # A module that is called again has "@1" after its name.
+        inner = [list(stack)[-1].partition("@")[0] if stack else "" for stack in stacks]
+        return {".".join(filter(None, (self._prefix, name))) for name in inner}
+
     def describe(self, node: fx.Node | None) -> str:
         """Return words for what a node computes."""
         if node is None or node.op in ("placeholder", "get_attr"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from timm.layers import BatchNormAct2d
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..nn import DepthwiseConv2d, fold_bn_before_conv1x1
 from ..nn.fuse import fold_norm_after
@@ -73,16 +73,17 @@ class Search:
     """
 
     def __init__(self, model: nn.Module, keep: dict[str, str]):
-        self._model, self._keep = model, keep
+        self._keep = keep
         self._modules = dict(model.named_modules())
         paths = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
         self._shared = {n for n, m in self._modules.items() if paths[id(m)] > 1}
         self.left: dict[str, str] = {}
+        self._graphs = list(self._traced("", model))
 
     def norms(self) -> Iterator[Step]:
         """Yield a step for each batch norm that can be folded into a layer next to it."""
         taken: set[str] = set()
-        for graph in self._graphs("", self._model):
+        for graph in self._graphs:
             for node in graph.nodes:
                 if isinstance(graph.module(node), _BatchNorm):
                     step = self._step_of(graph, node)
@@ -93,10 +94,12 @@ class Search:
                         taken |= {step.target, *step.layers}
                         yield step
 
-    def _graphs(self, name: str, module: nn.Module) -> Iterator["Graph"]:
-        """Yield the graphs of the largest modules with norms that can be traced."""
-        norms = [n for n, m in module.named_modules(prefix=name) if isinstance(m, _BatchNorm)]
-        if not norms or isinstance(module, _BatchNorm):
+    def _traced(self, name: str, module: nn.Module) -> Iterator[Graph]:
+        """Yield the graphs of the largest modules with norms or convolutions that can be traced."""
+        inside = dict(module.named_modules(prefix=name))
+        norms = [n for n, m in inside.items() if isinstance(m, _BatchNorm)]
+        convs = any(isinstance(m, _ConvNd) for m in inside.values())
+        if isinstance(module, _BatchNorm | _ConvNd) or not (norms or convs):
             return
         self.left |= dict.fromkeys(norms, "no module that torch.fx traces calls it")
         try:
@@ -105,11 +108,11 @@ class Search:
             why = f"torch.fx cannot trace {type(module).__qualname__}: {short_error(e)}"
             self.left |= dict.fromkeys(norms, why)
             for child, inner in module.named_children():
-                yield from self._graphs(f"{name}.{child}" if name else child, inner)
+                yield from self._traced(f"{name}.{child}" if name else child, inner)
         else:
             yield graph
 
-    def _step_of(self, graph: "Graph", node: fx.Node) -> Step | str:
+    def _step_of(self, graph: Graph, node: fx.Node) -> Step | str:
         """Return the step that folds the norm of a node, or the reason why there is none."""
         norm, name = graph.module(node), graph.name(node)
         if not any(computes_as(norm, base) for base in _BATCH_NORMS):
@@ -131,7 +134,7 @@ class Search:
             return why
         return self._untouchable(graph, after) or Step("before", name, (graph.name(after),))
 
-    def _untouchable(self, graph: "Graph", node: fx.Node) -> str | None:
+    def _untouchable(self, graph: Graph, node: fx.Node) -> str | None:
         name = graph.name(node)
         if graph.calls[node.target] > 1:
             return f"{name} is called several times"
@@ -147,8 +150,9 @@ class Search:
     def sums(self) -> Iterator[Step]:
         """Yield a step for each module that sums parallel convolutions of one input."""
         seen: set[str] = set()
+        owners = {name for graph in self._graphs for name in graph.adding_modules()}
         for name, module in reversed(self._modules.items()):
-            if not name or isinstance(module, nn.Sequential | nn.ModuleList):
+            if not name or name not in owners:
                 continue
             inside = [n for n, _ in module.named_modules(prefix=name) if n in self._modules]
             convs = sum(isinstance(self._modules[n], nn.Conv2d) for n in inside)
