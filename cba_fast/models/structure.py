@@ -235,7 +235,7 @@ def _only_norms(module: nn.Module) -> bool:
     """Say whether a module is a batch norm over maps, without an activation of its own."""
     if isinstance(module, BatchNormAct2d):
         return all(isinstance(m, nn.Identity) for m in (module.drop, module.act))
-    return computes_as(module, nn.BatchNorm2d)
+    return any(computes_as(module, base) for base in (nn.BatchNorm2d, nn.SyncBatchNorm))
 
 
 def _is_layer(layer: nn.Module | None, norm: nn.Module, permuted: bool) -> bool:

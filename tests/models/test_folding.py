@@ -79,6 +79,30 @@ def agree(form, model, *inputs):
     torch.testing.assert_close(form(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
 
 
+class DepthWiseConv2dImplicitGEMM(nn.Conv2d):
+    """Stand for the extension's module: it says padding 0 and pads by half the kernel."""
+
+    def forward(self, x):
+        padding = [k // 2 for k in self.kernel_size]
+        return nn.functional.conv2d(x, self.weight, self.bias, 1, padding, 1, self.groups)
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_drop_ins_and_synchronized_norms(strips):
+    model = randomized(RepLKNet(strips=strips))
+    x = make_images(1, 32, torch.float32)
+    expected = model(x)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.__class__ = DepthWiseConv2dImplicitGEMM
+            module.padding = (0, 0)
+    form = inference_form(model)
+    assert names(form, _BatchNorm) == ["norm"]
+    assert form.blocks[0].large_kernel.kernel_size == (13, 13)
+    torch.testing.assert_close(form(x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_strips_can_stay_two():
     model = randomized(RepLKNet(strips=True))
     x = make_images(1, 32, torch.float32)
