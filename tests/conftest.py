@@ -80,14 +80,7 @@ def emulated_cuda(request, monkeypatch):
     """
     import cuda_emulator
 
-    if cuda_emulator.compiler() is None:
-        pytest.skip("no C++ compiler to build the emulated kernels with")
-    from cba_fast.kernels import cuda_core
-
-    module = cuda_emulator.load()
-    module.set_order(request.param)
-    monkeypatch.setattr(cuda_core, "load", lambda: module)
-    return module
+    return cuda_emulator.emulate(monkeypatch, request.param)
 
 
 @pytest.fixture

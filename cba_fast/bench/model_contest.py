@@ -14,7 +14,7 @@ import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 
 from ..errors import InputError
 from ..models import inference_form, merge
-from ..models.factory import make_network
+from ..models.factory import model_from_factory
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
 from ..runs.compiled import compile_frozen
@@ -37,7 +37,7 @@ def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
         name: a name of timm's.
         seed: of the weights.
         factory: instead of a name, the function that makes the model, see
-            `cba_fast.models.factory.make_network`.
+            `cba_fast.models.factory.model_from_factory`.
 
     Raises:
         InputError: timm knows no such model, or the function fails.
@@ -45,7 +45,7 @@ def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = make_network(factory) if factory else timm.create_model(name)
+            model = model_from_factory(factory) if factory else timm.create_model(name)
         except RuntimeError as e:
             raise InputError(f"model {name!r}: {e}") from e
         with torch.no_grad():

@@ -21,51 +21,59 @@ from ..choices import INPUT_SIZE
 from ..errors import ImageError
 from ..short import Short
 from .images import read_image
+from .preprocessing import ERF_MAP, STUDY, Preprocessing
 from .records import ImageRecord
 from .textlines import counted, some
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
-def study_transform(input_size: int = INPUT_SIZE) -> Compose:
-    """Return the study's preprocessing: PIL RGB image -> (3,S,S) float32 in [-1, 1].
+def transform(input_size: int = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return a preprocessing as one function: PIL RGB image -> (3,S,S) float32.
 
-    Resize to (S, S) without keeping the aspect ratio (bilinear, antialiased), scale to [0, 1],
-    (x - 0.5) / 0.5.
+    Resize to (S, S) without keeping the aspect ratio (antialiased), scale to [0, 1],
+    (x - mean) / std.
     """
-    return Compose(
-        [
-            Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True),
-            ToTensor(),
-            Normalize((0.5,) * 3, (0.5,) * 3),
-        ]
-    )
+    return Compose([resize(input_size, how), ToTensor(), Normalize(how.mean, how.std)])
 
 
-def resize_to_bytes(input_size: int = INPUT_SIZE) -> Compose:
-    """Return the first half of `study_transform`: PIL RGB image -> (3,S,S) uint8.
+def study_transform(input_size: int = INPUT_SIZE) -> Compose:
+    """Return the study's preprocessing: bilinear, mean and std 0.5; values in [-1, 1]."""
+    return transform(input_size, STUDY)
+
+
+def resize(side: int, how: Preprocessing = STUDY) -> Resize:
+    """Return the first step: PIL image -> PIL image of side x side."""
+    return Resize((side, side), InterpolationMode(how.interpolation), antialias=True)
+
+
+def resize_to_bytes(input_size: int = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return the first half of `transform`: PIL RGB image -> (3,S,S) uint8.
 
     Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
     """
-    resize = Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True)
-    return Compose([resize, PILToTensor(), Tensor.contiguous])
+    return Compose([resize(input_size, how), PILToTensor(), Tensor.contiguous])
 
 
-def normalize_bytes(images: Tensor) -> Tensor:
-    """Apply the second half of `study_transform` to a batch: (x / 255 - 0.5) / 0.5.
+def normalize_bytes(images: Tensor, how: Preprocessing = STUDY) -> Tensor:
+    """Apply the second half of `transform` to a batch: (x / 255 - mean) / std.
 
     Args:
         images: (N,3,S,S) uint8, on any device.
+        how: gives mean and std.
 
     Returns:
-        (N,3,S,S) float32 in [-1, 1], on the same device and in the same memory format. The bits are
-        those of `study_transform`, on every device.
+        (N,3,S,S) float32 on the same device and in the same memory format. The bits are those of
+        `transform`, on every device.
     """
     # Divided by a tensor, because CUDA multiplies by the rounded reciprocal of a number instead.
     scale = torch.full((), 255.0, device=images.device)
-    return images.float().div_(scale).sub_(0.5).div_(0.5)
+    # Filled on the device, because a copy to it would wait for the work that is queued there.
+    mean, std = (
+        torch.stack([torch.full((1, 1), v, device=images.device) for v in values])
+        for values in (how.mean, how.std)
+    )
+    return images.float().div_(scale).sub_(mean).div_(std)
 
 
 def erf_map_transform(size: int = 1024) -> Compose:
@@ -75,13 +83,7 @@ def erf_map_transform(size: int = 1024) -> Compose:
 
     Source: DingXiaoH/RepLKNet-pytorch, erf/visualize_erf.py.
     """
-    return Compose(
-        [
-            Resize((size, size), InterpolationMode.BICUBIC, antialias=True),
-            ToTensor(),
-            Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+    return transform(size, ERF_MAP)
 
 
 class ImageDataset(Dataset):

@@ -18,10 +18,12 @@ from pydantic import (
     create_model,
 )
 
-import cba_fast.models  # noqa: F401 (registers the families with timm)
-
+from ..choices import INPUT_SIZE
+from ..data.preprocessing import Preprocessing
 from ..errors import InputError
+from ..models import FAMILIES
 from ..runs.declare import Declared, declared
+from ..runs.resolve import pixels_of
 from ..runs.settings import (
     BoxConfig,
     DataConfig,
@@ -31,15 +33,15 @@ from ..runs.settings import (
     SizeConfig,
 )
 from ..shapes import map_shape, shape_text
-from ..training.config import TrainConfig, check_config, exp_name
+from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
 _FIELDS = (
-    (ModelConfig, "family name alpha beta"),
-    (DataConfig, "input_size"),
-    (ModelConfig, "num_classes output_stride weights"),
+    (ModelConfig, "family name factory alpha beta"),
+    (DataConfig, "input_size preprocess"),
+    (ModelConfig, "num_classes output_stride weights pretrained"),
     (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
-    (TrainConfig, "study_softmax pretrained init_weights seed data_root save_dir cache_images"),
+    (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
     (TrainConfig, "checkpoint micro_batch"),
     (MapConfig, "method pc1_range target map_size"),
     (DataConfig, "test_dataset split classes"),
@@ -60,8 +62,9 @@ _KEYS = {
     for config, names in _FIELDS
     for name in names.split()
 }
-# Settings of the training alone; the model's and `input_size` count for training and scores.
+# Settings of the training alone; the model's and the images' count for training and scores.
 TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
+TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
 HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
 
@@ -91,7 +94,7 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    "input_size": {"optional": False, "default": TrainConfig.input_size},
+    "input_size": {"optional": False, "default": INPUT_SIZE},
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
     "p": {"default": SizeConfig.shares[0]},
@@ -106,6 +109,7 @@ def _fields() -> dict[str, tuple[Any, Any]]:
     }
     # YAML has numbers where a command gets text.
     found["target"] = (Literal["predicted", "label"] | NonNegativeInt, MapConfig.target)
+    found["model_family"] = (str, ...)  # the plan fills it where a model is named
     found["map_size"] = (Annotated[Any, AfterValidator(_checked_size)], MapConfig.map_size)
     return found
 
@@ -123,12 +127,12 @@ class _Experiment(BaseModel):
         if self.model_family != "slak_flex":
             reason = f"belongs to slak_flex, not to {self.model_family}"
             found |= dict.fromkeys(("alpha", "beta"), reason)
-        if self.model_family == "replknet":
-            found["ls_init"] = "replknet has no layer scale"
+        if self.model_family not in LAYER_SCALE:
+            found["ls_init"] = f"{self.model_family} has no layer scale to set"
         if self.model_family not in ("convnext", "slak_flex"):
             found["study_softmax"] = "belongs to convnext and slak_flex"
-        if self.model_family != "convnext":
-            found["pretrained"] = "belongs to convnext; other families take init_weights"
+        if self.model_family in FAMILIES and self.model_family != "convnext":
+            found["pretrained"] = "belongs to convnext and timm's; other models take init_weights"
         if self.localization_method == "cam":
             found["pc1_range"] = "belongs to localization_method pc1, not to cam"
         if self.metadata_root is None:
@@ -137,7 +141,9 @@ class _Experiment(BaseModel):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the keys whose values cannot stand beside the others, and why."""
-        if self.model is not None:
+        if self.model_family not in FAMILIES and not (self.model or self.model_factory):
+            yield "model_family", f"must be {' or '.join(FAMILIES)}, got {self.model_family!r}"
+        elif self.model is not None:
             known = timm.list_models(module=self.model_family)
             if self.model.split(".", 1)[0] not in known:
                 yield "model", f"{self.model!r} is no model of {self.model_family}"
@@ -149,7 +155,7 @@ class _Experiment(BaseModel):
         if self.cub_root is not None and self.metadata_root is not None:
             yield "cub_root", "cannot be combined with metadata_root"
         side = -(-self.input_size // self.output_stride)
-        if self.localization_method == "pc1" and side < 4:
+        if self.localization_method == "pc1" and side < 4 and self.model_family in FAMILIES:
             yield (
                 "localization_method",
                 f"pc1 needs feature maps of 4x4; input_size {self.input_size} gives {side}x{side}"
@@ -167,16 +173,23 @@ class _Experiment(BaseModel):
 
     def model_of(self, weights: Path | None) -> ModelConfig:
         """Return the model with these weights; None for a model to be trained."""
-        return self._config(ModelConfig, weights=weights)
+        name = self.model_factory or self.model
+        pretrained = self.pretrained and weights is None
+        return self._config(ModelConfig, weights=weights, name=name, pretrained=pretrained)
+
+    def pixels(self) -> Preprocessing:
+        """Return what `preprocess` means for the model."""
+        return pixels_of(self.preprocess, self.model_family, self.model)
 
     def training(self) -> TrainConfig:
         """Return how the weights are trained, under a name that these settings alone decide."""
-        config = self._config(TrainConfig, input_size=self.input_size)
+        images = {name: getattr(self, name) for name in ("input_size", "preprocess")}
+        config = self._config(TrainConfig, **images)
         return replace(config, exp_name=self._training_name(config))
 
     def data(self) -> DataConfig:
         """Return the images that are scored."""
-        return self._config(DataConfig)
+        return self._config(DataConfig, pixels=self.pixels())
 
     def run(self) -> RunConfig:
         """Return how to compute."""
@@ -207,7 +220,7 @@ class _Experiment(BaseModel):
         what else a file of experiments holds.
         """
         parts = [exp_name(self.model_of(None), config)]
-        parts += [self.model] if self.model else []
+        parts += [self.model] if self.model and self.model_family in FAMILIES else []
         parts += [f"{k}{v!r}" for k in ("alpha", "beta") if (v := getattr(self, k)) is not None]
         others = {
             key: value
@@ -229,7 +242,8 @@ Settings = create_model(
 )
 
 # What decides the weights and is not legible in a training's name.
-_IN_DIGEST = {*TRAINING, "num_classes", "output_stride", "precision", "channels_last"}
+_IN_DIGEST = {*TRAINING, "preprocess", "model_factory", "num_classes", "output_stride"}
+_IN_DIGEST |= {"precision", "channels_last"}
 _IN_DIGEST -= {"epochs", "lr", "aug_mode", *HOW}
 
 

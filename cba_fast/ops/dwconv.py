@@ -8,6 +8,7 @@ Each op chooses by itself how it is computed (`dwconv_choice`). The first call f
 layout checks its arguments, chooses a kernel and remembers its launcher; the next ones only launch.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,7 @@ def depthwise_conv2d(
     *,
     backend: str | None = None,
     algorithm: str = AUTO,
+    activation: str = "none",
 ) -> Tensor:
     """Convolve each channel with its own kernel, with stride 1 and zero "same" padding.
 
@@ -53,6 +55,8 @@ def depthwise_conv2d(
             each uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
+        activation: "relu" to return max(0, y), which the compiled CPU kernel computes while it
+            stores; or "none".
 
     Returns:
         (N, C, H, W) of x's dtype. Like the result of `conv2d`, it is channels_last if x or weight
@@ -60,8 +64,8 @@ def depthwise_conv2d(
 
     Raises:
         TypeError: an argument is no tensor, has a dtype that is not listed, or the dtypes differ.
-        ValueError: a shape, kernel size or device does not fit, `backend` or `algorithm` is
-            unknown, or the backend cannot run the algorithm (the message says why).
+        ValueError: a shape, kernel size or device does not fit, `backend`, `algorithm` or
+            `activation` is unknown, or the backend cannot run the algorithm (the message says why).
 
     Notes:
         On average, transforms are more accurate than sums over the taps: for 31x31 in float32 the
@@ -87,9 +91,10 @@ def depthwise_conv2d(
     check_differentiable("depthwise_conv2d", x=x, weight=weight, **given)
     if torch.jit.is_tracing():  # a TorchScript trace is run without this package
         kh, kw = weight.shape[2:]
-        return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
+        y = F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
+        return F.relu(y) if activation == "relu" else y
     op = torch.ops.cba_fast.depthwise_conv2d.default
-    return op(x, weight, bias, *_how(backend, algorithm))
+    return op(x, weight, bias, *_how(backend, algorithm), activation)
 
 
 def depthwise_conv2d_grad_x(
@@ -169,10 +174,12 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
     return launcher
 
 
-# Kernels, fakes and derivatives. `how` is a pair: a backend's name or "auto", and an algorithm.
+# Kernels, fakes and derivatives. `how` is a backend's name or "auto", an algorithm and, for the
+# forward pass, an activation.
 
 
-def _forward(x, weight, bias, *how):
+def _forward(x, weight, bias, backend, algorithm, activation="none"):
+    how = backend, algorithm, activation  # the dispatcher leaves out arguments that are the default
     key = ("forward", *how, _layout(x), _layout(weight), None if bias is None else _layout(bias))
     launch = _launchers.get(key) or _remember(key, _image_launcher("forward", x, weight, bias, how))
     return launch(x, weight, bias)
@@ -180,36 +187,43 @@ def _forward(x, weight, bias, *how):
 
 def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor]:
     """Return a function (image, weight, bias) that computes `direction`: "forward" or "grad_x"."""
-    turned = direction == "grad_x"
-    memory_format = check_grad_x(image, weight) if turned else check_forward(image, weight, bias)
-    size = tuple(weight.shape[2:])
+    turned, (*how, activation) = direction == "grad_x", how
+    if turned:
+        memory_format = check_grad_x(image, weight)
+    else:
+        memory_format = check_forward(image, weight, bias, activation)
+    size, relu = tuple(weight.shape[2:]), activation == "relu"
     method = choose(direction, image, size, *how)
     if image.numel() == 0:
         return lambda image, weight, bias: _empty(image, memory_format)
     if method in COMPILED:
-        return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned)
+        return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned, relu=relu)
     if method in ("triton", "cuda"):
         kernels = dwconv_triton if method == "triton" else dwconv_cuda
         if turned:
             return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
-        return lambda x, weight, bias: kernels.forward(x, weight, bias, memory_format)
-    if method == "torch":
+        forward = functools.partial(kernels.forward, memory_format=memory_format)
+    elif method == "torch":
         forward, grad_x = dwconv_torch.forward, dwconv_torch.grad_x
     else:
         forward, grad_x = reference.depthwise_conv2d, reference.depthwise_conv2d_grad_x
     if turned:
         return lambda grad, weight, _: grad_x(grad, weight).contiguous(memory_format=memory_format)
+    if relu:
+        return lambda *args: forward(*args).contiguous(memory_format=memory_format).relu_()
     return lambda *args: forward(*args).contiguous(memory_format=memory_format)
 
 
-def _forward_fake(x, weight, bias, *how):
-    return _empty(x, check_forward(x, weight, bias))
+def _forward_fake(x, weight, bias, backend, algorithm, activation="none"):
+    return _empty(x, check_forward(x, weight, bias, activation))
 
 
 def _grad_x(grad, weight, *how):
     key = ("grad_x", *how, _layout(grad), _layout(weight))
     inputs = grad, weight, None
-    launch = _launchers.get(key) or _remember(key, _image_launcher("grad_x", *inputs, how))
+    launch = _launchers.get(key) or _remember(
+        key, _image_launcher("grad_x", *inputs, (*how, "none"))
+    )
     return launch(*inputs)
 
 
@@ -254,17 +268,21 @@ def _empty(like: Tensor, memory_format: torch.memory_format) -> Tensor:
 
 
 def _forward_setup(ctx, inputs, output):
-    x, weight, _, *ctx.how = inputs
+    x, weight, _, *ctx.how, activation = inputs
     ctx.save_for_backward(
-        x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+        x if ctx.needs_input_grad[1] else None,
+        weight if ctx.needs_input_grad[0] else None,
+        output if activation == "relu" else None,
     )
     ctx.kernel_size, ctx.weight_strides = tuple(weight.shape[2:]), weight.stride()
     ctx.memory_format = output_format(x, weight)
 
 
 def _forward_backward(ctx, grad):
-    x, weight = ctx.saved_tensors
+    x, weight, activated = ctx.saved_tensors
     ops = torch.ops.cba_fast
+    if activated is not None:
+        grad = torch.ops.aten.threshold_backward.default(grad, activated, 0)
     # An expanded gradient or one of another format is copied once for both passes. grad_x then has
     # the format of x.
     grad = grad.contiguous(memory_format=ctx.memory_format)
@@ -278,7 +296,7 @@ def _forward_backward(ctx, grad):
         )
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_weight, grad_bias, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _restrided(t: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -345,7 +363,8 @@ def _grad_weight_flops(grad_shape, x_shape, kernel_size, *args, **kwargs) -> int
 _HOW = "str backend, str algorithm"
 
 register(
-    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_HOW}) -> Tensor",
+    f'depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_HOW}, str activation="none")'
+    " -> Tensor",
     _forward,
     _forward_fake,
     backward=_forward_backward,

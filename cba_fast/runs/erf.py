@@ -11,6 +11,8 @@ from torch import nn
 from .. import resume
 from ..choices import CHECKPOINT
 from ..data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
+from ..data.preprocessing import ERF_MAP
+from ..data.reading import transform
 from ..data.textlines import counted
 from ..erf import (
     ErfMap,
@@ -24,8 +26,8 @@ from ..erf import (
 from ..erf.report import DepthRun, MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
 from ..files import open_regular, write_npy
+from ..models.anatomy import named_layer
 from ..models.feature_layers import layers_of
-from ..models.features import find_layer
 from ..resume import Outputs
 from ..shapes import point_of
 from ..short import Short
@@ -184,7 +186,8 @@ def measure_sizes(
     run = Runtime.of(run)
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    walk = _walk(records, data.input_size, None, indices, run, progress)
+    pixels = transform(data.input_size, data.pixels)
+    walk = _walk(records, data.input_size, pixels, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
@@ -229,6 +232,7 @@ def compute_map(
     run = Runtime.of(run)
     check_precision(run.config)
     size, records = config.input_size, images.records
+    data = replace(data, preprocess=None, pixels=ERF_MAP)
     walk = map_walk(records, size, run, progress)
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
     outputs = _map_outputs(output, described)
@@ -284,7 +288,7 @@ def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> 
         InputError: there is no layer of such a name, or none gives a feature map.
     """
     if text != "all":
-        return [find_layer(model, name.strip())[0] for name in text.split(",")]
+        return [named_layer(model, name.strip())[0] for name in text.split(",")]
     image = torch.zeros(1, 3, input_size, input_size, device=run.device)
     with run.autocast():
         return layers_of(model, image.to(memory_format=run.memory_format))
@@ -325,20 +329,20 @@ def map_walk(
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
     """Return the walk of an ERF map: all images in order, preprocessed as in RepLKNet's script."""
-    transform = erf_map_transform(input_size)
-    return _walk(records, input_size, transform, range(len(records)), run, progress)
+    pixels = erf_map_transform(input_size)
+    return _walk(records, input_size, pixels, range(len(records)), run, progress)
 
 
 def _walk(
     records: Sequence[ImageRecord],
     input_size: int,
-    transform: Callable | None,
+    pixels: Callable,
     indices: Sequence[int],
     run: Runtime,
     progress: Callable,
 ) -> Walk:
     return Walk(
-        ImageDataset(records, input_size=input_size, transform=transform),
+        ImageDataset(records, input_size=input_size, transform=pixels),
         indices,
         batch_size=run.config.batch_size,
         num_workers=run.config.num_workers,

@@ -24,12 +24,17 @@ WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
 def load_model(
-    config: ModelConfig, run: RunConfig | Runtime, *, keep_layers: bool = False
+    config: ModelConfig,
+    run: RunConfig | Runtime,
+    input_size: int | None = None,
+    *,
+    keep_layers: bool = False,
 ) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
     Args:
         config, run: which model, and how it runs.
+        input_size: for networks that are built for one size of images, such as ViT.
         keep_layers: see `Runtime.form_of`.
 
     Raises:
@@ -37,7 +42,7 @@ def load_model(
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    return run.form_of(config.build(), keep_layers)
+    return run.form_of(config.build(input_size=input_size), keep_layers)
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:
@@ -144,7 +149,7 @@ def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConf
     """
     if maps.target == "predicted":
         return
-    classes = model.get_classifier().out_features
+    classes = _num_classes(model)
     if maps.target != "label":
         if int(maps.target) >= classes:
             raise InputError(f"target {maps.target} is outside the model's {classes} classes")
@@ -159,6 +164,13 @@ def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConf
             )
 
 
+def _num_classes(model: nn.Module) -> int:
+    known = getattr(model, "description", None)
+    if known is not None and known.num_classes is not None:
+        return known.num_classes
+    return model.get_classifier().out_features
+
+
 def _queued(
     model: nn.Module,
     records: Sequence[ImageRecord],
@@ -170,13 +182,13 @@ def _queued(
     scored: bool,
 ) -> Iterator[WaitForMaps]:
     read = read_batches(
-        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size)),
+        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size, data.pixels)),
         batches,
         report,
         num_workers=run.config.num_workers,
         device=run.device,
         memory_format=run.memory_format,
-        finish=normalize_bytes,
+        finish=partial(normalize_bytes, how=data.pixels),
     )
     for batch in read:
         if batch.images is None:

@@ -1,0 +1,60 @@
+"""Models that a user's own function makes."""
+
+import pytest
+from torch import nn
+
+from cba_fast.errors import InputError
+from cba_fast.models.factory import model_from_factory
+
+CODE = """
+from {neighbour} import WIDTH
+from torch import nn
+
+def make(classes=2):
+    return nn.Linear(WIDTH, classes)
+
+def broken():
+    raise KeyError("weights")
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """Write a file, its neighbour, and a package with the same code."""
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")  # undoes what is added to the path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "widths_of_mine.py").write_text("WIDTH = 5")
+    (tmp_path / "mine.py").write_text(CODE.format(neighbour="widths_of_mine"))
+    package = tmp_path / "package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("WIDTH = 7")
+    (package / "models.py").write_text(CODE.format(neighbour="package_of_mine"))
+    return tmp_path
+
+
+def test_files_and_packages(code):
+    assert model_from_factory("mine.py:make").in_features == 5
+    assert model_from_factory(f"{code}/mine.py:make", classes=4).out_features == 4
+    made = model_from_factory("package_of_mine.models:make")
+    assert isinstance(made, nn.Linear)
+    assert made.in_features == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mine.py", "path/to/file.py:function, got 'mine.py'"),
+        ("mine.py:", "got 'mine.py:'"),
+        ("gone.py:make", "no file gone.py"),
+        ("gone.package:make", "gone.package cannot be imported: ModuleNotFoundError"),
+        ("mine.py:gone", "mine.py has no function 'gone'"),
+        ("mine.py:broken", "mine.py:broken raised KeyError: 'weights'"),
+        ("mine.py:number", r"must return a torch.nn.Module, got int"),
+    ],
+)
+def test_what_cannot_be_called(code, name, words):
+    with pytest.raises(InputError, match=words):
+        model_from_factory(name)
