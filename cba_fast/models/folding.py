@@ -165,7 +165,8 @@ def _inputs(model: nn.Module, example: Tensor | tuple | None) -> tuple:
     size = config.get("input_size", (3, 224, 224))
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = size[0] if first is None else first.in_channels
-    for side in sorted({SMALL_SIDE, 224, size[-1]}):
+    described = getattr(getattr(model, "description", None), "input_size", None)
+    for side in sorted({SMALL_SIDE, 224, size[-1], described or 224}):
         images = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0))
         args = (images.to(device, torch.float64),)
         try:
