@@ -82,7 +82,7 @@ def fold(
     """
     keep, wrong = dict.fromkeys(keep, "it is to be kept"), {}
     exact = copy.deepcopy(model).double()
-    steps, left = _next(exact, keep)
+    steps, left = _next(exact, strips, keep)
     if not steps:
         return copy.deepcopy(model), FoldReport(left=left)
     try:
@@ -110,17 +110,17 @@ def fold(
     return form, report
 
 
-def _next(form: nn.Module, keep: dict[str, str]) -> tuple[list[Step], dict[str, str]]:
+def _next(form: nn.Module, strips: bool, keep: dict[str, str]) -> tuple[list[Step], dict[str, str]]:
     """Return steps that can be made at once, norms first, and why norms are left."""
     search = Search(form, keep)
-    return list(search.norms()) or list(search.sums()), search.left
+    return list(search.norms()) or list(search.sums(strips)), search.left
 
 
 def _fold_all(form: nn.Module, strips: bool, keep: dict[str, str]):
     """Make all steps in place; return them in order, and why norms are left."""
     done: list[Step] = []
     while True:
-        steps, left = _next(form, keep)
+        steps, left = _next(form, strips, keep)
         for step in steps:
             step.apply(form, strips)
         if not steps:

@@ -36,16 +36,16 @@ def inference_form(
       processor computes these faster in float32 (`conv1x1_is_faster`, measured once per process);
     - on a CPU, 1x1 convolutions and linear layers add biases, activate and add residuals while they
       store, on weights that oneDNN has in its own order (`cba_fast.nn.fused`): no elementwise pass
-      is left but the ReLU after RepLKNet's large kernels and the sum of slak_flex's strips. These
-      have no derivative, so that calls with gradients run the layers one by one, as do calls
-      of which hooks want to see more, and contiguous images;
+      is left but the ReLU after RepLKNet's large kernels. These have no derivative, so that calls
+      with gradients run the layers one by one, as do calls of which hooks want to see more, and
+      contiguous images;
     - weights in channels_last, which all of these prefer;
     - in a half type, the weights of convolutions and linear layers are stored rounded, as autocast
       would round them in every pass (on two cores a tenth of the pass). The classifier's stay, for
       CAM reads them.
 
     Args:
-        model: any model, in any mode; it is left as it is.
+        model: any model, in any mode; left as it is. Of a compiled one the plain one is taken.
         device: where the copy goes; None leaves it there.
         dtype: float32, or bfloat16 or float16 for use under ``torch.autocast`` of that type alone.
         channels_last: False keeps contiguous weights, for contiguous images.
@@ -64,6 +64,7 @@ def inference_form(
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    model = getattr(model, "_orig_mod", model)
     on_cpu = torch.device(device or next(model.parameters(), torch.empty(0)).device).type == "cpu"
     form = _fewer_layers(model, on_cpu, example, keep).to(device)
     if on_cpu and dtype == torch.float32 and _is_float32(form) and conv1x1_is_faster():

@@ -147,7 +147,7 @@ class Search:
             return f"{name} stands in several places"
         return f"a hook watches {name}" if is_watched(self._modules[name]) else None
 
-    def sums(self) -> Iterator[Step]:
+    def sums(self, strips: bool) -> Iterator[Step]:
         """Yield a step for each module that sums parallel convolutions of one input."""
         seen: set[str] = set()
         owners = {name for graph in self._graphs for name in graph.adding_modules()}
@@ -159,7 +159,7 @@ class Search:
             if not 1 <= convs <= MOST_BRANCHES or seen & set(inside):
                 continue
             found = None if any(map(self._to_be_kept, inside)) else _Sum.of(module)
-            if found is not None and len(merged(found.convs, strips=True)) < len(found.convs):
+            if found is not None and len(merged(found.convs, strips)) < len(found.convs):
                 seen.add(name)  # the modules around it contain the same sum
                 yield Step("sum", name, tuple(f"{name}.{n}" for n in found.names))
 

@@ -103,6 +103,16 @@ def test_drop_ins_and_synchronized_norms(strips):
     torch.testing.assert_close(form(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_two_strips_alone_become_one_kernel():
+    model = randomized(RepLKNet(strips=True, blocks=1))
+    del model.blocks[0].large_kernel.small_conv
+    form, report = fold(model, strips=False)
+    assert report.merged == ["blocks.0.large_kernel"]
+    assert form.blocks[0].large_kernel.kernel_size == (13, 13)
+    agree(form, model, make_images(1, 32, torch.float32))
+    assert fold(model)[1].merged == []
+
+
 def test_strips_can_stay_two():
     model = randomized(RepLKNet(strips=True))
     x = make_images(1, 32, torch.float32)
@@ -307,6 +317,13 @@ def test_forms_are_copied_pickled_and_differentiated(make):
     for other in (copy.deepcopy(form), pickle.loads(pickle.dumps(form))):
         assert torch.equal(other(x), form(x))
         assert str(other.fold_report) == str(form.fold_report)
+
+
+def test_a_compiled_model_is_taken_out():
+    model = randomized(conv_bn(3, 3, 1))
+    form = inference_form(torch.compile(model))
+    assert type(form) is nn.Sequential
+    assert form.fold_report.folded == ["bn"]
 
 
 def test_dtypes_stay():
