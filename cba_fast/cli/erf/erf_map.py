@@ -78,7 +78,7 @@ def command(
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
             if len(named) > 1:
                 click.echo(f"{title}:")
-            model = load_model(model_config, run_config, size)
+            model = load_model(model_config, run_config, size, keep_layers=True)
             used = (model, images, model_config, data_config, run_config)
             found[title] = measure_map(used, config, path, options)
     draw(found, save_fig or output.with_suffix(".png"))
