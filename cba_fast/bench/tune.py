@@ -136,9 +136,10 @@ def jobs(
     found = [Case.parse(c) if isinstance(c, str) else c for c in cases]
     if names := _models(models, cases):
         from .layers_and_models import layer_cases  # loads timm
+        from .model_contest import create
 
         for name, size in product(names, input_sizes):
-            one = layer_cases(name, size, 1)
+            one = layer_cases(name, create(name), size, 1)
             found += [replace(case, batch=batch) for batch, case in product(batch_sizes, one)]
     found = list(dict.fromkeys(found))
     for case in found:
