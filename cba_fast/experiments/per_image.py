@@ -128,10 +128,9 @@ def _run(
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
+    size = settings.input_size
     walk = Walk(
-        ImageDataset(
-            sample.records, settings.input_size, transform(settings.input_size, settings.pixels())
-        ),
+        ImageDataset(sample.records, size, transform(size, settings.preprocessing())),
         range(len(sample.records)),
         batch_size=GROUP,
         num_workers=run.config.num_workers,
