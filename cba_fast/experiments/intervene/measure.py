@@ -20,6 +20,7 @@ from ...runs.settings import InterveneConfig
 from ...short import Short
 from ...wsol import BoxEvaluator, correct_classes
 
+PROBES = 8  # images on which the change of the feature maps is measured
 HALF = 0.5  # share of an ERF map inside the square whose area is the ERF area
 
 
@@ -222,6 +223,3 @@ def probe_images(what: ScoredImages, records: Sequence[ImageRecord], run: Runtim
         raise InputError(f"none of the {len(records)} images of the ERF can be read")
     batch = torch.stack(images).to(run.device)
     return batch.contiguous(memory_format=run.memory_format)
-
-
-PROBES = 8  # images on which the change of the feature maps is measured

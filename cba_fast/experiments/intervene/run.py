@@ -1,6 +1,7 @@
 """The command ``erf-intervene``: change the ERF of a trained network, and measure localization."""
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -120,6 +121,12 @@ class Networks:
         self._check_head(form, run)
         return form, dose
 
+    @functools.cached_property
+    def level(self) -> str:
+        """Which activations the gradients of all networks recompute: none, of blocks or stages."""
+        size = self.probes.shape[-1]
+        return checkpoint_level("auto", self.exact.form_of(self.model), size, self.exact)
+
     def change(self, form: nn.Module) -> float:
         """Return the relative change of a network's features; `form` is that of the exact run."""
         return change_by(self._features_of(Setting()), feature_maps(form, self.probes))
@@ -223,28 +230,38 @@ def intervene(
         output.check(overwrite)
     for output in outputs:
         output.prepare(overwrite)
-    exact, networks, level = Runtime.of(run.config.for_erf()), None, "none"
+    exact, networks = Runtime.of(run.config.for_erf()), None
     found = Interventions({}, what, config, describe.used)
     for setting, output in progress(zip(plan, outputs, strict=True), len(plan)):
         path = folder / setting.file
         if output.result is None:
-            if networks is None:
+            if networks is None:  # nothing is computed where all is there
                 networks = Networks(model, exact, config, probe_images(what, erf_records, exact))
-                level = checkpoint_level("auto", exact.form_of(model), what.data.input_size, exact)
-            form, dose = networks.form(setting, run)
-            exact_form = form if run.dtype == exact.dtype else networks.form(setting, exact)[0]
-            arrays = {
-                **localize(form, what, run),
-                **measure_fields(exact_form, what, erf_records, exact, config, level),
-                "change": np.array(networks.change(exact_form)),
-                "dose": np.array(dose),
-            }
-            write_arrays(path, arrays)
+            write_arrays(path, _measure(networks, setting, what, erf_records, run))
             output.finish()
         found.measured[setting] = Measured(**read_arrays(path))
     lines = [n for m in found.measured.values() for n in (*m.notes.tolist(), *m.erf_notes.tolist())]
     found.notes = [*what.notes, *dict.fromkeys(lines)]
     return found
+
+
+def _measure(
+    networks: Networks,
+    setting: Setting,
+    what: ScoredImages,
+    erf_records: list[ImageRecord],
+    run: Runtime,
+) -> dict[str, np.ndarray]:
+    """Make one network and return the arrays of its `Measured`."""
+    exact = networks.exact
+    form, dose = networks.form(setting, run)
+    exact_form = form if run.dtype == exact.dtype else networks.form(setting, exact)[0]
+    return {
+        **localize(form, what, run),
+        **measure_fields(exact_form, what, erf_records, exact, networks.config, networks.level),
+        "change": np.array(networks.change(exact_form)),
+        "dose": np.array(dose),
+    }
 
 
 class _Description:
