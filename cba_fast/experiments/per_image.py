@@ -196,7 +196,7 @@ class _Step:
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
 
     def _passes(self, images: Tensor, indices: list[int]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each image's gradient, features, classifier row and map; a GPU is not waited for."""
+        """Yield each image's gradient, features, row and map; a GPU is not waited for."""
         for image, index in zip(images.split(1), indices, strict=True):
             grad = input_gradient(self.model, image, score=self.score)
             with torch.no_grad():
