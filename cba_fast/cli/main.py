@@ -42,6 +42,7 @@ COMMANDS = {
     "train-wsol": ("tools", "Train a classifier as the study does; resumable."),
     "merge": ("tools", "Merge the re-parameterized branches of a checkpoint."),
     "bench": ("tools", "Time depthwise layers or whole networks on this machine."),
+    "tune": ("tools", "Measure which convolution kernels are fastest here, and use them."),
     "info": ("tools", "Show what was built and which backend each op uses, and why."),
 }
 # The arguments of the example that ends each command's help.
@@ -66,6 +67,7 @@ EXAMPLES = {
     "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",
     "merge": "--weights w.pth --output merged.pth",
     "bench": "--model replknet_31b --what model",
+    "tune": "--model replknet_31b",
     "info": "--json",
 }
 

@@ -32,8 +32,8 @@ MOST_LISTED = 20  # failed images listed in a report; a missing folder can make 
 def transform(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
     """Return a preprocessing as one function: PIL RGB image -> (3,H,W) float32.
 
-    Resize to a side or (H, W) without keeping the aspect ratio (antialiased), scale to [0, 1],
-    (x - mean) / std.
+    Resize to (H, W), which `input_size` means (see `map_shape`), without keeping the aspect ratio
+    (antialiased), scale to [0, 1], (x - mean) / std.
     """
     return Compose([resize(input_size, how), ToTensor(), Normalize(how.mean, how.std)])
 
@@ -44,10 +44,9 @@ def study_transform(input_size: Size = INPUT_SIZE) -> Compose:
 
 
 def resize(size: Size, how: Preprocessing = STUDY) -> Resize:
-    """Return the first step: PIL image -> PIL image of a side, or of (H, W)."""
-    return Resize(
-        map_shape(size, name="input_size"), InterpolationMode(how.interpolation), antialias=True
-    )
+    """Return the first step: PIL image -> PIL image of that size."""
+    shape = map_shape(size, name="input_size")
+    return Resize(shape, InterpolationMode(how.interpolation), antialias=True)
 
 
 def resize_to_bytes(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
@@ -100,7 +99,7 @@ class ImageDataset(Dataset):
 
     Args:
         records: the images, in the order of the items.
-        input_size: side or (H, W) of the tensors that `transform` makes.
+        input_size: the size (H, W) of the tensors that `transform` makes, or their side.
         transform: PIL RGB image -> (3,H,W) tensor; default `study_transform(input_size)`.
     """
 
@@ -111,7 +110,7 @@ class ImageDataset(Dataset):
         transform: Callable | None = None,
     ):
         self.records = tuple(records)
-        self.input_size = input_size
+        self.shape = map_shape(input_size, name="input_size")
         self.transform = study_transform(input_size) if transform is None else transform
 
     def __len__(self) -> int:
@@ -121,7 +120,7 @@ class ImageDataset(Dataset):
         try:
             image, truncated = read_image(self.records[index].path)
         except ImageError as e:
-            zeros = torch.zeros(3, *map_shape(self.input_size))
+            zeros = torch.zeros(3, *self.shape)
             return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
         tensor = self.transform(image)
         return {"index": index, "image": tensor, "truncated": truncated, "error": ""}

@@ -94,12 +94,9 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    # Also the training's, whose crops are square.
     "input_size": {
-        "kind": int,
-        "marks": (Range(1, MOST),),
-        "optional": False,
-        "default": INPUT_SIZE,
+        **{"kind": int, "marks": (Range(1, MOST),)},
+        **{"optional": False, "default": INPUT_SIZE},
     },
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},

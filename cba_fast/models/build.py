@@ -52,8 +52,8 @@ def build_model(
         pretrained: True: timm's weights (a download) with their classifier; "features": those of
             all but the classifier, which is random.
         num_classes: None for the checkpoint's or timm's, or 1000.
-        input_size: side of the images or (H, W), for networks that are built for one size alone,
-            such as ViT; None for the recorded one or timm's.
+        input_size: size of the images, a side or (H, W), for networks that are built for one size
+            alone, such as ViT; None for the recorded one or timm's.
         alpha, beta: the mixture of slak_flex, finite; None for the recorded one, or for 1 and 0,
             SLaK's cross.
         output_stride: 16 for small inputs, where the last stage then keeps the resolution, or 32;

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..resume import file_fingerprint
-from ..shapes import Size, map_shape, shape_text
+from ..shapes import Size, map_shape
 
 _FORM = "package.module:function or path/to/file.py:function"
 _WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes)"
@@ -80,20 +80,20 @@ def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int:
     Raises:
         InputError: it raises, or returns something else than logits.
     """
-    size = map_shape(input_size or _TRIED_SIZE, name="input_size")
+    height, width = map_shape(input_size or _TRIED_SIZE, name="input_size")
     try:
-        logits = model.eval()(torch.zeros(1, 3, *size))
+        logits = model.eval()(torch.zeros(1, 3, height, width))
     except Exception as e:
         raise InputError(
             f"`model_factory`: the model of {name} raised {_short(e)} for an image of"
-            f" {shape_text(size)}"
+            f" {height}x{width}"
         ) from e
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         is_tensor = isinstance(logits, Tensor)
         got = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
         raise InputError(
             f"`model_factory`: the model of {name} must be {_WANTED}, but returned {got} for"
-            f" {(1, 3, *size)}"
+            f" (1, 3, {height}, {width})"
         )
     return logits.shape[1]
 

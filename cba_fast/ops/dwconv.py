@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..kernels import dwconv_cpp, dwconv_cuda, dwconv_torch, dwconv_triton
 from ..reference import dwconv as reference
+from . import choice_table
 from .dwconv_checks import (
     check_forward,
     check_grad_weight,
@@ -50,9 +51,10 @@ def depthwise_conv2d(
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
-            nvcc; all dtypes but float64), "torch" (PyTorch's own), "reference" (slow), or None for
-            the fastest for these arguments. The backward passes use the same backend; with None
-            each uses the fastest for itself.
+            nvcc; all dtypes but float64), "torch" (PyTorch's own, avoiding its faults on CPUs),
+            "conv2d" (as `torch.nn.Conv2d`; no half types on CPUs), "reference" (slow), or None for
+            the fastest for these arguments by the tables of ``cba-fast tune``. The backward passes
+            use the same backend; with None each uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
         activation: "relu" to return max(0, y), which the compiled CPU kernel computes while it
@@ -161,6 +163,7 @@ def _how(backend: str | None, algorithm: str) -> tuple[str, str]:
 # takes 20 microseconds; the convolution of a 7x7 map takes 3 on a CPU.
 _launchers: dict[tuple, Callable[..., Tensor]] = {}
 _MOST_LAUNCHERS = 4096  # images of very many sizes must not fill the memory
+choice_table.on_change.append(lambda: _launchers.clear())
 
 
 def _layout(t: Tensor) -> tuple:
@@ -205,6 +208,8 @@ def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor
         forward = functools.partial(kernels.forward, memory_format=memory_format)
     elif method == "torch":
         forward, grad_x = dwconv_torch.forward, dwconv_torch.grad_x
+    elif method == "conv2d":
+        forward, grad_x = dwconv_torch.conv2d, dwconv_torch.conv2d_grad_x
     else:
         forward, grad_x = reference.depthwise_conv2d, reference.depthwise_conv2d_grad_x
     if turned:
@@ -248,6 +253,7 @@ def _grad_weight_launcher(grad, x, size, how):
     if method in COMPILED:
         return dwconv_cpp.weight_launcher(grad, x, size, method)
     grad_weight = {
+        "conv2d": dwconv_torch.conv2d_grad_weight,
         "torch": dwconv_torch.grad_weight,
         "triton": dwconv_triton.grad_weight,
         "cuda": dwconv_cuda.grad_weight,

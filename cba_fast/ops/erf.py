@@ -1,6 +1,7 @@
 """Effective receptive fields (ERF) from input gradients: their size, and the accumulated map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..choices import ERF_SHARE
 from ..kernels import cuda_core, erf_cpp, erf_cuda, native
 from ..reference import erf as reference
-from .backends import UNPROVEN, Backend, BackendTable
+from .backends import Backend, BackendTable, expect
 from .library import backend_argument, check_tensors, register, requested
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -28,8 +29,8 @@ def erf_size(
         grad: (N, C, H, W), the gradient of a score with respect to the input; float32, float64,
             float16 or bfloat16, CPU or CUDA, any strides, C >= 1, finite.
         p: the share, 0 <= p <= 1, or a sequence of shares.
-        backend: "cuda" (only on request: it has not run on a GPU yet), "cpp" (CPU), "reference",
-            or None for the fastest of the others that can run.
+        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run (the CUDA
+            kernel after it has passed a self-check on that GPU).
 
     Returns:
         (N,) int64, 0 to H*W, on grad's device; (N, P) for a sequence of P shares.
@@ -76,8 +77,8 @@ def erf_accumulate(
         grad: (N, C, H, W), float32, float64, float16 or bfloat16, CPU or CUDA, any strides.
         out: (H, W) float64 on grad's device, any strides; changed in place.
         mode: f, "relu" for max(x, 0) (the published map), "abs" or "square".
-        backend: "cuda" (only on request: it has not run on a GPU yet), "cpp" (CPU), "reference",
-            or None for the fastest of the others that can run.
+        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run (the CUDA
+            kernel after it has passed a self-check on that GPU).
 
     Returns:
         `out`, as PyTorch's in-place methods return their tensor.
@@ -162,13 +163,37 @@ def _runs_always(*args) -> None:
     return None
 
 
-def _table(op: str) -> BackendTable:
-    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN)
+def _self_check_size(backend: str, device: torch.device) -> None:
+    grad = _checked_gradients()
+    shares = [0.0, 0.2, 0.9, 1.0]
+    expect(_SIZE_KERNELS[backend](grad.to(device), shares), reference.erf_size(grad, shares))
+
+
+def _self_check_accumulate(backend: str, device: torch.device) -> None:
+    grad = _checked_gradients()
+    for mode in reference.MODES:
+        expected = torch.ones(grad.shape[2:], dtype=torch.float64, device="cpu")
+        out = expected.to(device, copy=True)
+        reference.erf_accumulate(grad, expected, mode)
+        _ACCUMULATE_KERNELS[backend](grad.to(device), out, mode)
+        expect(out, expected)
+
+
+def _checked_gradients() -> Tensor:
+    """Return 9 images of numbers that look random, more than one group of `erf_accumulate`."""
+    steps = torch.arange(1, 9 * 3 * 33 * 40 + 1, dtype=torch.float64, device="cpu")
+    return torch.tan(steps).float().reshape(9, 3, 33, 40)
+
+
+def _table(op: str, self_check: Callable[[str, torch.device], None]) -> BackendTable:
+    check = partial(self_check, "cuda")
+    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, check)
     cpp = Backend("cpp", _cpp_refuses, native.unavailable)
     return BackendTable(op, [cuda, cpp, Backend("reference", _runs_always)])
 
 
-SIZE, ACCUMULATE = _table("erf_size"), _table("erf_accumulate")
+SIZE = _table("erf_size", _self_check_size)
+ACCUMULATE = _table("erf_accumulate", _self_check_accumulate)
 
 _SIZE_KERNELS = {
     "cuda": erf_cuda.erf_size,

@@ -223,9 +223,9 @@ def compute_map(
 ) -> MapRun | DepthRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
-    The file is (S,S) float64, the mean of the images' contributions without a logarithm. A JSON
+    The file is (H,W) float64, the mean of the images' contributions without a logarithm. A JSON
     file of the same name beside it holds area ratios, shape descriptors and settings. Where
-    `config.layer` means several layers, the file is (L,S,S), and the JSON file has the figures of
+    `config.layer` means several layers, the file is (L,H,W), and the JSON file has the figures of
     each. Arguments and errors are those of :func:`compute_sizes`; a map that is zero everywhere is
     an `InputError`.
     """
@@ -324,7 +324,7 @@ def checkpoint_level(
 
 def map_walk(
     records: Sequence[ImageRecord],
-    input_size: int,
+    input_size: Size,
     run: Runtime,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:

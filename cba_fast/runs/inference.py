@@ -26,17 +26,31 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
+def load_model(
+    config: ModelConfig,
+    run: RunConfig | Runtime,
+    input_size: Size = None,
+    *,
+    keep_layers: bool = False,
+) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
-    Networks that are built for one size of images, such as ViT, get `input_size`.
+    Random weights are the same in each run, so that a run can be continued; PyTorch's generators
+    stay as they are.
+
+    Args:
+        config, run: which model, and how it runs.
+        input_size: for networks that are built for one size of images, such as ViT.
+        keep_layers: see `Runtime.form_of`.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    return run.form_of(config.build(input_size=input_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return run.form_of(config.build(input_size=input_size), keep_layers)
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:

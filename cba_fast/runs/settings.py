@@ -24,10 +24,8 @@ from ..choices import (
 )
 from ..data.preprocessing import STUDY, Preprocessing
 from ..data.records import DEFAULT_SPLIT
-from ..shapes import MOST, Size
+from ..shapes import Size
 from .declare import Count, Positive, PositiveNumber, Range, Seed, Share, same, setting
-
-Side = Annotated[int, Range(1, MOST)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class DataConfig:
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
     input_size: Annotated[Size, "size"] = setting(
         None,
-        "Side to which images are resized, such as 384, or height x width, such as 256x384.",
+        "Size to which images are resized, such as 384, or 224x320 (height x width).",
         otherwise="the checkpoint's, else 384, timm's for its models",
     )
     preprocess: Preprocess | None = setting(
@@ -215,7 +213,7 @@ class MapConfig:
         otherwise="study, unless two images would get the same name",
     )
 
-    def at(self, input_size: int | str) -> "MapConfig":
+    def at(self, input_size: Size) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
         return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 
@@ -333,7 +331,7 @@ class ErfMapConfig:
     group: ClassVar[str] = "ERF"
 
     num_images: Positive = setting(50, "Images of the ERF map, such as 20.")
-    input_size: Positive = setting(1024, "Side of the images of the ERF map.")
+    input_size: Annotated[Size, "size"] = setting(1024, "Size of the images of the ERF map.")
     layer: str | None = setting(
         None,
         "Layer whose map is looked at: a name, such as stages.2; a number of timm's feature maps;"

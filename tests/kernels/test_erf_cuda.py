@@ -13,7 +13,6 @@ from cba_fast import erf
 from cba_fast.kernels import erf_cuda, native
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
-from cba_fast.ops.quantize import TABLE as QUANTIZE
 from cba_fast.reference import erf as reference
 
 SHARES = [0.0, 1e-9, 0.2, 0.5, 1 - 2**-53, 1.0]
@@ -107,17 +106,6 @@ def test_cpu_tensors_are_refused_with_the_reason():
         erf_size(grad, backend="cuda")
     with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
         erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
-
-
-def test_a_gpu_gets_the_kernels_on_request_only(a_gpu, monkeypatch):
-    monkeypatch.setattr(native, "_cuda_message", None)  # as if a driver were installed
-    grad, out = a_gpu(2, 3, 4, 4, dtype=torch.float32), a_gpu(4, 4, dtype=torch.float64)
-    for table, tensors in ((SIZE, (grad,)), (ACCUMULATE, (grad, out)), (QUANTIZE, (grad[0],))):
-        assert table.resolve(None, *tensors) == "reference"
-        assert table.resolve("cuda", *tensors) == "cuda"
-        reason = table.backends["cuda"].reason_unless_named(*tensors)
-        assert reason == "it has not run on a GPU yet; backend='cuda' asks for it"
-    reference.erf_accumulate(grad, out)  # a tensor of another device would raise
 
 
 def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:

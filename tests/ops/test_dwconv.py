@@ -19,12 +19,13 @@ from cba_fast.ops.dwconv_choice import TABLES
 pytestmark = pytest.mark.usefixtures("seeded")
 
 ON_GPUS = ("cuda", "triton")  # test_dwconv_cuda_*.py, test_dwconv_triton.py, test_dwconv_gpu.py
-BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in ON_GPUS)
+BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in (*ON_GPUS, "conv2d"))
 IN_DOUBLE = tuple(b for b in BACKENDS if b != "cpp")  # float32 arithmetic
 HALF = (torch.float16, torch.bfloat16)
 ALL = (torch.float32, torch.float64, *HALF)
 CL = torch.channels_last
 COMBINATIONS = [(b, d) for b in BACKENDS for d in ALL if b in IN_DOUBLE or d != torch.float64]
+COMBINATIONS += [("conv2d", torch.float32), ("conv2d", torch.float64)]
 
 
 def image(layout, n, c, h, w, dtype=torch.float32):

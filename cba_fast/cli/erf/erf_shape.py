@@ -9,7 +9,7 @@ from ...runs.settings import ModelConfig, SweepConfig
 from ..options import (
     FILE,
     PATH,
-    SQUARE,
+    SIDE,
     config_option,
     config_options,
     erf_options,
@@ -23,7 +23,7 @@ from ..progress import bar, continuable, warn
 
 
 @click.command()
-@erf_options(family_options(), without=("preprocess",), input_size=SQUARE)
+@erf_options(family_options(), without=("preprocess",), input_size={"type": SIDE})
 @config_options(SweepConfig, "config")
 @option(
     "--match",
