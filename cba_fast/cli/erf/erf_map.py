@@ -9,7 +9,6 @@ import click
 from ...runs.settings import ErfMapConfig, ModelConfig
 from ..options import (
     FILE,
-    SQUARE,
     config_option,
     erf_options,
     option,
@@ -21,8 +20,7 @@ from ..progress import bar, continuable, warn
 
 @click.command()
 @erf_options(
-    without=("preprocess",),
-    input_size={**SQUARE, "default": ErfMapConfig.input_size, "otherwise": None},
+    without=("preprocess",), input_size={"default": ErfMapConfig.input_size, "otherwise": None}
 )
 @config_option(ErfMapConfig, "num_images")
 @config_option(ErfMapConfig, "layer")
@@ -80,7 +78,7 @@ def command(
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
             if len(named) > 1:
                 click.echo(f"{title}:")
-            model = load_model(model_config, run_config, size)
+            model = load_model(model_config, run_config, size, keep_layers=True)
             used = (model, images, model_config, data_config, run_config)
             found[title] = measure_map(used, config, path, options)
     draw(found, save_fig or output.with_suffix(".png"))
