@@ -18,7 +18,7 @@ NAMES = ("reference", "torch", "cpp", "triton", "cuda")
 
 # Some kernels were only emulated and compiled. Nobody knows whether they are right and fast on a
 # GPU, so ``backend=None`` must not take them. docs/gpu-status.md lists them.
-UNPROVEN = "it has not run on a GPU yet; backend='cuda' asks for it"
+UNPROVEN = "it has not run on a GPU yet; only naming it takes it"
 
 
 @dataclass(frozen=True)

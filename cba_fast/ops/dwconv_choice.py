@@ -7,7 +7,7 @@ backend. The rule for NVIDIA GPUs is in `dwconv_gpu`.
 import torch
 from torch import Tensor
 
-from ..kernels import dwconv_triton, native
+from ..kernels import native, triton_core
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
 from .dwconv_gpu import fastest_on_gpu, refuses_cuda, refuses_triton
@@ -77,7 +77,7 @@ def _table(op: str) -> BackendTable:
     backends = [
         Backend("cpp", _refuses_cpp, native.unavailable),
         Backend("torch", _refuses_fft),
-        Backend("triton", refuses_triton, dwconv_triton.unavailable),
+        Backend("triton", refuses_triton, triton_core.unavailable),
         Backend("cuda", refuses_cuda, native.cuda_unavailable),
         Backend("reference", _refuses_fft),
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda
+from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda, quantize_triton, triton_core
 from ..reference import quantize as reference
 from .backends import UNPROVEN, Backend, BackendTable
 from .library import backend_argument, register, requested
@@ -16,8 +16,8 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     Args:
         scoremaps: m, (N, H, W) with H, W >= 1, floating in [0, 1] (any strides), or uint8, which is
             returned as it is; a CPU or CUDA tensor or a NumPy array.
-        backend: ``"cuda"`` (only on request: it has not run on a GPU yet), ``"cpp"`` (CPU),
-            ``"reference"``, or None for the fastest of the others that can run.
+        backend: ``"cuda"`` or ``"triton"`` (only on request: they have not run on a GPU yet),
+            ``"cpp"`` (CPU), ``"reference"``, or None for the fastest of the others that can run.
 
     Returns:
         u, (N, H, W) uint8, on the device of `scoremaps`.
@@ -92,6 +92,7 @@ TABLE = BackendTable(
     [
         Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN),
         Backend("cpp", _cpp_refuses, native.unavailable),
+        Backend("triton", triton_core.refuses, triton_core.unavailable, UNPROVEN),
         Backend("reference", lambda scoremaps: None),
     ],
 )
@@ -99,6 +100,7 @@ TABLE = BackendTable(
 _KERNELS = {
     "cuda": quantize_cuda.quantize,
     "cpp": quantize_cpp.quantize,
+    "triton": quantize_triton.quantize,
     "reference": reference.quantize,
 }
 

@@ -283,7 +283,7 @@ def test_cpu_tensors_are_refused_with_the_reason():
     grad = torch.ones(1, 3, 4, 4)
     for table in (SIZE, ACCUMULATE):
         assert table.backends["cuda"].refuses(grad) == "the tensor is on cpu"
-        assert list(table.backends) == ["cuda", "cpp", "reference"]
+        assert list(table.backends)[:2] == ["cuda", "cpp"]
     reason = native.cuda_unavailable() or "the tensor is on cpu"
     with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
         erf_size(grad, backend="cuda")
@@ -298,7 +298,7 @@ def test_a_gpu_gets_the_kernels_on_request_only(a_gpu, monkeypatch):
         assert table.resolve(None, *tensors) == "reference"
         assert table.resolve("cuda", *tensors) == "cuda"
         reason = table.backends["cuda"].reason_unless_named(*tensors)
-        assert reason == "it has not run on a GPU yet; backend='cuda' asks for it"
+        assert reason == "it has not run on a GPU yet; only naming it takes it"
     reference.erf_accumulate(grad, out)  # a tensor of another device would raise
 
 
