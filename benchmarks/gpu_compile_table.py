@@ -6,7 +6,7 @@
     python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
 
 The kernels are those that `kernels/dwconv_gpu/triton_plan.py` would launch for the shapes below,
-with the same types, alignments, constants and options, and those of `kernels/triton_pixels.py`.
+with the same types, alignments, constants and options, and those of `kernels/gpu/triton_pixels.py`.
 Exits with 1 if a kernel spills, does not fit into the shared memory, or fuses what it must not.
 """
 
@@ -30,10 +30,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cba_fast.kernels import dwconv_triton, triton_pixels
+from cba_fast.kernels import dwconv_triton
 from cba_fast.kernels.dwconv_gpu import triton_plan
 from cba_fast.kernels.dwconv_gpu.triton_plan import Launch
 from cba_fast.kernels.dwconv_gpu.triton_table import ARCHS, SHARED_MEMORY, Blocks
+from cba_fast.kernels.gpu import triton_pixels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RECORDED = ("bf16",)  # fp16 differs only in the type of the instructions

@@ -10,9 +10,9 @@ import importlib
 import torch
 from torch import Tensor
 
-from . import triton_core
 from .dwconv_gpu import triton_plan as plan
 from .dwconv_gpu.cuda_call import with_unit_columns
+from .gpu import triton_core
 
 DTYPES = (torch.bfloat16, torch.float16)  # float32 would be slower than PyTorch at every size
 _KERNELS = {

@@ -7,7 +7,8 @@ backend. The rule for NVIDIA GPUs is in `dwconv_gpu`.
 import torch
 from torch import Tensor
 
-from ..kernels import native, triton_core
+from ..kernels import native
+from ..kernels.gpu import triton_core
 from .backends import Backend, BackendTable
 from .dwconv_checks import is_channels_last
 from .dwconv_gpu import fastest_on_gpu, refuses_cuda, refuses_triton

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels import cuda_core, dwconv_cuda, dwconv_triton, triton_core
+from ..kernels import cuda_core, dwconv_cuda, dwconv_triton
+from ..kernels.gpu import triton_core
 from .dwconv_checks import is_channels_last
 
 TABLE = Path(__file__).with_name("dwconv_gpu_table.json")

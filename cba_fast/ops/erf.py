@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..choices import ERF_SHARE
-from ..kernels import cuda_core, erf_cpp, erf_cuda, erf_torch, erf_triton, native, triton_core
+from ..kernels import cuda_core, erf_cpp, native
+from ..kernels.gpu import erf_cuda, erf_torch, erf_triton, triton_core
 from ..reference import erf as reference
 from .backends import UNPROVEN, Backend, BackendTable
 from .library import backend_argument, check_tensors, register, requested

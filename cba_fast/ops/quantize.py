@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda, quantize_triton, triton_core
+from ..kernels import cuda_core, native, quantize_cpp
+from ..kernels.gpu import quantize_cuda, quantize_triton, triton_core
 from ..reference import quantize as reference
 from .backends import UNPROVEN, Backend, BackendTable
 from .library import backend_argument, register, requested

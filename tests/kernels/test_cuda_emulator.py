@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cba_fast.kernels import quantize_cuda
+from cba_fast.kernels.gpu import quantize_cuda
 
 
 def product(module, a, b, *, b_by_rows):

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from test_erf_cpp import DTYPES, KINDS, MODES, gradients, layouts
 
 from cba_fast import erf
-from cba_fast.kernels import erf_cuda, native
+from cba_fast.kernels import native
+from cba_fast.kernels.gpu import erf_cuda
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
 from cba_fast.ops.quantize import TABLE as QUANTIZE

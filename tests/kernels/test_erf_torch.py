@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_erf_cpp import DTYPES, KINDS, SHARES, gradients, layouts
 
-from cba_fast.kernels import erf_torch
+from cba_fast.kernels.gpu import erf_torch
 from cba_fast.ops import erf_size
 from cba_fast.reference import erf as reference
 

@@ -16,7 +16,7 @@ def quantize(scoremaps: Tensor) -> Tensor:
 
 
 def _launch(values: Tensor, out: Tensor, first_bad: Tensor) -> None:
-    kernels = importlib.import_module("cba_fast.kernels.triton_pixels")
+    kernels = importlib.import_module("cba_fast.kernels.gpu.triton_pixels")
     count = values.numel()
     if count:
         with triton_core.on_device(values):

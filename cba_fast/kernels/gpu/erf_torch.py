@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference import erf as reference
+from ...reference import erf as reference
 
 GROUP_BYTES = 2**28
 _BYTES_PER_PIXEL = 40  # means, what the sort needs, and sums

@@ -4,7 +4,7 @@ import importlib
 
 from torch import Tensor
 
-from ..reference.erf import GROUP
+from ...reference.erf import GROUP
 from . import triton_core
 
 _BLOCK = 128
@@ -19,7 +19,7 @@ def erf_accumulate(grad: Tensor, out: Tensor, mode: str) -> None:
         return
     if grad.stride(2) < grad.stride(3):  # neighbouring threads read neighbouring values
         grad, out = grad.transpose(2, 3), out.t()
-    kernels = importlib.import_module("cba_fast.kernels.triton_pixels")
+    kernels = importlib.import_module("cba_fast.kernels.gpu.triton_pixels")
     images, channels, height, width = grad.shape
     sizes = images, channels, width, height * width
     with triton_core.on_device(grad):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..reference.quantize import refuse_value
-from . import cuda_core, native
+from ...reference.quantize import refuse_value
+from .. import cuda_core, native
 
 
 def quantize(scoremaps: Tensor) -> Tensor:
