@@ -11,9 +11,10 @@ from functools import partial
 from itertools import product
 
 import torch
-from gpu_timing import timed
 from torch import Tensor
 
+from cba_fast.bench import tune as tuning
+from cba_fast.bench.device_timing import timed
 from cba_fast.bench.dwconv_contest import (
     DIRECTIONS,
     Case,
@@ -198,6 +199,24 @@ def compared(
         "failed": failed,
         "timings": timed(right, device, seconds),
     }
+
+
+def tune(device: str, seconds: float) -> Iterator[dict]:
+    """Measure for the table of the automatic choice: RepLKNet's batches of 64 first, then the rest.
+
+    Raises:
+        DeviceLost: the device no longer answers; the table holds which backend ran.
+    """
+    end = time.monotonic() + seconds
+    first = {"models": "replknet_31b", "input_sizes": [384], "batch_sizes": [64]}
+    plans = [first | {"dtypes": ["bfloat16"]}, first, {"models": None}]
+    for plan in plans if device == "cuda" else [{"cases": TINY}]:
+        left = max(1.0, end - time.monotonic())
+        try:
+            tuned = tuning.tune(**plan, device=device, seconds=left)
+        except tuning.DeviceLost as e:
+            raise DeviceLost(e.method) from e
+        yield {"what": "tune", "jobs": len(tuned.jobs), "left": tuned.left}
 
 
 def inputs_on(device: str, case: Case, direction: str, dtype: torch.dtype) -> list[Tensor]:

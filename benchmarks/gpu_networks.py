@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from gpu_measure import CL
-from gpu_timing import timed
 from torch import Tensor, nn
 
+from cba_fast.bench.device_timing import timed
 from cba_fast.bench.dwconv_contest import relative_error
 
 

@@ -18,7 +18,7 @@ def measure(name: str, out: Path, dry: bool, seconds: float, without: Collection
     last record is ``{"lost": backend}`` and the process ends with the exit code `LOST`.
 
     Args:
-        name: a function of `gpu_measure` or `gpu_networks`, or "choice".
+        name: a function of `gpu_measure` or `gpu_networks`.
         out: the folder of the results.
         dry: whether to measure tiny shapes on the CPU.
         seconds: the time for everything.
@@ -48,36 +48,29 @@ def measure(name: str, out: Path, dry: bool, seconds: float, without: Collection
 def _records(
     name: str, out: Path, dry: bool, seconds: float, without: Collection[str], skip: int
 ) -> Iterator[dict]:
-    import gpu_choice
     import gpu_measure
     import gpu_networks
 
-    from cba_fast.ops import dwconv_gpu
-
     device = "cpu" if dry else "cuda"
-    if name in ("convolutions", "choice"):
-        function = gpu_choice.choice if name == "choice" else gpu_measure.convolutions
-        return function(device, seconds, without=without, skip=skip)
-    if hasattr(gpu_measure, name):
-        return getattr(gpu_measure, name)(device)
-    # Networks run with the choice that follows from the convolutions measured before.
-    before = [p for p in (out / "convolutions.jsonl", out / "choice.jsonl") if p.exists()]
-    for arch, entry in gpu_choice.entries(gpu_choice.read(before)).items():
-        dwconv_gpu.measured()[arch] = entry
-    return getattr(gpu_networks, name)(device)
+    if name == "convolutions":
+        return gpu_measure.convolutions(device, seconds, without=without, skip=skip)
+    if name == "tune":
+        return gpu_measure.tune(device, seconds)
+    module = gpu_measure if hasattr(gpu_measure, name) else gpu_networks
+    return getattr(module, name)(device)
 
 
 def _where(dry: bool) -> dict[str, str]:
     import torch
 
-    from cba_fast.ops import dwconv_gpu
+    from cba_fast.ops.places import arch_of
 
     if dry:
         return {}
     here = torch.device("cuda", torch.cuda.current_device())
     return {
         "device": torch.cuda.get_device_name(here),
-        "arch": dwconv_gpu.arch_of(here),
+        "arch": arch_of(here),
         "torch": torch.__version__,
     }
 

@@ -3,19 +3,19 @@
     python3 benchmarks/gpu_run.py --out /tmp/gpu --archive gpu_results.tar.gz  # network or not
     python3 benchmarks/gpu_run.py --out dry --dry_run                 # anywhere: tiny shapes
 
-    # a second run, for the table of the choice and compiled networks
+    # a second run, for more of the table of the choice, and compiled networks
     python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 560 \
-        --only build --only choice --only table --only compiled_network
+        --only build --only tune --only compiled_network
 
 It builds the compiled core where a compiler, CMake and pybind11 are found; nothing is installed,
 the package runs from here. It runs the tests marked gpu, and small cases under compute-sanitizer
-where that is installed. Then it measures (`gpu_measure`, `gpu_networks`, `gpu_choice`) the device's
-rates, the ERF ops, the convolutions against PyTorch's three ways, RepLKNet-31B, its receptive
-field, an evaluation and, in the time that is left, convolutions for the table of the choice.
+where that is installed. Then it measures (`gpu_measure`, `gpu_networks`) the device's rates, the
+ERF ops, the convolutions against PyTorch's three ways, the table of the automatic choice
+(``cba-fast tune``), and with that table RepLKNet-31B, its receptive field and an evaluation.
 
 Each step is a process with a time limit, so that a crash or a hang costs only that step. The
 results are files of JSON lines in the output folder, one for each step; `summary.json` says how
-each step ended; ``dwconv_gpu_table.json`` is the new table for ``cba_fast/ops/``. The archive holds
+each step ended; ``dwconv_cuda_*.json`` is the new table for ``cba_fast/ops/``. The archive holds
 all of this but the build and is written after each step. The run can be repeated; it exits with 1
 if a step failed.
 """
@@ -76,6 +76,9 @@ class Run:
         self.summary: dict[str, dict] = {}
         self._writing = threading.Lock()
         self.env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.env |= {
+            "CBA_CACHE_DIR": str(out)
+        }  # where `tune` writes its table, and networks find it
         self.env |= {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONUNBUFFERED": "1"}
         if dry:
             self.env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -241,16 +244,6 @@ def measured(name: str) -> Callable[[Run, float], dict]:
     return step
 
 
-def table(run: Run, limit: float) -> dict:
-    """Make the table that the convolution is chosen by, from the records of this run."""
-    found = [run.out / f"{name}.jsonl" for name in ("convolutions", "choice")]
-    found = [path for path in found if path.exists()]
-    if not found:
-        return {"status": "skipped", "reason": "no convolutions were measured"}
-    arguments = [sys.executable, ROOT / "benchmarks" / "gpu_choice.py", "--records", *found]
-    return run.command("table", [*arguments, "--table", run.out / "dwconv_gpu_table.json"], limit)
-
-
 STEPS = {
     "machine": Step(0, machine, 60),
     "build": Step(1, build, 170),
@@ -262,12 +255,11 @@ STEPS = {
     "rates": Step(3, measured("rates"), 30),
     "erf_ops": Step(4, measured("erf_ops"), 30),
     "convolutions": Step(5, measured("convolutions"), 120, least=30),
-    "network": Step(6, measured("network"), 70, least=40),
-    "receptive_field": Step(7, measured("receptive_field"), 50, least=40),
-    "evaluation": Step(8, measured("evaluation"), 80, least=50),
-    "choice": Step(9, measured("choice"), 440, least=90),
-    "table": Step(10, table, 30, least=5),
-    "compiled_network": Step(11, measured("compiled_network"), 240, least=90),
+    "tune": Step(6, measured("tune"), 100, least=40),
+    "network": Step(7, measured("network"), 70, least=40),
+    "receptive_field": Step(8, measured("receptive_field"), 50, least=40),
+    "evaluation": Step(9, measured("evaluation"), 80, least=50),
+    "compiled_network": Step(10, measured("compiled_network"), 240, least=90),
 }
 
 

@@ -19,8 +19,10 @@ def __getattr__(name: str):
         return importlib.import_module(f"{__name__}.{name}")
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(f"{__name__}.nn"), name)
+    if name == "tune":
+        return importlib.import_module(f"{__name__}.bench.tune").tune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_LAZY, *_FUNCTIONS])
+    return sorted([*globals(), *_LAZY, *_FUNCTIONS, "tune"])

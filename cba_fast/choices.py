@@ -6,7 +6,21 @@ Nothing is imported here, so the command line can show them without loading PyTo
 from typing import Literal
 
 Family = Literal["convnext", "replknet", "slak", "slak_flex"]
-Method = Literal["cam", "pc1"]
+Preprocess = Literal["study", "model"]
+Method = Literal[
+    "cam",
+    "pc1",
+    "grad-cam",
+    "grad-cam++",
+    "x-grad-cam",
+    "hires-cam",
+    "layer-cam",
+    "grad-cam-elementwise",
+    "eigen-cam",
+    "eigen-grad-cam",
+    "attention-rollout",
+    "chefer",
+]
 Pc1Range = Literal["wrap", "clip", "minmax"]
 MapNames = Literal["study", "official"]
 Score = Literal["prob", "logit", "logprob"]

@@ -35,6 +35,10 @@ class CheckpointError(InputError):
     """A checkpoint of another family or layout, with wrong keys, or that needs unpickling."""
 
 
+class ModelError(InputError, TypeError):
+    """A network that lacks what was asked of it, such as a linear head over its feature maps."""
+
+
 class ScoreMapError(InputError):
     """A score map with NaN, values outside [0, 1], a wrong shape or a wrong dtype."""
 

@@ -148,9 +148,10 @@ class DepthwiseConv {
   // `first` is x or the gradient of y; `second` is the kernel or, for "grad_weight", x.
   DepthwiseConv(const std::string& direction, const PlanesArgument& first,
                 const PlanesArgument& second, const PlanesArgument& out, const std::string& dtype,
-                Int images, Int channels, const std::string& algorithm, const std::string& isa)
+                Int images, Int channels, const std::string& algorithm, const std::string& isa,
+                bool relu)
       : DepthwiseConv(
-            direction, first, second, out,
+            direction, first, second, out, relu,
             cba::parse_dtype(dtype, {"float32", "bfloat16", "float16"}),
             {images, channels, cba::parse_conv_algorithm(algorithm), cba::resolve_isa(isa), 1}) {}
 
@@ -162,15 +163,16 @@ class DepthwiseConv {
     call.num_threads = num_threads;
     const py::gil_scoped_release release;
     if (sums_) return cba::depthwise_conv2d_grad_weight(a, b, to, call);
-    cba::depthwise_conv2d(a, b, reinterpret_cast<const float*>(bias), to, turned_, call);
+    cba::depthwise_conv2d(a, b, reinterpret_cast<const float*>(bias), to, relu_, turned_, call);
   }
 
  private:
   DepthwiseConv(const std::string& direction, const PlanesArgument& first,
-                const PlanesArgument& second, const PlanesArgument& out, cba::DType type,
+                const PlanesArgument& second, const PlanesArgument& out, bool relu, cba::DType type,
                 const cba::ConvCall& call)
       : sums_(direction == "grad_weight"),
         turned_(direction == "grad_x"),
+        relu_(relu),
         first_(planes_of(first, type, "first")),
         second_(planes_of(second, type, "second")),
         out_(planes_of(out, type, "out")),
@@ -187,7 +189,7 @@ class DepthwiseConv {
     return planes;
   }
 
-  bool sums_, turned_;
+  bool sums_, turned_, relu_;
   cba::Planes first_, second_, out_;
   cba::ConvCall call_;
 };
@@ -244,10 +246,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<DepthwiseConv>(m, "DepthwiseConv")
       .def(py::init<const std::string&, const PlanesArgument&, const PlanesArgument&,
                     const PlanesArgument&, const std::string&, Int, Int, const std::string&,
-                    const std::string&>(),
+                    const std::string&, bool>(),
            py::arg("direction"), py::arg("first"), py::arg("second"), py::arg("out"),
            py::arg("dtype"), py::arg("images"), py::arg("channels"), py::arg("algorithm"),
-           py::arg("isa"))
+           py::arg("isa"), py::arg("relu") = false)
       .def("run", &DepthwiseConv::run);  // named arguments would double the time of a call
   m.def("erf_size", erf_size, py::arg("grad"), py::arg("shares"), py::arg("sizes"), py::arg("isa"),
         py::arg("num_threads"));

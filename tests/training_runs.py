@@ -113,8 +113,8 @@ def kill_in_save(monkeypatch, epoch):
             pytest.fail("the run was not killed")
 
 
-def initial(family, config):
-    return initial_model(model_config(family), config, 2, log=lambda line: None)
+def initial(family, config, **kwargs):
+    return initial_model(model_config(family, **kwargs), config, 2, log=lambda line: None)
 
 
 def trainer_of(model, config, run=RUN):

@@ -29,6 +29,7 @@ from cba_fast.ops import (
     erf_accumulate,
     quantize,
 )
+from cba_fast.ops.backends import BackendTable
 from cba_fast.reference import dwconv as reference
 
 FP16, BF16 = torch.float16, torch.bfloat16
@@ -248,6 +249,12 @@ def erf_maps_have_the_bits_of_the_reference():
             assert torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1)), (dtype, mode)
             assert out.isnan().sum() == (x.shape[1] > 1)
     erf_accumulate(torch.zeros(0, 3, 15, 11), out, backend="triton")
+
+
+@case
+def self_checks_pass():
+    for op in ("quantize", "erf_accumulate"):
+        BackendTable.registry[op].backends["triton"].self_check(torch.device("cpu"))
 
 
 def unusable() -> str | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from .. import files
 from ..errors import InputError
 from ..kernels import native
+from ..ops.places import cpu_name
 from ..runs.score import versions
 
 KEY = ("bench", "case", "direction", "dtype", "algorithm")
@@ -26,15 +26,6 @@ def machine() -> dict:
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "versions": {k: v for k, v in versions().items() if k in ("cba_fast", "python", "torch")},
     }
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def device_slug() -> str:

@@ -32,6 +32,7 @@ COMMANDS = {
     "erf-compute": ("erf", "Measure the ERF size on sampled images."),
     "erf-map": ("erf", "Measure the ERF map, its area ratios and its shape."),
     "erf-shape": ("erf", "Show what slak_flex's mixture does to the ERF; match another's."),
+    "erf-intervene": ("erf", "Change a network's ERF, and look what localization does."),
     "collect-erf-wsol": ("studies", "Train and score experiments of a YAML file."),
     "analysis-erf-vs-wsol": ("studies", "Correlate ERF size and MaxBoxAcc."),
     "analysis-per-image": ("studies", "Ask image by image: the ERF, or the maps?"),
@@ -41,12 +42,13 @@ COMMANDS = {
     "train-wsol": ("tools", "Train a classifier as the study does; resumable."),
     "merge": ("tools", "Merge the re-parameterized branches of a checkpoint."),
     "bench": ("tools", "Time depthwise layers or whole networks on this machine."),
+    "tune": ("tools", "Measure which convolution kernels are fastest here, and use them."),
     "info": ("tools", "Show what was built and which backend each op uses, and why."),
 }
 # The arguments of the example that ends each command's help.
 EXAMPLES = {
     "demo": "--quick --output my_demo",
-    "generate-heatmap": "--weights w.pth --test_dataset my_images --localization_method cam",
+    "generate-heatmap": "--weights w.pth --test_dataset my_images --method cam",
     "pack-maps": "--np_root np_heatmap_output --store maps_store",
     "wsol-eval": "--np_root np_heatmap_output --cub_root CUB_200_2011 --bootstrap 1000",
     "pixel-eval": "--np_root maps --metadata_root metadata/OpenImages/test --mask_root OpenImages",
@@ -55,6 +57,7 @@ EXAMPLES = {
     "erf-compute": "--weights w.pth --test_dataset my_images --num_samples 200 --p 0.2,0.5",
     "erf-map": "--weights w.pth --test_dataset my_images --input_size 384 --output map.npy",
     "erf-shape": "--weights slak_flex.pth --test_dataset my_images --match replknet.pth",
+    "erf-intervene": "--weights w.pth --test_dataset CUB_200_2011 --kinds outer,inner",
     "collect-erf-wsol": "--config experiments.yaml --dry_run",
     "analysis-erf-vs-wsol": "--config models.json --save_fig erf_vs_wsol.png",
     "analysis-per-image": "--config experiments.yaml --output per_image",
@@ -64,6 +67,7 @@ EXAMPLES = {
     "train-wsol": "--model_family replknet --data_root images_splitted --exp_name my_run",
     "merge": "--weights w.pth --output merged.pth",
     "bench": "--model replknet_31b --what model",
+    "tune": "--model replknet_31b",
     "info": "--json",
 }
 

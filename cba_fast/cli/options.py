@@ -7,7 +7,7 @@ hands the command one config instead of many keywords.
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
-from ..shapes import MOST, map_shape, point_of
+from ..shapes import MOST, map_shape, point_of, size_word
 from ..training.config import TrainConfig
+from .progress import warn
 
 STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
 POSITIVE = click.IntRange(min=1)
+SIDE = click.IntRange(1, MOST)  # for commands whose images are square
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
+# For `input_size` where a definition is of square images.
+SQUARE = {"type": click.IntRange(1, MOST), "help": "Side to which images are resized, such as 384."}
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
 # The order of the groups in a command's help; options of the command alone come last.
 GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Options")
@@ -68,7 +72,7 @@ class SizeType(click.ParamType):
             shape = map_shape(value, self.of_input, param.name)
         except InputError:
             self.fail(f"{value!r} is not a size of 1 to {MOST} ({self.name})", param, ctx)
-        return value if value == "input" or shape[0] != shape[1] else shape[0]
+        return value if value == "input" else size_word(shape)
 
 
 class TargetType(click.ParamType):
@@ -193,6 +197,26 @@ def config_options(
     return decorate
 
 
+def comma_lists(config: type, *names: str) -> dict[str, dict]:
+    """Return `changes` for `config_options`: these settings may be given as ``--x a,b``, too."""
+    return {name: {"type": str, "callback": _parser(declared(config)[name])} for name in names}
+
+
+def _parser(found: Declared) -> Callable:
+    kind = type_of(found)
+
+    def parse(ctx, param, given: tuple[str, ...]) -> tuple:
+        values = []
+        for text in ",".join(given).split(",") if given else ():
+            value = kind.convert(text.strip(), param, ctx)
+            if value in values:
+                raise click.BadParameter(f"{text} is given twice", ctx, param)
+            values.append(value)
+        return tuple(values)
+
+    return parse
+
+
 _INSTEAD = {
     "resume": "is what happens anyway: the same command goes on where it was",
     "no_resume": "is called --overwrite now",
@@ -221,19 +245,40 @@ def overwrite_option(
     return decorate
 
 
-def model_options(required: bool = False) -> Callable:
-    """Which model: hands over `model_config`. Not `required`: the study's checkpoint."""
-    weights = {"required": True} if required else {"default": STUDY_WEIGHTS}
-    return config_options(ModelConfig, "model_config", weights=weights)
+def model_options(default: Path | None = STUDY_WEIGHTS) -> Callable:
+    """Which model: hands over `model_config`. Without a model and weights it is `default`.
+
+    Args:
+        default: a checkpoint; None demands that a model or weights are given.
+    """
+
+    def make(**values) -> ModelConfig:
+        config = ModelConfig(**values)
+        if config.weights or config.name or config.factory or config.pretrained:
+            return config
+        if default is None:
+            raise click.UsageError(
+                "give --weights FILE, or --model NAME or --model_factory for random weights"
+            )
+        return replace(config, weights=default)
+
+    known = f"{default}, unless a model is named" if default else None
+    weights = {"otherwise": known}
+    return config_options(ModelConfig, "model_config", make=make, weights=weights)
+
+
+def family_options() -> Callable:
+    """Which checkpoint of the study's families: hands over `model_config`."""
+    without, weights = ("factory", "pretrained"), {"required": True}
+    return config_options(ModelConfig, "model_config", without=without, weights=weights)
 
 
 def data_options(
-    default: str = "sample_data", with_classes: bool = True, **changes: dict
+    default: str = "sample_data", without: tuple[str, ...] = (), **changes: dict
 ) -> Callable:
-    """Which images: hands over `data_config`; `with_classes` adds the option of that name."""
-    left = () if with_classes else ("classes",)
+    """Which images: hands over `data_config`, with the options of all fields but `without`."""
     changes["test_dataset"] = {"default": default}
-    return config_options(DataConfig, "data_config", without=left, **changes)
+    return config_options(DataConfig, "data_config", without=without, **changes)
 
 
 def resolved(
@@ -244,6 +289,7 @@ def resolved(
 
     found = resolve(model_config, data_config, **options)
     click.echo(found.line, err=True)
+    warn([found.warning] if found.warning else [])
     return found.model, found.data
 
 
@@ -259,16 +305,23 @@ def checkpoint_option() -> Callable:
     return config_option(TrainConfig, "checkpoint", group="Compute")
 
 
-def erf_options(**changes: dict) -> Callable:
-    """Model, images and how to compute, for the commands of the ERF; `changes` of the images."""
+def erf_options(
+    model: Callable | None = None, without: tuple[str, ...] = (), **changes: dict
+) -> Callable:
+    """Model, images and how to compute, for the commands of the ERF.
+
+    Args:
+        model: decorator of the model's options; None for those of any model.
+        without, changes: of the images, as for `data_options`.
+    """
 
     def decorate(command):
         # The study takes one image at a time.
         for options in (
             checkpoint_option(),
             run_options(batch_size=1),
-            data_options("cub-200-2011", with_classes=False, **changes),
-            model_options(required=True),
+            data_options("cub-200-2011", ("classes", *without), **changes),
+            model or model_options(default=None),
         ):
             command = options(command)
         return command

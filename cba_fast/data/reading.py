@@ -19,53 +19,63 @@ from torchvision.transforms import (
 
 from ..choices import INPUT_SIZE
 from ..errors import ImageError
+from ..shapes import Size, map_shape
 from ..short import Short
 from .images import read_image
+from .preprocessing import ERF_MAP, STUDY, Preprocessing
 from .records import ImageRecord
 from .textlines import counted, some
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
-def study_transform(input_size: int = INPUT_SIZE) -> Compose:
-    """Return the study's preprocessing: PIL RGB image -> (3,S,S) float32 in [-1, 1].
+def transform(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return a preprocessing as one function: PIL RGB image -> (3,H,W) float32.
 
-    Resize to (S, S) without keeping the aspect ratio (bilinear, antialiased), scale to [0, 1],
-    (x - 0.5) / 0.5.
+    Resize to (H, W), which `input_size` means (see `map_shape`), without keeping the aspect ratio
+    (antialiased), scale to [0, 1], (x - mean) / std.
     """
-    return Compose(
-        [
-            Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True),
-            ToTensor(),
-            Normalize((0.5,) * 3, (0.5,) * 3),
-        ]
-    )
+    return Compose([resize(input_size, how), ToTensor(), Normalize(how.mean, how.std)])
 
 
-def resize_to_bytes(input_size: int = INPUT_SIZE) -> Compose:
-    """Return the first half of `study_transform`: PIL RGB image -> (3,S,S) uint8.
+def study_transform(input_size: Size = INPUT_SIZE) -> Compose:
+    """Return the study's preprocessing: bilinear, mean and std 0.5; values in [-1, 1]."""
+    return transform(input_size, STUDY)
+
+
+def resize(size: Size, how: Preprocessing = STUDY) -> Resize:
+    """Return the first step: PIL image -> PIL image of that size."""
+    shape = map_shape(size, name="input_size")
+    return Resize(shape, InterpolationMode(how.interpolation), antialias=True)
+
+
+def resize_to_bytes(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return the first half of `transform`: PIL RGB image -> (3,H,W) uint8.
 
     Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
     """
-    resize = Resize((input_size, input_size), InterpolationMode.BILINEAR, antialias=True)
-    return Compose([resize, PILToTensor(), Tensor.contiguous])
+    return Compose([resize(input_size, how), PILToTensor(), Tensor.contiguous])
 
 
-def normalize_bytes(images: Tensor) -> Tensor:
-    """Apply the second half of `study_transform` to a batch: (x / 255 - 0.5) / 0.5.
+def normalize_bytes(images: Tensor, how: Preprocessing = STUDY) -> Tensor:
+    """Apply the second half of `transform` to a batch: (x / 255 - mean) / std.
 
     Args:
         images: (N,3,S,S) uint8, on any device.
+        how: gives mean and std.
 
     Returns:
-        (N,3,S,S) float32 in [-1, 1], on the same device and in the same memory format. The bits are
-        those of `study_transform`, on every device.
+        (N,3,S,S) float32 on the same device and in the same memory format. The bits are those of
+        `transform`, on every device.
     """
     # Divided by a tensor, because CUDA multiplies by the rounded reciprocal of a number instead.
     scale = torch.full((), 255.0, device=images.device)
-    return images.float().div_(scale).sub_(0.5).div_(0.5)
+    # Filled on the device, because a copy to it would wait for the work that is queued there.
+    mean, std = (
+        torch.stack([torch.full((1, 1), v, device=images.device) for v in values])
+        for values in (how.mean, how.std)
+    )
+    return images.float().div_(scale).sub_(mean).div_(std)
 
 
 def erf_map_transform(size: int = 1024) -> Compose:
@@ -75,38 +85,32 @@ def erf_map_transform(size: int = 1024) -> Compose:
 
     Source: DingXiaoH/RepLKNet-pytorch, erf/visualize_erf.py.
     """
-    return Compose(
-        [
-            Resize((size, size), InterpolationMode.BICUBIC, antialias=True),
-            ToTensor(),
-            Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+    return transform(size, ERF_MAP)
 
 
 class ImageDataset(Dataset):
     """The preprocessed images of `records`; an unreadable one gives the reason, not an error.
 
     An item is a dict that the default collate function can batch:
-    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (whether the file
+    ``index`` (position in `records`), ``image`` ((3,H,W) float32), ``truncated`` (whether the file
     ended early and was decoded as far as it goes) and ``error`` ("", or why the image cannot be
     read; ``image`` is zero then, and the caller leaves it out). An exception would end the
     DataLoader's worker and with it the run.
 
     Args:
         records: the images, in the order of the items.
-        input_size: S, the side of the tensors that `transform` makes.
-        transform: PIL RGB image -> (3,S,S) tensor; default `study_transform(input_size)`.
+        input_size: the size (H, W) of the tensors that `transform` makes, or their side.
+        transform: PIL RGB image -> (3,H,W) tensor; default `study_transform(input_size)`.
     """
 
     def __init__(
         self,
         records: Sequence[ImageRecord],
-        input_size: int = INPUT_SIZE,
+        input_size: Size = INPUT_SIZE,
         transform: Callable | None = None,
     ):
         self.records = tuple(records)
-        self.input_size = input_size
+        self.shape = map_shape(input_size, name="input_size")
         self.transform = study_transform(input_size) if transform is None else transform
 
     def __len__(self) -> int:
@@ -116,7 +120,7 @@ class ImageDataset(Dataset):
         try:
             image, truncated = read_image(self.records[index].path)
         except ImageError as e:
-            zeros = torch.zeros(3, self.input_size, self.input_size)
+            zeros = torch.zeros(3, *self.shape)
             return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
         tensor = self.transform(image)
         return {"index": index, "image": tensor, "truncated": truncated, "error": ""}

@@ -1,7 +1,7 @@
 """Gradients of a model's score with respect to its input, with frozen weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -9,31 +9,12 @@ from torch import Tensor, nn
 
 from ..choices import Score
 from ..models.feature_layers import main_tensor
-from ..nn import eval_mode
+from ..nn import frozen
 from .lean import lean_convolutions
 from .point import Point, position
 from .recompute import recomputing
 
 SCORES = get_args(Score)
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode with no parameter requiring a gradient; restore both at the end.
-
-    If weights were not frozen, ``autograd.grad(score, x)`` would compute their gradients as well.
-    Eval mode keeps the images of a batch independent, so that the gradient of the batch's summed
-    score is each image's own gradient. Modes and flags are restored one by one, on errors too.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for p in trainable:
-            p.requires_grad_(False)
-        with eval_mode(model):
-            yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 def gradient_of(
@@ -60,8 +41,8 @@ def gradients_of(
     the model's own tensors must not be inference tensors.
 
     Args:
-        model: the module that `totals` runs. Meanwhile it is frozen (see :func:`frozen`) and its
-            convolutions keep no inputs (see :func:`~cba_fast.erf.lean.lean_convolutions`).
+        model: the module that `totals` runs. Meanwhile it is `frozen`, and its convolutions keep no
+            inputs (see :func:`~cba_fast.erf.lean.lean_convolutions`).
         x: (N,C,H,W), floating, on the model's device.
         totals: function from a tensor like `x` to scalars, which may share a graph.
         use: gets the index of a scalar and a gradient of the shape and dtype of `x`.

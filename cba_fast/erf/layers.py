@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.feature_layers import OUTPUT, last_layer, main_tensor, watching
-from ..models.features import FeatureLayout, find_layer, layout_of
+from ..models.anatomy import Call, last_map, named_layer, unwrapped, watched
+from ..models.feature_layers import OUTPUT, main_tensor, map_of
+from ..models.features import FeatureLayout
+from ..nn import eval_mode
+from ..wsol.methods.linear_head import where_maps_end
 from .gradients import gradients_of
 from .point import Point, position
 
@@ -40,8 +43,8 @@ def center_gradient(
         layer: whose output the features are: a dotted name, a module, "output" for the network's
             own output (of a network whose output is a map), or a number for timm's
             ``forward_intermediates``. None for ``model.forward_features``, the unpooled map
-            before the final norm, or, without it, the output if that is a map, else the last map
-            that a layer gives.
+            before the final norm, or, without it, the output if that is a map, else the last map on
+            which the logits depend, which `cba_fast.wsol.cam` explains, too.
         point: see :func:`position`; None for the centre.
         layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens), how the features hold the map; None to let
             :func:`cba_fast.models.features.layout_of` find out.
@@ -91,14 +94,10 @@ def layer_gradients(
             number or a function, see `layer` and `features` there.
         use: gets a layer's index and its gradient, and returns what is kept.
     """
-    size = x.shape[2:]
+    model, size = unwrapped(model), x.shape[2:]
 
-    def value(features: object, where: str, last: bool = False, known=None) -> Tensor:
-        features = main_tensor(features)
-        found = layout_of(
-            features, size, model=model, last=last, layout=layout or known, where=where
-        )
-        maps = found.to_nchw(features)
+    def value(output: object, where: str, known: str | None = None, **about) -> Tensor:
+        maps = map_of(model, output, size, layout=layout or known, where=where, **about)
         row, column = position(point, maps.shape[2:])
         return maps[:, :, row, column].relu().sum()
 
@@ -108,23 +107,34 @@ def layer_gradients(
     if len(modules) < len(layers):
         raise InputError(f"`layers` names a layer twice: {', '.join(map(str, layers))}")
     watch = _Watch(model, modules, value, stops=checkpoint == "none")
-    with watching(modules, watch.see):  # also while parts are computed again
+    with watched(model, watch.see):  # also while parts are computed again
         return gradients_of(model, x, watch.values_of, use, checkpoint=checkpoint)
 
 
 def with_last(model: nn.Module, x: Tensor, layers: Sequence) -> list:
-    """Return the layers with the name of the last one where None stands for what hooks must find.
+    """Return the layers, with the name of the last one where None stands for it.
 
-    This runs the model; later calls with its result need not.
+    None stays for models with ``forward_features``. To find the last layer of others takes runs of
+    the model, which later calls with its name do not need.
     """
+    model = unwrapped(model)
     found = hasattr(model, "forward_features")
-    return [last_layer(model, x) if e is None and not found else e for e in layers]
+    return [_last_layer(model, x) if each is None and not found else each for each in layers]
+
+
+def _last_layer(model: nn.Module, x: Tensor) -> str:
+    """Return "output" if that is a map, else the layer whose map `cba_fast.wsol.cam` explains."""
+    with torch.no_grad(), eval_mode(model):
+        output = main_tensor(model(x[:1]))
+    if torch.is_tensor(output) and output.ndim > 2 and output.shape[2:].numel() > 1:
+        return OUTPUT
+    return last_map(model, x, where_maps_end)
 
 
 def _named(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    if layer is model or (layer == OUTPUT and not hasattr(model, OUTPUT)):
+    if layer == OUTPUT and not hasattr(model, OUTPUT):
         return OUTPUT, model
-    return find_layer(model, layer)
+    return named_layer(model, layer)
 
 
 def _function(model: nn.Module, layer, value: Callable) -> Callable[[Tensor], Tensor] | None:
@@ -165,27 +175,30 @@ class _Watch:
 
     def __init__(self, model: nn.Module, modules: dict[str, nn.Module], value, stops: bool):
         self.model, self.modules, self.value, self.stops = model, modules, value, stops
-        self.values: dict[str, Tensor] | None = None  # None while nothing is to be kept
-        self.runs: dict[str, int] = {}
+        self.values: dict[nn.Module, Tensor] | None = None  # None while nothing is to be kept
+        self.runs: dict[nn.Module, int] = {}
 
     def values_of(self, images: Tensor) -> list[Tensor]:
         """Run the model and return the value of each layer."""
-        self.values, self.runs = {}, dict.fromkeys(self.modules, 0)
+        self.values, self.runs = {}, dict.fromkeys(self.modules.values(), 0)
         self.model(images)
         values, self.values = self.values, None
-        for name, count in self.runs.items():
-            if count != 1:
+        for name, module in self.modules.items():
+            if (count := self.runs[module]) != 1:
                 raise InputError(f"layer {name!r} ran {count} times in one forward pass, not once")
-        return [values[name] for name in self.modules]
+        return [values[module] for module in self.modules.values()]
 
-    def see(self, name: str, features: object) -> None:
-        own = self.modules[name] is self.model
+    def see(self, call: Call) -> None:
+        if call.module not in self.modules.values():
+            return
+        own = call.module is self.model
         # Networks for segmentation and restoration return (N,C,H,W).
-        known = "NCHW" if own and getattr(features, "ndim", 0) == 4 else None
-        found = self.value(features, "the output" if own else f"layer {name!r}", known=known)
+        known = "NCHW" if own and getattr(main_tensor(call.result), "ndim", 0) == 4 else None
+        where = "the output" if own else f"layer {call.name!r}"
+        found = self.value(call.result, where, known, module=call.module)
         if self.values is None:  # a part that is computed again must repeat the steps above
             return
-        self.runs[name] += 1
-        self.values[name] = found
+        self.runs[call.module] += 1
+        self.values[call.module] = found
         if self.stops and all(self.runs.values()):
             torch.set_grad_enabled(False)  # until the context around the run ends

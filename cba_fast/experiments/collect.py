@@ -223,7 +223,7 @@ def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[d
     # There is no result to which sizes of other settings could belong, so they may be replaced.
     measure = functools.partial(
         compute_sizes,
-        load_model(model, how),
+        load_model(model, how, data.input_size),
         open_images(data),
         model,
         data,

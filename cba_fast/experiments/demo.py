@@ -30,7 +30,7 @@ from ..runs.inference import load_model, open_images
 from ..runs.score import versions
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
 from ..short import Short
-from ..training.model import LAYER_SCALE
+from ..training.config import LAYER_SCALE
 from ..training.train import TrainConfig, train
 from .baselines import Baselines, fixed_box_baselines
 

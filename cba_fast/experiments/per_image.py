@@ -1,8 +1,6 @@
 """Measure ERF size, localization and quality of the feature maps on the same images."""
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,24 +11,23 @@ from torch import Tensor, nn
 
 from .. import ops, resume
 from ..data import ImageDataset
-from ..data.reading import Report
+from ..data.reading import Report, transform
 from ..data.textlines import counted
 from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
-from ..errors import ImageError, InputError
-from ..files import open_regular, write_bytes
+from ..errors import ImageError
 from ..runs.inference import check_target, load_model, report_on
-from ..runs.outputs import describe_run
+from ..runs.outputs import describe_run, read_arrays, write_arrays
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.settings import RunConfig, SizeConfig
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
-from ..wsol.features import classify
 from ..wsol.heatmap import is_constant
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
+from ..wsol.methods import classify
 from .per_image_sample import Sample, Subject, measured_settings
 from .settings import Settings
 
@@ -104,10 +101,10 @@ def measure(
     outputs = resume.beside(path, _described(subject, sample, score))
     if resume.claim([outputs], overwrite) is None:
         stored = _run(subject, sample, score, Partial(path), progress)
-        _write(path, stored)
+        write_arrays(path, stored)
         outputs.finish()
     else:
-        stored = _read(path)
+        stored = read_arrays(path)
     arrays = {k: v for k, v in stored.items() if k != "report"}
     report = report_on(sample.records, subject.settings.strict)
     report.loads(str(stored["report"]))
@@ -127,12 +124,14 @@ def _run(
     settings, run = subject.settings, Runtime.of(_how(subject.settings))
     if settings.target == "label":
         sample = labelled(subject, sample)
-    model = load_model(settings.model_of(subject.weights), run)
+    model = load_model(settings.model_of(subject.weights), run, settings.input_size)
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
     walk = Walk(
-        ImageDataset(sample.records, input_size=settings.input_size),
+        ImageDataset(
+            sample.records, settings.input_size, transform(settings.input_size, settings.pixels())
+        ),
         range(len(sample.records)),
         batch_size=GROUP,
         num_workers=run.config.num_workers,
@@ -263,20 +262,6 @@ def _described(subject: Subject, sample: Sample, score: str) -> dict:
     digest = hashlib.sha256(repr((labels, boxes)).encode()).hexdigest()
     described["inputs"]["boxes"] = {"count": len(boxes), "sha256": digest}
     return described
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    data = io.BytesIO()
-    np.savez(data, **arrays)
-    write_bytes(path, data.getvalue())
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 def _notes(arrays: dict[str, np.ndarray], report: Report) -> list[str]:

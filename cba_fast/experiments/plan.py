@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
+from ..choices import INPUT_SIZE
 from ..data.cub import is_cub
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..files import open_regular
-from ..models import read_checkpoint
+from ..models import FAMILIES, read_checkpoint
 from ..models.resolve import resolve_description
 from ..short import Short
 from ..training.config import MOST_NAME_BYTES
@@ -135,7 +136,10 @@ def _entries(
 def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Settings | None:
     """Return an experiment's own settings and the defaults that have a meaning for it."""
     own = {k: v for k, v in own.items() if k != "name"}
-    merged = _recorded(defaults | own, where, problems) | defaults | own
+    recorded = _recorded(defaults | own, where, problems)
+    if recorded is None:
+        return None
+    merged = recorded | defaults | own
     settings = _validated(Settings, merged, where, problems, defaults.keys() - own.keys())
     if settings is None:
         return None
@@ -152,24 +156,35 @@ def _settings(own: dict, defaults: dict, where: str, problems: list[str]) -> Set
     return settings
 
 
-def _recorded(values: dict, where: str, problems: list[str]) -> dict:
-    """Return what the checkpoint at `weight_path` says about its model, as settings."""
+def _recorded(values: dict, where: str, problems: list[str]) -> dict | None:
+    """Return what the checkpoint at `weight_path` and the model's name say, as settings.
+
+    None, and a problem more, if that cannot be.
+    """
     path = values.get("weight_path")
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        return {}  # `check_inputs` reports a missing file
-    kinds = {"family": str, "model": str, "num_classes": int}
-    asked = {k: values.get("model_family" if k == "family" else k) for k in kinds}
+    kinds = {"family": str, "model": str, "factory": str, "num_classes": int, "preprocess": str}
+    keys = {"family": "model_family", "factory": "model_factory"}
+    asked = {k: values.get(keys.get(k, k)) for k in kinds}
     asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
-    try:
-        checkpoint = read_checkpoint(path, mapped=True)
-        family = resolve_description(checkpoint, **asked).description.family
-    except InputError as e:
-        problems.append(f"{where}: weight_path: {e}")
+    # `check_inputs` reports a missing file.
+    given = path if isinstance(path, str | Path) and Path(path).is_file() else None
+    if given is None and not asked.keys() & {"model", "factory"}:
         return {}
-    said = checkpoint.description
+    try:
+        checkpoint = None if given is None else read_checkpoint(given, mapped=True)
+        found = resolve_description(checkpoint, default_input_size=INPUT_SIZE, **asked).description
+    except InputError as e:
+        if given is None and "family" in asked:
+            return {}  # `Settings.conflicts` says so
+        problems.append(f"{where}: {'model' if given is None else 'weight_path'}: {e}")
+        return None
+    said = checkpoint.description if checkpoint else None
     names = ("model", "output_stride", "input_size", "alpha", "beta") if said else ()
-    found = {name: getattr(said, name) for name in names}
-    return {"model_family": family} | {k: v for k, v in found.items() if v is not None}
+    recorded = {name: getattr(said, name) for name in names}
+    recorded |= {"preprocess": said.preprocessing} if said else {}
+    if found.family not in FAMILIES:
+        recorded["input_size"] = found.input_size
+    return {"model_family": found.family} | {k: v for k, v in recorded.items() if v is not None}
 
 
 def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[str], skip):

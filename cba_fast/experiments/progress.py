@@ -12,6 +12,7 @@ from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..errors import InputError
 from ..files import read_json
+from ..models.factory import source_digest
 from ..runs.inference import open_images
 from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig
@@ -98,9 +99,11 @@ def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
         images: the fingerprint of the images; None if they do not exist, which counts as unchanged.
     """
     settings, name = experiment.settings, experiment.name
+    factory = settings.model_factory
     inputs = {
         "weights": resume.file_fingerprint(weights_of(settings)),
         "classes": resume.file_fingerprint(settings.classes),
+        "model_factory": {"sha256": factory and source_digest(factory)},
         "images": images or {"sha256": None},
     }
     record = resume.describe(settings.described(), inputs, torch=torch.__version__)

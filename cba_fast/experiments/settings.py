@@ -18,10 +18,12 @@ from pydantic import (
     create_model,
 )
 
-import cba_fast.models  # noqa: F401 (registers the families with timm)
-
+from ..choices import INPUT_SIZE
+from ..data.preprocessing import Preprocessing
 from ..errors import InputError
-from ..runs.declare import Declared, declared
+from ..models import FAMILIES
+from ..runs.declare import Declared, Range, declared
+from ..runs.resolve import pixels_of
 from ..runs.settings import (
     BoxConfig,
     DataConfig,
@@ -30,18 +32,18 @@ from ..runs.settings import (
     RunConfig,
     SizeConfig,
 )
-from ..shapes import map_shape, shape_text
-from ..training.config import TrainConfig, check_config, exp_name
+from ..shapes import MOST, map_shape, shape_text
+from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
 _FIELDS = (
-    (ModelConfig, "family name alpha beta"),
-    (DataConfig, "input_size"),
-    (ModelConfig, "num_classes output_stride weights"),
+    (ModelConfig, "family name factory alpha beta"),
+    (DataConfig, "input_size preprocess"),
+    (ModelConfig, "num_classes output_stride weights pretrained"),
     (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
-    (TrainConfig, "study_softmax pretrained init_weights seed data_root save_dir cache_images"),
+    (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
     (TrainConfig, "checkpoint micro_batch"),
-    (MapConfig, "method pc1_range target map_size"),
+    (MapConfig, "method layer pc1_range target map_size"),
     (DataConfig, "test_dataset split classes"),
     (BoxConfig, "cub_root"),
     (DataConfig, "metadata_root dataset_name"),
@@ -51,6 +53,7 @@ _FIELDS = (
 )
 # Keys that are called otherwise than the options of the commands: there each is in its command.
 _OTHER_NAMES = {
+    (MapConfig, "method"): "localization_method",
     (ModelConfig, "weights"): "weight_path",
     (SizeConfig, "seed"): "erf_seed",
     (RunConfig, "batch_size"): "eval_batch_size",
@@ -60,8 +63,9 @@ _KEYS = {
     for config, names in _FIELDS
     for name in names.split()
 }
-# Settings of the training alone; the model's and `input_size` count for training and scores.
+# Settings of the training alone; the model's and the images' count for training and scores.
 TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
+TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
 HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
 
@@ -70,8 +74,7 @@ PathText = Annotated[Path, Strict(False)]
 
 
 def _checked_size(size: object) -> int | str:
-    shape = map_shape(size, 1)
-    return size if size == "input" or isinstance(size, int) else shape_text(shape)
+    return size if size == "input" else size_word(size)
 
 
 def _typed(found: Declared) -> tuple[Any, Any]:
@@ -91,7 +94,10 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    "input_size": {"optional": False, "default": TrainConfig.input_size},
+    "input_size": {
+        **{"kind": int, "marks": (Range(1, MOST),)},
+        **{"optional": False, "default": INPUT_SIZE},
+    },
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
     "p": {"default": SizeConfig.shares[0]},
@@ -106,6 +112,7 @@ def _fields() -> dict[str, tuple[Any, Any]]:
     }
     # YAML has numbers where a command gets text.
     found["target"] = (Literal["predicted", "label"] | NonNegativeInt, MapConfig.target)
+    found["model_family"] = (str, ...)  # the plan fills it where a model is named
     found["map_size"] = (Annotated[Any, AfterValidator(_checked_size)], MapConfig.map_size)
     return found
 
@@ -123,21 +130,24 @@ class _Experiment(BaseModel):
         if self.model_family != "slak_flex":
             reason = f"belongs to slak_flex, not to {self.model_family}"
             found |= dict.fromkeys(("alpha", "beta"), reason)
-        if self.model_family == "replknet":
-            found["ls_init"] = "replknet has no layer scale"
+        if self.model_family not in LAYER_SCALE:
+            found["ls_init"] = f"{self.model_family} has no layer scale to set"
         if self.model_family not in ("convnext", "slak_flex"):
             found["study_softmax"] = "belongs to convnext and slak_flex"
-        if self.model_family != "convnext":
-            found["pretrained"] = "belongs to convnext; other families take init_weights"
-        if self.localization_method == "cam":
-            found["pc1_range"] = "belongs to localization_method pc1, not to cam"
+        if self.model_family in FAMILIES and self.model_family != "convnext":
+            found["pretrained"] = "belongs to convnext and timm's; other models take init_weights"
+        if self.localization_method != "pc1":
+            reason = f"belongs to localization_method pc1, not to {self.localization_method}"
+            found["pc1_range"] = reason
         if self.metadata_root is None:
             found["dataset_name"] = "belongs to metadata_root, which is not given"
         return found
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the keys whose values cannot stand beside the others, and why."""
-        if self.model is not None:
+        if self.model_family not in FAMILIES and not (self.model or self.model_factory):
+            yield "model_family", f"must be {' or '.join(FAMILIES)}, got {self.model_family!r}"
+        elif self.model is not None:
             known = timm.list_models(module=self.model_family)
             if self.model.split(".", 1)[0] not in known:
                 yield "model", f"{self.model!r} is no model of {self.model_family}"
@@ -149,7 +159,7 @@ class _Experiment(BaseModel):
         if self.cub_root is not None and self.metadata_root is not None:
             yield "cub_root", "cannot be combined with metadata_root"
         side = -(-self.input_size // self.output_stride)
-        if self.localization_method == "pc1" and side < 4:
+        if self.localization_method == "pc1" and side < 4 and self.model_family in FAMILIES:
             yield (
                 "localization_method",
                 f"pc1 needs feature maps of 4x4; input_size {self.input_size} gives {side}x{side}"
@@ -167,16 +177,23 @@ class _Experiment(BaseModel):
 
     def model_of(self, weights: Path | None) -> ModelConfig:
         """Return the model with these weights; None for a model to be trained."""
-        return self._config(ModelConfig, weights=weights)
+        name = self.model_factory or self.model
+        pretrained = self.pretrained and weights is None
+        return self._config(ModelConfig, weights=weights, name=name, pretrained=pretrained)
+
+    def pixels(self) -> Preprocessing:
+        """Return what `preprocess` means for the model."""
+        return pixels_of(self.preprocess, self.model_family, self.model)
 
     def training(self) -> TrainConfig:
         """Return how the weights are trained, under a name that these settings alone decide."""
-        config = self._config(TrainConfig, input_size=self.input_size)
+        images = {name: getattr(self, name) for name in ("input_size", "preprocess")}
+        config = self._config(TrainConfig, **images)
         return replace(config, exp_name=self._training_name(config))
 
     def data(self) -> DataConfig:
         """Return the images that are scored."""
-        return self._config(DataConfig)
+        return self._config(DataConfig, pixels=self.pixels())
 
     def run(self) -> RunConfig:
         """Return how to compute."""
@@ -207,7 +224,7 @@ class _Experiment(BaseModel):
         what else a file of experiments holds.
         """
         parts = [exp_name(self.model_of(None), config)]
-        parts += [self.model] if self.model else []
+        parts += [self.model] if self.model and self.model_family in FAMILIES else []
         parts += [f"{k}{v!r}" for k in ("alpha", "beta") if (v := getattr(self, k)) is not None]
         others = {
             key: value
@@ -229,7 +246,8 @@ Settings = create_model(
 )
 
 # What decides the weights and is not legible in a training's name.
-_IN_DIGEST = {*TRAINING, "num_classes", "output_stride", "precision", "channels_last"}
+_IN_DIGEST = {*TRAINING, "preprocess", "model_factory", "num_classes", "output_stride"}
+_IN_DIGEST |= {"precision", "channels_last"}
 _IN_DIGEST -= {"epochs", "lr", "aug_mode", *HOW}
 
 

@@ -19,6 +19,7 @@ def launcher(
     algorithm: str,
     *,
     turned: bool = False,
+    relu: bool = False,
     isa: str = "",
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Return a function (x, weight, bias) -> y for all x with the layout of `image`.
@@ -29,6 +30,7 @@ def launcher(
         memory_format: the memory format of y.
         algorithm: "fft" or "direct".
         turned: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        relu: store max(0, y); NaN stays NaN.
         isa: the instruction set; empty for that of the process.
     """
     shape, dtype, copied = image.shape, image.dtype, not _is_readable(image)
@@ -42,6 +44,7 @@ def launcher(
         *shape[:2],
         algorithm,
         isa,
+        relu,
     )
     run = kernel.run
 

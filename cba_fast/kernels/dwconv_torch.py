@@ -1,7 +1,8 @@
-"""Depthwise convolution by PyTorch's own kernels, avoiding their known faults on CPUs.
+"""Depthwise convolution by PyTorch's own kernels, as they are or avoiding their faults on CPUs.
 
-On CPUs three things differ from `torch.nn.functional.conv2d` and its backward. The figures are for
-torch 2.15 with oneDNN on two cores with AVX-512.
+`conv2d`, `conv2d_grad_x` and `conv2d_grad_weight` are what `torch.nn.Conv2d` does. On CPUs the
+other functions differ from them in three things. The figures are for torch 2.15 with oneDNN on two
+cores with AVX-512.
 
 - The float32 weight gradient is computed in channels_last. In NCHW oneDNN returns wrong values for
   kernels of at least 33 rows and at most 3 columns that are not taller than the image: relative
@@ -35,16 +36,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return forward(x.float(), weight.float(), wide_bias).to(x.dtype)
     if _float32_on_cpu(x) and weight.shape[3] > _WIDEST_FAST_NCHW:
         x = x.to(memory_format=torch.channels_last)
-    kh, kw = weight.shape[-2:]
-    return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=x.shape[1])
+    return conv2d(x, weight, bias)
 
 
 def grad_x(grad: Tensor, weight: Tensor) -> Tensor:
     """Return the input gradient (N, C, H, W)."""
     if _needs_float32(grad, weight.shape[2:]):
         return grad_x(grad.float(), weight.float()).to(grad.dtype)
-    # Only the input's shape and strides are read, and the gradient has the same ones.
-    return _convolution_backward(grad, grad, weight, [True, False, False])[0]
+    return conv2d_grad_x(grad, weight)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
@@ -54,6 +53,23 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
     if _float32_on_cpu(x):
         grad = grad.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
+    return conv2d_grad_weight(grad, x, kernel_size)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution as `torch.nn.Conv2d` computes it."""
+    kh, kw = weight.shape[-2:]
+    return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=x.shape[1])
+
+
+def conv2d_grad_x(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the input gradient as `torch.nn.Conv2d` computes it."""
+    # Only the input's shape and strides are read, and the gradient has the same ones.
+    return _convolution_backward(grad, grad, weight, [True, False, False])[0]
+
+
+def conv2d_grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """Return the weight gradient as `torch.nn.Conv2d` computes it."""
     weight = x.new_empty((x.shape[1], 1, *kernel_size))  # only its shape is read
     return _convolution_backward(grad, x, weight, [False, True, False])[1]
 
@@ -68,6 +84,12 @@ def _needs_float32(x: Tensor, kernel_size: tuple[int, int]) -> bool:
     narrow = kernel_size[1] <= _WIDEST_IN_BF16
     by_onednn = x.dtype == torch.bfloat16 and torch.backends.mkldnn.enabled and _onednn_has_bf16()
     return not (narrow and by_onednn)
+
+
+def may_hang(x: Tensor, kernel_size: tuple[int, int]) -> bool:
+    """Say whether `conv2d` or a gradient of it may not return (see above)."""
+    bfloat16 = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return bfloat16 and kernel_size[1] > _WIDEST_IN_BF16 and _onednn_has_bf16()
 
 
 @functools.cache

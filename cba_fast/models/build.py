@@ -1,17 +1,22 @@
-"""Build a model of one of the study's families, with or without a checkpoint."""
+"""Build a model: one of the study's, any of timm's, or what a user's own function makes."""
 
 import os
 import re
+from dataclasses import replace
 
 import timm
 import torch
 from torch import nn
 
 from ..errors import CheckpointError, InputError
+from ..shapes import Size
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
 from .convnext_study import ConvNeXtStudy
+from .description import FACTORY, ModelDescription
+from .factory import count_classes, model_from_factory
 from .layouts import Layout
-from .resolve import Resolved, resolve_description
+from .resolve import FAMILIES, Resolved, resolve_description
+from .timm_networks import create_network, download, load_fitting, load_network
 
 _TIMM = tuple(int(n) for n in re.findall(r"\d+", timm.__version__)[:3])
 
@@ -20,8 +25,11 @@ def build_model(
     family: str | None = None,
     *,
     model: str | None = None,
+    factory: str | None = None,
     checkpoint: str | os.PathLike | None = None,
+    pretrained: bool | str = False,
     num_classes: int | None = None,
+    input_size: Size = None,
     alpha: float | None = None,
     beta: float | None = None,
     output_stride: int | None = None,
@@ -36,26 +44,31 @@ def build_model(
     (then timm's own model, with its norm before the classifier). Every key must be there and fit.
 
     Args:
-        family: one of `FAMILIES`; None for the checkpoint's.
-        model: a model name of that family, as in ``timm.create_model``; None for the one that the
-            checkpoint records, or the study's (`DEFAULT_MODELS`). For convnext any ConvNeXt of
-            timm's.
+        family: one of `FAMILIES`; None for that of `model` or of the checkpoint.
+        model: any name that ``timm.create_model`` takes, of that family if one is given; None for
+            the one that the checkpoint records, or the study's (`DEFAULT_MODELS`).
+        factory: instead of a name: where a function is that makes the network, see `load_factory`.
         checkpoint: a file, see `read_checkpoint`; None for random weights.
-        num_classes: None for the checkpoint's, or 1000 without one.
+        pretrained: True: timm's weights (a download) with their classifier; "features": those of
+            all but the classifier, which is random.
+        num_classes: None for the checkpoint's or timm's, or 1000.
+        input_size: size of the images, a side or (H, W), for networks that are built for one size
+            alone, such as ViT; None for the recorded one or timm's.
         alpha, beta: the mixture of slak_flex, finite; None for the recorded one, or for 1 and 0,
             SLaK's cross.
-        output_stride: 32, or 16 for small inputs: the last stage then keeps the resolution; None
-            for the recorded one, or 32.
+        output_stride: 16 for small inputs, where the last stage then keeps the resolution, or 32;
+            None for the recorded one, or for 32 (other families: the model's).
         **model_kwargs: options of the model's constructor, such as ``drop_path_rate``.
 
     Returns:
-        A module with ``forward`` (logits), ``forward_features``, ``forward_head``,
-        ``get_classifier``, and the attributes ``family``, ``study_softmax`` and ``description`` (a
-        `ModelDescription`).
+        A module with ``forward`` (logits) and the attribute ``description`` (a `ModelDescription`).
+        All but a factory's have timm's ``forward_features``, ``forward_head``, ``get_classifier``,
+        and the attribute ``family``; those of the study have ``study_softmax``.
 
     Raises:
         InputError: unknown family or model, a model of another family, alpha or beta where they
-            have no meaning, `num_classes` below 1 or other than the checkpoint's.
+            have no meaning, `num_classes` below 1 or other than the checkpoint's, a factory that
+            fails, weights that cannot be downloaded.
         CheckpointError: see `read_checkpoint`; a file of another family or model, or with missing,
             unexpected or mis-shaped keys.
     """
@@ -64,20 +77,51 @@ def build_model(
         read,
         family=family,
         model=model,
+        factory=factory,
+        pretrained=pretrained,
         num_classes=num_classes,
         output_stride=output_stride,
+        input_size=input_size,
         alpha=alpha,
         beta=beta,
     )
     found = resolved.description
-    options = {"output_stride": found.output_stride}
-    options |= {k: v for k in ("alpha", "beta") if (v := getattr(found, k)) is not None}
-    options |= model_kwargs
-    if read is None:
-        built = _create(found.family, found.model, None, found.num_classes or 1000, options)
+    if found.family == FACTORY:
+        return _from_factory(found, read)
+    options = {k: v for k in ("alpha", "beta") if (v := getattr(found, k)) is not None}
+    options |= {"output_stride": found.output_stride, **model_kwargs}
+    count = found.num_classes or 1000
+    if found.family not in FAMILIES or pretrained is True:
+        options |= {"input_size": found.input_size, "pretrained": bool(pretrained)}
+        built = create_network(found.model, count, **options)
+        if read is not None:
+            load_network(built, resolved.checkpoint, found.model)
+        built.family = found.family
+    elif pretrained:
+        options["pretrained"] = True
+        built = download(
+            found.model, lambda: _create(found.family, found.model, None, count, options)
+        )
+    elif read is None:
+        built = _create(found.family, found.model, None, count, options)
     else:
         built = _load(read, resolved, options)
     built.description = found
+    return built.eval()
+
+
+def _from_factory(found: ModelDescription, read: Checkpoint | None) -> nn.Module:
+    """Return the network of a user's function, with the weights of the file."""
+    built = model_from_factory(found.model, found.num_classes)
+    if read is not None:
+        load_fitting(built, read, f"the network of {found.model}")
+    count = count_classes(found.model, built, found.input_size)
+    if found.num_classes not in (None, count):
+        raise InputError(
+            f"the network of {found.model} gives {count} logits, but num_classes is"
+            f" {found.num_classes}"
+        )
+    built.description = replace(found, num_classes=count)
     return built.eval()
 
 

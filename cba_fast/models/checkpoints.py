@@ -8,7 +8,8 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ from .layouts import detect_layout, in_known_names
 # come the names of the study and the official scripts, then those of PyTorch's tutorials, then
 # those of averaged weights.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "model_ema", "state_dict_ema", "ema")
-# Prefixes that DataParallel, torch.compile and Lightning put before every key.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+# Prefixes that DataParallel, torch.compile and Lightning's usual attributes put before the keys.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         CheckpointError: as `read_checkpoint`.
     """
-    return _read(path)[0]
+    return _read(path, False)[0].state
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,13 +49,26 @@ class Checkpoint(Short):
         path: the file.
         state: the tensors by key, in the file's order and dtypes.
         description: what the file says about its model; None if another program wrote the file.
-        taken: which of the file's state dicts this is, in words; "" where there was no choice.
+        taken: which part of the file this is, in words; "" for the whole file.
+        stored: the state dict with the keys of the file.
+        wrapper: the part of `taken` that speaks of the wrapper.
     """
 
     path: Path
     state: dict[str, Tensor]
     description: ModelDescription | None = None
     taken: str = ""
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    wrapper: str = ""
+
+    def variants(self) -> Iterator["Checkpoint"]:
+        """Yield this checkpoint with each state dict that the keys of the file may stand for.
+
+        First come the file's own keys, then those without the prefixes that all have, then those
+        that alone have a prefix.
+        """
+        for state, left_out in variants(self.stored):
+            yield replace(self, state=state, taken=_joined(self.wrapper, left_out))
 
 
 def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpoint:
@@ -63,7 +77,7 @@ def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpo
     A name that ends in ``.safetensors`` is read as such, any other by
     ``torch.load(weights_only=True)``, which runs no code; an ``argparse.Namespace`` beside the
     weights is accepted. Wrappers (``{"model": ...}``, ``{"state_dict": ...}``, nested too) and the
-    prefixes ``module.``, ``_orig_mod.`` and ``model.`` are taken off. Keys of
+    prefixes ``module.``, ``_orig_mod.``, ``model.`` and ``net.`` are taken off. Keys of
     facebookresearch/ConvNeXt get timm's names, and keys of early SLaK files their later names.
 
     Args:
@@ -76,13 +90,14 @@ def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpo
             holds something else than dense tensors, or a description of wrong types; the message
             names the file.
     """
-    state, said, taken = _read(path, mapped)
-    description = None if said is None else ModelDescription.from_json(said, path)
-    return Checkpoint(Path(path), state, description, taken)
+    found, said = _read(path, mapped)
+    if said is None:
+        return found
+    return replace(found, description=ModelDescription.from_json(said, path))
 
 
-def _read(path: str | os.PathLike, mapped: bool = False) -> tuple[dict[str, Tensor], object, str]:
-    """Return the tensors, what the file says about its model (or None), and `Checkpoint.taken`."""
+def _read(path: str | os.PathLike, mapped: bool) -> tuple[Checkpoint, object]:
+    """Return what the file holds, and apart from it its description (or None), unread."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -90,13 +105,14 @@ def _read(path: str | os.PathLike, mapped: bool = False) -> tuple[dict[str, Tens
         value, said = _read_safetensors(path)
     else:
         value, said = _read_torch(path, mapped), None
-    state, taken = _unwrap(value, path)
-    metadata = getattr(state, "_metadata", None)
+    stored, wrapper = _unwrap(value, path)
+    metadata = getattr(stored, "_metadata", None)
     if said is None and isinstance(metadata, dict):
         said = metadata.get(KEY)
-    _check_tensors(state, path)
-    state, left_out = _strip_prefixes(state)
-    return in_known_names(state), said, ", ".join(t for t in (taken, left_out) if t)
+    _check_tensors(stored, path)
+    state, left_out = _of_a_family(stored)
+    taken = _joined(wrapper, left_out)
+    return Checkpoint(path, in_known_names(state), None, taken, stored, wrapper), said
 
 
 def described(state: dict[str, Tensor], description: ModelDescription) -> dict[str, Tensor]:
@@ -281,8 +297,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _unwrap(value: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the innermost state dict, and which of several it is."""
-    taken, seen = "", set()
+    """Return the innermost state dict, and in words under which keys it lies."""
+    taken, seen = [], set()
     while isinstance(value, dict):
         found = [k for k in _WRAPPERS if isinstance(value.get(k), dict)]
         # Some scripts keep settings under these names, so entries with weights are preferred.
@@ -292,14 +308,14 @@ def _unwrap(value: object, path: Path) -> tuple[dict[str, Tensor], str]:
         if id(value) in seen:
             raise CheckpointError(f"{path}: its {found[0]!r} contains itself")
         seen.add(id(value))
-        if len(found) > 1:
-            taken = f"its {found[0]!r}, not {' or '.join(map(repr, found[1:]))}"
+        others = f", not {' or '.join(map(repr, found[1:]))}" if len(found) > 1 else ""
+        taken.append(f"its {found[0]!r}{others}")
         value = value[found[0]]
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a state dict")
     if not value:
         raise CheckpointError(f"{path}: the state dict is empty")
-    return value, taken
+    return value, _joined(*taken)
 
 
 def _holds_weights(value: dict) -> bool:
@@ -335,14 +351,38 @@ def _unusable_kind(tensor: Tensor) -> str | None:
     return None
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return `state` without its keys' prefixes, and in words which other keys were left out."""
+def variants(state: dict[str, Tensor]) -> list[tuple[dict[str, Tensor], str]]:
+    """Return the state dicts that the keys of a file may stand for; see `Checkpoint.variants`.
+
+    Beside each stands in words which keys it leaves out.
+    """
+    found = [(each, "") for each in _peeled(state)]
+    bare = found[-1][0]
+    for prefix in _PREFIXES:
+        # A LightningModule's state dict may hold losses or averaged weights besides its network.
+        inner = {k[len(prefix) :]: v for k, v in bare.items() if k.startswith(prefix)}
+        if 0 < len(inner) < len(bare):
+            left_out = f"its {prefix!r}, not the {len(bare) - len(inner)} other keys"
+            found += [(each, left_out) for each in _peeled(inner)]
+    return found
+
+
+def _of_a_family(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the variant that has the keys of one of the study's families, else all keys."""
+    parts = {left_out: found for found, left_out in variants(state)}  # without all prefixes
+    known = (p for p in parts if p and detect_layout(parts[p]) is not None)
+    taken = next(known, "")
+    return parts[taken], taken
+
+
+def _peeled(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return `state` without 0, 1, ... of the prefixes that all of its keys have."""
+    found = [state]
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {k[len(prefix) :]: v for k, v in state.items()}
-    # A LightningModule's state dict may hold losses or averaged weights besides its `model`.
-    inner = {k: v for k, v in state.items() if k.startswith("model.")}
-    if inner and len(inner) < len(state):
-        inner, _ = _strip_prefixes(inner)
-        if detect_layout(inner) is not None:
-            return inner, f"its 'model.', not the {len(state) - len(inner)} other keys"
-    return state, ""
+        found.append(state)
+    return found
+
+
+def _joined(*texts: str) -> str:
+    return ", ".join(text for text in texts if text)

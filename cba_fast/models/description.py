@@ -6,13 +6,16 @@ wrong results instead of an error.
 
 import math
 from dataclasses import dataclass, fields
+from typing import get_args
 
+from ..choices import Preprocess
 from ..errors import CheckpointError
 from ..short import Short
 
 # Where the description lies: in the state dict's ``_metadata`` and in the header of safetensors.
 KEY = "cba_fast"
-PREPROCESSING = "study"
+# The family of a network that a user's own function makes.
+FACTORY = "factory"
 LARGEST_INPUT = 8192
 
 
@@ -23,12 +26,14 @@ class ModelDescription(Short):
     None means that a value is unknown.
 
     Attributes:
-        family, model: as `build_model` takes them.
+        family, model: as `build_model` takes them; of networks outside of the study the name of
+            timm's module, such as "resnet", or `FACTORY` and where its function is.
         num_classes: number of rows of the classifier.
         class_names: the class of each row.
         output_stride: 32 or 16.
-        input_size: side of the images in pixels.
-        preprocessing: "study", see `cba_fast.data.study_transform`.
+        input_size: side of the images in pixels; text such as "256x384" (height x width) if they
+            are not square, which no file records.
+        preprocessing: "study", see `cba_fast.data.study_transform`, or "model", timm's for it.
         alpha, beta: the mixture of slak_flex; None where it is merged into the weights.
     """
 
@@ -37,7 +42,7 @@ class ModelDescription(Short):
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     output_stride: int | None = None
-    input_size: int | None = None
+    input_size: int | str | None = None
     preprocessing: str | None = None
     alpha: float | None = None
     beta: float | None = None
@@ -107,7 +112,7 @@ _RULES = {
         lambda v: _is_count(v) and v <= LARGEST_INPUT,
         f"a whole number from 1 to {LARGEST_INPUT}",
     ),
-    "preprocessing": (lambda v: v == PREPROCESSING, f"{PREPROCESSING!r}, the one known"),
+    "preprocessing": (lambda v: v in get_args(Preprocess), "'study' or 'model'"),
     "alpha": (_is_finite, "a finite number"),
     "beta": (_is_finite, "a finite number"),
 }

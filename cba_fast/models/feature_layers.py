@@ -1,17 +1,23 @@
 """The layers of a network that give feature maps, in the order in which they run."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn import eval_mode
-from .features import layout_of
+from .anatomy import Call, watched, with_tokens
+from .features import FeatureLayout, layout_of
 
 OUTPUT = "output"  # what the network's own output is called where a layer is named
 
+# Kinds of layers and the layout of a map that they work on.
+_WORK_ON = {
+    (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d): "NCHW",
+    (nn.Linear, nn.LayerNorm): "NHWC",
+}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -28,25 +34,45 @@ def main_tensor(output: object) -> object:
     return output
 
 
-@contextlib.contextmanager
-def watching(layers: Mapping[str, nn.Module], see: Callable[[str, object], None]) -> Iterator[None]:
-    """Call ``see(name, tensor)`` with the `main_tensor` of a layer's output after each run of it.
+def map_of(
+    model: nn.Module,
+    output: object,
+    image_size: Sequence[int],
+    *,
+    module: nn.Module | None = None,
+    last: bool = False,
+    layout: str | FeatureLayout | None = None,
+    where: str = "a layer",
+) -> Tensor:
+    """Return the feature map (N, C, h, w) in what a layer of `model` returned.
 
-    What `see` returns is ignored. A later layer that works in place may change the tensor.
+    Args:
+        output: a tensor, or a tuple, list or dict with one; see `main_tensor`.
+        module: the layer, whose own layers tell the layout where nothing else does.
+        model, image_size, last, layout, where: see `cba_fast.models.features.layout_of`.
+
+    Raises:
+        ValueError: there is none, or its layout cannot be known.
     """
-
-    def hook_of(name: str) -> Callable:
-        def hook(module, args, output):
-            see(name, main_tensor(output))
-
-        return hook
-
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in layers.items()]
+    features = main_tensor(output)
+    if getattr(features, "ndim", 0) == 3:
+        model = with_tokens(model)
+    known = {"model": model, "last": last, "layout": layout, "where": where}
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        found = layout_of(features, image_size, **known)
+    except ValueError:
+        kind = _layout_inside(module)
+        if kind is None or layout is not None or getattr(features, "ndim", 0) != 4:
+            raise
+        found = FeatureLayout(kind)
+    return found.to_nchw(features)
+
+
+def _layout_inside(module: nn.Module | None) -> str | None:
+    """Return the layout that the layers inside a module work on, if it is the same for all."""
+    layers = () if module is None else module.modules()
+    kinds = {kind for m in layers for types, kind in _WORK_ON.items() if isinstance(m, types)}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def layers_of(model: nn.Module, x: Tensor) -> list[str]:
@@ -64,14 +90,15 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
     """
     candidates, runs, order = dict(_parts("", model)), [], []
 
-    def see(name: str, features: object) -> None:
-        runs.append(name)
-        with contextlib.suppress(ValueError):
-            layout = layout_of(features, x.shape[2:], model=model, last=False)
-            if layout.to_nchw(features)[0, 0].numel() > 1:
-                order.append(name)
+    def see(call: Call) -> None:
+        if call.name in candidates:
+            runs.append(call.name)
+            with contextlib.suppress(ValueError):
+                maps = map_of(model, call.result, x.shape[2:], module=call.module)
+                if maps[0, 0].numel() > 1:
+                    order.append(call.name)
 
-    with torch.no_grad(), eval_mode(model), watching(candidates, see):
+    with torch.no_grad(), eval_mode(model), watched(model, see):
         model(x[:1])
     order = [name for name in order if runs.count(name) == 1]
     if not order:
@@ -80,17 +107,6 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
             f" {x.shape[2]}x{x.shape[3]}: name one as `layer`"
         )
     return order
-
-
-def last_layer(model: nn.Module, x: Tensor) -> str:
-    """Return the name of the layer whose map is the last one of a network.
-
-    It is "output" if the network's own output is a map, else the last of `layers_of`.
-    """
-    with torch.no_grad(), eval_mode(model):
-        output = main_tensor(model(x[:1]))
-    is_map = torch.is_tensor(output) and output.ndim == 4 and output[0, 0].numel() > 1
-    return OUTPUT if is_map else layers_of(model, x)[-1]
 
 
 def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

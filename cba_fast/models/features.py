@@ -1,6 +1,5 @@
 """Find out how a model lays out its feature maps, and bring them to (N, C, h, w) and back."""
 
-import difflib
 import functools
 import inspect
 import math
@@ -10,44 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-
 LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 # How many tokens may come before those of the map where a model has no attribute
 # ``num_prefix_tokens``: none, a class token, or a class and a distillation token.
 _USUAL_PREFIXES = (0, 1, 2)
-
-
-def find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """Return the dotted name and the module of a layer that is given by either.
-
-    Args:
-        model: the network.
-        layer: a dotted name as in ``model.named_modules()``, or one of these modules. Names go
-            through wrappers such as `torch.nn.DataParallel` and compiled modules: "layer4" finds
-            "module.layer4".
-
-    Raises:
-        InputError: the model has no such layer; the message names similar ones.
-        TypeError: `layer` is something else.
-    """
-    modules = dict(model.named_modules())
-    if isinstance(layer, nn.Module):
-        for name, module in modules.items():
-            if module is layer:
-                return name, module
-        raise InputError(f"{type(model).__name__} does not contain this {type(layer).__name__}")
-    if not isinstance(layer, str):
-        raise TypeError(f"`layer` must be the name of a module or a module, got {layer!r}")
-    for wrapper in ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
-        if wrapper + layer in modules:
-            return wrapper + layer, modules[wrapper + layer]
-    near = difflib.get_close_matches(layer, modules, 5) or [n for n, _ in model.named_children()]
-    raise InputError(
-        f"{type(model).__name__} has no module named {layer!r}; it has, for example,"
-        f" {', '.join(near[:5]) or 'none at all'}"
-    )
 
 
 @dataclass(frozen=True)
@@ -175,17 +141,25 @@ def _evidence(
     yield {kind for kind, grid in sides.items() if _has_aspect(grid, image_size)}
     height, width = image_size
     yield {kind for kind, (h, w) in sides.items() if h * width == w * height}
-    yield said
+    # timm's models of another format say so.
+    yield said or ({"NCHW"} if not last and hasattr(model, "pretrained_cfg") else set())
     if head is None and last and hasattr(model, "forward_head"):
-        # Pooled features are compared rather than logits, where the model can return them: some
-        # models start with a classifier of zeros, whose logits never change.
-        has = "pre_logits" in inspect.signature(model.forward_head).parameters
-        head = functools.partial(model.forward_head, **({"pre_logits": True} if has else {}))
+        head = pooling_head(model)
     if head is not None:
         probe = random_like(features)
         moved = {"NCHW": probe.roll(1, 3), "NHWC": probe.roll(1, 1)}
         changes = {kind: head_change(head, probe, other) for kind, other in moved.items()}
         yield {kind for kind, change in changes.items() if change < 0.05 * max(changes.values())}
+
+
+def pooling_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the model's ``forward_head``, up to the pooled features where it can return them.
+
+    They tell more than logits: some models start with a classifier of zeros, whose logits never
+    change.
+    """
+    has = "pre_logits" in inspect.signature(model.forward_head).parameters
+    return functools.partial(model.forward_head, **({"pre_logits": True} if has else {}))
 
 
 def random_like(features: Tensor) -> Tensor:

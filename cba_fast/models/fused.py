@@ -6,7 +6,9 @@ from timm.layers.activations import GELU, GELUTanh
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from ..nn.depthwise import DepthwiseConv2d, why_not_covered
 from ..nn.fused import can_fuse, fused_conv, fused_dtype, fused_mlp
+from ..ops.dwconv import depthwise_conv2d
 from .layers import LayerScaleBlock
 from .replknet import ConvFFN, RepLKBlock
 from .slak import SLaKBlock
@@ -84,19 +86,28 @@ class FusedSequential(_Fused, nn.Sequential):
 
 
 class FusedRepLKBlock(_Fused, RepLKBlock):
-    """1x1 + ReLU, large kernel, ReLU in place, 1x1 + residual."""
+    """1x1 + ReLU, large kernel + ReLU, 1x1 + residual."""
 
     @staticmethod
     def fits(block: RepLKBlock) -> bool:
-        return isinstance(block.prelkb_bn, nn.Identity) and _is_merged(block.pw1, block.pw2)
+        large = getattr(block.large_kernel, "lkb_reparam", None)
+        return (
+            isinstance(block.prelkb_bn, nn.Identity)
+            and _is_merged(block.pw1, block.pw2)
+            and type(large) is DepthwiseConv2d
+            and why_not_covered(large) is None
+        )
 
     def bypassed(self) -> tuple[nn.Module, ...]:
-        pw1, pw2 = self.pw1, self.pw2
-        return self.prelkb_bn, pw1, *pw1, self.lk_nonlinear, pw2, *pw2, self.drop_path
+        pw1, pw2, large = self.pw1, self.pw2, self.large_kernel
+        inner = large, large.lkb_reparam, self.lk_nonlinear
+        return self.prelkb_bn, pw1, *pw1, *inner, pw2, *pw2, self.drop_path
 
     def run(self, x: Tensor) -> Tensor:
-        y = self.large_kernel(fused_conv(self.pw1.conv, x, "relu"))
-        return fused_conv(self.pw2.conv, y.relu_(), add=x)
+        y, large = fused_conv(self.pw1.conv, x, "relu"), self.large_kernel.lkb_reparam
+        how = {"algorithm": large.algorithm, "activation": "relu"}
+        y = depthwise_conv2d(y, large.weight, large.bias, **how)
+        return fused_conv(self.pw2.conv, y, add=x)
 
 
 class FusedConvFFN(_Fused, ConvFFN):

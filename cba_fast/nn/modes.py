@@ -1,4 +1,4 @@
-"""Switching models between training and evaluation mode."""
+"""Contexts in which a model evaluates, and in which its weights get no gradients."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,3 +19,22 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode with no parameter requiring a gradient; restore both at the end.
+
+    If weights were not frozen, ``autograd.grad(score, x)`` would compute their gradients as well.
+    Eval mode keeps the images of a batch independent, so that the gradient of the batch's summed
+    score is each image's own gradient. Modes and flags are restored one by one, on errors too.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trainable:
+            p.requires_grad_(False)
+        with eval_mode(model):
+            yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)

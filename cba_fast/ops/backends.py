@@ -2,23 +2,27 @@
 
 Each op has a :class:`BackendTable`: its backends in order of preference. A backend's predicate
 ``refuses(*args)`` returns the reason why it cannot run for these arguments, or None if it can.
-``backend=None`` takes the first backend that can run and need not be named; a named backend that
-cannot run raises a `ValueError` with the reason. ``cba-fast info`` prints the tables.
+``backend=None`` takes the first backend that can run; a named backend that cannot run raises a
+`ValueError` with the reason. ``cba-fast info`` prints the tables.
+
+GPU kernels have been compiled and emulated for many architectures, but have run on few. So such a
+backend has a self-check: before ``backend=None`` takes it, it computes a small fixed case on that
+device, once per process, and must agree with the reference. A named backend is not checked.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from ..errors import CbaWarning
 
 log = logging.getLogger("cba_fast")
 
-NAMES = ("reference", "torch", "cpp", "triton", "cuda")
-
-# Some kernels were only emulated and compiled. Nobody knows whether they are right and fast on a
-# GPU, so ``backend=None`` must not take them. docs/gpu-status.md lists them.
-UNPROVEN = "it has not run on a GPU yet; only naming it takes it"
+NAMES = ("reference", "torch", "conv2d", "cpp", "triton", "cuda")
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,33 @@ class Backend:
             or None.
         unavailable: a function that returns why the backend never runs here (not built, no
             compiler, no GPU), or None.
-        on_request: why ``backend=None`` never takes this backend although it can run, or None.
+        self_check: a function that computes a small case on a device with this backend, and raises
+            an exception if it does not agree with the reference (`expect`); None for backends that
+            need no check.
     """
 
     name: str
     refuses: Callable[..., str | None]
     unavailable: Callable[[], str | None] = lambda: None
-    on_request: str | None = None
+    self_check: Callable[[torch.device], None] | None = None
 
     def reason(self, *args) -> str | None:
         """Return why this backend cannot run for `args`, or None."""
         return self.unavailable() or self.refuses(*args)
 
-    def reason_unless_named(self, *args) -> str | None:
-        """Return why ``backend=None`` does not take this backend for `args`, or None."""
-        return self.reason(*args) or self.on_request
+
+def expect(result: Tensor, expected: Tensor, tolerance: float = 0.0) -> None:
+    """Raise an `ArithmeticError` unless a result is the expected one.
+
+    Args:
+        result: the tensor of a kernel, on any device.
+        expected: the right one, on the CPU, of the same shape.
+        tolerance: the largest allowed relative L2 error.
+    """
+    result, expected = result.cpu().double(), expected.double()
+    error = ((result - expected).norm() / expected.norm()).item()
+    if not error <= tolerance:
+        raise ArithmeticError(f"its result has a relative error of {error:.2g}")
 
 
 class BackendTable:
@@ -57,6 +73,7 @@ class BackendTable:
         self.op = op
         self.backends = {b.name: b for b in backends}
         self._logged: set[tuple[str, str]] = set()
+        self._checked: dict[tuple[str, torch.device], str | None] = {}
         BackendTable.registry[op] = self
 
     def resolve(self, requested: str | None, *args) -> str:
@@ -82,8 +99,8 @@ class BackendTable:
                 raise ValueError(f"{self.op}: backend {requested!r} cannot run: {reason}")
             return requested
         reasons = []
-        for name, backend in self.backends.items():
-            reason = backend.reason_unless_named(*args)
+        for name in self.backends:
+            reason = self.reason_unless_named(name, *args)
             if reason is None:
                 return name
             reasons.append(f"{name}: {reason}")
@@ -91,3 +108,31 @@ class BackendTable:
                 self._logged.add((name, reason))
                 log.info("%s: backend %r not used: %s", self.op, name, reason)
         raise ValueError(f"{self.op}: no backend can run: " + "; ".join(reasons))
+
+    def reason_unless_named(self, name: str, *args) -> str | None:
+        """Return why ``backend=None`` does not take the backend `name` for `args`, or None."""
+        backend = self.backends[name]
+        reason = backend.reason(*args)
+        if reason is not None or backend.self_check is None:
+            return reason
+        return self._failure(backend, args[0].device)
+
+    def _failure(self, backend: Backend, device: torch.device) -> str | None:
+        """Run the self-check of a backend on a device, if it has not run; return why it failed."""
+        key = (backend.name, device)
+        if key not in self._checked:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return "its self-check cannot run while a CUDA graph is captured"
+            try:
+                backend.self_check(device)
+                self._checked[key] = None
+            except Exception as e:  # whatever is wrong there, another backend can compute
+                where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
+                failure = f"its self-check failed on {where}: {type(e).__name__}: {e}"
+                self._checked[key] = failure
+                warnings.warn(
+                    f"{self.op}: backend {backend.name!r} is not used: {failure}",
+                    CbaWarning,
+                    stacklevel=2,
+                )
+        return self._checked[key]

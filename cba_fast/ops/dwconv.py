@@ -8,6 +8,7 @@ Each op chooses by itself how it is computed (`dwconv_choice`). The first call f
 layout checks its arguments, chooses a kernel and remembers its launcher; the next ones only launch.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..kernels import dwconv_cpp, dwconv_cuda, dwconv_torch, dwconv_triton
 from ..reference import dwconv as reference
+from . import choice_table
 from .dwconv_checks import (
     check_forward,
     check_grad_weight,
@@ -34,6 +36,7 @@ def depthwise_conv2d(
     *,
     backend: str | None = None,
     algorithm: str = AUTO,
+    activation: str = "none",
 ) -> Tensor:
     """Convolve each channel with its own kernel, with stride 1 and zero "same" padding.
 
@@ -48,11 +51,14 @@ def depthwise_conv2d(
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
-            nvcc; all dtypes but float64), "torch" (PyTorch's own), "reference" (slow), or None for
-            the fastest for these arguments. The backward passes use the same backend; with None
-            each uses the fastest for itself.
+            nvcc; all dtypes but float64), "torch" (PyTorch's own, avoiding its faults on CPUs),
+            "conv2d" (as `torch.nn.Conv2d`; no half types on CPUs), "reference" (slow), or None for
+            the fastest for these arguments by the tables of ``cba-fast tune``. The backward passes
+            use the same backend; with None each uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
+        activation: "relu" to return max(0, y), which the compiled CPU kernel computes while it
+            stores; or "none".
 
     Returns:
         (N, C, H, W) of x's dtype. Like the result of `conv2d`, it is channels_last if x or weight
@@ -60,8 +66,8 @@ def depthwise_conv2d(
 
     Raises:
         TypeError: an argument is no tensor, has a dtype that is not listed, or the dtypes differ.
-        ValueError: a shape, kernel size or device does not fit, `backend` or `algorithm` is
-            unknown, or the backend cannot run the algorithm (the message says why).
+        ValueError: a shape, kernel size or device does not fit, `backend`, `algorithm` or
+            `activation` is unknown, or the backend cannot run the algorithm (the message says why).
 
     Notes:
         On average, transforms are more accurate than sums over the taps: for 31x31 in float32 the
@@ -87,9 +93,10 @@ def depthwise_conv2d(
     check_differentiable("depthwise_conv2d", x=x, weight=weight, **given)
     if torch.jit.is_tracing():  # a TorchScript trace is run without this package
         kh, kw = weight.shape[2:]
-        return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
+        y = F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
+        return F.relu(y) if activation == "relu" else y
     op = torch.ops.cba_fast.depthwise_conv2d.default
-    return op(x, weight, bias, *_how(backend, algorithm))
+    return op(x, weight, bias, *_how(backend, algorithm), activation)
 
 
 def depthwise_conv2d_grad_x(
@@ -156,6 +163,7 @@ def _how(backend: str | None, algorithm: str) -> tuple[str, str]:
 # takes 20 microseconds; the convolution of a 7x7 map takes 3 on a CPU.
 _launchers: dict[tuple, Callable[..., Tensor]] = {}
 _MOST_LAUNCHERS = 4096  # images of very many sizes must not fill the memory
+choice_table.on_change.append(lambda: _launchers.clear())
 
 
 def _layout(t: Tensor) -> tuple:
@@ -169,10 +177,12 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
     return launcher
 
 
-# Kernels, fakes and derivatives. `how` is a pair: a backend's name or "auto", and an algorithm.
+# Kernels, fakes and derivatives. `how` is a backend's name or "auto", an algorithm and, for the
+# forward pass, an activation.
 
 
-def _forward(x, weight, bias, *how):
+def _forward(x, weight, bias, backend, algorithm, activation="none"):
+    how = backend, algorithm, activation  # the dispatcher leaves out arguments that are the default
     key = ("forward", *how, _layout(x), _layout(weight), None if bias is None else _layout(bias))
     launch = _launchers.get(key) or _remember(key, _image_launcher("forward", x, weight, bias, how))
     return launch(x, weight, bias)
@@ -180,36 +190,45 @@ def _forward(x, weight, bias, *how):
 
 def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor]:
     """Return a function (image, weight, bias) that computes `direction`: "forward" or "grad_x"."""
-    turned = direction == "grad_x"
-    memory_format = check_grad_x(image, weight) if turned else check_forward(image, weight, bias)
-    size = tuple(weight.shape[2:])
+    turned, (*how, activation) = direction == "grad_x", how
+    if turned:
+        memory_format = check_grad_x(image, weight)
+    else:
+        memory_format = check_forward(image, weight, bias, activation)
+    size, relu = tuple(weight.shape[2:]), activation == "relu"
     method = choose(direction, image, size, *how)
     if image.numel() == 0:
         return lambda image, weight, bias: _empty(image, memory_format)
     if method in COMPILED:
-        return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned)
+        return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned, relu=relu)
     if method in ("triton", "cuda"):
         kernels = dwconv_triton if method == "triton" else dwconv_cuda
         if turned:
             return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
-        return lambda x, weight, bias: kernels.forward(x, weight, bias, memory_format)
-    if method == "torch":
+        forward = functools.partial(kernels.forward, memory_format=memory_format)
+    elif method == "torch":
         forward, grad_x = dwconv_torch.forward, dwconv_torch.grad_x
+    elif method == "conv2d":
+        forward, grad_x = dwconv_torch.conv2d, dwconv_torch.conv2d_grad_x
     else:
         forward, grad_x = reference.depthwise_conv2d, reference.depthwise_conv2d_grad_x
     if turned:
         return lambda grad, weight, _: grad_x(grad, weight).contiguous(memory_format=memory_format)
+    if relu:
+        return lambda *args: forward(*args).contiguous(memory_format=memory_format).relu_()
     return lambda *args: forward(*args).contiguous(memory_format=memory_format)
 
 
-def _forward_fake(x, weight, bias, *how):
-    return _empty(x, check_forward(x, weight, bias))
+def _forward_fake(x, weight, bias, backend, algorithm, activation="none"):
+    return _empty(x, check_forward(x, weight, bias, activation))
 
 
 def _grad_x(grad, weight, *how):
     key = ("grad_x", *how, _layout(grad), _layout(weight))
     inputs = grad, weight, None
-    launch = _launchers.get(key) or _remember(key, _image_launcher("grad_x", *inputs, how))
+    launch = _launchers.get(key) or _remember(
+        key, _image_launcher("grad_x", *inputs, (*how, "none"))
+    )
     return launch(*inputs)
 
 
@@ -234,6 +253,7 @@ def _grad_weight_launcher(grad, x, size, how):
     if method in COMPILED:
         return dwconv_cpp.weight_launcher(grad, x, size, method)
     grad_weight = {
+        "conv2d": dwconv_torch.conv2d_grad_weight,
         "torch": dwconv_torch.grad_weight,
         "triton": dwconv_triton.grad_weight,
         "cuda": dwconv_cuda.grad_weight,
@@ -254,17 +274,21 @@ def _empty(like: Tensor, memory_format: torch.memory_format) -> Tensor:
 
 
 def _forward_setup(ctx, inputs, output):
-    x, weight, _, *ctx.how = inputs
+    x, weight, _, *ctx.how, activation = inputs
     ctx.save_for_backward(
-        x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+        x if ctx.needs_input_grad[1] else None,
+        weight if ctx.needs_input_grad[0] else None,
+        output if activation == "relu" else None,
     )
     ctx.kernel_size, ctx.weight_strides = tuple(weight.shape[2:]), weight.stride()
     ctx.memory_format = output_format(x, weight)
 
 
 def _forward_backward(ctx, grad):
-    x, weight = ctx.saved_tensors
+    x, weight, activated = ctx.saved_tensors
     ops = torch.ops.cba_fast
+    if activated is not None:
+        grad = torch.ops.aten.threshold_backward.default(grad, activated, 0)
     # An expanded gradient or one of another format is copied once for both passes. grad_x then has
     # the format of x.
     grad = grad.contiguous(memory_format=ctx.memory_format)
@@ -278,7 +302,7 @@ def _forward_backward(ctx, grad):
         )
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_weight, grad_bias, None, None
+    return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _restrided(t: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -345,7 +369,8 @@ def _grad_weight_flops(grad_shape, x_shape, kernel_size, *args, **kwargs) -> int
 _HOW = "str backend, str algorithm"
 
 register(
-    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_HOW}) -> Tensor",
+    f'depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_HOW}, str activation="none")'
+    " -> Tensor",
     _forward,
     _forward_fake,
     backward=_forward_backward,

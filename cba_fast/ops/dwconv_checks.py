@@ -11,6 +11,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAX_KERNEL = 63
+ACTIVATIONS = ("none", "relu")
 
 
 def check_image(name: str, x: Tensor) -> None:
@@ -42,8 +43,12 @@ def check_kernel_size(kernel_size) -> None:
         raise ValueError(f"the kernel size must be two odd numbers, 1 to {MAX_KERNEL}, got {size}")
 
 
-def check_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.memory_format:
+def check_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+) -> torch.memory_format:
     """Refuse arguments that `depthwise_conv2d` cannot take; return its result's memory format."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
     memory_format = check_grad_x(x, weight, "x")
     if bias is not None:
         _check_like("bias", bias, "x", x)

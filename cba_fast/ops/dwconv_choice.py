@@ -1,33 +1,50 @@
-"""Chooses how a depthwise convolution is computed: its backends, and the rule for the fastest.
+"""Chooses how a depthwise convolution is computed: its backends, and which method is fastest.
 
 A method is an algorithm of the compiled CPU kernel ("fft" or "direct") or the name of another
-backend. The rule for NVIDIA GPUs is in `dwconv_gpu`.
+backend. The fastest one is read from the tables of `choice_table`. Where they are silent, CPUs have
+a rule, and GPUs get PyTorch's convolution.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels import native
+from ..kernels import dwconv_cuda, dwconv_triton, native
 from ..kernels.gpu import triton_core
-from .backends import Backend, BackendTable
+from ..reference import dwconv as reference
+from . import choice_table
+from .backends import Backend, BackendTable, expect
+from .choice_table import Call
 from .dwconv_checks import is_channels_last
-from .dwconv_gpu import fastest_on_gpu, refuses_cuda, refuses_triton
+from .dwconv_gpu import refuses_cuda, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
-METHODS = ("fft", "direct", "torch", "triton", "cuda", "reference")
 COMPILED = ("fft", "direct")  # the methods of backend "cpp"
+_ON = {"cpu": ("fft", "direct", "conv2d", "torch"), "cuda": ("torch", "triton", "cuda")}
+_GPU_KERNELS = ("triton", "cuda")
 _MOST_PIXELS = 1 << 20  # some algorithms keep planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RULE = "the rule"
+
+
+class Choice(NamedTuple):
+    """The method for a call, and where the choice comes from: a table's file, or `RULE`."""
+
+    method: str
+    source: str
 
 
 def fastest(
     direction: str, size: tuple[int, int], kernel_size: tuple[int, int], channels_last: bool
 ) -> str:
-    """Return the fastest method on a CPU: "fft", "direct" or "torch".
+    """Return the method that is likely to be fastest on a CPU: "fft", "direct" or "torch".
 
-    The rule comes from measurements with AVX2 on two threads: maps with sides of 7 to 96, square
-    kernels of 3 to 31 and strips, batches of 1 and 8. One thread has the same winners.
+    The rule is for CPUs without a table. It was read off measurements with AVX2 on two threads:
+    maps with sides of 7 to 96, square kernels of 3 to 31 and strips, batches of 1 and 8.
 
     Args:
         direction: "forward", "grad_x" or "grad_weight".
@@ -38,20 +55,15 @@ def fastest(
     taps, pixels = kernel_size[0] * kernel_size[1], size[0] * size[1]
     small = pixels <= 100
     if direction == "grad_weight":
-        # PyTorch takes as long for 3x3 in channels_last, else 2 to 400 times as long.
         return "direct" if max(kernel_size) <= 9 or small else "fft"
     if small:
         return "direct"  # a transform has more padding than data
     if direction == "grad_x":
-        return "torch" if taps < 9 else "fft"  # PyTorch takes 1.3 to 6 times as long for 3x3
+        return "torch" if taps < 9 else "fft"
     if channels_last:
         if 1 in kernel_size:
-            return "torch"  # for 51x1 and 1x51 at 96x96 it is 0.9 to 1.6 times as fast as "fft"
-        # PyTorch is up to 1.7 times as fast for 5x5. For 7x7 it is 0.8 to 1 times as fast, but 1.3
-        # times at 96x96 and batch 8.
+            return "torch"
         return "torch" if taps < (81 if pixels > 64 * 64 else 49) else "fft"
-    # PyTorch is 0.5 to 1.2 times as fast for 3x3; for 5x5 it is 1.2 times as fast at 14x14, and 0.5
-    # to 0.96 times from 20x20 on.
     return "torch" if taps < (25 if pixels > 200 else 81) else "fft"
 
 
@@ -74,21 +86,51 @@ def _refuses_fft(image: Tensor, kernel_size, algorithm: str) -> str | None:
     return None
 
 
-def _table(op: str) -> BackendTable:
+def _refuses_conv2d(image: Tensor, kernel_size, algorithm: str) -> str | None:
+    if image.device.type == "cpu" and image.dtype in (torch.float16, torch.bfloat16):
+        return "PyTorch adds up half types in half precision for some shapes, and hangs for others"
+    return _refuses_fft(image, kernel_size, algorithm)
+
+
+def _check_on_gpu(direction: str, kernels, device: torch.device) -> None:
+    """Compare a backend's kernels with the reference for one small case in each dtype."""
+    steps = torch.arange(1, 2 * 3 * 9 * 10 + 1, dtype=torch.float64, device="cpu")
+    image, other = steps.sin().reshape(2, 3, 9, 10), (steps * 1.7).cos().reshape(2, 3, 9, 10)
+    weight = other.flatten()[: 3 * 5 * 7].reshape(3, 1, 5, 7)
+    for dtype in kernels.DTYPES:
+        # Rounding the result to bfloat16 makes an error of up to 2^-9, float32 less than 1e-5.
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-8
+        x, g, w = (t.to(dtype) for t in (image, other, weight))
+        x_there, g_there, w_there = (t.to(device) for t in (x, g, w))
+        if direction == "grad_weight":
+            result = kernels.grad_weight(g_there, x_there, (5, 7))
+            exact = reference.depthwise_conv2d_grad_weight(g.double(), x.double(), (5, 7))
+        elif direction == "grad_x":
+            result = kernels.grad_x(g_there, w_there, torch.contiguous_format)
+            exact = reference.depthwise_conv2d_grad_x(g.double(), w.double())
+        else:
+            result = kernels.forward(x_there, w_there, None, torch.contiguous_format)
+            exact = reference.depthwise_conv2d(x.double(), w.double(), None)
+        expect(result, exact, tolerance)
+
+
+def _table(op: str, direction: str) -> BackendTable:
+    check: Callable = partial(partial, _check_on_gpu, direction)
     backends = [
         Backend("cpp", _refuses_cpp, native.unavailable),
         Backend("torch", _refuses_fft),
-        Backend("triton", refuses_triton, triton_core.unavailable),
-        Backend("cuda", refuses_cuda, native.cuda_unavailable),
+        Backend("conv2d", _refuses_conv2d),
+        Backend("triton", refuses_triton, triton_core.unavailable, check(dwconv_triton)),
+        Backend("cuda", refuses_cuda, native.cuda_unavailable, check(dwconv_cuda)),
         Backend("reference", _refuses_fft),
     ]
     return BackendTable(op, backends)
 
 
 TABLES = {
-    "forward": _table("depthwise_conv2d"),
-    "grad_x": _table("depthwise_conv2d_grad_x"),
-    "grad_weight": _table("depthwise_conv2d_grad_weight"),
+    "forward": _table("depthwise_conv2d", "forward"),
+    "grad_x": _table("depthwise_conv2d_grad_x", "grad_x"),
+    "grad_weight": _table("depthwise_conv2d_grad_weight", "grad_weight"),
 }
 
 
@@ -109,18 +151,61 @@ def choose(
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
-    table = TABLES[direction]
-    if image.device.type == "cuda" and backend == AUTO and algorithm != "fft":
-        best = fastest_on_gpu(direction, image, kernel_size)
-        if table.backends[best].reason(image, kernel_size, algorithm):
-            best = "torch"
-        return table.resolve(best, image, kernel_size, algorithm)
-    best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
-    if backend == AUTO and best == "torch" and algorithm != "fft":
-        backend = "torch"
-    name = table.resolve(requested(backend), image, kernel_size, algorithm)
-    if name != "cpp":
-        return name
-    if algorithm != AUTO:
-        return algorithm
-    return best if best in COMPILED else "direct"
+    if backend != AUTO:
+        name = TABLES[direction].resolve(requested(backend), image, kernel_size, algorithm)
+        if name != "cpp":
+            return name
+        if algorithm != AUTO:
+            return algorithm
+        return explain(direction, image, kernel_size, AUTO, COMPILED).method
+    return explain(direction, image, kernel_size, algorithm).method
+
+
+def explain(
+    direction: str,
+    image: Tensor,
+    kernel_size: tuple[int, int],
+    algorithm: str = AUTO,
+    among: tuple[str, ...] | None = None,
+) -> Choice:
+    """Return the method of the automatic choice, and which table it comes from.
+
+    Args:
+        direction, image, kernel_size, algorithm: as `choose`.
+        among: the methods that may be chosen; None for all that can run.
+
+    Raises:
+        ValueError: no backend can run.
+    """
+    able = among or runnable(direction, image, kernel_size, algorithm)
+    if not able:  # raises an error with the reasons
+        return Choice(TABLES[direction].resolve(None, image, kernel_size, algorithm), RULE)
+    if image.numel() and (call := Call.of(direction, image, kernel_size)):
+        for table in choice_table.tables(image.device):
+            method = table.method(call, able)
+            # A user's table was made by running the kernel on this very device.
+            if method in _GPU_KERNELS and table.source != choice_table.USER:
+                backends, how = TABLES[direction], (image, kernel_size, algorithm)
+                method = None if backends.reason_unless_named(method, *how) else method
+            if method is not None:
+                return Choice(method, str(table.path))
+    if image.device.type == "cpu":
+        best = fastest(direction, image.shape[2:], kernel_size, is_channels_last(image))
+        return Choice(next(m for m in (best, "direct", "torch", "fft") if m in able), RULE)
+    return Choice("torch", RULE)
+
+
+def runnable(
+    direction: str, image: Tensor, kernel_size: tuple[int, int], algorithm: str = AUTO
+) -> list[str]:
+    """Return the methods that the automatic choice may take for these arguments."""
+    how = (image, kernel_size, algorithm)
+    backends = TABLES[direction].backends
+
+    def can_run(method: str) -> bool:
+        compiled = method in COMPILED
+        if compiled and algorithm not in (AUTO, method):
+            return False
+        return backends["cpp" if compiled else method].reason(*how) is None
+
+    return [m for m in _ON.get(image.device.type, ("torch",)) if can_run(m)]

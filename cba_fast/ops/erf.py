@@ -1,6 +1,7 @@
 """Effective receptive fields (ERF) from input gradients: their size, and the accumulated map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 
 import torch
@@ -10,7 +11,7 @@ from ..choices import ERF_SHARE
 from ..kernels import cuda_core, erf_cpp, native
 from ..kernels.gpu import erf_cuda, erf_torch, erf_triton, triton_core
 from ..reference import erf as reference
-from .backends import UNPROVEN, Backend, BackendTable
+from .backends import Backend, BackendTable, expect
 from .library import backend_argument, check_tensors, register, requested
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -29,8 +30,8 @@ def erf_size(
         grad: (N, C, H, W), the gradient of a score with respect to the input; float32, float64,
             float16 or bfloat16, CPU or CUDA, any strides, C >= 1, finite.
         p: the share, 0 <= p <= 1, or a sequence of shares.
-        backend: "cuda" or "torch" (PyTorch's sort; both only on request: they have not run on a GPU
-            yet), "cpp" (CPU), "reference", or None for the fastest of the others that can run.
+        backend: "cuda", "torch" (PyTorch's sort), "cpp" (CPU), "reference", or None for the fastest
+            that can run (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         (N,) int64, 0 to H*W, on grad's device; (N, P) for a sequence of P shares.
@@ -79,8 +80,8 @@ def erf_accumulate(
         grad: (N, C, H, W), float32, float64, float16 or bfloat16, CPU or CUDA, any strides.
         out: (H, W) float64 on grad's device, any strides; changed in place.
         mode: f, "relu" for max(x, 0) (the published map), "abs" or "square".
-        backend: "cuda" or "triton" (only on request: they have not run on a GPU yet), "cpp" (CPU),
-            "reference", or None for the fastest of the others that can run.
+        backend: "cuda", "triton", "cpp" (CPU), "reference", or None for the fastest that can run
+            (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         `out`, as PyTorch's in-place methods return their tensor.
@@ -169,15 +170,49 @@ def _triton_refuses(grad: Tensor, *out: Tensor) -> str | None:
     return triton_core.refuses(grad) or _too_many_pixels(grad)
 
 
-def _table(op: str, without_compiler: Backend) -> BackendTable:
-    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN)
+def _self_check_size(backend: str, device: torch.device) -> None:
+    grad = _checked_gradients()
+    shares = [0.0, 0.2, 0.9, 1.0]
+    expect(_SIZE_KERNELS[backend](grad.to(device), shares), reference.erf_size(grad, shares))
+
+
+def _self_check_accumulate(backend: str, device: torch.device) -> None:
+    grad = _checked_gradients()
+    for mode in reference.MODES:
+        expected = torch.ones(grad.shape[2:], dtype=torch.float64, device="cpu")
+        out = expected.to(device, copy=True)
+        reference.erf_accumulate(grad, expected, mode)
+        _ACCUMULATE_KERNELS[backend](grad.to(device), out, mode)
+        expect(out, expected)
+
+
+def _checked_gradients() -> Tensor:
+    """Return 9 images of numbers that look random, more than one group of `erf_accumulate`."""
+    steps = torch.arange(1, 9 * 3 * 33 * 40 + 1, dtype=torch.float64, device="cpu")
+    return torch.tan(steps).float().reshape(9, 3, 33, 40)
+
+
+def _table(op: str, self_check: Callable, without_compiler: Backend) -> BackendTable:
+    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, partial(self_check, "cuda"))
     cpp = Backend("cpp", _cpp_refuses, native.unavailable)
     return BackendTable(op, [cuda, cpp, without_compiler, Backend("reference", _runs_always)])
 
 
-_TORCH = Backend("torch", _too_many_pixels, on_request=UNPROVEN)
-_TRITON = Backend("triton", _triton_refuses, triton_core.unavailable, UNPROVEN)
-SIZE, ACCUMULATE = _table("erf_size", _TORCH), _table("erf_accumulate", _TRITON)
+SIZE = _table(
+    "erf_size",
+    _self_check_size,
+    Backend("torch", _too_many_pixels, self_check=partial(_self_check_size, "torch")),
+)
+ACCUMULATE = _table(
+    "erf_accumulate",
+    _self_check_accumulate,
+    Backend(
+        "triton",
+        _triton_refuses,
+        triton_core.unavailable,
+        partial(_self_check_accumulate, "triton"),
+    ),
+)
 
 _SIZE_KERNELS = {
     "cuda": erf_cuda.erf_size,

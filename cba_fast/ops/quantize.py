@@ -1,5 +1,7 @@
 """Quantization of score maps to bytes, the first step of MaxBoxAcc."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from ..kernels import cuda_core, native, quantize_cpp
 from ..kernels.gpu import quantize_cuda, quantize_triton, triton_core
 from ..reference import quantize as reference
-from .backends import UNPROVEN, Backend, BackendTable
+from .backends import Backend, BackendTable, expect
 from .library import backend_argument, register, requested
 
 
@@ -17,8 +19,8 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     Args:
         scoremaps: m, (N, H, W) with H, W >= 1, floating in [0, 1] (any strides), or uint8, which is
             returned as it is; a CPU or CUDA tensor or a NumPy array.
-        backend: ``"cuda"`` or ``"triton"`` (only on request: they have not run on a GPU yet),
-            ``"cpp"`` (CPU), ``"reference"``, or None for the fastest of the others that can run.
+        backend: ``"cuda"``, ``"triton"``, ``"cpp"`` (CPU), ``"reference"``, or None for the fastest
+            that can run (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         u, (N, H, W) uint8, on the device of `scoremaps`.
@@ -88,12 +90,24 @@ def _cuda_refuses(scoremaps: Tensor) -> str | None:
     return cuda_core.refuses(scoremaps.device)
 
 
+def _self_check(backend: str, device: torch.device) -> None:
+    maps = torch.arange(1, 2 * 33 * 70 + 1, dtype=torch.float64, device="cpu").reshape(2, 33, 70)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        some = (maps / maps.numel()).to(dtype)
+        expect(_KERNELS[backend](some.to(device)), reference.quantize(some))
+
+
 TABLE = BackendTable(
     "quantize",
     [
-        Backend("cuda", _cuda_refuses, native.cuda_unavailable, UNPROVEN),
+        Backend("cuda", _cuda_refuses, native.cuda_unavailable, partial(_self_check, "cuda")),
         Backend("cpp", _cpp_refuses, native.unavailable),
-        Backend("triton", triton_core.refuses, triton_core.unavailable, UNPROVEN),
+        Backend(
+            "triton",
+            triton_core.refuses,
+            triton_core.unavailable,
+            partial(_self_check, "triton"),
+        ),
         Backend("reference", lambda scoremaps: None),
     ],
 )

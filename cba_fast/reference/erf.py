@@ -22,7 +22,7 @@ def erf_size(grad: Tensor, p: Sequence[float]) -> Tensor:
     (float32 for half types); the cumulative sum after it is in float64 and in sequential order.
     """
     sizes = [_sizes_of_image(_mean_magnitude(g), p, n) for n, g in enumerate(grad)]
-    return torch.tensor(sizes, dtype=torch.int64).reshape(len(sizes), len(p))
+    return torch.tensor(sizes, dtype=torch.int64, device="cpu").reshape(len(sizes), len(p))
 
 
 def _mean_magnitude(grad: Tensor) -> np.ndarray:

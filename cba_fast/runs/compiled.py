@@ -20,7 +20,7 @@ def compiled_form(
     order of its convolutions once and lets these add biases, activate and add residuals, as
     `inference_form` does without a compiler. One batch shape is compiled, at the first call; a
     smaller batch is filled up with zeros and the result cut. ``forward_head`` is not compiled:
-    `cba_fast.wsol.features.classify` watches it by hooks, each of which would need another
+    `cba_fast.wsol.methods.gather` watches it by hooks, each of which would need another
     compilation, and pooling and one linear layer would gain nothing.
 
     Args:

@@ -110,11 +110,15 @@ class Declared:
 
 @cache
 def declared(config: type) -> dict[str, Declared]:
-    """Return the settings of a config class by the names of their fields."""
+    """Return the settings of a config class by the names of their fields.
+
+    Fields without `setting` are not chosen by users, and are left out.
+    """
     hints = get_type_hints(config, include_extras=True)
     return {
         f.name: Declared(f.name, *_parts(hints[f.name]), f.default, f.metadata)
         for f in dataclasses.fields(config)
+        if f.metadata
     }
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from .. import resume
 from ..choices import CHECKPOINT
 from ..data import ImageDataset, ImageRecord, ImageSet, erf_map_transform
+from ..data.preprocessing import ERF_MAP
+from ..data.reading import transform
 from ..data.textlines import counted
 from ..erf import (
     ErfMap,
@@ -24,10 +26,10 @@ from ..erf import (
 from ..erf.report import DepthRun, MapRun, json_beside, with_figures, write_map
 from ..errors import ImageError, InputError
 from ..files import open_regular, write_npy
+from ..models.anatomy import named_layer
 from ..models.feature_layers import layers_of
-from ..models.features import find_layer
 from ..resume import Outputs
-from ..shapes import point_of
+from ..shapes import Size, map_shape, point_of
 from ..short import Short
 from .inference import report_on
 from .outputs import describe_run
@@ -184,7 +186,8 @@ def measure_sizes(
     run = Runtime.of(run)
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    walk = _walk(records, data.input_size, None, indices, run, progress)
+    pixels = transform(data.input_size, data.pixels)
+    walk = _walk(records, data.input_size, pixels, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
@@ -220,15 +223,16 @@ def compute_map(
 ) -> MapRun | DepthRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
-    The file is (S,S) float64, the mean of the images' contributions without a logarithm. A JSON
+    The file is (H,W) float64, the mean of the images' contributions without a logarithm. A JSON
     file of the same name beside it holds area ratios, shape descriptors and settings. Where
-    `config.layer` means several layers, the file is (L,S,S), and the JSON file has the figures of
+    `config.layer` means several layers, the file is (L,H,W), and the JSON file has the figures of
     each. Arguments and errors are those of :func:`compute_sizes`; a map that is zero everywhere is
     an `InputError`.
     """
     run = Runtime.of(run)
     check_precision(run.config)
     size, records = config.input_size, images.records
+    data = replace(data, preprocess=None, pixels=ERF_MAP)
     walk = map_walk(records, size, run, progress)
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
     outputs = _map_outputs(output, described)
@@ -277,15 +281,15 @@ def one_layer(text: str | None, model: nn.Module) -> str | int | None:
     return text
 
 
-def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> list[str]:
+def layers_asked(text: str, model: nn.Module, input_size: Size, run: Runtime) -> list[str]:
     """Return the names of the layers that the setting means: ``all``, or names with commas.
 
     Raises:
         InputError: there is no layer of such a name, or none gives a feature map.
     """
     if text != "all":
-        return [find_layer(model, name.strip())[0] for name in text.split(",")]
-    image = torch.zeros(1, 3, input_size, input_size, device=run.device)
+        return [named_layer(model, name.strip())[0] for name in text.split(",")]
+    image = torch.zeros(1, 3, *map_shape(input_size), device=run.device)
     with run.autocast():
         return layers_of(model, image.to(memory_format=run.memory_format))
 
@@ -301,7 +305,7 @@ def _figures(maps, layers: list[str] | None, notes: list[str], config) -> MapRun
 
 
 def checkpoint_level(
-    checkpoint: str, model: nn.Module, input_size: int, run: Runtime, *, features: bool = False
+    checkpoint: str, model: nn.Module, input_size: Size, run: Runtime, *, features: bool = False
 ) -> str:
     """Return the level of recomputing: `checkpoint`, or what ``auto`` means in this run.
 
@@ -312,7 +316,7 @@ def checkpoint_level(
     has = features and hasattr(model, "forward_features")
     return choose_checkpoint(
         model,
-        (run.config.batch_size, 3, input_size, input_size),
+        (run.config.batch_size, 3, *map_shape(input_size)),
         device=run.device,
         run=(lambda m, x: m.forward_features(x)) if has else None,
     )
@@ -320,25 +324,25 @@ def checkpoint_level(
 
 def map_walk(
     records: Sequence[ImageRecord],
-    input_size: int,
+    input_size: Size,
     run: Runtime,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
     """Return the walk of an ERF map: all images in order, preprocessed as in RepLKNet's script."""
-    transform = erf_map_transform(input_size)
-    return _walk(records, input_size, transform, range(len(records)), run, progress)
+    pixels = erf_map_transform(input_size)
+    return _walk(records, input_size, pixels, range(len(records)), run, progress)
 
 
 def _walk(
     records: Sequence[ImageRecord],
-    input_size: int,
-    transform: Callable | None,
+    input_size: Size,
+    pixels: Callable,
     indices: Sequence[int],
     run: Runtime,
     progress: Callable,
 ) -> Walk:
     return Walk(
-        ImageDataset(records, input_size=input_size, transform=transform),
+        ImageDataset(records, input_size=input_size, transform=pixels),
         indices,
         batch_size=run.config.batch_size,
         num_workers=run.config.num_workers,

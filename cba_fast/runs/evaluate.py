@@ -108,7 +108,7 @@ def evaluate(
     records, data, box_config = what.records, what.data, what.box_config
     evaluator, fixed = what.evaluator(tuned), fixed_evaluator(what.boxes, box_config)
     run = Runtime.of(run)
-    model = load_model(model_config, run)
+    model = load_model(model_config, run, data.input_size)
     both = [e for e in (evaluator, fixed) if e is not None]
     seen, report = score_images(model, what, run, both, progress)
     report.check_any(len(evaluator))
@@ -131,7 +131,7 @@ def evaluate(
     if num_samples > 0:
         sizes, exact = SizeConfig(num_samples, (p,), seed), Runtime.of(run.config.for_erf())
         if run.dtype != exact.dtype:
-            model = load_model(model_config, exact)
+            model = load_model(model_config, exact, data.input_size)
         done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress)
         done.notes += more
     return done
@@ -214,8 +214,8 @@ def find_images(resolved: ResolvedRun, maps: MapConfig, box_config: BoxConfig) -
     return ScoredImages(records, image_ids, boxes, data, maps, box_config, notes + unknown, sources)
 
 
-@dataclass
-class Seen:
+@dataclass(repr=False)
+class Seen(Short):
     """What is kept of the scored images: the five best classes by id, and ids of constant maps."""
 
     top5: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,7 +1,9 @@
 """Where score maps go: a folder of ``.npy`` files or a store, each with the record of its run."""
 
 import contextlib
+import io
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +29,26 @@ def describe_run(settings: dict, weights: Path | None, records: Iterable[ImageRe
         "images": resume.list_fingerprint((r.image_id, r.path) for r in records),
     }
     return resume.describe(settings, inputs, torch=torch.__version__)
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write named arrays to an ``.npz`` file in one step."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    files.write_bytes(path, data.getvalue())
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return what :func:`write_arrays` wrote.
+
+    Raises:
+        InputError: the file cannot be read as such.
+    """
+    try:
+        with files.open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
 class NpyFolder(Outputs):

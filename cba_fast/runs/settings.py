@@ -6,7 +6,7 @@ from a declaration.
 
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from ..choices import (
     CAM_CURVE_INTERVAL,
@@ -14,30 +14,35 @@ from ..choices import (
     ERF_SHARE,
     Contours,
     Family,
+    Intervention,
     MapNames,
     Method,
     Pc1Range,
     Precision,
+    Preprocess,
     Score,
 )
+from ..data.preprocessing import STUDY, Preprocessing
 from ..data.records import DEFAULT_SPLIT
-from ..shapes import MOST, Size
-from .declare import Count, Positive, Range, Seed, Share, same, setting
-
-Side = Annotated[int, Range(1, MOST)]
+from ..shapes import Size
+from .declare import Count, Positive, PositiveNumber, Range, Seed, Share, same, setting
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says."""
+    """Which model. `weights` None means random weights, None elsewhere what the checkpoint says.
+
+    `cba_fast.runs.resolve` completes it; `family` is then the name of timm's module for networks
+    outside of the study, and `factory_sha256` tells which code made the network.
+    """
 
     group: ClassVar[str] = "Model"
 
     family: Family | None = setting(
         None,
-        "Family of the model, such as replknet.",
+        "Family of the study, such as replknet.",
         option="model_family",
-        otherwise="the checkpoint's",
+        otherwise="that of `model`, else the checkpoint's",
     )
     weights: Path | None = setting(
         None,
@@ -47,10 +52,16 @@ class ModelConfig:
     )
     name: str | None = setting(
         None,
-        "Model name, such as replknet_31b.",
+        "Model name, such as replknet_31b, or any of timm's, such as resnet50.",
         option="model",
         otherwise="the checkpoint's, else the family's base model",
     )
+    factory: str | None = setting(
+        None,
+        "A function that makes the network, such as my_net.py:build or torchvision.models:vgg16.",
+        option="model_factory",
+    )
+    pretrained: bool = setting(False, "Take timm's pretrained weights of `model` (downloads).")
     num_classes: Positive | None = setting(
         None, "Number of classes, such as 200; checked against the checkpoint's head."
     )
@@ -67,8 +78,17 @@ class ModelConfig:
     output_stride: Literal[32, 16] | None = setting(
         None,
         "16: feature maps at 1/16 of the input, for small inputs; as in the training.",
-        otherwise="the checkpoint's, else 32",
+        otherwise="the checkpoint's, else 32, timm's for its models",
     )
+    factory_sha256: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What files are named after: the family of the study, else the model."""
+        if self.family in get_args(Family):
+            return self.family
+        # A factory's name is that of its function.
+        return (self.name or self.family or "").rpartition(":")[2]
 
     def build(self, **options):
         """Build the model on the CPU, as it was trained.
@@ -82,13 +102,17 @@ class ModelConfig:
         from ..models import build_model  # needs torch, which these settings do without
 
         own = asdict(self)
+        del own["factory_sha256"]
         named = {"model": own.pop("name"), "checkpoint": own.pop("weights")}
         return build_model(own.pop("family"), **{**named, **own, **options})
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are read. `input_size` None is the checkpoint's."""
+    """Which images, and how they are read. `input_size` None is the checkpoint's.
+
+    `cba_fast.runs.resolve` finds out what `preprocess` means for the model: `pixels`.
+    """
 
     group: ClassVar[str] = "Images"
 
@@ -105,14 +129,21 @@ class DataConfig:
         None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
     )
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
-    input_size: Side | None = setting(
+    input_size: Annotated[Size, "size"] = setting(
         None,
-        "Side to which images are resized, such as 384.",
-        otherwise="the checkpoint's, else 384",
+        "Size to which images are resized, such as 384, or 224x320 (height x width).",
+        otherwise="the checkpoint's, else 384, timm's for its models",
+    )
+    preprocess: Preprocess | None = setting(
+        None,
+        "study: bilinear, mean and std 0.5; model: timm's interpolation, mean and std of the model."
+        " Both resize the whole image, without a crop.",
+        otherwise="the checkpoint's, else study for the study's families, model for others",
     )
     classes: Path | None = setting(
         None, "File that names the model's classes in the order of their labels, one per line."
     )
+    pixels: Preprocessing = STUDY
 
 
 @dataclass(frozen=True)
@@ -155,8 +186,14 @@ class MapConfig:
 
     method: Method = setting(
         "cam",
-        "Class activation map, or first principal component of its parts.",
-        option="localization_method",
+        "How the maps are made, such as grad-cam. cam and pc1 need a linear head over the features,"
+        " attention-rollout and chefer attention over the whole image; others take any network.",
+        option=("method", "localization_method"),
+    )
+    layer: str | None = setting(
+        None,
+        "Module whose output is explained, such as layer3.",
+        otherwise="the last feature maps",
     )
     target: Annotated[str, "target"] = setting(
         "predicted", "Class to explain: the top-1, the image's label, or a 0-based index."
@@ -176,7 +213,7 @@ class MapConfig:
         otherwise="study, unless two images would get the same name",
     )
 
-    def at(self, input_size: int) -> "MapConfig":
+    def at(self, input_size: Size) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
         return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 
@@ -268,7 +305,9 @@ class SizeConfig:
 
     num_samples: Positive = setting(200, "Images drawn from the set, such as 50.")
     shares: tuple[Share, ...] = setting(
-        (ERF_SHARE,), "Share of the gradient inside the ERF, such as 0.5.", option="p"
+        (ERF_SHARE,),
+        "Share of the gradient inside the ERF; repeat it, or give a comma list such as 0.2,0.5.",
+        option="p",
     )
     seed: Seed = setting(0, "Seed of the sample.")
     score: Score = setting("prob", "Top-1 score whose gradient is taken; prob is the study's.")
@@ -292,7 +331,7 @@ class ErfMapConfig:
     group: ClassVar[str] = "ERF"
 
     num_images: Positive = setting(50, "Images of the ERF map, such as 20.")
-    input_size: Positive = setting(1024, "Side of the images of the ERF map.")
+    input_size: Annotated[Size, "size"] = setting(1024, "Size of the images of the ERF map.")
     layer: str | None = setting(
         None,
         "Layer whose map is looked at: a name, such as stages.2; a number of timm's feature maps;"
@@ -319,6 +358,40 @@ class SweepConfig:
     def shares(self) -> list[float]:
         """Return the sweep's shares of the square kernel, 0 to 1."""
         return [i / (self.steps - 1) for i in range(self.steps)]
+
+
+@dataclass(frozen=True)
+class InterveneConfig:
+    """Which changes of a trained network are compared, how strong they are, and on which images."""
+
+    group: ClassVar[str] = "ERF"
+
+    kinds: tuple[Intervention, ...] = setting(
+        get_args(Intervention),
+        "Changes: outer taps cut; random or inner taps of the same energy; feature maps blurred;"
+        " channels dropped; a comma list such as outer,inner.",
+    )
+    radii: tuple[Count, ...] = setting(
+        (),
+        "Radii in taps to which large kernels are cut, such as 5,3,1.",
+        otherwise="five, from just below the largest kernel's down to 1",
+    )
+    min_kernel: Annotated[int, Range(2)] = setting(
+        5, "Depthwise kernels are large from this many taps on their longer side, such as 7."
+    )
+    changes: tuple[PositiveNumber, ...] = setting(
+        (),
+        "Relative changes of the feature maps by blur and drop, such as 0.1,0.3.",
+        otherwise="those that the outer cuts make; 0.05,0.1,0.2,0.4 if no radius is given or asked"
+        " for",
+    )
+    num_images: Positive = setting(200, "Images that are localized, drawn from the set.")
+    num_samples: Positive = setting(
+        30, "Images of the ERF, the first ones of those drawn, such as 50."
+    )
+    share: Share = setting(ERF_SHARE, "Share of the gradient inside the ERF.", option="p")
+    seed: Seed = setting(0, "Seed of the drawn images, of random taps and of dropped channels.")
+    score: Score = same(SizeConfig, "score")
 
 
 def settings(*configs) -> dict:

@@ -9,23 +9,21 @@ pixels, because the jitter depends only on single pixels and on the image's mean
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import (
-    ColorJitter,
-    Compose,
-    InterpolationMode,
-    RandomResizedCrop,
-    Resize,
-)
+from torchvision.transforms import ColorJitter, Compose, RandomResizedCrop, Resize
+
+from ..data.preprocessing import STUDY, Preprocessing
+from ..data.reading import normalize_bytes
+from ..data.reading import resize as resize_to
 
 
-def resize(input_size: int, aug_mode: str | None = None) -> Resize:
-    """Return the first step: a bilinear, antialiased resize, PIL image -> PIL image.
+def resize(input_size: int, aug_mode: str | None = None, how: Preprocessing = STUDY) -> Resize:
+    """Return the first step: an antialiased resize, PIL image -> PIL image.
 
     The result is (S, S) for tests (`aug_mode` None) and "light". For "strong", where a crop
     follows, its side is int(1.1 * S).
     """
     side = int(1.1 * input_size) if aug_mode == "strong" else input_size
-    return Resize((side, side), InterpolationMode.BILINEAR, antialias=True)
+    return resize_to(side, how)
 
 
 class CropAndJitter:
@@ -52,17 +50,17 @@ class CropAndJitter:
             return self._transform(image)
 
 
-def to_floats(pixels: Tensor, flips: Tensor | None = None) -> Tensor:
-    """Flip some images and scale all: (v / 255 - 0.5) / 0.5, on CPUs bit-equal to the study's.
+def to_floats(pixels: Tensor, flips: Tensor | None = None, how: Preprocessing = STUDY) -> Tensor:
+    """Flip some images and scale all: (v / 255 - mean) / std, bit-equal to `transform`.
 
     Args:
         pixels: (N,S,S,3) uint8.
         flips: (N,) bool, the images to mirror left-right; None for none.
 
     Returns:
-        (N,3,S,S) float32 in [-1, 1], in channels_last on the device of `pixels`.
+        (N,3,S,S) float32, in channels_last on the device of `pixels`.
     """
     x = pixels.permute(0, 3, 1, 2)
     if flips is not None:
         x = torch.where(flips[:, None, None, None], x.flip(3), x)
-    return x.float().div_(255).sub_(0.5).div_(0.5)
+    return normalize_bytes(x, how)

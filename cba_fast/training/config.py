@@ -2,16 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
-from ..choices import CHECKPOINT, INPUT_SIZE, Checkpoint
+from ..choices import CHECKPOINT, Checkpoint, Family, Preprocess
+from ..data.preprocessing import STUDY, Preprocessing
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
-from ..runs.declare import Count, Positive, PositiveNumber, Range, check_values, setting
-from ..runs.settings import ModelConfig
+from ..runs.declare import Count, Positive, PositiveNumber, Range, check_values, same, setting
+from ..runs.settings import DataConfig, ModelConfig
 
 # Stochastic depth of the study; 0 for the other families.
 STUDY_DROP_PATH = {"replknet": 0.3}
+# The name of the initial layer scale in the constructor of each family.
+LAYER_SCALE = {
+    "convnext": "ls_init_value",
+    "slak": "layer_scale_init_value",
+    "slak_flex": "layer_scale_init_value",
+}
 # A file name has 255; what is put before and after the name of an experiment takes up to 30.
 MOST_NAME_BYTES = 220
 
@@ -32,13 +39,16 @@ class TrainConfig:
     )
     weight_decay: Annotated[float, Range(0.0)] = setting(1e-4, "Weight decay of AdamW.")
     batch_size: Positive = setting(32, "Images of a step, such as 16.")
-    input_size: Annotated[int, Range(32)] = setting(INPUT_SIZE, "Side of the images in pixels.")
+    input_size: Annotated[int, Range(32)] | None = setting(
+        None, "Side of the images in pixels.", otherwise="384, timm's for its models"
+    )
+    preprocess: Preprocess | None = same(DataConfig, "preprocess")
     aug_mode: Literal["light", "strong"] = setting("light", "Augmentation of the images.")
     save_dir: Path = setting(Path("weights"), "Folder of the weights and the log.")
     exp_name: str | None = setting(
         None,
         "Name that the files have in common.",
-        otherwise="<family>_r<size>_e<epochs>_lr<lr>_aug<mode>",
+        otherwise="<family or model>_r<size>_e<epochs>_lr<lr>_aug<mode>",
     )
     schedule: Literal["constant", "onecycle", "cosine"] = setting(
         "constant", "How the learning rate goes over the steps."
@@ -58,7 +68,6 @@ class TrainConfig:
         "Give softmax outputs to the cross-entropy, which takes the softmax of them, as the study"
         " does for convnext and slak_flex.",
     )
-    pretrained: bool = setting(False, "convnext: start from timm's weights (downloads).")
     init_weights: Path | None = setting(
         None, "Start from a checkpoint; a head of other classes is replaced."
     )
@@ -75,6 +84,7 @@ class TrainConfig:
         " memory; batch norms then see these parts, for example 8.",
         otherwise="the whole batch",
     )
+    pixels: Preprocessing = STUDY
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
@@ -82,7 +92,7 @@ def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
     if config.exp_name is not None:
         return config.exp_name
     return (
-        f"{model_config.family}_r{config.input_size}_e{config.epochs}_lr{config.lr}"
+        f"{model_config.title}_r{config.input_size}_e{config.epochs}_lr{config.lr}"
         f"_aug{config.aug_mode}"
     )
 
@@ -116,6 +126,7 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
         InputError: the message names the setting and its value.
     """
     family, name = model_config.family, exp_name(model_config, config)
+    families = get_args(Family)
     name_bytes = len(name.encode(errors="surrogatepass"))
     check_values(config)
     rules = [
@@ -125,16 +136,16 @@ def check_config(model_config: ModelConfig, config: TrainConfig) -> None:
             f"{config.micro_batch}",
         ),
         (
-            config.ls_init is None or family != "replknet",
-            "`ls_init` belongs to convnext, slak and slak_flex; replknet has no layer scale",
+            config.ls_init is None or family in LAYER_SCALE,
+            "`ls_init` belongs to convnext, slak and slak_flex; "
+            + ("replknet has no layer scale" if family == "replknet" else f"not to {family}"),
         ),
         (
-            not config.pretrained or family == "convnext",
-            f"pretrained weights come with convnext alone; give a file of {family} as "
-            "`init_weights`",
+            not model_config.pretrained or family == "convnext" or family not in families,
+            f"pretrained weights are for timm's models; give a file of {family} as `init_weights`",
         ),
         (
-            not (config.pretrained and config.init_weights),
+            not (model_config.pretrained and config.init_weights),
             "`pretrained` and `init_weights` are two starts; choose one",
         ),
         (

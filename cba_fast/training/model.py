@@ -7,17 +7,58 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import CbaError, CheckpointError, InputError
-from ..models import detect_layout, read_checkpoint
+from ..choices import INPUT_SIZE
+from ..errors import CheckpointError, InputError
+from ..models import FAMILIES, detect_layout, read_checkpoint
+from ..models.factory import source_digest
+from ..models.resolve import resolve_description
+from ..runs.resolve import pixels_of
 from ..runs.settings import ModelConfig
-from .config import TrainConfig, drop_path_rate
+from .config import LAYER_SCALE, TrainConfig, drop_path_rate
 
-# The name of the initial layer scale in the constructor of each family.
-LAYER_SCALE = {
-    "convnext": "ls_init_value",
-    "slak": "layer_scale_init_value",
-    "slak_flex": "layer_scale_init_value",
-}
+
+def completed(model_config: ModelConfig, config: TrainConfig) -> tuple[ModelConfig, TrainConfig]:
+    """Return the settings with family, input size and preprocessing, which files are named after.
+
+    Settings that are complete already stay as they are. The family and the name may be those of
+    `init_weights`.
+
+    Raises:
+        InputError, CheckpointError: as `cba_fast.models.build_model`.
+    """
+    family, name, factory = model_config.family, model_config.name, model_config.factory
+    if family is None and name is None and factory is None:
+        if config.init_weights is None:
+            raise InputError(
+                "give `model_family`, `model` or `model_factory`, or `init_weights` to go on from"
+            )
+        read = read_checkpoint(config.init_weights, mapped=True)
+        found = resolve_description(read).description
+        family, name = found.family, None if found.family in FAMILIES else found.model
+    found = resolve_description(
+        None,
+        family=family,
+        model=name,
+        factory=factory,
+        input_size=config.input_size,
+        preprocess=config.preprocess,
+        default_input_size=INPUT_SIZE,
+    ).description
+    preprocess = found.preprocessing
+    return (
+        replace(
+            model_config,
+            family=found.family,
+            name=name if found.family in FAMILIES else found.model,
+            factory_sha256=source_digest(factory) if factory else None,
+        ),
+        replace(
+            config,
+            input_size=found.input_size,
+            preprocess=preprocess,
+            pixels=pixels_of(preprocess, found.family, found.model),
+        ),
+    )
 
 
 def initial_model(
@@ -48,18 +89,20 @@ def initial_model(
         CheckpointError: ``init_weights`` cannot be loaded, or holds merged branches.
     """
     torch.manual_seed(config.seed)
-    options = {"drop_path_rate": drop_path_rate(model_config, config)}
+    options = {"input_size": config.input_size}
+    if model_config.family in FAMILIES or config.drop_path is not None:
+        options["drop_path_rate"] = drop_path_rate(model_config, config)
     if config.ls_init is not None:
         options[LAYER_SCALE[model_config.family]] = config.ls_init
     if continued is not None:
         model = model_config.build(checkpoint=continued, num_classes=None, **options)
     elif config.init_weights is not None:
         model = _from_checkpoint(model_config, config, num_classes, class_names, options, log)
-    elif config.pretrained:
-        model = _pretrained(model_config, num_classes, options)
     else:
+        if model_config.pretrained:
+            options["pretrained"] = "features"
         model = model_config.build(num_classes=num_classes, **options)
-    if config.study_softmax and not model.study_softmax:
+    if config.study_softmax and not getattr(model, "study_softmax", False):
         raise InputError(
             f"`study_softmax`: the layout of {config.init_weights} has no softmax in the study"
         )
@@ -68,27 +111,16 @@ def initial_model(
         num_classes=num_classes,
         class_names=class_names,
         input_size=config.input_size,
+        preprocessing=config.preprocess or "study",
     )
     return model
-
-
-def _pretrained(model_config: ModelConfig, num_classes: int, options: dict) -> nn.Module:
-    try:
-        return model_config.build(num_classes=num_classes, pretrained=True, **options)
-    except CbaError:
-        raise
-    except Exception as e:  # the hub's client raises many types: OSError, HTTP and proxy errors
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InputError(
-            f"the pretrained weights of {model_config.name or model_config.family} cannot be "
-            f"loaded ({reason}); `init_weights` takes a file instead"
-        ) from e
 
 
 def _from_checkpoint(model_config, config, num_classes, class_names, options, log) -> nn.Module:
     path = config.init_weights
     checkpoint = read_checkpoint(path)
-    if (layout := detect_layout(checkpoint.state)) is not None and layout.name == "merged":
+    layout = detect_layout(checkpoint.state) if model_config.family in FAMILIES else None
+    if layout is not None and layout.name == "merged":
         raise CheckpointError(f"{path}: its branches are merged for inference; train the original")
     model = model_config.build(checkpoint=path, num_classes=None, **options)
     recorded = checkpoint.description
@@ -96,6 +128,9 @@ def _from_checkpoint(model_config, config, num_classes, class_names, options, lo
     for name in ("output_stride", "alpha", "beta") if recorded else ():
         was, now = getattr(recorded, name), getattr(model.description, name)
         source += f", {name} {now:g} instead of {was:g}" if was not in (None, now) else ""
+    if model_config.factory:
+        log(f"{source}, all keys")
+        return model
     head = model.get_classifier()
     others = recorded and class_names and recorded.class_names not in (None, class_names)
     if head.out_features == num_classes and not others:

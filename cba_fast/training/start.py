@@ -87,9 +87,10 @@ def prepare(
     log(f"Device       : {_described(run)}, {run.config.precision}")
     log(f"Model        : {name}, {weights / 1e6:.2f} M weights, {classes} classes")
     size = config.input_size
+    how = ", preprocess model" if config.preprocess == "model" else ""
     log(
         f"Images       : {count} for training, {len(splits.test)} for the test, in batches of "
-        f"{config.batch_size} at {size}x{size}{_deviations(config, batches, norms)}"
+        f"{config.batch_size} at {size}x{size}{how}{_deviations(config, batches, norms)}"
     )
     if norms and min(parts) == 1:
         _check_norms(model, config, run)

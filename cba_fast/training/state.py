@@ -9,6 +9,7 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..files import atomic_path, open_regular, remove_leftovers
+from ..models import FAMILIES
 from ..models.checkpoints import check_archive
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
@@ -126,7 +127,8 @@ def run_record(
     """
     kept = settings(model_config, config)
     kept["drop_path"] = drop_path_rate(model_config, config)
-    kept["output_stride"] = kept["output_stride"] or 32
+    if model_config.family in FAMILIES:
+        kept["output_stride"] = kept["output_stride"] or 32
     # These settings change no weights, except for `num_classes`, which the images determine.
     places = ("data_root", "save_dir", "exp_name", "weights")
     for key in (*places, "cache_images", "checkpoint", "num_classes"):

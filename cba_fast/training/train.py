@@ -19,7 +19,7 @@ from ..runs.settings import ModelConfig, RunConfig
 from ..short import Short
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
-from .model import initial_model
+from .model import completed, initial_model
 from .start import prepare
 from .state import Progress, RunFiles, run_record
 from .trainer import Trainer
@@ -67,7 +67,7 @@ def train(
     ``_tb/`` (TensorBoard).
 
     Args:
-        model_config: the model; its `weights` must be None.
+        model_config: the model; its `weights` must be None. Gaps are filled by `completed`.
         config: how to train.
         run: how to compute; its `batch_size` is not used.
         overwrite: start anew and replace a run of this name. Otherwise a run with the same settings
@@ -86,6 +86,7 @@ def train(
         OSError: a file cannot be written; what was written before stays.
     """
     started = time.perf_counter()
+    model_config, config = completed(model_config, config)
     check_config(model_config, config)
     runtime = Runtime.of(run)
     free = free_bytes(runtime.device)  # before the model takes its share

@@ -2,18 +2,18 @@
 
 from .bootstrap import BootstrapResult, Difference, Interval, bootstrap, compare
 from .box_result import BoxResult, ClassResult
-from .class_activation import cam_from_features
 from .classification import classification_scores, correct_classes
 from .evaluator import BoxEvaluator
 from .heatmap import finish_maps
-from .localize import Localization, cam, localize, pc1
+from .localize import Localization, cam, heatmap, localize, pc1
 from .map_reading import MapReading, find_maps, open_maps, read_maps
+from .methods import METHODS, cam_from_features, pc1_from_features, register_method
 from .official import evaluate_wsol
 from .pixel_evaluator import PixelEvaluator, PixelResult
-from .principal_component import pc1_from_features
 from .score_maps import MapFolder, check_score_map, read_score_map
 
 __all__ = [
+    "METHODS",
     "BootstrapResult",
     "BoxEvaluator",
     "BoxResult",
@@ -35,10 +35,12 @@ __all__ = [
     "evaluate_wsol",
     "find_maps",
     "finish_maps",
+    "heatmap",
     "localize",
     "open_maps",
     "pc1",
     "pc1_from_features",
     "read_maps",
     "read_score_map",
+    "register_method",
 ]

@@ -1,19 +1,14 @@
-"""Make score maps by CAM or PC1, for the commands and for users with their own models."""
-
-from collections.abc import Callable
+"""Make score maps by any method, for the commands and for users with their own models."""
 
 import torch
 from torch import Tensor, nn
 
 from ..data.reading import to_device
+from ..models.anatomy import Layer
 from ..shapes import Size, map_shape
-from .class_activation import cam_from_features
 from .device_maps import DeviceMaps, Localization
-from .features import classify
 from .heatmap import normalize, quantize_maps
-from .principal_component import pc1_from_features
-
-METHODS = {"cam": cam_from_features, "pc1": pc1_from_features}
+from .methods import Evidence, method_named
 
 
 def localize(
@@ -22,7 +17,7 @@ def localize(
     *,
     method: str = "cam",
     target: int | Tensor | None = None,
-    layer: str | None = None,
+    layer: Layer = None,
     map_size: Size = None,
     pc1_range: str = "wrap",
     layout: str | None = None,
@@ -30,15 +25,18 @@ def localize(
     """Make one score map per image, and return it with the predicted classes.
 
     Args:
-        model: a classifier with global pooling and a linear head, see `classify`. It runs in eval
-            mode; its mode is restored at the end.
+        model: a classifier, also within `DataParallel`, `torch.compile` or a module that
+            normalizes its input, whose logits may come in a dict or tuple. It runs in eval mode;
+            its mode is restored at the end. For "cam" and "pc1" it has global pooling and a linear
+            head, see `cba_fast.wsol.methods.gather`.
         x: (N, 3, H, W) floating, normalized as the model expects, with the model's device and
             dtype. N may be 0.
-        method: ``"cam"`` or ``"pc1"``.
+        method: one of `METHODS`, such as "cam" or "grad-cam"; `register_method` adds others.
         target: the class to explain: None for each image's top-1, one index for all images, or
             an (N,) integer tensor, array or list.
-        layer: dotted name of the module whose output is explained; None for the model's last
-            feature maps (``forward_features``).
+        layer: the module whose output is explained, by its dotted name or as such, or in a list of
+            one; None for the model's last feature maps (``forward_features`` where the model has
+            that, or else the last map on which the logits depend).
         map_size: (H, W) of the maps in pixels or their side; None or "input" for those of `x`.
         pc1_range: ``"wrap"``, ``"clip"`` or ``"minmax"``, see `finish_maps`; for ``"pc1"`` only.
         layout: how the explained output holds its map: ``"NCHW"``, ``"NHWC"`` (Swin) or ``"NLC"``
@@ -49,8 +47,9 @@ def localize(
 
     Raises:
         ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
-        TypeError: the model has no usable features or linear head, `x` is no tensor, or `target` is
-            not made of integers.
+        ModelError: the model lacks what the method needs, such as a linear head; a `TypeError`,
+            too.
+        TypeError: `x` is no tensor, or `target` is not made of integers.
         InputError: the feature maps or the map of an image hold NaN or infinite values.
 
     Notes:
@@ -78,15 +77,15 @@ def localize_on_device(
     *,
     method: str = "cam",
     target: int | Tensor | None = None,
-    layer: str | None = None,
+    layer: Layer = None,
     map_size: Size = None,
     pc1_range: str = "wrap",
     layout: str | None = None,
 ) -> DeviceMaps:
     """Start what `localize` does on the device, without waiting for the results.
 
-    Two steps wait nevertheless: ``eigh``, by which PC1 finds its axis, to learn whether it
-    converged, and the search for the classifier of a model without ``get_classifier``.
+    Some steps wait nevertheless: ``eigh``, by which PC1 and Eigen-CAM find their axis, to learn
+    whether it converged, and the search for classifier and layer in models without timm's methods.
 
     Args:
         model, x, method, target, layer, map_size, pc1_range, layout: as for `localize`.
@@ -94,8 +93,7 @@ def localize_on_device(
     Raises:
         ValueError, TypeError: as `localize`; `DeviceMaps.check` checks targets and features later.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
+    chosen = method_named(method)
     if not torch.is_tensor(x):
         raise TypeError(f"x must be a tensor (N, 3, H, W), got {type(x).__name__}")
     if x.ndim != 4:
@@ -105,31 +103,25 @@ def localize_on_device(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    found = classify(model, x, layer, layout)
+    found = chosen.gather(model, x, target=target, layer=layer, layout=layout)
+    value_range = pc1_range if method == "pc1" else chosen.value_range
     # Autocast would compute the maps' products in half precision.
-    with torch.autocast(found[0].device.type, enabled=False):
-        value_range = pc1_range if method == "pc1" else "clip"
-        made = _quantized_maps(*found, target, METHODS[method], map_size, value_range)
+    with torch.autocast(x.device.type, enabled=False):
+        made = _quantized_maps(chosen.small_maps(found), found, target, map_size, value_range)
     return DeviceMaps(made.u[:num_images], made.facts[:num_images], made.num_classes)
 
 
 def _quantized_maps(
-    features: Tensor,
-    logits: Tensor,
-    weight: Tensor,
+    small: Tensor,
+    found: Evidence,
     target: Tensor | None,
-    make: Callable[[Tensor, Tensor], Tensor],
     map_size: tuple[int, int],
     value_range: str,
 ) -> DeviceMaps:
-    top5 = logits.float().topk(min(5, logits.shape[1]), dim=1).indices
-    targets = top5[:, 0]
-    if target is not None:
-        targets = to_device(target, top5.device).expand(len(features))
-    # Targets outside of the classes are clamped here and refused later by the host, because an
-    # index outside of a tensor ends a CUDA process.
-    rows = weight[targets.clamp(0, logits.shape[1] - 1)]
-    small = make(features, rows)  # not finite where the features are not
+    logits, top5 = found.logits, found.top5
+    # As they were asked for: those outside of the classes are refused by the host.
+    targets = found.targets if target is None else to_device(target, top5.device)
+    targets = targets.expand(len(logits))
     finite = small.isfinite().all(dim=2).all(dim=1) & ~logits.isnan().any(dim=1)
     # Devices that are neither CPU nor CUDA may lack float64, so the host continues in their place.
     small, finite, targets, top5 = (
@@ -159,41 +151,70 @@ def _as_targets(target: int | Tensor, num_images: int) -> Tensor:
     return targets.to(torch.int64)
 
 
+def heatmap(
+    model: nn.Module,
+    x: Tensor,
+    target: int | Tensor | None = None,
+    layer: Layer = None,
+    *,
+    method: str = "cam",
+    map_size: Size = None,
+    pc1_range: str = "wrap",
+    layout: str | None = None,
+) -> Tensor:
+    """Make heatmaps of a batch of images by any method, for any classifier.
+
+    Args:
+        model: e.g. ``timm.create_model("convnext_tiny")``; see :func:`localize`.
+        x: (N, 3, H, W) floating, normalized as the model expects.
+        target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
+        layer: the layer to explain: a dotted name, a module, or a list of one; None for the last
+            feature maps.
+        method: one of `METHODS`, such as "grad-cam".
+        map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
+        pc1_range: that of `finish_maps`, for "pc1" only.
+        layout: layout of the explained feature maps, see :func:`localize`.
+
+    Returns:
+        (N, H, W) float64 in [0, 1] on the device of `x`: bilinearly upsampled, quantized to 256
+        levels and min-max normalized, as ``generate-heatmap`` stores them.
+
+    Raises:
+        ValueError, TypeError: as :func:`localize`.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("resnet18", num_classes=10)
+        >>> heatmap(model, torch.randn(2, 3, 64, 96), target=3, method="grad-cam").shape
+        torch.Size([2, 64, 96])
+    """
+    options = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    found = localize_on_device(model, x, method=method, target=target, layer=layer, **options)
+    found.check(found.facts.cpu().numpy())
+    return normalize(found.u)
+
+
 def cam(
     model: nn.Module,
     x: Tensor,
     target: int | Tensor | None = None,
-    layer: str | None = None,
+    layer: Layer = None,
     *,
     map_size: Size = None,
     layout: str | None = None,
 ) -> Tensor:
     """Make class activation maps of any classifier with pooling and a linear head.
 
-    Args:
-        model: e.g. ``timm.create_model("convnext_tiny")``.
-        x: (N, 3, H, W) floating, normalized as the model expects.
-        target: None for each image's top-1 class, one index, or an (N,) tensor of indices.
-        layer: dotted name of a module to explain instead of the last feature maps.
-        map_size: (H, W) of the maps or their side; None or "input" for those of `x`.
-        layout: layout of the explained feature maps, see :func:`localize`.
-
-    Returns:
-        (N, H, W) float64 in [0, 1] on the device of `x`: rectified, divided by the maximum,
-        bilinearly upsampled, quantized to 256 levels and min-max normalized as in the study.
-
-    Raises:
-        ValueError, TypeError: as :func:`localize`.
+    Arguments, result and errors are those of :func:`heatmap`.
     """
-    options = {"target": target, "layer": layer, "map_size": map_size, "layout": layout}
-    return _maps(localize_on_device(model, x, method="cam", **options))
+    return heatmap(model, x, target, layer, map_size=map_size, layout=layout)
 
 
 def pc1(
     model: nn.Module,
     x: Tensor,
     target: int | Tensor | None = None,
-    layer: str | None = None,
+    layer: Layer = None,
     *,
     map_size: Size = None,
     pc1_range: str = "wrap",
@@ -201,14 +222,8 @@ def pc1(
 ) -> Tensor:
     """Make PC1 maps, the first principal component of the weighted feature maps.
 
-    Arguments, result and errors are those of :func:`cam`; `pc1_range` is that of `finish_maps`. A
-    map is the principal axis, divided by its maximum, instead of a rectified mean.
+    Arguments, result and errors are those of :func:`heatmap`. A map is the principal axis, divided
+    by its maximum, instead of a rectified mean.
     """
-    options = {"target": target, "layer": layer, "map_size": map_size, "layout": layout}
-    return _maps(localize_on_device(model, x, method="pc1", pc1_range=pc1_range, **options))
-
-
-def _maps(found: DeviceMaps) -> Tensor:
-    """Check the maps and return them on their device: (N, H, W) float64 in [0, 1]."""
-    found.check(found.facts.cpu().numpy())
-    return normalize(found.u)
+    more = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    return heatmap(model, x, target, layer, method="pc1", **more)

@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from ..shapes import Size, map_shape
 from ..short import Short
-from .class_activation import cam_from_features, weighted_features
-from .principal_component import first_principal_axis, pc1_from_features
+from .methods.class_activation import cam_from_features, weighted_features
+from .methods.principal_component import first_principal_axis, pc1_from_features
 
 LEVEL = 0.05
 # Sums over a box count as equal if they differ by less than this share of their largest possible

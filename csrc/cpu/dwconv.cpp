@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -19,6 +20,8 @@ namespace {
 
 // Kernels with a side of at most so many taps are transformed only along the other side.
 constexpr std::int64_t kWidestStrip = 7;
+
+constexpr float kNoFloor = -std::numeric_limits<float>::infinity();
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
@@ -103,9 +106,10 @@ ConvAlgorithm parse_conv_algorithm(const std::string& name) {
 }
 
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
-                      bool turned, const ConvCall& call) {
+                      bool relu, bool turned, const ConvCall& call) {
   const ConvKernels& kernels = kernels_for<ConvKernels>(call.isa);
-  const ConvParams conv{x, kernel, y, bias, call.images, call.channels, false};
+  const ConvParams conv{x,           kernel,        y,     bias,
+                        call.images, call.channels, false, relu ? 0.0f : kNoFloor};
   if (call.algorithm == ConvAlgorithm::kFft) {
     return run_fft(conv, kernel, turned, kernels, call.num_threads);
   }
@@ -116,10 +120,10 @@ void depthwise_conv2d_grad_weight(const Planes& grad, const Planes& x, const Pla
                                   const ConvCall& call) {
   const ConvKernels& kernels = kernels_for<ConvKernels>(call.isa);
   if (call.algorithm == ConvAlgorithm::kFft) {
-    const ConvParams conv{x, grad, kernel, nullptr, call.images, call.channels, true};
+    const ConvParams conv{x, grad, kernel, nullptr, call.images, call.channels, true, kNoFloor};
     return run_fft(conv, kernel, false, kernels, call.num_threads);
   }
-  const ConvParams conv{grad, x, kernel, nullptr, call.images, call.channels, true};
+  const ConvParams conv{grad, x, kernel, nullptr, call.images, call.channels, true, kNoFloor};
   run(DirectTask{conv, false}, kernels.direct, kernels.width, call.num_threads);
 }
 

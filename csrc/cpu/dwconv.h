@@ -21,10 +21,11 @@ struct ConvCall {
   int num_threads;
 };
 
-// Writes y = conv(x, kernel) + bias; bias has C float32 values or is null. `turned` turns the
+// Writes y = conv(x, kernel) + bias, or max(0, y) if `relu`; bias has C float32 values or is null.
+// `turned` turns the
 // kernel by 180 degrees, which gives the input gradient if x is the gradient of the output.
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
-                      bool turned, const ConvCall& call);
+                      bool relu, bool turned, const ConvCall& call);
 
 // Writes the weight gradient to `kernel`, which must hold zeros: taps that lie outside the image
 // for every output are not written.

@@ -352,18 +352,18 @@ class DirectConv {
     const int lanes = lanes_of_group(conv_, group);
     const int height = static_cast<int>(to.height), width = static_cast<int>(to.width);
     const int64_t c = group * kLanes;
-    const Vec one = Vec::broadcast(1.0f), bias = bias_of(conv_, group);
+    const Epilogue finish = epilogue_of(conv_, group, 1.0f);
     if (swapped_) {
       for (int h = 0; h < height; ++h) {
         for (int w = 0; w < width; ++w) Vec::load(from.at(w, h)).store(row_ + w * kLanes);
-        store_row(row_, to, image, c, lanes, h, 0, width, one, bias);
+        store_row(row_, to, image, c, lanes, h, 0, width, finish);
       }
     } else if (has_gaps(to)) {
       for (int h = 0; h < height; ++h) {
-        store_row(from.at(h, 0), to, image, c, lanes, h, 0, width, one, bias);
+        store_row(from.at(h, 0), to, image, c, lanes, h, 0, width, finish);
       }
     } else {
-      store_row(from.data, to, image, c, lanes, 0, 0, height * width, one, bias);
+      store_row(from.data, to, image, c, lanes, 0, 0, height * width, finish);
     }
   }
 

@@ -235,8 +235,8 @@ class FftConv {
     const AxisRange &across = width_tile(tile).out, &down = height_tile(tile).out;
     const int lanes = lanes_of_group(conv_, group);
     // separate() doubled A and B, and neither inverse transform was divided by its length.
-    const Vec scale = Vec::broadcast(0.25f / (float(width_.dft.n) * float(height_.dft.n)));
-    const Vec bias = bias_of(conv_, group);
+    const float scale = 0.25f / (float(width_.dft.n) * float(height_.dft.n));
+    const Epilogue finish = epilogue_of(conv_, group, scale);
     for (int r = 0; r < down.count; r += 2 * kPairs) {
       const int pairs = smaller(kPairs, (down.count - r + 1) / 2);
       join(r, down.count, pairs);
@@ -246,7 +246,7 @@ class FftConv {
           const int number = r + 2 * k + i;
           if (number == down.count) break;
           store_row(rows_[2 + i], conv_.out, image, group * kLanes, lanes, down.begin + number,
-                    across.begin, across.count, scale, bias);
+                    across.begin, across.count, finish);
         }
       }
     }

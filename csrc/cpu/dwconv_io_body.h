@@ -68,12 +68,18 @@ void load_lanes(const T* from, int64_t stride_c, int64_t stride_w, int lanes, in
   }
 }
 
+// What happens to each value on its way out: max(floor, scale * value + bias). NaN stays NaN.
+struct Epilogue {
+  Vec scale, bias, floor;
+  Vec operator()(Vec value) const { return at_least(floor, fma(value, scale, bias)); }
+};
+
 template <class T>
 void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, int lanes, int count,
-                 Vec scale, Vec bias) {
+                 const Epilogue& finish) {
   if (stride_c == 1) {
     for (int t = 0; t < count; ++t) {
-      const Vec value = fma(Vec::load(from + t * kLanes), scale, bias);
+      const Vec value = finish(Vec::load(from + t * kLanes));
       T* p = to + t * stride_w;
       if (lanes == kLanes) {
         value.store(p);
@@ -86,9 +92,8 @@ void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, i
   if (lanes == kLanes && count >= kLanes) {
     return for_blocks(count, [&](int t) CBA_INLINE {
       Vec block[kLanes];
-      unroll<kLanes>([&](auto i) CBA_INLINE {
-        block[i] = fma(Vec::load(from + (t + i) * kLanes), scale, bias);
-      });
+      unroll<kLanes>([&](auto i)
+                         CBA_INLINE { block[i] = finish(Vec::load(from + (t + i) * kLanes)); });
       transpose(block);
       unroll<kLanes>([&](auto l) CBA_INLINE { block[l].store(to + l * stride_c + t); });
     });
@@ -97,7 +102,7 @@ void store_lanes(const float* from, T* to, int64_t stride_c, int64_t stride_w, i
     const int width = count - t < kLanes ? count - t : kLanes;
     Vec block[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      block[i] = i < width ? fma(Vec::load(from + (t + i) * kLanes), scale, bias) : Vec::zero();
+      block[i] = i < width ? finish(Vec::load(from + (t + i) * kLanes)) : Vec::zero();
     }
     transpose(block);
     for (int l = 0; l < lanes; ++l) {
@@ -125,25 +130,29 @@ inline void load_row(const Planes& p, int64_t n, int64_t c, int lanes, int64_t h
 }
 
 inline void store_row(const float* from, const Planes& p, int64_t n, int64_t c, int lanes,
-                      int64_t h, int64_t w, int count, Vec scale, Vec bias) {
+                      int64_t h, int64_t w, int count, const Epilogue& finish) {
   switch (p.type) {
     case DType::kBfloat16:
       return store_lanes(from, element<BFloat16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
-                         count, scale, bias);
+                         count, finish);
     case DType::kFloat16:
       return store_lanes(from, element<Float16>(p, n, c, h, w), p.stride_c, p.stride_w, lanes,
-                         count, scale, bias);
+                         count, finish);
     default:
       return store_lanes(from, element<float>(p, n, c, h, w), p.stride_c, p.stride_w, lanes, count,
-                         scale, bias);
+                         finish);
   }
 }
 
-inline Vec bias_of(const ConvParams& conv, int64_t group) {
-  if (conv.bias == nullptr) return Vec::zero();
-  const float* bias = conv.bias + group * kLanes;
-  const int lanes = lanes_of_group(conv, group);
-  return lanes == kLanes ? Vec::load(bias) : Vec::load_head(bias, lanes);
+// What `group` needs when it is stored; `scale` undoes that of the transforms.
+inline Epilogue epilogue_of(const ConvParams& conv, int64_t group, float scale) {
+  Vec bias = Vec::zero();
+  if (conv.bias != nullptr) {
+    const float* from = conv.bias + group * kLanes;
+    const int lanes = lanes_of_group(conv, group);
+    bias = lanes == kLanes ? Vec::load(from) : Vec::load_head(from, lanes);
+  }
+  return {Vec::broadcast(scale), bias, Vec::broadcast(conv.floor)};
 }
 
 // Hands out pieces of a thread's scratch memory, each of which starts on a cache line. Without

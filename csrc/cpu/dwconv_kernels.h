@@ -61,6 +61,7 @@ struct ConvParams {
   const float* bias;  // [C] or null
   int64_t images, channels;
   bool reduce;  // grad_weight: sum over images and tiles
+  float floor;  // smaller results are raised to it: 0 for a ReLU, else minus infinity
 };
 
 // Transforms along both axes.

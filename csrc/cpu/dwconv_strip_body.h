@@ -147,16 +147,15 @@ class StripConv {
              const LineBlock& from) const {
     const int lanes = lanes_of_group(conv_, group);
     const int64_t c = group * kLanes;
-    const Vec scale = Vec::broadcast(1.0f / float(axis_.dft.n)), bias = bias_of(conv_, group);
+    const Epilogue finish = epilogue_of(conv_, group, 1.0f / float(axis_.dft.n));
     if (along_height_) {
       for (int l = 0; l < range.count; ++l) {
         store_row(from.line(0) + l * from.sample_stride, conv_.out, image, c, lanes,
-                  range.begin + l, 0, lines, scale, bias);
+                  range.begin + l, 0, lines, finish);
       }
     } else {
       for (int s = 0; s < lines; ++s) {
-        store_row(from.line(s), conv_.out, image, c, lanes, s, range.begin, range.count, scale,
-                  bias);
+        store_row(from.line(s), conv_.out, image, c, lanes, s, range.begin, range.count, finish);
       }
     }
   }

@@ -84,6 +84,7 @@ struct Vec {
 // a * b + c and c - a * b, rounded once.
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
+inline Vec at_least(Vec floor, Vec a) { return {_mm256_max_ps(floor.v, a.v)}; }
 
 inline void transpose(Vec (&rows)[8]) {
   __m256 pair[8], quad[8];

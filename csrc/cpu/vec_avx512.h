@@ -71,6 +71,7 @@ struct Vec {
 // a * b + c and c - a * b, rounded once.
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+inline Vec at_least(Vec floor, Vec a) { return {_mm512_max_ps(floor.v, a.v)}; }
 
 inline void transpose(Vec (&rows)[16]) {
   __m512 pair[16], quad[16];

@@ -57,6 +57,7 @@ struct Vec {
 
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 inline Vec fnma(Vec a, Vec b, Vec c) { return {c.v - a.v * b.v}; }
+inline Vec at_least(Vec floor, Vec a) { return {a.v < floor.v ? floor.v : a.v}; }
 
 inline void transpose(Vec (&rows)[4]) {
   Vec out[4];

@@ -8,6 +8,7 @@
 //   store_head(p, n)              stores the first n < kWidth elements
 //   a + b, a - b, a * b
 //   fma(a, b, c) = a * b + c and fnma(a, b, c) = c - a * b; rounded once where the set can do it
+//   at_least(floor, a)            the larger of both, lane by lane; NaN where a is NaN
 //   transpose(rows)               transposes kWidth vectors
 //
 // Everything is in unnamed namespaces and no C++ library header is included, see csrc/README.md.

@@ -196,13 +196,15 @@ def test_a_wrong_kernel_in_a_training_step_is_noticed(monkeypatch, wrong):
             launch = make(*args)
             if wrong == "grad_weight":
                 return lambda *args: off(launch(*args))
+            if args[0] != wrong:
+                return launch
             return lambda image, kernel, *args: launch(image, off(kernel), *args)
 
         return launcher
 
     monkeypatch.setattr(dwconv, "_launchers", {})
     if wrong:
-        name = f"_{wrong}_launcher"
+        name = f"_{'grad_weight' if wrong == 'grad_weight' else 'image'}_launcher"
         monkeypatch.setattr(dwconv, name, harmed(getattr(dwconv, name)))
     errors = model_contest.layer_errors(model_contest.create("replknet_nano"), 32, 2)
     assert len(errors) == 3 * (1 + 4 * 2)  # the stem's, a large and a small kernel in each stage

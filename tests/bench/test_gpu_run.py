@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cba_fast.bench.device_timing import timed
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("gpu_commands", "gpu_measure", "gpu_process", "gpu_records", "gpu_run", "gpu_timing")
+MODULES = ("gpu_commands", "gpu_measure", "gpu_process", "gpu_records", "gpu_run")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,7 @@ def test_wrong_and_failing_ways_have_no_time(gpu, monkeypatch):
     json.dumps(found, allow_nan=False)
 
 
-def test_slow_functions_are_called_once_more_and_quick_ones_often(gpu):
+def test_slow_functions_are_called_once_more_and_quick_ones_often():
     calls = {"slow": 0, "quick": 0}
 
     def run(name, seconds):
@@ -172,7 +174,7 @@ def test_slow_functions_are_called_once_more_and_quick_ones_often(gpu):
         time.sleep(seconds)
 
     functions = {"slow": lambda: run("slow", 0.32), "quick": lambda: run("quick", 0)}
-    found = gpu["gpu_timing"].timed(functions, "cpu", 0.05)
+    found = timed(functions, "cpu", 0.05)
     assert calls["slow"] == 2
     assert found["slow"]["calls"] == 1
     assert found["slow"]["p20_ms"] == found["slow"]["p80_ms"] >= 320

@@ -348,7 +348,7 @@ def test_bad_combinations_are_input_errors(work, extra, message):
 
 
 def test_weights_are_required(work):
-    assert "'--weights'" in run("erf-compute", code=2).output
+    assert "give --weights FILE, or --model" in run("erf-compute", code=2).output
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
+
+from cba_fast.kernels import cuda_core
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -67,6 +70,16 @@ def load(*, races: bool = False):
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def emulate(monkeypatch, order: int):
+    """Let the launchers run emulated kernels, the threads of a block in order 0, 1 or 2."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler to build the emulated kernels with")
+    module = load()
+    module.set_order(order)
+    monkeypatch.setattr(cuda_core, "load", lambda: module)
+    return module
 
 
 def _object(command: list[str], flags: tuple[str, ...], source: Path, common: bytes) -> Path:

@@ -21,33 +21,6 @@ __global__ void reverse_kernel(const float* in, float* out, bool with_barrier) {
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// Computes c (16, 8) = a (16, 16) b (16, 8) by one warp; a is stored by rows, b by columns or by
-// rows.
-template <class Half>
-__global__ void product_kernel(const Half* a, const Half* b, float* c, bool b_by_rows) {
-  auto* shared = cba::dynamic_shared();
-  for (int i = threadIdx.x; i < 32; i += 32) {
-    cba::cp_async<16>(shared + 16 * i, a + 8 * i);
-    cba::cp_async<16>(shared + 512 + 16 * i, b + 8 * (i % 16), i < 16 ? 16 : 0);
-  }
-  cba::cp_async_commit();
-  cba::cp_async_wait<0>();
-  __syncwarp();
-  const int lane = static_cast<int>(threadIdx.x);
-  std::uint32_t left[4], right[4];
-  cba::ldmatrix_x4(left, shared + 32 * (lane % 16) + 16 * (lane / 16));
-  if (b_by_rows) {  // rows of 8 elements
-    cba::ldmatrix_x4_trans(right, shared + 512 + 16 * (lane % 16));
-  } else {  // columns of 16 elements
-    cba::ldmatrix_x4(right, shared + 512 + 32 * (lane % 8) + 16 * (lane / 8 % 2));
-  }
-  float sum[4] = {};
-  cba::mma_m16n8k16(sum, left, right[0], right[1], Half{});
-  for (int i = 0; i < 4; ++i) {
-    c[8 * (lane / 4 + 8 * (i / 2)) + 2 * (lane % 4) + i % 2] = sum[i];
-  }
-}
-
 // Runs one instruction on the given registers: [32, 4], [32, 2] and [32, 4].
 template <class Half>
 __global__ void registers_kernel(const std::uint32_t* a, const std::uint32_t* b, float* d) {
@@ -105,19 +78,6 @@ void reverse(Address in, Address out, unsigned n, bool with_barrier) {
                     reinterpret_cast<float*>(out), with_barrier));
 }
 
-void product(Address a, Address b, Address c, bool bfloat16, bool b_by_rows) {
-  auto* out = reinterpret_cast<float*>(c);
-  const cba::Launch where = {1, 32, 1024, nullptr};
-  if (bfloat16) {
-    check(cba::launch(where, product_kernel<__nv_bfloat16>,
-                      reinterpret_cast<const __nv_bfloat16*>(a),
-                      reinterpret_cast<const __nv_bfloat16*>(b), out, b_by_rows));
-  } else {
-    check(cba::launch(where, product_kernel<__half>, reinterpret_cast<const __half*>(a),
-                      reinterpret_cast<const __half*>(b), out, b_by_rows));
-  }
-}
-
 void registers(Address a, Address b, Address d, bool bfloat16) {
   check(cba::launch({1, 32, 0, nullptr},
                     bfloat16 ? registers_kernel<__nv_bfloat16> : registers_kernel<__half>,
@@ -144,7 +104,6 @@ void wrong(const std::string& name, Address in, Address out) {
 
 void bind_selftest(pybind11::module_& m) {
   m.def("selftest_reverse", reverse);
-  m.def("selftest_product", product);
   m.def("selftest_registers", registers);
   m.def("selftest_matrices", matrices);
   m.def("selftest_wrong", wrong);

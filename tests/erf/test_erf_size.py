@@ -164,8 +164,8 @@ def test_bad_arguments_are_named():
         erf.input_gradient(model, images(1)[0])
     with pytest.raises(ValueError, match="int64"):
         erf.input_gradient(model, torch.zeros(1, 3, 8, 8, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"\(N,K\) logits, got \(1, 8, 8, 8\)"):
-        erf.input_gradient(model.body, images(1))
+    with pytest.raises(ValueError, match=r"\(N,K\) logits, got \(1, 8, 64\)"):
+        erf.input_gradient(nn.Sequential(model.body, nn.Flatten(2)), images(1))
 
 
 def weighted(values: np.ndarray) -> tuple[Linear, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cba_fast import erf
-from cba_fast.models.feature_layers import last_layer, layers_of, main_tensor
+from cba_fast.models.feature_layers import layers_of, main_tensor
 
 SWIN = {"img_size": 64, "depths": (1, 2), "num_heads": (1, 1), "embed_dim": 16}
 
@@ -201,6 +201,42 @@ def test_images_without_a_finite_gradient_are_left_out_of_every_depth():
         np.testing.assert_allclose(each.map, good[name].map, rtol=1e-9)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_maps_of_equal_sides_are_told_by_the_layers_that_give_them(turned):
+    first = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    if turned:
+        first = [nn.Conv2d(3, 8, 3, padding=1), Turn(), Last(nn.LayerNorm(8), nn.Linear(8, 8))]
+    model = nn.Sequential(*first, nn.Flatten(), nn.Linear(512, 5)).double()
+    name = layers_of(model, images(8, 8))[-1]
+    assert name == ("2" if turned else "0")
+    x = images(8, 8).requires_grad_()
+    maps = model[: 3 if turned else 1](x)
+    expected = gradient(maps.movedim(-1, 1) if turned else maps, x, (0, 1))
+    found = erf.center_gradient(model, x, layer=name, point=(0, 1))
+    torch.testing.assert_close(found, expected)
+
+
+class Turn(nn.Module):
+    def forward(self, x):
+        return x.movedim(1, -1)
+
+
+class Last(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.a, self.b = layers
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_no_layer_of_a_depth_is_lost_at_any_size():
+    model = timm.create_model("resnet18").eval()  # at 128 pixels its stem gives 64 maps of 64 x 64
+    assert len(layers_of(model, torch.zeros(1, 3, 128, 128))) == 9
+    del model.pretrained_cfg
+    assert len(layers_of(model, torch.zeros(1, 3, 128, 128))) == 9
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
@@ -219,12 +255,14 @@ class Odd(nn.Module):
         ({"layer": "nothing"}, "no module named 'nothing'"),
         ({"layer": "fc"}, "layer 'fc' must give a feature map"),
         ({"layer": 1}, "no forward_intermediates"),
-        ({}, "no layer of Odd gives a feature map"),
+        ({}, "'twice' ran 2 times"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         erf.erf_map(Odd().double(), images(8, 8), **options)
+    with pytest.raises(ValueError, match="no layer of Odd gives a feature map"):
+        erf.erf_depth(Odd().double(), images(8, 8))
 
 
 @pytest.mark.parametrize(
@@ -253,13 +291,13 @@ def test_the_last_map_is_found_without_an_interface():
     body = nn.Sequential(model.conv1, model.bn1, model.act1, model.layer1, model.layer2)
     classifier = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5))
     x = images()
-    assert last_layer(Segmenter(), x) == "output"
-    assert last_layer(nn.Sequential(body), x) == "output"
-    classifier = classifier.double()
-    assert last_layer(classifier, x) == "0.4.0"
     taken = x.clone().requires_grad_()
     expected = gradient(body(taken), taken, None)
-    torch.testing.assert_close(erf.center_gradient(classifier, x), expected)
+    for network in (body, classifier.double(), nn.DataParallel(classifier)):
+        torch.testing.assert_close(erf.center_gradient(network, x), expected)
+        found = erf.erf_depth(network, x)
+        assert list(found)[-1].endswith("4.0")
+        np.testing.assert_allclose(list(found.values())[-1].map, expected.relu().sum((0, 1)) / 2)
 
 
 def test_the_main_tensor():

@@ -97,7 +97,7 @@ def calls(here, monkeypatch):
     stand_ins = {"train": train, "evaluate": evaluate, "compute_sizes": compute_sizes}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(study, name, stand_in)
-    monkeypatch.setattr(study, "load_model", lambda config, run: None)
+    monkeypatch.setattr(study, "load_model", lambda *args: None)
     monkeypatch.setattr(study, "resolve", lambda *configs: SimpleNamespace(line="Model"))
     return calls
 

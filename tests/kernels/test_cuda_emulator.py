@@ -6,26 +6,6 @@ import torch
 
 from cba_fast.kernels.gpu import quantize_cuda
 
-
-def product(module, a, b, *, b_by_rows):
-    c = torch.full((16, 8), torch.nan)
-    laid = b.contiguous() if b_by_rows else b.T.contiguous()
-    arguments = (a.data_ptr(), laid.data_ptr(), c.data_ptr(), a.dtype == torch.bfloat16, b_by_rows)
-    module.selftest_product(*arguments)
-    return c.double().numpy()
-
-
-@pytest.mark.parametrize("b_by_rows", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_matrix_fragments(emulated_cuda, dtype, b_by_rows):
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(16, 16, generator=generator).to(dtype)
-    b = torch.randn(16, 8, generator=generator).to(dtype)
-    found = product(emulated_cuda, a, b, b_by_rows=b_by_rows)
-    expected = a.double().numpy() @ b.double().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-
-
 # Where the PTX ISA puts the elements of a fragment: "Matrix fragments for mma.m16n8k16 with
 # floating point type" and "ldmatrix". Arrays of (row, column), one per lane and element.
 

@@ -33,6 +33,8 @@ def check(x, weight, bias, grad, memory_format, algorithm, isa):
     gx = dwconv_cpp.launcher(grad, *how, turned=True, isa=isa)(grad, weight, None)
     gw = dwconv_cpp.weight_launcher(grad, x, size, algorithm, isa=isa)(grad, x)
     assert y.is_contiguous(memory_format=memory_format)
+    rectified = dwconv_cpp.launcher(x, *how, relu=True, isa=isa)(x, weight, bias)
+    assert torch.equal(rectified, y.relu())
     if algorithm == "direct":
         assert_forward(y, x, weight, bias)
         assert_grad_x(gx, grad, weight)

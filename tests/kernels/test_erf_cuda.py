@@ -1,7 +1,4 @@
-"""The CUDA ERF ops: equal to the reference, emulated and on a GPU where there is one.
-
-Gradients and layouts that stress one thing each come from the tests of the C++ ops.
-"""
+"""The CUDA ERF ops: their buckets, what they leave to the CPU, and a GPU if there is one."""
 
 import math
 import re
@@ -10,17 +7,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from test_erf_cpp import DTYPES, KINDS, MODES, gradients, layouts
+from test_erf_kernels import DTYPES, KINDS, gradients, layouts
 
 from cba_fast import erf
 from cba_fast.kernels import native
 from cba_fast.kernels.gpu import erf_cuda
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
-from cba_fast.ops.quantize import TABLE as QUANTIZE
 from cba_fast.reference import erf as reference
 
 SHARES = [0.0, 1e-9, 0.2, 0.5, 1 - 2**-53, 1.0]
@@ -46,19 +39,6 @@ def assert_equal_sizes(grad: torch.Tensor, shares: list[float]) -> None:
     assert torch.equal(erf_cuda.erf_size(grad, shares), reference.erf_size(grad, shares))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_sizes_equal_the_reference(emulated_cuda, kind):
-    rng = np.random.default_rng(0)
-    cases = [((2, 1, 1), DTYPES), ((1, 9, 1), DTYPES), ((3, 13, 17), DTYPES)]
-    cases.append(((5, 40, 53), DTYPES[:2]))  # three blocks of the first kernel
-    for shape, dtypes in cases:
-        values = torch.from_numpy(gradients(kind, (1, *shape), rng))
-        for dtype in dtypes:
-            grad = values.to(dtype)
-            if grad.isfinite().all():  # otherwise beyond float16
-                assert_equal_sizes(grad, SHARES)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_maps_that_take_the_largest_blocks(emulated_cuda, dtype):
     rng = np.random.default_rng(1)
@@ -74,84 +54,6 @@ def test_every_thread_finds_its_buckets(emulated_cuda):
     assert_equal_sizes(grad, [k / 128 for k in range(129)])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_every_layout_is_read_in_place(emulated_cuda, channels, dtype):
-    x = torch.randn(3, channels, 17, 14, generator=torch.Generator().manual_seed(2)).to(dtype)
-    sizes = reference.erf_size(x, [0.2, 0.7])
-    for grad in [*layouts(x).values(), x.transpose(2, 3)]:
-        assert torch.equal(erf_cuda.erf_size(grad, [0.2, 0.7]), sizes)
-    for mode in MODES:
-        expected = torch.ones(17, 14, dtype=torch.float64)
-        reference.erf_accumulate(x, expected, mode)
-        for grad in layouts(x).values():
-            for transposed in (False, True):
-                out = torch.ones(17, 14, dtype=torch.float64)
-                out = out.t().contiguous().t() if transposed else out
-                erf_cuda.erf_accumulate(grad, out, mode)
-                assert torch.equal(out, expected)
-
-
-@one_order
-def test_repeated_images_and_pixels(emulated_cuda):
-    x = torch.randn(1, 3, 1, 20, generator=torch.Generator().manual_seed(3))
-    grad = x.expand(4, 3, 6, 20)
-    assert_equal_sizes(grad, SHARES)
-    out, expected = torch.zeros(2, 6, 20, dtype=torch.float64)
-    erf_cuda.erf_accumulate(grad, out, "abs")
-    reference.erf_accumulate(grad, expected, "abs")
-    assert torch.equal(out, expected)
-
-
-# Multiples of 0.1 as p * total of equal values: whether k values reach it is decided by roundings.
-@one_order
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 1.0, 7e-41, 3e38])
-def test_equal_values_on_the_boundary(emulated_cuda, on_cpu, value):
-    shares = [k / 10 for k in range(11)]
-    for pixels in (10, 1000):
-        grad = torch.full((1, 1, 1, pixels), value)
-        assert_equal_sizes(grad, shares)
-        assert not on_cpu  # sums of equal float32 are exact
-        wide = grad.double() * (1 + 2**-40)  # 53 bits of mantissa: every addition rounds
-        assert_equal_sizes(wide, shares)
-        on_cpu.clear()
-
-
-@one_order
-def test_shares_at_the_sums_themselves(emulated_cuda):
-    # The threshold is within an ulp or two of every S_k in turn; several launches.
-    rng = np.random.default_rng(4)
-    for kind in ("normal", "log-normal", "rounding", "ties at the end"):
-        for dtype in (np.float32, np.float64):
-            grad = gradients(kind, (1, 1, 3, 7), rng).astype(dtype)
-            sums = np.cumsum(np.sort(np.abs(grad), axis=None)[::-1], dtype=np.float64)
-            shares = sums / sums[-1]
-            shares = np.concatenate([shares, np.nextafter(shares, 0), np.nextafter(shares, 1)])
-            assert_equal_sizes(torch.from_numpy(grad), shares.tolist())
-
-
-@one_order
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    st.sampled_from([np.float32, np.float64]).flatmap(
-        lambda dtype: hnp.arrays(
-            dtype,
-            hnp.array_shapes(min_dims=4, max_dims=4, max_side=5),
-            elements=st.floats(
-                width=8 * np.dtype(dtype).itemsize,
-                min_value=-(2.0**100),
-                max_value=2.0**100,
-            ),
-        )
-    ),
-    st.lists(st.floats(0, 1), min_size=1, max_size=3),
-)
-def test_any_gradient(emulated_cuda, grad, shares):
-    assert_equal_sizes(torch.from_numpy(grad), shares)
-
-
 @one_order
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bucket_sums_are_exact_to_the_last_bit(emulated_cuda, on_cpu, dtype):
@@ -165,6 +67,14 @@ def test_bucket_sums_are_exact_to_the_last_bit(emulated_cuda, on_cpu, dtype):
     expected = [size for k in counts for size in (k, k + 1)]
     assert erf_cuda.erf_size(grad, shares).tolist() == [expected]
     assert not on_cpu
+
+
+@one_order
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1.0, 7e-41, 3e38])
+def test_equal_float32_are_not_left_to_the_cpu(emulated_cuda, on_cpu, value):
+    for pixels in (10, 1000):
+        assert_equal_sizes(torch.full((1, 1, 1, pixels), value), [k / 10 for k in range(11)])
+    assert not on_cpu  # their sums are exact
 
 
 @one_order
@@ -187,99 +97,6 @@ def test_large_batches_go_in_groups(emulated_cuda, monkeypatch):
         assert_equal_sizes(grad, [0.2, 0.5])
 
 
-@one_order
-def test_the_first_bad_image_is_named(emulated_cuda):
-    for dtype in DTYPES:
-        for value in (math.nan, -math.nan, math.inf, -math.inf):
-            for position in (0, 98):
-                grad = torch.ones(6, 3, 9, 11, dtype=dtype)
-                grad[2, 1].view(-1)[position] = value
-                grad[4, 2, 0, 0] = math.nan
-                for shares in ([0.2, 0.3], []):
-                    with pytest.raises(ValueError, match="image 2 holds NaN or infinite values"):
-                        erf_cuda.erf_size(grad, shares)
-
-
-@one_order
-def test_sums_that_nearly_overflow(emulated_cuda):
-    grad = torch.full((4, 1, 1, 4), 1e307, dtype=torch.float64)
-    grad[1] = 4.4e307  # 1.76e308 in all, and 2^1024 is 1.8e308
-    assert_equal_sizes(grad, [0.0, 0.3, 1.0])
-    grad[2] = 5e307
-    grad[3] = math.nan
-    with pytest.raises(ValueError, match="sum of image 2's gradient exceeds float64"):
-        erf_cuda.erf_size(grad, [0.2])
-    for value, dtype in ((3e38, torch.float32), (1.7e308, torch.float64)):
-        with pytest.raises(ValueError, match="image 0 holds NaN or infinite"):
-            erf_cuda.erf_size(torch.full((1, 2, 1, 1), value, dtype=dtype), [0.2])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_accumulated_bits_equal_the_reference(emulated_cuda, mode):
-    rng = np.random.default_rng(7)
-    for kind in ("normal", "rounding", "log-normal", "all magnitudes"):
-        # Groups of eight images: less than one, eight side by side, more than those.
-        for shape in ((1, 7, 1, 1), (3, 3, 5, 13), (64, 1, 3, 2), (75, 2, 7, 9)):
-            values = torch.from_numpy(gradients(kind, shape, rng) * rng.choice([-1, 1], shape))
-            for dtype in DTYPES:
-                grad = values.to(dtype)
-                if not grad.isfinite().all():
-                    continue
-                expected = torch.full(shape[2:], 0.1, dtype=torch.float64)
-                out = expected.clone()
-                reference.erf_accumulate(grad, expected, mode)
-                erf_cuda.erf_accumulate(grad, out, mode)
-                assert torch.equal(out, expected)
-
-
-@one_order
-@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
-def test_bad_values_stay_in_their_pixel(emulated_cuda, value):
-    for position in (0, 7, 19):
-        grad = torch.ones(2, 3, 4, 5)
-        grad[1, 2].view(-1)[position] = value
-        out = torch.zeros(4, 5, dtype=torch.float64)
-        erf_cuda.erf_accumulate(grad, out, "relu")
-        assert out.isnan().view(-1).nonzero().tolist() == [[position]]
-
-
-@one_order
-def test_nothing_to_do(emulated_cuda):
-    assert erf_cuda.erf_size(torch.zeros(0, 3, 4, 4), [0.2, 0.5]).shape == (0, 2)
-    assert erf_cuda.erf_size(torch.zeros(2, 3, 0, 4), [0.2]).tolist() == [[0], [0]]
-    assert erf_cuda.erf_size(torch.zeros(2, 3, 4, 4), []).shape == (2, 0)
-    assert erf_cuda.erf_size(torch.zeros(2, 3, 4, 4), [0.0, 1.0]).tolist() == [[0, 0]] * 2
-    for shape in ((0, 3, 4, 4), (2, 0, 4, 4)):
-        out = torch.ones(4, 4, dtype=torch.float64)
-        erf_cuda.erf_accumulate(torch.zeros(shape), out, "relu")
-        assert torch.equal(out, torch.ones(4, 4, dtype=torch.float64))
-    erf_cuda.erf_accumulate(torch.zeros(2, 3, 0, 4), torch.zeros(0, 4).double(), "relu")
-
-
-@one_order
-def test_the_core_refuses_bad_arguments(emulated_cuda):
-    core, shape, strides = emulated_cuda, (1, 1, 2, 2), (4, 4, 2, 1)
-    grad = (8, "float32", shape, strides)
-    with pytest.raises(ValueError, match="grad: null pointer"):
-        core.erf_size_cuda((0, "float32", shape, strides), [0.2], 8, 8, 0, 0)
-    with pytest.raises(ValueError, match="sizes: null pointer"):
-        core.erf_size_cuda(grad, [0.2], 0, 8, 0, 0)
-    with pytest.raises(ValueError, match="scratch: null pointer"):
-        core.erf_size_cuda(grad, [0.2], 8, 0, 0, 0)
-    with pytest.raises(ValueError, match="got int8"):
-        core.erf_size_cuda((8, "int8", shape, strides), [0.2], 8, 8, 0, 0)
-    with pytest.raises(ValueError, match=r"shares must lie in \[0, 1\]"):
-        core.erf_size_cuda(grad, [math.nan], 8, 8, 0, 0)
-    with pytest.raises(ValueError, match="no channels"):
-        core.erf_size_cuda((0, "float32", (1, 0, 2, 2), strides), [0.2], 8, 8, 0, 0)
-    with pytest.raises(ValueError, match=r"2\^31 pixels"):
-        core.erf_size_cuda_scratch((8, "float32", (1, 1, 2**16, 2**16), strides))
-    with pytest.raises(ValueError, match="map: null pointer"):
-        core.erf_accumulate_cuda(grad, "relu", 0, (2, 1), 0, 0)
-    with pytest.raises(ValueError, match="mode must be relu, abs or square, got max"):
-        core.erf_accumulate_cuda(grad, "max", 8, (2, 1), 0, 0)
-
-
 def test_cpu_tensors_are_refused_with_the_reason():
     grad = torch.ones(1, 3, 4, 4)
     for table in (SIZE, ACCUMULATE):
@@ -290,17 +107,6 @@ def test_cpu_tensors_are_refused_with_the_reason():
         erf_size(grad, backend="cuda")
     with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
         erf_accumulate(grad, torch.zeros(4, 4, dtype=torch.float64), backend="cuda")
-
-
-def test_a_gpu_gets_the_kernels_on_request_only(a_gpu, monkeypatch):
-    monkeypatch.setattr(native, "_cuda_message", None)  # as if a driver were installed
-    grad, out = a_gpu(2, 3, 4, 4, dtype=torch.float32), a_gpu(4, 4, dtype=torch.float64)
-    for table, tensors in ((SIZE, (grad,)), (ACCUMULATE, (grad, out)), (QUANTIZE, (grad[0],))):
-        assert table.resolve(None, *tensors) == "reference"
-        assert table.resolve("cuda", *tensors) == "cuda"
-        reason = table.backends["cuda"].reason_unless_named(*tensors)
-        assert reason == "it has not run on a GPU yet; only naming it takes it"
-    reference.erf_accumulate(grad, out)  # a tensor of another device would raise
 
 
 def real_size(kind: str, dtype: torch.dtype) -> torch.Tensor:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_erf_cpp import DTYPES, KINDS, SHARES, gradients, layouts
+from test_erf_kernels import DTYPES, KINDS, SHARES, gradients, layouts
 
 from cba_fast.kernels.gpu import erf_torch
 from cba_fast.ops import erf_size
+from cba_fast.ops.erf import SIZE
 from cba_fast.reference import erf as reference
 
 
@@ -41,6 +42,10 @@ def test_sizes_equal_the_reference(kind, left, monkeypatch):
             erf_size(grad, 0.2, backend="torch")
             # Only float64 has sums of equal values at which rounding decides.
             assert not left or (dtype == torch.float64 and kind == "flat")
+
+
+def test_the_self_check_passes():
+    SIZE.backends["torch"].self_check(torch.device("cpu"))
 
 
 def test_layouts():

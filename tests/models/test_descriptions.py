@@ -156,16 +156,17 @@ ONE, TWO = {"a": torch.ones(1)}, {"a": torch.zeros(1)}
 @pytest.mark.parametrize(
     ("content", "taken"),
     [
-        ({"ema": ONE}, ""),
-        ({"net": ONE}, ""),
-        ({"state_dict_ema": ONE, "epoch": 3}, ""),
+        ({"ema": ONE}, "its 'ema'"),
+        ({"net": ONE}, "its 'net'"),
+        ({"state_dict_ema": ONE, "epoch": 3}, "its 'state_dict_ema'"),
         ({"state_dict_ema": TWO, "state_dict": ONE}, "its 'state_dict', not 'state_dict_ema'"),
         ({"ema": TWO, "net": ONE, "model_ema": TWO}, "its 'net', not 'model_ema' or 'ema'"),
-        ({"model": {"name": "x"}, "state_dict": ONE}, ""),
-        ({"model": {"ema": ONE}}, ""),
+        ({"model": {"name": "x"}, "state_dict": ONE}, "its 'state_dict'"),
+        ({"model": {"ema": ONE}}, "its 'model', its 'ema'"),
         ({"model.a": torch.ones(1)}, ""),
-        ({"state_dict": {"model.module.a": torch.ones(1)}, "hyper_parameters": {"lr": 1}}, ""),
-        ({"model": ONE, "args": argparse.Namespace(lr=0.1, name="x")}, ""),
+        ({"_orig_mod.net.a": torch.ones(1)}, ""),
+        ({"state_dict": {"model.module.a": torch.ones(1)}, "lr": 1}, "its 'state_dict'"),
+        ({"model": ONE, "args": argparse.Namespace(lr=0.1, name="x")}, "its 'model'"),
     ],
     ids=str,
 )
@@ -182,7 +183,7 @@ def test_lightnings_model_is_taken_and_the_rest_said(tmp_path, flex):
     state |= {"loss.weight": torch.ones(3), "ema_model.x": torch.ones(1)}
     torch.save({"state_dict": state, "pytorch-lightning_version": "2.4"}, tmp_path / "c.pth")
     found = read_checkpoint(tmp_path / "c.pth")
-    assert found.taken == "its 'model.', not the 2 other keys"
+    assert found.taken == "its 'state_dict', its 'model.', not the 2 other keys"
     assert found.state.keys() == flex.state_dict().keys()
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from cba_fast.erf import center_gradient, choose_checkpoint, erf_map, kept_bytes
-from cba_fast.models.features import FeatureLayout, find_layer, layout_of
+from cba_fast.models.features import FeatureLayout, layout_of
 from cba_fast.wsol import cam, pc1
-from cba_fast.wsol.features import classify
 from cba_fast.wsol.heatmap import finish_maps
+from cba_fast.wsol.methods import classify
 
 CLASSES = 5
 SWIN = {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}
@@ -144,7 +144,7 @@ def test_memory_of_transformers_is_estimated(chosen):
 
 def test_heads_over_the_class_token_are_refused():
     with pytest.raises(
-        TypeError, match="no linear head over the mean of forward_features's tokens"
+        TypeError, match="no linear head over the mean of the tokens of forward_features"
     ):
         cam(build("test_vit", img_size=64), images(64))
 
@@ -230,17 +230,3 @@ def test_tokens_whose_grid_cannot_be_known_are_refused():
 def test_a_layout_that_does_not_fit_is_refused(wrong):
     with pytest.raises(ValueError, match=wrong):
         center_gradient(Last((2, 3)), images(64), layout=wrong)
-
-
-def test_a_layer_is_found_by_name_or_module_and_through_wrappers():
-    model = build("test_resnet")
-    for wrapped, lead in [(model, ""), (nn.DataParallel(model), "module.")]:
-        name = f"{lead}layer2.0"
-        assert find_layer(wrapped, "layer2.0") == (name, model.layer2[0])
-        assert find_layer(wrapped, model.layer2[0]) == (name, model.layer2[0])
-    with pytest.raises(ValueError, match=r"no module named 'layer2.7'.* layer2\.0"):
-        find_layer(model, "layer2.7")
-    with pytest.raises(ValueError, match="does not contain this Conv2d"):
-        find_layer(model, nn.Conv2d(1, 1, 1))
-    with pytest.raises(TypeError, match="got 3"):
-        find_layer(model, 3)

@@ -8,7 +8,7 @@ from torch import nn
 import cba_fast.models  # noqa: F401  (registers our models)
 from cba_fast.nn import eval_mode
 from cba_fast.wsol import cam, localize, pc1
-from cba_fast.wsol.features import classify
+from cba_fast.wsol.methods import classify
 
 CLASSES = 5
 

@@ -1,11 +1,15 @@
 """The backend table: preference, predicates, explicit requests, reasons."""
 
 import logging
+import re
+import warnings
 
 import pytest
+import torch
 
 from cba_fast.cli.tools import info
-from cba_fast.ops.backends import Backend, BackendTable
+from cba_fast.errors import CbaWarning
+from cba_fast.ops.backends import Backend, BackendTable, expect
 
 
 @pytest.fixture
@@ -38,22 +42,66 @@ def test_a_named_backend_is_taken_or_refused_with_its_reason(table):
         table.resolve("cuda", 4)
 
 
-def test_a_backend_on_request_is_never_the_automatic_choice(monkeypatch, caplog):
+def checked_table(monkeypatch, self_check):
     monkeypatch.setattr(BackendTable, "registry", {})
-    table = BackendTable(
-        "halve",
-        [
-            Backend("cuda", lambda n: None, on_request="backend='cuda' asks for it"),
-            Backend("reference", lambda n: None),
-        ],
-    )
-    with caplog.at_level(logging.INFO, logger="cba_fast"):
-        assert table.resolve(None, 4) == "reference"
-    assert "'cuda' not used: backend='cuda' asks for it" in caplog.text
-    assert table.resolve("cuda", 4) == "cuda"
-    shown = info.backends("halve", table)
+    backends = [
+        Backend("cuda", lambda image: None, self_check=self_check),
+        Backend("reference", lambda image: None),
+    ]
+    return BackendTable("halve", backends)
+
+
+def raises(device):
+    raise RuntimeError("no kernel image")
+
+
+def is_wrong(device):
+    expect(torch.tensor([1.0, 2.0], device=device), torch.tensor([1.0, 2.5]), 1e-3)
+
+
+def is_nan(device):
+    expect(torch.tensor([1.0, float("nan")], device=device), torch.tensor([1.0, 2.0]), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("self_check", "failure"),
+    [
+        (raises, "RuntimeError: no kernel image"),
+        (is_wrong, "ArithmeticError: its result has a relative error of 0.19"),
+        (is_nan, "ArithmeticError: its result has a relative error of nan"),
+    ],
+)
+def test_a_kernel_that_fails_its_self_check_is_taken_on_request_only(
+    monkeypatch, self_check, failure
+):
+    table, image = checked_table(monkeypatch, self_check), torch.zeros(1, 8, 16, 16)
+    failure = f"its self-check failed on cpu: {failure}"
+    with pytest.warns(CbaWarning, match=re.escape(f"halve: backend 'cuda' is not used: {failure}")):
+        assert table.resolve(None, image) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it warns once
+        assert table.resolve(None, image) == "reference"
+        assert table.resolve("cuda", image) == "cuda"
+        shown = info.backends("halve", table)
     assert shown["cpu"] == "reference"
-    assert shown["not_used"]["cpu"] == {"cuda": "backend='cuda' asks for it"}
+    assert shown["not_used"]["cpu"] == {"cuda": failure}
+
+
+def test_a_self_check_runs_once_and_not_for_named_backends(monkeypatch):
+    devices = []
+    table, image = checked_table(monkeypatch, devices.append), torch.zeros(1, 8, 16, 16)
+    assert table.resolve("cuda", image) == "cuda"
+    assert devices == []
+    assert [table.resolve(None, image) for _ in range(3)] == ["cuda"] * 3
+    assert devices == [image.device]
+
+
+def test_a_result_within_the_tolerance_passes():
+    exact = torch.tensor([3.0, 4.0])
+    expect(exact, exact)
+    expect(exact + 1e-4, exact, 1e-3)
+    with pytest.raises(ArithmeticError):
+        expect(exact + 1e-4, exact)
 
 
 def test_unknown_and_missing_backends_are_told_apart(table):

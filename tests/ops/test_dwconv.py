@@ -19,12 +19,13 @@ from cba_fast.ops.dwconv_choice import TABLES
 pytestmark = pytest.mark.usefixtures("seeded")
 
 ON_GPUS = ("cuda", "triton")  # test_dwconv_cuda_*.py, test_dwconv_triton.py, test_dwconv_gpu.py
-BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in ON_GPUS)
+BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in (*ON_GPUS, "conv2d"))
 IN_DOUBLE = tuple(b for b in BACKENDS if b != "cpp")  # float32 arithmetic
 HALF = (torch.float16, torch.bfloat16)
 ALL = (torch.float32, torch.float64, *HALF)
 CL = torch.channels_last
 COMBINATIONS = [(b, d) for b in BACKENDS for d in ALL if b in IN_DOUBLE or d != torch.float64]
+COMBINATIONS += [("conv2d", torch.float32), ("conv2d", torch.float64)]
 
 
 def image(layout, n, c, h, w, dtype=torch.float32):
@@ -146,6 +147,18 @@ def test_shifting_the_input_shifts_the_output_inside(backend):
     torch.testing.assert_close(shifted[:, :, rows, columns], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "dtype"), COMBINATIONS)
+def test_relu_keeps_nan_and_equals_relu_of_the_result(backend, dtype):
+    x, weight = image("channels_last", 2, 3, 8, 9, dtype), torch.randn(3, 1, 5, 5).to(dtype)
+    x[0, 0, 0, 0] = torch.nan
+    how = {"backend": backend, "algorithm": "direct"}
+    y = depthwise_conv2d(x, weight, **how)
+    rectified = depthwise_conv2d(x, weight, **how, activation="relu")
+    assert y.isnan().any()
+    assert (y < 0).any()
+    torch.testing.assert_close(rectified, y.relu(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", IN_DOUBLE)
 def test_gradients_are_adjoint_to_the_forward_pass(backend):
     x, g = torch.randn(2, 2, 3, 9, 7, dtype=torch.float64)
@@ -228,6 +241,9 @@ def test_gradcheck_and_gradgradcheck(backend):
     def conv(x, w, b):
         return depthwise_conv2d(x, w, b, backend=backend)
 
+    def rectified(x, w, b):
+        return depthwise_conv2d(x, w, b, backend=backend, activation="relu")
+
     def grad_x(g, w):
         return depthwise_conv2d_grad_x(g, w, backend=backend)
 
@@ -236,6 +252,7 @@ def test_gradcheck_and_gradgradcheck(backend):
 
     cases = [
         (conv, doubles((2, 2, 4, 3), (2, 1, 5, 3), (2,))),
+        (rectified, doubles((2, 2, 4, 3), (2, 1, 5, 3), (2,))),
         (grad_x, doubles((2, 2, 4, 3), (2, 1, 5, 3))),
         (grad_weight, doubles((2, 2, 4, 3), (2, 2, 4, 3))),
     ]
@@ -278,6 +295,7 @@ def test_opcheck(backend, layout):
     weight, bias = torch.randn(3, 1, 5, 3, requires_grad=True), torch.randn(3, requires_grad=True)
     ops, how = torch.ops.cba_fast, (backend, "direct")
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
+    torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how, "relu"))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, [5, 3], *how))
 
@@ -397,6 +415,7 @@ X, W = torch.zeros(2, 3, 8, 8), torch.zeros(3, 1, 5, 5)
         ((X, W), {"backend": 1}, TypeError, "backend must be None or a string, got int"),
         ((X, W), {"backend": "cudnn"}, ValueError, "cudnn"),
         ((X, W), {"algorithm": "winograd"}, ValueError, "winograd"),
+        ((X, W), {"activation": "gelu"}, ValueError, "activation.*gelu"),
         (
             (X, W),
             {"algorithm": "fft", "backend": "torch"},

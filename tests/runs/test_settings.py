@@ -33,7 +33,7 @@ COMMAND = {name: LazyGroup().get_command(None, name) for name in COMMANDS}
 # Settings that have one name and more than one default, and why.
 WRITTEN_AGAIN = {
     "batch_size": "of inference 8, of training 32, of a timing 1",
-    "num_images": "the ERF map's protocol has 50, a sweep of many maps 4",
+    "num_images": "the ERF map's protocol has 50, a sweep of many maps 4, interventions score 200",
     "num_samples": "merge compares two random inputs",
     "seed": "each command draws something else, and begins with 0",
 }

@@ -22,9 +22,7 @@ from training_runs import (
     killer,
     model_config,
     quiet,
-    small_config,
     trainer_of,
-    training_data,
 )
 
 from cba_fast import resume
@@ -37,17 +35,6 @@ from cba_fast.training.data import open_splits
 from cba_fast.training.state import load_state
 from cba_fast.training.train import best_path, exp_name, log_folder, train
 from cba_fast.training.trainer import EpochFigures, Trainer
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    return training_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data_root, tmp_path):
-    return small_config(data_root, tmp_path / "weights")
-
 
 VARIANTS = {
     "replknet onecycle": (

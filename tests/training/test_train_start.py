@@ -15,9 +15,7 @@ from training_runs import (
     initial,
     model_config,
     quiet,
-    small_config,
     trainer_of,
-    training_data,
 )
 
 from cba_fast.erf import LEVELS
@@ -29,16 +27,6 @@ from cba_fast.training import train as training_train
 from cba_fast.training.data import cut_batches, open_splits
 
 SHAPE = (3, 3, 64, 64)
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    return training_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data_root, tmp_path):
-    return small_config(data_root, tmp_path / "weights")
 
 
 def lines_of(config, model=MODEL, run=RUN):

@@ -14,11 +14,22 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from cba_fast.errors import InputError
 from cba_fast.ops import quantize
-from cba_fast.wsol import cam, cam_from_features, finish_maps, localize, pc1, pc1_from_features
-from cba_fast.wsol.features import classify
+from cba_fast.wsol import (
+    cam,
+    cam_from_features,
+    finish_maps,
+    heatmap,
+    localize,
+    pc1,
+    pc1_from_features,
+)
 from cba_fast.wsol.heatmap import score_levels
-from cba_fast.wsol.localize import METHODS, localize_on_device
-from cba_fast.wsol.principal_component import first_principal_axis, is_background
+from cba_fast.wsol.localize import localize_on_device
+from cba_fast.wsol.methods import METHODS as ALL_METHODS
+from cba_fast.wsol.methods import classify, gather
+from cba_fast.wsol.methods.principal_component import first_principal_axis, is_background
+
+METHODS = [name for name, m in ALL_METHODS.items() if "attentions" not in m.needs]
 
 
 def features_and_weights(n=3, c=40, h=12, w=12, seed=0):
@@ -235,8 +246,6 @@ def test_an_empty_batch_has_empty_maps(target):
 def test_what_cannot_be_localized_is_refused():
     model = Tiny().eval()
     x = torch.randn(1, 3, 64, 64)
-    with pytest.raises(TypeError, match="name the layer"):
-        cam(model, x)
     with pytest.raises(TypeError, match="x must be a tensor .* got ndarray"):
         cam(model, x.numpy(), layer="body")
     with pytest.raises(ValueError, match=r"x must be .* got shape \(3, 64, 64\)"):
@@ -348,12 +357,29 @@ def test_maps_are_computed_outside_of_autocast(method, dtype):
     model, x = given_model(dtype=dtype), torch.zeros(4, 3, 96, 96)
     with torch.autocast("cpu", dtype):
         mixed = localize(model, x, method=method, target=2)
-    small = METHODS[method](model.features.float(), model.fc.weight[2].detach().expand(4, -1))
-    value_range = "wrap" if method == "pc1" else "clip"
-    np.testing.assert_array_equal(mixed.maps, finish_maps(small.numpy(), 96, value_range))
+        found = gather(model, x, ALL_METHODS[method].needs, target=torch.tensor(2))
+    chosen = ALL_METHODS[method]
+    want = finish_maps(chosen.small_maps(found).numpy(), 96, chosen.value_range)
+    np.testing.assert_array_equal(mixed.maps, want)
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_no_step_before_the_map_is_done_reads_its_values(method):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model, x = given_model(), torch.empty(4, 3, 96, 96)
+        model.features = torch.empty(4, 40, 12, 12)
+        chosen = ALL_METHODS[method]
+        small = chosen.small_maps(gather(model, x, chosen.needs))
+        assert small.shape == (4, 12, 12)
+        with pytest.raises(DataDependentOutputException):
+            bool(small.any())
+
+
+# A backward pass of tensors that say they are on a GPU would look for one.
+WITHOUT_GRADIENTS = [m for m in METHODS if "gradients" not in ALL_METHODS[m].needs]
+
+
+@pytest.mark.parametrize("method", WITHOUT_GRADIENTS)
 @pytest.mark.parametrize("pc1_range", ["wrap", "minmax"])
 def test_no_step_on_a_device_reads_its_values(method, pc1_range):
     # tensors without values, which say that they are on a GPU: what a host would have to read
@@ -409,9 +435,7 @@ def test_a_gpu_makes_the_same_maps(method, pc1_range):
     assert close_levels(got.u, want.u)
     assert got.targets.tolist() == want.targets.tolist()
     assert got.constant.tolist() == want.constant.tolist()
-    make = cam if method == "cam" else pc1
-    more = {} if method == "cam" else {"pc1_range": pc1_range}
-    on_gpu = make(model, x.cuda(), target=3, **more)
+    on_gpu = heatmap(model, x.cuda(), **options)
     assert on_gpu.is_cuda
     np.testing.assert_array_equal(on_gpu.cpu().numpy(), got.localization().maps)
 

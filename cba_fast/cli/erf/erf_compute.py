@@ -5,29 +5,17 @@ from pathlib import Path
 
 import click
 
-from ...runs.declare import declared
 from ...runs.settings import ErfMapConfig, SizeConfig
 from ..options import (
+    comma_lists,
     config_options,
     erf_options,
     option,
     overwrite_option,
     resolved,
-    type_of,
 )
 from ..progress import bar, continuable, warn
 from .erf_map import FILE, draw, measure_map, npy_file, tell_map, title_of
-
-
-def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
-    """Read ``--p 0.2 --p 0.5`` and ``--p 0.2,0.5`` alike."""
-    shares, share_type = [], type_of(declared(SizeConfig)["shares"])
-    for text in ",".join(values).split(","):
-        share = share_type.convert(text, param, ctx)
-        if share in shares:
-            raise click.BadParameter(f"{text} is given twice", ctx, param)
-        shares.append(share)
-    return tuple(shares)
 
 
 @click.command()
@@ -35,15 +23,12 @@ def _shares(ctx, param, values: tuple[str, ...]) -> tuple[float, ...]:
 @config_options(
     SizeConfig,
     "config",
-    shares={
-        "type": str,
-        "callback": _shares,
-        "help": "Share of the gradient inside the ERF; repeat it, or give a comma list, for"
-        " several.",
-    },
+    **comma_lists(SizeConfig, "shares"),
 )
 @option(
-    "--output", type=FILE, help="The .npy file of the sizes.  [default: erf_sizes_<family>.npy]"
+    "--output",
+    type=FILE,
+    help="The .npy file of the sizes.  [default: erf_sizes_<family or model>.npy]",
 )
 @option(
     "--save_map",
@@ -87,13 +72,14 @@ def command(
         save_fig = save_fig or map_fig
     map_input_size = map_input_size or data_config.input_size or ErfMapConfig.input_size
     model_config, data_config = resolved(model_config, data_config)
-    output = npy_file(output or Path(f"erf_sizes_{model_config.family}"))
+    output = npy_file(output or Path(f"erf_sizes_{model_config.title}"))
     save_map, map_path = save_map and npy_file(save_map), map_path and npy_file(map_path)
     _check_files({"output": output, "save_map": save_map, "map": map_path}, save_fig, map_fig)
     erf_runs.check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
-    used = (load_model(model_config, run_config), images, model_config, data_config, run_config)
+    model = load_model(model_config, run_config, data_config.input_size)
+    used = (model, images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
         _measure_sizes(used, config, output, save_map, save_fig, options)

@@ -9,6 +9,7 @@ import click
 from ...runs.settings import ErfMapConfig, ModelConfig
 from ..options import (
     FILE,
+    SQUARE,
     config_option,
     erf_options,
     option,
@@ -19,7 +20,10 @@ from ..progress import bar, continuable, warn
 
 
 @click.command()
-@erf_options(input_size={"default": ErfMapConfig.input_size, "otherwise": None})
+@erf_options(
+    without=("preprocess",),
+    input_size={**SQUARE, "default": ErfMapConfig.input_size, "otherwise": None},
+)
 @config_option(ErfMapConfig, "num_images")
 @config_option(ErfMapConfig, "layer")
 @config_option(ErfMapConfig, "point")
@@ -27,9 +31,10 @@ from ..progress import bar, continuable, warn
     "--compare",
     group="ERF",
     help="Measure further networks on the same images, for one picture: random, this network with"
-    " random weights; or names of models; such as random,convnext_tiny.",
+    " random weights; or names of models, with timm's weights if --pretrained is given; such as"
+    " random,convnext_tiny.",
 )
-@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family>.npy]")
+@option("--output", type=FILE, help="The .npy file.  [default: erf_map_<family or model>.npy]")
 @option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
@@ -55,12 +60,12 @@ def command(
     """
     from ...analysis.plots import check_picture
     from ...runs.erf import check_precision
-    from ...runs.inference import open_images
+    from ...runs.inference import load_model, open_images
 
     named = {"": model_config, **_compared(model_config, compare)}
     size = data_config.input_size
     named = {name: resolved(config, data_config)[0] for name, config in named.items()}
-    output = npy_file(output or Path(f"erf_map_{named[''].family}"))
+    output = npy_file(output or Path(f"erf_map_{named[''].title}"))
     if save_fig is not None:
         check_picture(save_fig)
     check_precision(run_config)
@@ -74,7 +79,8 @@ def command(
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
             if len(named) > 1:
                 click.echo(f"{title}:")
-            used = (_load(model_config, run_config), images, model_config, data_config, run_config)
+            model = load_model(model_config, run_config, size)
+            used = (model, images, model_config, data_config, run_config)
             found[title] = measure_map(used, config, path, options)
     draw(found, save_fig or output.with_suffix(".png"))
     click.echo(f"ERF map: {output} ({time.perf_counter() - start:.1f} s in all)")
@@ -84,20 +90,11 @@ def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, Model
     """Return the networks that `compare` names, by what is added to the names of their files."""
     names = [] if compare is None else compare.split(",")
     return {
-        name: replace(model_config, weights=None) if name == "random" else ModelConfig(name=name)
+        name: replace(model_config, weights=None, pretrained=False)
+        if name == "random"
+        else ModelConfig(name=name, pretrained=model_config.pretrained)
         for name in names
     }
-
-
-def _load(model_config: ModelConfig, run_config):
-    """Build a model; random weights are the same in each run, so that it can be continued."""
-    import torch
-
-    from ...runs.inference import load_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return load_model(model_config, run_config)
 
 
 def measure_map(used, config: ErfMapConfig, output: Path, options):

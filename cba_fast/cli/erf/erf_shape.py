@@ -9,9 +9,11 @@ from ...runs.settings import ModelConfig, SweepConfig
 from ..options import (
     FILE,
     PATH,
+    SIDE,
     config_option,
     config_options,
     erf_options,
+    family_options,
     json_option,
     option,
     overwrite_option,
@@ -21,7 +23,7 @@ from ..progress import bar, continuable, warn
 
 
 @click.command()
-@erf_options()
+@erf_options(family_options(), without=("preprocess",), input_size={"type": SIDE})
 @config_options(SweepConfig, "config")
 @option(
     "--match",
@@ -150,7 +152,7 @@ def _target(match, family, name, used, num_samples, output: Path, options):
     images, data_config, run_config = used
     config, data_config = resolved(ModelConfig(family, match, name), data_config)
     found = erf_runs.compute_map(
-        load_model(config, run_config),
+        load_model(config, run_config, data_config.input_size),
         images,
         config,
         data_config,

@@ -89,7 +89,7 @@ def command(
             data_config,
             run_config,
             map_config,
-            _with_metadata(box_config, data_config),
+            with_metadata(box_config, data_config),
             num_samples=num_samples,
             p=p,
             seed=seed,
@@ -137,7 +137,7 @@ def _json(found, used: dict, threshold_from: Path | None) -> dict:
     return extra
 
 
-def _with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
+def with_metadata(boxes: BoxConfig, data: DataConfig) -> BoxConfig:
     """Return `boxes` with the metadata options, which the command shares with the images."""
     return replace(
         boxes,

@@ -1,9 +1,11 @@
-"""``cba-fast info``: what was built, and which backend each op uses, and why."""
+"""``cba-fast info``: what was built, which backend each op uses and why, and whose measurements."""
 
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import click
 import torch
@@ -12,8 +14,13 @@ from rich import box
 import cba_fast
 import cba_fast.ops  # fills the registry of backend tables
 
+from ...bench.dwconv_contest import DIRECTIONS, DTYPES, Case
+from ...bench.tune_measure import LAYOUTS
 from ...kernels import native
+from ...ops import choice_table
 from ...ops.backends import BackendTable
+from ...ops.choice_table import Call
+from ...ops.dwconv_choice import explain
 from ..options import option
 from ..tables import new_table, print_tables
 
@@ -29,17 +36,28 @@ DISTRIBUTIONS = {
 
 @click.command()
 @option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def command(as_json: bool):
-    """Show versions, what was built, and which backend each op uses, and why."""
-    info = collect()
+@option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NxCxHxW_kKHxKW",
+    help="Also show how a convolution, such as 1x128x96x96_k31x31, is computed; may be repeated.",
+)
+def command(as_json: bool, cases: tuple[str, ...]):
+    """Show versions, what was built, and which backend each op uses, and why.
+
+    For the convolution it names the table of measurements (`cba-fast tune`) that is asked.
+    """
+    info = collect(cases)
     if as_json:
         click.echo(json.dumps(info, indent=1))
     else:
         show(info)
 
 
-def collect() -> dict:
+def collect(cases: Sequence[str] = ()) -> dict:
     """Return what ``cba-fast info --json`` prints."""
+    chosen = [choice for case in cases for choice in choices(Case.parse(case))]
     reason = native.unavailable()
     return {
         "versions": versions(),
@@ -54,7 +72,34 @@ def collect() -> dict:
         else native.build_info() | {"cuda_unavailable": native.cuda_unavailable()},
         "cuda": cuda_devices(),
         "ops": {op: backends(op, table) for op, table in op_tables().items()},
+        "convolution_tables": {
+            device: [
+                {"path": str(t.path), "source": t.source, "cases": len(t.cases)}
+                for t in choice_table.tables(torch.empty(0, device=device).device)
+            ]
+            for device in devices()
+        },
+        "choices": chosen,
     }
+
+
+def devices() -> list[str]:
+    """Return the kinds of devices that are here."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def choices(case: Case) -> Iterator[dict[str, str]]:
+    """Yield the method of the automatic choice for each way to call a convolution, and its source.
+
+    The source is the file of a table, or the rule for calls that no table knows.
+    """
+    shape = (case.batch, case.channels, case.height, case.width)
+    for device, dtype, layout in product(devices(), DTYPES.values(), LAYOUTS.values()):
+        image = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        for direction in DIRECTIONS:
+            method, source = explain(direction, image, (case.kh, case.kw))
+            call = str(Call.of(direction, image, (case.kh, case.kw)))
+            yield {"device": device, "call": call, "method": method, "source": source}
 
 
 def versions() -> dict[str, str | None]:
@@ -108,13 +153,12 @@ def backends(op: str, table: BackendTable) -> dict:
         the backend that small float32 arguments get; ``not_used``: for each of these the reasons
         why better or other backends refuse them.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     result = {"backends": {b.name: b.unavailable() for b in table.backends.values()}}
     result["not_used"] = {}
-    for device in devices:
+    for device in devices():
         arguments = sample(op, device)
         result[device] = table.resolve(None, *arguments)
-        reasons = {b.name: b.reason_unless_named(*arguments) for b in table.backends.values()}
+        reasons = {name: table.reason_unless_named(name, *arguments) for name in table.backends}
         result["not_used"][device] = {
             name: reason or f"{result[device]} comes first"
             for name, reason in reasons.items()
@@ -134,13 +178,23 @@ def show(info: dict) -> None:
         facts.add_row(name, text)
     cuda = info["cuda"]
     facts.add_row("CUDA devices", ", ".join(cuda["devices"]) or f"none: {cuda['reason']}")
+    for device, tables in info["convolution_tables"].items():
+        texts = [f"{t['path']} ({t['source']}, {t['cases']} cases)" for t in tables]
+        here = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
+        none = f"no measurements ({here}): `cba-fast tune` makes some"
+        facts.add_row("Convolution", "\n".join(texts) or none)
     table = new_table("op", "device", "backend", "others", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for op, entry in info["ops"].items():
         for device, reasons in entry["not_used"].items():
             others = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
             table.add_row(op, device, entry[device], others)
-    print_tables(facts, table, width=80)
+    chosen = new_table("device", "call", "method", "from", box=box.SIMPLE_HEAD)
+    sources = {t["path"]: t["source"] for ts in info["convolution_tables"].values() for t in ts}
+    for choice in info["choices"]:
+        device, call, method, path = choice.values()
+        chosen.add_row(device, call, method, sources.get(path, path))
+    print_tables(facts, table, *[chosen] * bool(info["choices"]), width=80)
 
 
 def describe_native(build: dict) -> list[tuple[str, str]]:

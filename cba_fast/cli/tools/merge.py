@@ -8,11 +8,11 @@ import click
 from ...errors import InputError
 from ...runs.settings import DataConfig
 from ...shapes import MOST
-from ..options import PATH, POSITIVE, config_option, model_options, option
+from ..options import PATH, POSITIVE, config_option, family_options, option
 
 
 @click.command()
-@model_options(required=True)
+@family_options()
 @option("--output", type=PATH, required=True, help="The file to write.")
 @config_option(
     DataConfig,
@@ -43,8 +43,8 @@ def command(model_config, output, input_size, num_samples, seed):
     click.echo(found.line, err=True)
     model_config, side = found.model, input_size or found.data.input_size
     original = model_config.build()
-    if model_config.family == "convnext":
-        raise InputError(f"{weights}: a convnext checkpoint has no branches to merge")
+    if model_config.family not in ("replknet", "slak", "slak_flex"):
+        raise InputError(f"{weights}: a {model_config.family} checkpoint has no branches to merge")
     if not mergeable(original):
         raise InputError(f"{weights}: the branches are merged already")
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,5 @@
 """``cba-fast train-wsol``."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import click
 
 from ...runs.settings import ModelConfig, RunConfig
@@ -15,12 +12,13 @@ from ..progress import bar, warn
 @config_options(
     ModelConfig,
     "model_config",
-    *("family", "name", "alpha", "beta", "output_stride"),
-    family={"otherwise": "that of --init_weights"},
+    *("family", "name", "factory", "pretrained", "alpha", "beta", "output_stride"),
+    family={"otherwise": "that of --model or --init_weights"},
+    pretrained={"help": "Start from timm's weights of `model` (downloads), with a new head."},
     name={"otherwise": "that of --init_weights, else the family's base model"},
     alpha={"otherwise": "that of --init_weights, else 1"},
     beta={"otherwise": "that of --init_weights, else 0"},
-    output_stride={"otherwise": "that of --init_weights, else 32"},
+    output_stride={"otherwise": "that of --init_weights, else 32, timm's for its models"},
 )
 @config_options(TrainConfig, "config")
 @config_options(RunConfig, "run_config", without=("batch_size", "compile"))
@@ -31,10 +29,10 @@ def command(model_config, config, run_config, overwrite):
     Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
     and _tb/ (TensorBoard). The same command, started again, goes on after the last epoch.
     """
+    from ...training.model import completed
     from ...training.train import train
 
-    family = model_config.family or _family_of(config.init_weights)
-    model = replace(model_config, family=family)
+    model, config = completed(model_config, config)
     result = train(
         model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
     )
@@ -43,12 +41,3 @@ def command(model_config, config, run_config, overwrite):
     click.echo(f"Best weights : {result.best_path}")
     click.echo(f"Last state   : {result.last_path} ({result.epochs} epochs)")
     click.echo(f"Log          : {log_folder(model, config)}")
-
-
-def _family_of(init_weights: Path | None) -> str:
-    from ...models import read_checkpoint
-    from ...models.resolve import resolve_description
-
-    if init_weights is None:
-        raise click.UsageError("give --model_family, or --init_weights to go on from")
-    return resolve_description(read_checkpoint(init_weights, mapped=True)).description.family

@@ -1,5 +1,7 @@
 """Calls a CUDA kernel of the depthwise convolution with a tile that the other modules choose."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,24 +10,29 @@ from .. import cuda_core, native
 
 def forward(
     kernel: str,
+    choose: Callable[[tuple, tuple], tuple[int, ...]],
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     memory_format: torch.memory_format,
-    tile: tuple[int, ...] = (),
     *,
-    flip: bool,
+    flip: bool = False,
+    using: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Return the convolution of x (N,C,H,W), not empty, with weight (C,1,kh,kw).
+    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
 
     Args:
         kernel: the kernel's name in the compiled core.
-        memory_format: the memory format of the result.
-        tile: the fields of the kernel's tile struct in csrc/cuda, in order.
+        choose: a function of the shape of x and (kh, kw) that returns the tile: the fields of the
+            kernel's tile struct in csrc/cuda, in order.
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        using: the tile; None for the one of `choose`.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    if x.numel() == 0:
+        return y
     out = y if y.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    using = choose(tuple(x.shape), tuple(weight.shape[2:])) if using is None else using
     x, weight = with_unit_columns(x), weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
@@ -37,7 +44,7 @@ def forward(
         native.dtype_name(x.dtype),
         (*x.shape, *weight.shape[2:]),
         flip,
-        tile,
+        using,
         *cuda_core.where(x),
     )
     return y if out is y else y.copy_(out)
@@ -56,7 +63,8 @@ def grad_weight(
     """Return the weight gradient (C,1,kh,kw) of images that are not empty, contiguous.
 
     Args:
-        kernel, tile: as `forward`.
+        kernel: as `forward`.
+        tile: the fields of the kernel's tile struct.
         splits: how many parts of the batch the kernel sums separately.
         partials: whether the kernel needs memory for these sums.
     """

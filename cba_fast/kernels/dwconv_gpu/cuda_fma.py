@@ -1,6 +1,7 @@
 """Launches the float32 depthwise convolution on the FMA units (CUDA tensors)."""
 
-import torch
+import functools
+
 from torch import Tensor
 
 from . import cuda_call as call
@@ -18,24 +19,9 @@ def most_blocks(shape: tuple[int, int, int, int]) -> int:
     return n * c * (h // 4 + 1) * (w // 4 + 1)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory_format: torch.memory_format,
-    *,
-    flip: bool = False,
-) -> Tensor:
-    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
-
-    A NaN or an infinity reaches only the pixels whose window holds it.
-
-    Args:
-        flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
-    """
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=memory_format)
-    return call.forward("dwconv_fma_cuda", x, weight, bias, memory_format, flip=flip)
+# (x, weight, bias, memory_format) -> y. A NaN or an infinity reaches only the pixels whose window
+# holds it. The core chooses the tile.
+forward = functools.partial(call.forward, "dwconv_fma_cuda", lambda shape, kernel_size: ())
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:

@@ -168,25 +168,8 @@ def _bands(height: int) -> list[int]:
     return sorted({1, *(-(-most // rows) for rows in range(1, 9))})
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory_format: torch.memory_format,
-    *,
-    flip: bool = False,
-    using: Tile | None = None,
-) -> Tensor:
-    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
-
-    Args:
-        flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
-        using: the tile; None for the one of `tile`.
-    """
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=memory_format)
-    using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
-    return call.forward("dwconv_hankel_cuda", x, weight, bias, memory_format, using, flip=flip)
+# (x, weight, bias, memory_format) -> y
+forward = functools.partial(call.forward, "dwconv_hankel_cuda", tile)
 
 
 def grad_weight(

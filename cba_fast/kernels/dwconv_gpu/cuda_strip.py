@@ -10,9 +10,6 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from . import cuda_call as call
 from . import cuda_hankel as hankel
 
@@ -215,22 +212,5 @@ def _time(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using
     return (turns * each + _BLOCK) * max(1, blocks * _BLOCK_WARPS / hankel.WARPS)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory_format: torch.memory_format,
-    *,
-    flip: bool = False,
-    using: Tile | None = None,
-) -> Tensor:
-    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
-
-    Args:
-        flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
-        using: the tile; None for the one of `tile`.
-    """
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=memory_format)
-    using = using or tile(tuple(x.shape), tuple(weight.shape[2:]))
-    return call.forward("dwconv_strip_cuda", x, weight, bias, memory_format, using, flip=flip)
+# (x, weight, bias, memory_format) -> y
+forward = functools.partial(call.forward, "dwconv_strip_cuda", tile)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from cba_fast.bench.contest import Timing
+from .contest import Timing
 
 _FLUSH_BYTES = 256 << 20  # read before each call; the L2 cache of an H200 holds 50 MB
 _CYCLES_PER_SECOND = 2e9  # a GPU with a slower clock waits longer

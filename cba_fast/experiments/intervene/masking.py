@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ...errors import InputError
 
 
 def large_kernels(model: nn.Module, min_kernel: int) -> dict[str, nn.Conv2d]:

@@ -8,7 +8,7 @@ from checkpoint_factory import SMALL_MODELS, randomize
 from torch import nn
 
 from cba_fast.errors import InputError
-from cba_fast.experiments.masking import (
+from cba_fast.experiments.intervene.masking import (
     cut,
     cut_kernels,
     distances,
