@@ -59,6 +59,16 @@ def point_of(text: str | None) -> tuple[int, int] | tuple[float, float] | None:
     )
 
 
+def size_word(size: Size, name: str = "map_size") -> int | str:
+    """Return a size as records and files hold it: the side of a square, or text such as "96x128".
+
+    Args:
+        size, name: as for :func:`map_shape`.
+    """
+    height, width = map_shape(size, name=name)
+    return height if height == width else shape_text((height, width))
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as text: "96x128" for (96, 128)."""
     return "x".join(map(str, shape))

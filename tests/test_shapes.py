@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cba_fast.errors import InputError
-from cba_fast.shapes import map_shape
+from cba_fast.shapes import map_shape, point_of
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_other_sizes_are_refused_by_their_value(size):
 def test_without_an_input_its_size_means_nothing(size):
     with pytest.raises(InputError, match="must be a side"):
         map_shape(size)
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [
+        *((None, None), ("3,5", (3, 5)), ("0,1", (0, 1)), ("0.25,0.5", (0.25, 0.5))),
+        *((".5,1.", (0.5, 1.0)), ("0.0,1", (0.0, 1.0))),
+    ],
+)
+def test_what_a_point_means(text, point):
+    found = point_of(text)
+    assert found == point
+    assert found is None or [type(v) for v in found] == [type(v) for v in point]
+
+
+@pytest.mark.parametrize("text", ["3", "3,5,7", "-1,0", "1.5,0.5", "0.5,2", "a,b", "nan,0.1"])
+def test_other_points_are_refused_by_their_value(text):
+    with pytest.raises(InputError, match="must be a row and a column, .* got ") as refused:
+        point_of(text)
+    assert repr(text) in str(refused.value)

@@ -94,7 +94,7 @@ def plot_side_by_side(runs: Mapping[str, "MapRun"]) -> "Figure":
             f"{h} x {w} pixels, half in {run.pixels[0.5] / (h * w):.1%} of them\n"
             f"sigma {run.shape.sigma_major:.0f} and {run.shape.sigma_minor:.0f} px"
         )
-    fig.colorbar(image, ax=fig.axes, label="log10(map / maximum)", shrink=0.8)
+    fig.colorbar(image, ax=fig.axes, label="log10(map / maximum)", shrink=0.8, pad=0.01)
     fig.suptitle("effective receptive fields")
     return fig
 

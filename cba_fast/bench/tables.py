@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 from . import model_contest as forms
 from .dwconv_contest import CL, FFT, NCHW, OURS, OURS_CL, RIVALS
@@ -144,12 +145,12 @@ def memory_table(records: list[dict]) -> str:
     return "".join(parts)
 
 
-def erf_table(records: list[dict]) -> str:
-    """Return records of ``benchmarks/bench_erf.py`` as one table."""
+def op_table(records: list[dict], title: str) -> str:
+    """Return records of ``bench_erf.py`` or ``bench_methods.py`` as one table."""
     names = list(dict.fromkeys(name for r in records for name in r["timings"]))
     columns = ["op", "case", "layout", *names, "result"]
     lines = [
-        f"## Effective receptive field\n\n| {' | '.join(columns)} |",
+        f"## {title}\n\n| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
     for r in records:
@@ -177,7 +178,8 @@ _TABLES = {
     "dwconv": dwconv_table,
     "models": models_table,
     "memory": memory_table,
-    "erf": erf_table,
+    "erf": partial(op_table, title="Effective receptive field"),
+    "methods": partial(op_table, title="Localization methods"),
     "box_sweep": box_sweep_table,
 }
 

@@ -48,7 +48,7 @@ COMMANDS = {
 # The arguments of the example that ends each command's help.
 EXAMPLES = {
     "demo": "--quick --output my_demo",
-    "generate-heatmap": "--weights w.pth --test_dataset my_images --localization_method cam",
+    "generate-heatmap": "--weights w.pth --test_dataset my_images --method cam",
     "pack-maps": "--np_root np_heatmap_output --store maps_store",
     "wsol-eval": "--np_root np_heatmap_output --cub_root CUB_200_2011 --bootstrap 1000",
     "pixel-eval": "--np_root maps --metadata_root metadata/OpenImages/test --mask_root OpenImages",

@@ -17,13 +17,16 @@ from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
 from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
-from ..shapes import MOST, map_shape, point_of
+from ..shapes import MOST, map_shape, point_of, size_word
 from ..training.config import TrainConfig
 from .progress import warn
 
 STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
 POSITIVE = click.IntRange(min=1)
+SIDE = click.IntRange(1, MOST)  # for commands whose images are square
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
+# For `input_size` where a definition is of square images.
+SQUARE = {"type": click.IntRange(1, MOST), "help": "Side to which images are resized, such as 384."}
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
 # The order of the groups in a command's help; options of the command alone come last.
 GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Options")
@@ -69,7 +72,7 @@ class SizeType(click.ParamType):
             shape = map_shape(value, self.of_input, param.name)
         except InputError:
             self.fail(f"{value!r} is not a size of 1 to {MOST} ({self.name})", param, ctx)
-        return value if value == "input" or shape[0] != shape[1] else shape[0]
+        return value if value == "input" else size_word(shape)
 
 
 class TargetType(click.ParamType):

@@ -19,6 +19,7 @@ from torchvision.transforms import (
 
 from ..choices import INPUT_SIZE
 from ..errors import ImageError
+from ..shapes import Size, map_shape
 from ..short import Short
 from .images import read_image
 from .preprocessing import ERF_MAP, STUDY, Preprocessing
@@ -28,27 +29,28 @@ from .textlines import counted, some
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
-def transform(input_size: int = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
-    """Return a preprocessing as one function: PIL RGB image -> (3,S,S) float32.
+def transform(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return a preprocessing as one function: PIL RGB image -> (3,H,W) float32.
 
-    Resize to (S, S) without keeping the aspect ratio (antialiased), scale to [0, 1],
-    (x - mean) / std.
+    Resize to (H, W), which `input_size` means (see `map_shape`), without keeping the aspect ratio
+    (antialiased), scale to [0, 1], (x - mean) / std.
     """
     return Compose([resize(input_size, how), ToTensor(), Normalize(how.mean, how.std)])
 
 
-def study_transform(input_size: int = INPUT_SIZE) -> Compose:
+def study_transform(input_size: Size = INPUT_SIZE) -> Compose:
     """Return the study's preprocessing: bilinear, mean and std 0.5; values in [-1, 1]."""
     return transform(input_size, STUDY)
 
 
-def resize(side: int, how: Preprocessing = STUDY) -> Resize:
-    """Return the first step: PIL image -> PIL image of side x side."""
-    return Resize((side, side), InterpolationMode(how.interpolation), antialias=True)
+def resize(size: Size, how: Preprocessing = STUDY) -> Resize:
+    """Return the first step: PIL image -> PIL image of that size."""
+    shape = map_shape(size, name="input_size")
+    return Resize(shape, InterpolationMode(how.interpolation), antialias=True)
 
 
-def resize_to_bytes(input_size: int = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
-    """Return the first half of `transform`: PIL RGB image -> (3,S,S) uint8.
+def resize_to_bytes(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Compose:
+    """Return the first half of `transform`: PIL RGB image -> (3,H,W) uint8.
 
     Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
     """
@@ -90,25 +92,25 @@ class ImageDataset(Dataset):
     """The preprocessed images of `records`; an unreadable one gives the reason, not an error.
 
     An item is a dict that the default collate function can batch:
-    ``index`` (position in `records`), ``image`` ((3,S,S) float32), ``truncated`` (whether the file
+    ``index`` (position in `records`), ``image`` ((3,H,W) float32), ``truncated`` (whether the file
     ended early and was decoded as far as it goes) and ``error`` ("", or why the image cannot be
     read; ``image`` is zero then, and the caller leaves it out). An exception would end the
     DataLoader's worker and with it the run.
 
     Args:
         records: the images, in the order of the items.
-        input_size: S, the side of the tensors that `transform` makes.
-        transform: PIL RGB image -> (3,S,S) tensor; default `study_transform(input_size)`.
+        input_size: the size (H, W) of the tensors that `transform` makes, or their side.
+        transform: PIL RGB image -> (3,H,W) tensor; default `study_transform(input_size)`.
     """
 
     def __init__(
         self,
         records: Sequence[ImageRecord],
-        input_size: int = INPUT_SIZE,
+        input_size: Size = INPUT_SIZE,
         transform: Callable | None = None,
     ):
         self.records = tuple(records)
-        self.input_size = input_size
+        self.shape = map_shape(input_size, name="input_size")
         self.transform = study_transform(input_size) if transform is None else transform
 
     def __len__(self) -> int:
@@ -118,7 +120,7 @@ class ImageDataset(Dataset):
         try:
             image, truncated = read_image(self.records[index].path)
         except ImageError as e:
-            zeros = torch.zeros(3, self.input_size, self.input_size)
+            zeros = torch.zeros(3, *self.shape)
             return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
         tensor = self.transform(image)
         return {"index": index, "image": tensor, "truncated": truncated, "error": ""}

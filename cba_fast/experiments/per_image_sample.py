@@ -25,7 +25,8 @@ _SHARED = (
 )
 # Settings of a plan file that are not used here: CAM and PC1 are measured for each model, in
 # float32, one image at a time and not compiled.
-_UNUSED = {*TRAINING, "localization_method", "pc1_range", "precision", "eval_batch_size", "compile"}
+_UNUSED = {*TRAINING, "localization_method", "layer", "pc1_range", "precision", "eval_batch_size"}
+_UNUSED |= {"compile"}
 
 
 @dataclass(frozen=True)

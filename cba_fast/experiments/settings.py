@@ -22,7 +22,7 @@ from ..choices import INPUT_SIZE
 from ..data.preprocessing import Preprocessing
 from ..errors import InputError
 from ..models import FAMILIES
-from ..runs.declare import Declared, declared
+from ..runs.declare import Declared, Range, declared
 from ..runs.resolve import pixels_of
 from ..runs.settings import (
     BoxConfig,
@@ -32,7 +32,7 @@ from ..runs.settings import (
     RunConfig,
     SizeConfig,
 )
-from ..shapes import map_shape, shape_text
+from ..shapes import MOST, map_shape, shape_text
 from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
@@ -43,7 +43,7 @@ _FIELDS = (
     (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
     (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
     (TrainConfig, "checkpoint micro_batch"),
-    (MapConfig, "method pc1_range target map_size"),
+    (MapConfig, "method layer pc1_range target map_size"),
     (DataConfig, "test_dataset split classes"),
     (BoxConfig, "cub_root"),
     (DataConfig, "metadata_root dataset_name"),
@@ -53,6 +53,7 @@ _FIELDS = (
 )
 # Keys that are called otherwise than the options of the commands: there each is in its command.
 _OTHER_NAMES = {
+    (MapConfig, "method"): "localization_method",
     (ModelConfig, "weights"): "weight_path",
     (SizeConfig, "seed"): "erf_seed",
     (RunConfig, "batch_size"): "eval_batch_size",
@@ -73,8 +74,7 @@ PathText = Annotated[Path, Strict(False)]
 
 
 def _checked_size(size: object) -> int | str:
-    shape = map_shape(size, 1)
-    return size if size == "input" or isinstance(size, int) else shape_text(shape)
+    return size if size == "input" else size_word(size)
 
 
 def _typed(found: Declared) -> tuple[Any, Any]:
@@ -94,7 +94,10 @@ def _typed(found: Declared) -> tuple[Any, Any]:
 # Where keys differ from what is declared: a model to be trained has no checkpoint that says more.
 _CHANGED: dict[str, dict] = {
     "model_family": {"optional": False, "default": ...},
-    "input_size": {"optional": False, "default": INPUT_SIZE},
+    "input_size": {
+        **{"kind": int, "marks": (Range(1, MOST),)},
+        **{"optional": False, "default": INPUT_SIZE},
+    },
     "output_stride": {"optional": False, "default": 32},
     "test_dataset": {"default": "cub-200-2011/CUB_200_2011"},
     "p": {"default": SizeConfig.shares[0]},
@@ -133,8 +136,9 @@ class _Experiment(BaseModel):
             found["study_softmax"] = "belongs to convnext and slak_flex"
         if self.model_family in FAMILIES and self.model_family != "convnext":
             found["pretrained"] = "belongs to convnext and timm's; other models take init_weights"
-        if self.localization_method == "cam":
-            found["pc1_range"] = "belongs to localization_method pc1, not to cam"
+        if self.localization_method != "pc1":
+            reason = f"belongs to localization_method pc1, not to {self.localization_method}"
+            found["pc1_range"] = reason
         if self.metadata_root is None:
             found["dataset_name"] = "belongs to metadata_root, which is not given"
         return found

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,9 +148,10 @@ def known_last_map(model: nn.Module, x: Tensor) -> str | None:
 def last_map(model: nn.Module, x: Tensor, end: Callable[[list[Call], Tensor], int]) -> str:
     """Return the name of the last layer whose output is a map on which the logits depend.
 
-    One image is run and watched. Layers whose positions do not reach the logits are left out, such
-    as the last block of a ViT that reads its class token alone: there the answer is the norm before
-    the last attention. The answer is kept for as long as the model and its pooling stay the same.
+    One image is run and watched. Layers that run more than once are left out, and those whose
+    positions do not reach the logits, such as the last block of a ViT that reads its class token
+    alone: there the answer is the norm before the last attention. The answer is kept for as long as
+    the model and its pooling stay the same.
 
     Args:
         model: the network, without wrappers around it.
@@ -174,8 +176,9 @@ def _find_last_map(model: nn.Module, x: Tensor, end: Callable) -> str:
         # A new classifier may consist of zeros; what it gets depends on the maps nevertheless.
         answer = calls[count].given if count < len(calls) else logits
         answer = (answer * random_like(answer)).sum()
-    tokens = with_tokens(model)
+    tokens, runs = with_tokens(model), Counter(c.name for c in calls)
     maps = [c for c in calls[:count] if c.name and _is_map(c, x, tokens)]
+    maps = [c for c in maps if runs[c.name] == 1] or maps
     if not maps:
         raise ModelError(
             f"no layer of {type_name(model)} gives a map (N, C, h, w) or tokens (N, L, C) of the "

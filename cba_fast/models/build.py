@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, InputError
+from ..shapes import Size
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
 from .convnext_study import ConvNeXtStudy
 from .description import FACTORY, ModelDescription
@@ -28,7 +29,7 @@ def build_model(
     checkpoint: str | os.PathLike | None = None,
     pretrained: bool | str = False,
     num_classes: int | None = None,
-    input_size: int | None = None,
+    input_size: Size = None,
     alpha: float | None = None,
     beta: float | None = None,
     output_stride: int | None = None,
@@ -51,8 +52,8 @@ def build_model(
         pretrained: True: timm's weights (a download) with their classifier; "features": those of
             all but the classifier, which is random.
         num_classes: None for the checkpoint's or timm's, or 1000.
-        input_size: side of the images, for networks that are built for one size alone, such as
-            ViT; None for the recorded one or timm's.
+        input_size: size of the images, a side or (H, W), for networks that are built for one size
+            alone, such as ViT; None for the recorded one or timm's.
         alpha, beta: the mixture of slak_flex, finite; None for the recorded one, or for 1 and 0,
             SLaK's cross.
         output_stride: 16 for small inputs, where the last stage then keeps the resolution, or 32;

@@ -31,7 +31,8 @@ class ModelDescription(Short):
         num_classes: number of rows of the classifier.
         class_names: the class of each row.
         output_stride: 32 or 16.
-        input_size: side of the images in pixels.
+        input_size: side of the images in pixels; text such as "256x384" (height x width) if they
+            are not square, which no file records.
         preprocessing: "study", see `cba_fast.data.study_transform`, or "model", timm's for it.
         alpha, beta: the mixture of slak_flex; None where it is merged into the weights.
     """
@@ -41,7 +42,7 @@ class ModelDescription(Short):
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     output_stride: int | None = None
-    input_size: int | None = None
+    input_size: int | str | None = None
     preprocessing: str | None = None
     alpha: float | None = None
     beta: float | None = None

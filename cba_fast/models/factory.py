@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..resume import file_fingerprint
+from ..shapes import Size, map_shape
 
 _FORM = "package.module:function or path/to/file.py:function"
 _WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes)"
@@ -73,25 +74,26 @@ def model_from_factory(name: str, num_classes: int | None = None, **arguments) -
 
 
 @torch.no_grad()
-def count_classes(name: str, model: nn.Module, input_size: int | None = None) -> int:
+def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int:
     """Return the number of logits that the model of a factory gives for an image of zeros.
 
     Raises:
         InputError: it raises, or returns something else than logits.
     """
-    size = input_size or _TRIED_SIZE
+    height, width = map_shape(input_size or _TRIED_SIZE, name="input_size")
     try:
-        logits = model.eval()(torch.zeros(1, 3, size, size))
+        logits = model.eval()(torch.zeros(1, 3, height, width))
     except Exception as e:
         raise InputError(
-            f"`model_factory`: the model of {name} raised {_short(e)} for an image of {size}x{size}"
+            f"`model_factory`: the model of {name} raised {_short(e)} for an image of"
+            f" {height}x{width}"
         ) from e
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         is_tensor = isinstance(logits, Tensor)
         got = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
         raise InputError(
             f"`model_factory`: the model of {name} must be {_WANTED}, but returned {got} for"
-            f" (1, 3, {size}, {size})"
+            f" (1, 3, {height}, {width})"
         )
     return logits.shape[1]
 

@@ -8,6 +8,7 @@ from timm.models import is_model_in_modules
 
 from ..choices import Family
 from ..errors import CheckpointError, InputError
+from ..shapes import Size, size_word
 from ..short import Short
 from .checkpoints import Checkpoint
 from .description import FACTORY, ModelDescription
@@ -62,7 +63,7 @@ def resolve_description(
     pretrained: bool | str = False,
     num_classes: int | None = None,
     output_stride: int | None = None,
-    input_size: int | None = None,
+    input_size: Size = None,
     preprocess: str | None = None,
     alpha: float | None = None,
     beta: float | None = None,
@@ -78,7 +79,7 @@ def resolve_description(
         checkpoint: from `read_checkpoint`; None for random or timm's weights.
         family, model, factory, pretrained, num_classes, output_stride, alpha, beta: see
             `build_model`.
-        input_size: side of the images in pixels.
+        input_size: side of the images in pixels, or (H, W).
         preprocess: "study" or "model", see `ModelDescription.preprocessing`.
         default_input_size: the study's side, taken if another is neither asked for nor recorded,
             and timm has none for the model.
@@ -109,6 +110,8 @@ def resolve_description(
         )
     said_preprocess = recorded.preprocessing if recorded else None
     preprocess = preprocess or said_preprocess or ("study" if known_family in FAMILIES else "model")
+    if input_size is not None:
+        input_size = size_word(input_size, "input_size")
     asked = {"output_stride": output_stride, "input_size": input_size}
     defaults = {
         "output_stride": 32 if known_family in FAMILIES else None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..shapes import Size, map_shape
 from .checkpoints import Checkpoint, load_strict, mismatches
 
 # The functions of timm's modules that bring published checkpoints to timm's keys.
@@ -63,7 +64,7 @@ def create_network(
     *,
     pretrained: bool = False,
     output_stride: int | None = None,
-    input_size: int | None = None,
+    input_size: Size = None,
     **options,
 ) -> nn.Module:
     """Build timm's model.
@@ -73,7 +74,7 @@ def create_network(
         num_classes: rows of the classifier; other than those of the pretrained weights: a new one.
         pretrained: download timm's weights; otherwise they are random.
         output_stride: 16 asks timm for it; 32 and None leave what the model has.
-        input_size: side of the images; for networks that are built for one size alone.
+        input_size: size of the images, a side or (H, W), for networks that take one size alone.
         options: arguments of the model's constructor.
 
     Raises:
@@ -82,8 +83,9 @@ def create_network(
     if output_stride == 16:
         options["output_stride"] = 16
     known = timm_configuration(name)
-    if input_size and known.get("fixed_input_size") and input_size != known["input_size"][-1]:
-        options["img_size"] = input_size
+    shape = input_size and map_shape(input_size, name="input_size")
+    if shape and known.get("fixed_input_size") and shape != tuple(known["input_size"][1:]):
+        options["img_size"] = shape[0] if shape[0] == shape[1] else shape
 
     def build() -> nn.Module:
         return timm.create_model(name, pretrained, num_classes=num_classes, **options)

@@ -29,7 +29,7 @@ from ..files import open_regular, write_npy
 from ..models.anatomy import named_layer
 from ..models.feature_layers import layers_of
 from ..resume import Outputs
-from ..shapes import point_of
+from ..shapes import Size, map_shape, point_of
 from ..short import Short
 from .inference import report_on
 from .outputs import describe_run
@@ -223,9 +223,9 @@ def compute_map(
 ) -> MapRun | DepthRun:
     """Measure the ERF map over the first images of `images` and write it to `output`.
 
-    The file is (S,S) float64, the mean of the images' contributions without a logarithm. A JSON
+    The file is (H,W) float64, the mean of the images' contributions without a logarithm. A JSON
     file of the same name beside it holds area ratios, shape descriptors and settings. Where
-    `config.layer` means several layers, the file is (L,S,S), and the JSON file has the figures of
+    `config.layer` means several layers, the file is (L,H,W), and the JSON file has the figures of
     each. Arguments and errors are those of :func:`compute_sizes`; a map that is zero everywhere is
     an `InputError`.
     """
@@ -281,7 +281,7 @@ def one_layer(text: str | None, model: nn.Module) -> str | int | None:
     return text
 
 
-def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> list[str]:
+def layers_asked(text: str, model: nn.Module, input_size: Size, run: Runtime) -> list[str]:
     """Return the names of the layers that the setting means: ``all``, or names with commas.
 
     Raises:
@@ -289,7 +289,7 @@ def layers_asked(text: str, model: nn.Module, input_size: int, run: Runtime) -> 
     """
     if text != "all":
         return [named_layer(model, name.strip())[0] for name in text.split(",")]
-    image = torch.zeros(1, 3, input_size, input_size, device=run.device)
+    image = torch.zeros(1, 3, *map_shape(input_size), device=run.device)
     with run.autocast():
         return layers_of(model, image.to(memory_format=run.memory_format))
 
@@ -305,7 +305,7 @@ def _figures(maps, layers: list[str] | None, notes: list[str], config) -> MapRun
 
 
 def checkpoint_level(
-    checkpoint: str, model: nn.Module, input_size: int, run: Runtime, *, features: bool = False
+    checkpoint: str, model: nn.Module, input_size: Size, run: Runtime, *, features: bool = False
 ) -> str:
     """Return the level of recomputing: `checkpoint`, or what ``auto`` means in this run.
 
@@ -316,7 +316,7 @@ def checkpoint_level(
     has = features and hasattr(model, "forward_features")
     return choose_checkpoint(
         model,
-        (run.config.batch_size, 3, input_size, input_size),
+        (run.config.batch_size, 3, *map_shape(input_size)),
         device=run.device,
         run=(lambda m, x: m.forward_features(x)) if has else None,
     )
@@ -324,7 +324,7 @@ def checkpoint_level(
 
 def map_walk(
     records: Sequence[ImageRecord],
-    input_size: int,
+    input_size: Size,
     run: Runtime,
     progress: Callable = lambda steps, count: steps,
 ) -> Walk:
@@ -335,7 +335,7 @@ def map_walk(
 
 def _walk(
     records: Sequence[ImageRecord],
-    input_size: int,
+    input_size: Size,
     pixels: Callable,
     indices: Sequence[int],
     run: Runtime,

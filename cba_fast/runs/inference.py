@@ -11,9 +11,11 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError
+from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
+from ..wsol.methods import method_named
 from .compiled import compiled_form
 from .overlap import ahead
 from .runtime import Runtime
@@ -23,19 +25,20 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(
-    config: ModelConfig, run: RunConfig | Runtime, input_size: int | None = None
-) -> nn.Module:
+def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
-    Networks that are built for one size of images, such as ViT, get `input_size`.
+    Networks that are built for one size of images, such as ViT, get `input_size`. Random weights
+    are the same in each run, so that a run can be continued; PyTorch's generators stay as they are.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    return run.form_of(config.build(input_size=input_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return run.form_of(config.build(input_size=input_size))
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:
@@ -127,9 +130,15 @@ def iter_host_maps(
     """
     run = Runtime.of(run)
     check_target(model, records, maps)
+    if maps.layer is not None:
+        named_layer(unwrapped(model), maps.layer)
     if batches is None:
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:
+        # Compiled code shows neither the output of a layer inside nor its attention.
+        if maps.layer is not None or "attentions" in method_named(maps.method).needs:
+            what = "`layer`" if maps.layer is not None else f"`method` {maps.method}"
+            raise InputError(f"`compile` cannot be combined with {what}")
         model = compiled_form(model, run.config.batch_size)
     return _queued(model, records, data, run, maps, report, batches, scored)
 
@@ -194,6 +203,7 @@ def _queued(
                 batch.images,
                 method=maps.method,
                 target=target,
+                layer=maps.layer,
                 map_size=maps.map_size,
                 pc1_range=maps.pc1_range,
             )
@@ -217,7 +227,7 @@ def _naming(first: str) -> Iterator[None]:
     """Name the batch, by the id of its first image, in errors about its values."""
     try:
         yield
-    except ImageError:  # names its image itself
+    except (ImageError, ModelError):  # not about this batch, or naming its image already
         raise
     except ValueError as e:
         raise InputError(f"in the batch that begins with {first}: {e}") from e

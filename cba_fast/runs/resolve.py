@@ -22,7 +22,7 @@ class ResolvedRun(Short):
     """Settings without gaps.
 
     Attributes:
-        model, data: the settings; `data.input_size` is a number.
+        model, data: the settings; `data.input_size` is a side, or text such as "96x128".
         class_names: of the checkpoint's classes, in the order of their labels, if it records them.
         line: what to tell at the start of a run: each setting, and what was assumed.
         warning: a sentence, if the images are not made as the weights want them; else "".
@@ -159,7 +159,9 @@ def settings_line(resolved: Resolved, pretrained: bool = False) -> str:
     if found.num_classes is not None:
         parts.append(f"{found.num_classes} class{'' if found.num_classes == 1 else 'es'}")
     values = {
-        k: f"{short} {v:g}" for k, short in _SHORT.items() if (v := getattr(found, k)) is not None
+        k: f"{short} {v}" if isinstance(v, str) else f"{short} {v:g}"
+        for k, short in _SHORT.items()
+        if (v := getattr(found, k)) is not None
     }
     parts += [
         text + (f" (recorded: {resolved.replaced[k]:g})" if k in resolved.replaced else "")

@@ -24,10 +24,8 @@ from ..choices import (
 )
 from ..data.preprocessing import STUDY, Preprocessing
 from ..data.records import DEFAULT_SPLIT
-from ..shapes import MOST, Size
+from ..shapes import Size
 from .declare import Count, Positive, PositiveNumber, Range, Seed, Share, same, setting
-
-Side = Annotated[int, Range(1, MOST)]
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,9 @@ class DataConfig:
         None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
     )
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
-    input_size: Side | None = setting(
+    input_size: Annotated[Size, "size"] = setting(
         None,
-        "Side to which images are resized, such as 384.",
+        "Size to which images are resized, such as 384, or 224x320 (height x width).",
         otherwise="the checkpoint's, else 384, timm's for its models",
     )
     preprocess: Preprocess | None = setting(
@@ -188,8 +186,14 @@ class MapConfig:
 
     method: Method = setting(
         "cam",
-        "Class activation map, or first principal component of its parts.",
-        option="localization_method",
+        "How the maps are made, such as grad-cam. cam and pc1 need a linear head over the features,"
+        " attention-rollout and chefer attention over the whole image; others take any network.",
+        option=("method", "localization_method"),
+    )
+    layer: str | None = setting(
+        None,
+        "Module whose output is explained, such as layer3.",
+        otherwise="the last feature maps",
     )
     target: Annotated[str, "target"] = setting(
         "predicted", "Class to explain: the top-1, the image's label, or a 0-based index."
@@ -209,7 +213,7 @@ class MapConfig:
         otherwise="study, unless two images would get the same name",
     )
 
-    def at(self, input_size: int) -> "MapConfig":
+    def at(self, input_size: Size) -> "MapConfig":
         """Return these settings with the size of the maps written out."""
         return replace(self, map_size=input_size) if self.map_size in (None, "input") else self
 
@@ -327,7 +331,7 @@ class ErfMapConfig:
     group: ClassVar[str] = "ERF"
 
     num_images: Positive = setting(50, "Images of the ERF map, such as 20.")
-    input_size: Positive = setting(1024, "Side of the images of the ERF map.")
+    input_size: Annotated[Size, "size"] = setting(1024, "Size of the images of the ERF map.")
     layer: str | None = setting(
         None,
         "Layer whose map is looked at: a name, such as stages.2; a number of timm's feature maps;"

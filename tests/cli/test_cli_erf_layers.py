@@ -135,3 +135,39 @@ def test_layers_and_points_that_are_not_there(options, wrong, message):
 def test_points_that_cannot_be_read(options, point):
     result = run("erf-map", f"--point={point}", **options, code=2)
     assert "must be a row and a column, such as 3,5, or two shares" in result.stderr
+
+
+def test_images_that_are_not_square(options):
+    options["input_size"] = "64x96"
+    out = run("erf-map", **options, num_images=2, output="m.npy")
+    assert "input 64x96" in out.stderr
+    assert "m.npy (2 images of 64x96)" in out.output
+    x = torch.stack(
+        [erf_map_transform((64, 96))(Image.open(f"datasets/birds/a/{i}.jpg")) for i in range(2)]
+    )
+    expected = erf.erf_map(network(), x).map
+    assert expected.shape == (64, 96)
+    np.testing.assert_allclose(np.load("m.npy"), expected, rtol=1e-3, atol=1e-6 * expected.max())
+    run("erf-compute", **options, output="s.npy", num_samples=1, save_map="g.npy")
+    assert np.load("g.npy").shape == (64, 96)
+    vit = {"model": "test_vit", "test_dataset": "birds", "input_size": "96x64", "num_workers": 0}
+    run("erf-map", **vit, num_images=1, layers="all", output="v.npy")
+    assert np.load("v.npy").shape == (7, 96, 64)
+    told = json.loads(Path("v.json").read_text())
+    assert told["settings"]["map"]["input_size"] == "96x64"
+
+
+def test_other_commands_take_them_too(options):
+    options |= {"input_size": "64x96", "heatmap_output": "maps"}
+    run("generate-heatmap", **options)
+    assert np.load("np_maps/a/0.npy").shape == (64, 96)
+    del options["heatmap_output"]
+    result = run("erf-map", **{**options, "input_size": "0x9"}, code=2)
+    assert "'0x9' is not a size of 1 to 8192 (N|HxW)" in result.stderr
+
+
+def test_random_weights_are_the_same_in_each_run(options):
+    vit = {"model": "test_vit", "test_dataset": "birds", "input_size": 64, "num_workers": 0}
+    for output in ("a.npy", "b.npy"):
+        run("erf-compute", **vit, num_samples=1, p="0.5", output=output)
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))

@@ -10,7 +10,7 @@ from torch import nn
 from cba_fast.erf import center_gradient, input_gradient, scale_free_area_ratio
 from cba_fast.errors import InputError
 from cba_fast.experiments.intervene import run as intervene
-from cba_fast.experiments.intervene.answer import KINDS, answer_lines
+from cba_fast.experiments.intervene.answer import KINDS, answer_lines, text_of
 from cba_fast.experiments.intervene.features import (
     blur_by,
     blur_matrix,
@@ -276,6 +276,12 @@ def test_a_lone_one_of_many_blurs_shows_nothing():
     rows[1] = row("blur", 2, -5, 0)
     told = " ".join(answer_lines(findings(row("outer", 1, 5, -9), *rows)))
     assert "with feature maps blurred (r = 2, 1) MaxBoxAcc changes" in told
+
+
+def test_differences_are_written_with_their_interval_and_never_as_minus_0():
+    assert text_of("top1", Effect(50, -3.46, -6.04, 0.0)) == "-3.5 [-6.0, +0.0]"
+    assert text_of("erf_size", Effect(500, -0.3, -12.4, 3.0)) == "+0 [-12, +3]"
+    assert text_of("erf_area", Effect(None, None, None, None)) == "undefined"
 
 
 def test_the_answer_warns_of_few_images():

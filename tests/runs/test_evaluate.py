@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
@@ -35,10 +37,16 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "size", "shape"),
-    [("cam", 48, (48, 48)), ("pc1", "input", (128, 128)), ("cam", "40x72", (40, 72))],
+    [
+        (["cam"], 48, (48, 48)),
+        (["pc1"], "input", (128, 128)),
+        (["cam"], "40x72", (40, 72)),
+        (["grad-cam++", "--layer", "stages.2"], 48, (48, 48)),
+        (["cam", "--input_size", "96x160"], "input", (96, 160)),
+    ],
 )
 def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
-    common = [*model_arguments(weights), "--localization_method", method, "--map_size", size]
+    common = [*model_arguments(weights), "--method", *method, "--map_size", size]
     done = run_cli(capsys, "generate-heatmap", *common, "--no_overlay")
     assert done.status == 0, done.err
     assert np.load(next((here / "np_heatmap_output").rglob("*.npy"))).shape == shape
@@ -65,6 +73,45 @@ def test_both_ways_count_the_same(here, weights, capsys, method, size, shape):
     assert one["max_box_acc_v2"] == pytest.approx(np.mean(one["all"]["max_box_acc"][:3]))
     assert one["erf"]["num_samples"] == 2
     assert 1 <= one["erf"]["mean"] <= 128 * 128
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "chefer"])
+def test_a_network_of_timm_with_images_that_are_not_square(here, capsys, method):
+    torch.manual_seed(0)
+    args = ["--model", "test_vit", "--num_classes", 3, "--test_dataset", "images"]
+    args += ["--input_size", "64x96", "--num_workers", 0, "--method", method]
+    torch.save(timm.create_model("test_vit", num_classes=3, img_size=(64, 96)).state_dict(), "v.pt")
+    boxes = ["--metadata_root", "meta", "--num_samples", 2, "--json", "r.json"]
+    done = run_cli(capsys, "evaluate", *args, "--weights", "v.pt", *boxes)
+    assert done.status == 0, done.err
+    assert "3 classes, input 64x96" in done.err
+    result = read(here / "r.json")
+    used = result["settings"]["data"]
+    assert (used["input_size"], used["map_size"], used["method"]) == ("64x96", "64x96", method)
+    assert 1 <= result["erf"]["mean"] <= 64 * 96
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "attention-rollout"], "no layers of attention .* methods work: grad-cam, "),
+        (
+            ["--layer", "stages.9"],
+            "Error: RepLKNet has no module named 'stages.9'; it has stages.3",
+        ),
+        (["--layer", "stages.2"], "no linear head after module 'stages.2': .* grad-cam++"),
+        (["--method", "grad-cam", "--layer", "head"], "must give a feature map"),
+        (["--compile", "--layer", "stages.2"], "--compile cannot be combined with --layer"),
+        (["--compile", "--method", "chefer"], "--compile cannot be combined with --method chefer"),
+    ],
+)
+def test_what_a_method_cannot_explain_is_told_in_one_line(here, weights, capsys, more, message):
+    args = [*model_arguments(weights), "--metadata_root", "meta", "--num_samples", 0]
+    done = run_cli(capsys, "evaluate", *args, *more)
+    assert done.status == 1
+    line = done.err.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    assert re.search(message, line)
 
 
 def test_classification_and_localization(here, weights, capsys):

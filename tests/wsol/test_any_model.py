@@ -300,3 +300,44 @@ def test_a_vit_that_normalizes_its_images_is_known_by_its_tokens():
     # the pooling decides, also where it changes later
     pooled.reset_classifier(CLASSES, global_pool="token")
     assert heatmap(pooled, x, method="grad-cam").any((1, 2)).all()
+
+
+class Twice(nn.Module):
+    """A dropout that runs on the tokens and on the pooled features, and a head in a module."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.drop = stage(3, 8), nn.Dropout()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(8, CLASSES))
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        return self.head(self.drop(self.drop(self.body(x)).mean((2, 3))))
+
+
+def test_a_layer_that_runs_twice_is_not_explained():
+    model, x = Twice().eval(), images(32, 32)
+    want = cam(Returning(lambda logits, maps: logits), x)
+    assert torch.equal(cam(model, x), want)
+    assert known_last_map(model, x) == "body"
+    with pytest.raises(ModelError, match="module 'drop' ran 2 times in one forward pass, not once"):
+        heatmap(model, x, method="grad-cam", layer="drop")
+
+
+def test_features_that_are_no_map_are_left_aside():
+    class Pooled(Twice):
+        def forward_features(self, x):
+            return self.body(x).mean((2, 3))[:, None]
+
+        def forward_head(self, x):
+            return self.head(x[:, 0])
+
+        def forward(self, x):
+            return self.forward_head(self.forward_features(x))
+
+    model, x = Pooled().eval(), images(32, 32)
+    want = cam(Returning(lambda logits, maps: logits), x)
+    assert torch.equal(cam(model, x), want)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from cba_fast.choices import Method as MethodName
+from cba_fast.data import Boxes
 from cba_fast.errors import InputError, ModelError
-from cba_fast.wsol import METHODS, heatmap, register_method
+from cba_fast.wsol import METHODS, BoxEvaluator, heatmap, localize, register_method
 from cba_fast.wsol.methods import gather
 
 CLASSES = 5
@@ -163,6 +164,13 @@ def test_attention_is_followed_as_in_the_papers(pool):
         np.testing.assert_allclose(maps[method].numpy(), want, atol=1.01 / 255)
 
 
+def test_relevance_is_seen_where_the_layers_change_little():
+    model = build("test_vit", img_size=64, global_pool="avg")
+    for block in model.blocks:
+        block.attn.proj.weight.data *= 1e-5
+    assert heatmap(model, images(64, 64), method="chefer").any((1, 2)).all()
+
+
 class Encoder(nn.Module):
     """A transformer of PyTorch's own layers, which never shows its attention."""
 
@@ -196,7 +204,8 @@ def test_attention_of_multi_head_layers_is_seen():
 def test_methods_that_a_network_has_nothing_for_name_those_that_work():
     with pytest.raises(ModelError, match=r"no linear head .* these methods work: grad-cam, .*"):
         heatmap(Vgg(), images(64, 64))
-    for model in (build("test_resnet"), build("test_mambaout")):
+    between_channels = build("xcit_nano_12_p16_224", img_size=64, depth=1)
+    for model in (build("test_resnet"), build("test_mambaout"), between_channels):
         with pytest.raises(ModelError, match=r"no layers of attention .*: grad-cam, .*"):
             heatmap(model, images(64, 64), method="attention-rollout")
 
@@ -261,3 +270,27 @@ def test_a_method_of_the_user():
         heatmap(model, x, method="flat")[0]
     with pytest.raises(ValueError, match="`method` must be one of cam, pc1, .*, got 'nope'"):
         heatmap(model, x, method="nope")
+
+
+def test_counts_are_those_of_pytorch_grad_cams_maps():
+    pytest.importorskip("pytorch_grad_cam")
+    model, x = build("test_resnet"), images(96, 96, n=12)
+    x = nn.functional.interpolate(images(8, 8, n=12), (96, 96), mode="bilinear") + x / 4
+    found = localize(model, x, method="grad-cam")
+    _, finished = theirs("grad-cam", model, "layer4", None, x, found.targets.tolist())
+    ids = [str(i) for i in range(12)]
+    random = np.random.default_rng(0).integers((1, 1, 46, 46), (45, 45, 90, 90), (12, 4))
+    truth = {i: random[n : n + 1] for n, i in enumerate(ids)}
+    boxes = Boxes(tuple(ids), truth, dict.fromkeys(ids, (96, 96)), None)
+    counts = []
+    for maps in (found.maps, stretched(finished)):
+        evaluator = BoxEvaluator(boxes, cam_curve_interval=0.001)
+        evaluator.update(maps, ids)
+        counts.append(evaluator.compute())
+    # Rounding decides a few pixels, and each can move a box at one threshold.
+    for mode in ("largest", "all"):
+        ours, others = (np.array(c.modes[mode].num_correct) for c in counts)
+        assert ours.shape == (3, 1000)
+        assert ours.max() > 2
+        assert (ours != others).mean() < 0.01
+        assert np.abs(ours - others).max() <= 1

@@ -10,6 +10,7 @@ from ...runs.declare import check_values
 from ...runs.settings import BoxConfig, InterveneConfig, Statistics
 from ..maps.evaluate import with_metadata
 from ..options import (
+    SIDE,
     comma_lists,
     config_option,
     config_options,
@@ -18,6 +19,7 @@ from ..options import (
     model_options,
     option,
     overwrite_option,
+    resolved,
     run_options,
     sized,
 )
@@ -27,7 +29,7 @@ from ..tables import new_table, print_tables
 
 @click.command()
 @model_options(default=None)
-@data_options("cub-200-2011")
+@data_options("cub-200-2011", input_size={"type": SIDE})
 @map_options()
 @run_options()
 @config_options(
@@ -79,17 +81,16 @@ def command(
     from ...experiments.intervene.findings import FILES, find, outputs_of, write_findings
     from ...experiments.intervene.plots import plot_interventions
     from ...experiments.intervene.run import intervene
-    from ...runs.resolve import resolve
 
     start = time.perf_counter()
     check_values(config)
-    resolved = resolve(model_config, data_config)
-    click.echo(resolved.line, err=True)
+    model_config, data_config = resolved(model_config, data_config)
     outputs = outputs_of(output)
     outputs.check(overwrite=True)  # only files that no such run wrote are refused
     with continuable():
         found = intervene(
-            resolved,
+            model_config,
+            data_config,
             run_config,
             map_config,
             with_metadata(box_config, data_config),
@@ -107,7 +108,7 @@ def command(
     outputs.prepare(overwrite=True)
     paths = write_findings(output, findings, answer, found.used)
     picture = output / FILES[2]
-    save_figure(plot_interventions(findings, resolved.model.name or ""), picture)
+    save_figure(plot_interventions(findings, model_config.name or ""), picture)
     told = ", ".join(map(str, (*paths, picture)))
     click.echo(f"Results: {told} ({time.perf_counter() - start:.1f} s)")
 

@@ -9,6 +9,7 @@ import click
 from ...runs.settings import ErfMapConfig, ModelConfig
 from ..options import (
     FILE,
+    SQUARE,
     config_option,
     erf_options,
     option,
@@ -20,7 +21,8 @@ from ..progress import bar, continuable, warn
 
 @click.command()
 @erf_options(
-    without=("preprocess",), input_size={"default": ErfMapConfig.input_size, "otherwise": None}
+    without=("preprocess",),
+    input_size={**SQUARE, "default": ErfMapConfig.input_size, "otherwise": None},
 )
 @config_option(ErfMapConfig, "num_images")
 @config_option(ErfMapConfig, "layer")
@@ -58,7 +60,7 @@ def command(
     """
     from ...analysis.plots import check_picture
     from ...runs.erf import check_precision
-    from ...runs.inference import open_images
+    from ...runs.inference import load_model, open_images
 
     named = {"": model_config, **_compared(model_config, compare)}
     size = data_config.input_size
@@ -77,7 +79,7 @@ def command(
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
             if len(named) > 1:
                 click.echo(f"{title}:")
-            model = _load(model_config, run_config, size)
+            model = load_model(model_config, run_config, size)
             used = (model, images, model_config, data_config, run_config)
             found[title] = measure_map(used, config, path, options)
     draw(found, save_fig or output.with_suffix(".png"))
@@ -93,17 +95,6 @@ def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, Model
         else ModelConfig(name=name, pretrained=model_config.pretrained)
         for name in names
     }
-
-
-def _load(model_config: ModelConfig, run_config, size: int):
-    """Build a model; random weights are the same in each run, so that it can be continued."""
-    import torch
-
-    from ...runs.inference import load_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return load_model(model_config, run_config, size)
 
 
 def measure_map(used, config: ErfMapConfig, output: Path, options):

@@ -9,6 +9,7 @@ from ...runs.settings import ModelConfig, SweepConfig
 from ..options import (
     FILE,
     PATH,
+    SIDE,
     config_option,
     config_options,
     erf_options,
@@ -22,7 +23,7 @@ from ..progress import bar, continuable, warn
 
 
 @click.command()
-@erf_options(family_options(), without=("preprocess",))
+@erf_options(family_options(), without=("preprocess",), input_size={"type": SIDE})
 @config_options(SweepConfig, "config")
 @option(
     "--match",

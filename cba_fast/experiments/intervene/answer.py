@@ -215,4 +215,7 @@ def _interval(metric: str, effect: Effect) -> str:
 
 
 def _number(metric: str, number: float | None, sign: str = "") -> str:
-    return "undefined" if number is None else f"{number:{sign}.{0 if metric == SIZE else 1}f}"
+    if number is None:
+        return "undefined"
+    digits = 0 if metric == SIZE else 1
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: never -0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...data import ImageDataset, ImageRecord
+from ...data.reading import transform
 from ...erf import Walk, center_gradient, input_gradient, sample_indices
 from ...erf.gradients import images_of
 from ...erf.walk import State, with_finite_gradient
@@ -137,7 +138,7 @@ def measure_fields(
         return {k: torch.cat([v, new[k]]) for k, v in state.items()}
 
     walk = Walk(
-        ImageDataset(records, input_size=size),
+        ImageDataset(records, size, transform(size, what.data.pixels)),
         range(len(records)),
         num_workers=run.config.num_workers,
         device=run.device,
@@ -211,7 +212,8 @@ def probe_images(what: ScoredImages, records: Sequence[ImageRecord], run: Runtim
     Raises:
         InputError: none can be read.
     """
-    data = ImageDataset(records, input_size=what.data.input_size)
+    size = what.data.input_size
+    data = ImageDataset(records, size, transform(size, what.data.pixels))
     images = []
     for i in range(len(data)):
         item = data[i]

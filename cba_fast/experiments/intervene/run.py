@@ -20,9 +20,17 @@ from ...models.classifier import Classifier
 from ...runs.erf import checkpoint_level
 from ...runs.evaluate import ScoredImages, find_images
 from ...runs.outputs import describe_run, read_arrays, write_arrays
-from ...runs.resolve import ResolvedRun
+from ...runs.resolve import ResolvedRun, resolve
 from ...runs.runtime import Runtime
-from ...runs.settings import BoxConfig, InterveneConfig, MapConfig, RunConfig, settings
+from ...runs.settings import (
+    BoxConfig,
+    DataConfig,
+    InterveneConfig,
+    MapConfig,
+    ModelConfig,
+    RunConfig,
+    settings,
+)
 from ...short import Short
 from .features import (
     Change,
@@ -193,7 +201,8 @@ class Interventions(Short):
 
 
 def intervene(
-    resolved: ResolvedRun,
+    model_config: ModelConfig,
+    data: DataConfig,
     run: RunConfig,
     maps: MapConfig,
     box_config: BoxConfig,
@@ -210,8 +219,8 @@ def intervene(
     measures what is new.
 
     Args:
-        resolved: the model and the images, from `cba_fast.runs.resolve.resolve`.
-        run, maps, box_config, config: settings.
+        model_config, data, run, maps, box_config: settings as for `cba_fast.runs.evaluate`.
+        config: which changes, and on how many images.
         folder: where the measurements are kept.
         overwrite: measure anew and replace what an earlier run wrote.
         progress: called with the iterable of settings and their number, returns an iterable.
@@ -220,9 +229,9 @@ def intervene(
         OtherRunError: measurements of other settings, weights, images or boxes are there.
         CbaError: no kernels to cut, the weights cannot be loaded, no image can be used.
     """
-    run = Runtime.of(run)
+    run, resolved = Runtime.of(run), resolve(model_config, data)
     what, erf_records = drawn(find_images(resolved, maps, box_config), config)
-    model = resolved.model.build()
+    model = resolved.model.build(input_size=what.data.input_size)
     plan = settings_of(model, config)
     describe = _Description(resolved, what, erf_records, run, config)
     outputs = [resume.beside(folder / s.file, describe(s)) for s in plan]

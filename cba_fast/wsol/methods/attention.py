@@ -95,7 +95,9 @@ def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:
 def chefer(attentions: Sequence[Tensor], attention_gradients: Sequence[Tensor]) -> Tensor:
     """Follow the attention through the layers where it speaks for the target class.
 
-    R = I, then R = R + B_l R, with B_l = mean over heads of relu(A_l * d score / d A_l).
+    R = I, then R = R + B_l R, with B_l = mean over heads of relu(A_l * d score / d A_l). The result
+    is R - I, because I, which says that each token is relevant for itself, would hide small B_l
+    where the mean of all tokens is classified.
 
     Args:
         attentions: for each layer (N, heads, L, L).
@@ -108,8 +110,8 @@ def chefer(attentions: Sequence[Tensor], attention_gradients: Sequence[Tensor]) 
         Chefer, Gur and Wolf 2021, "Generic Attention-model Explainability for Interpreting
         Bi-Modal and Encoder-Decoder Transformers" (arXiv 2103.15679), equations 5 and 6.
     """
-    size, device = attentions[0].shape[-1], attentions[0].device
-    relevance = torch.eye(size, device=device).expand(len(attentions[0]), size, size)
+    relevance = None
     for attention, gradient in zip(attentions, attention_gradients, strict=True):
-        relevance = relevance + (attention * gradient).relu().mean(1) @ relevance
+        step = (attention * gradient).relu().mean(1)
+        relevance = step if relevance is None else relevance + step + step @ relevance
     return relevance

@@ -188,9 +188,15 @@ class _Look:
         features = model.forward_features(self.x)
         if not torch.is_tensor(features) or features.ndim not in (3, 4):
             return None, None
-        if features.ndim == 3 and not self.head:
-            layout = layout_of(features, self.x.shape[2:], model=model, layout=self.layout)
-            if layout.prefix and not pools_the_map(pooling_head(model), features, layout):
+        if features.ndim == 3:
+            try:
+                layout = layout_of(features, self.x.shape[2:], model=model, layout=self.layout)
+            except ValueError:
+                if self.layout is None:
+                    return None, None
+                raise
+            pools = self.head or not layout.prefix
+            if not (pools or pools_the_map(pooling_head(model), features, layout)):
                 return None, None
         given = self._leaf(features)
         hooks = watched(model, self.calls.append) if self.head else contextlib.nullcontext()
@@ -299,11 +305,15 @@ def _attend(
     seen, grad = Attentions(), "attention_gradients" in needs
     with uncompiled(model), torch.set_grad_enabled(grad), seen:
         logits = logits_of(model, model(x.detach().requires_grad_() if grad else x))
+    lacking = LacksError(f"{type_name(model)} has no layers of attention over the whole image")
     if len(set(seen.shapes)) != 1 or seen.shapes[0][0] != len(x):
-        raise LacksError(f"{type_name(model)} has no layers of attention over the whole image")
+        raise lacking
     told = with_tokens(model)
     tokens = x.new_empty(1, seen.shapes[0][-1], 1)
-    found = {"layout": layout_of(tokens, x.shape[2:], model=told, layout=layout)}
+    try:
+        found = {"layout": layout_of(tokens, x.shape[2:], model=told, layout=layout)}
+    except ValueError:  # attention between channels, for example
+        raise lacking from None
     found["by_class_token"] = bool(found["layout"].prefix) and (
         getattr(told, "global_pool", "token") in ("token", "")
     )

@@ -17,8 +17,8 @@ class LacksError(ModelError):
 def classifier_call(model: nn.Module, calls: Sequence[Call], logits: Tensor, where: str) -> int:
     """Return the index of the call of the classifier, behind which no other layer has weights.
 
-    The classifier is what ``get_classifier`` returns, or else the last linear layer whose output,
-    averaged over positions where it has any, is the logits.
+    The classifier is what ``get_classifier`` returns, if that is one linear layer, or else the last
+    linear layer whose output, averaged over positions where it has any, is the logits.
 
     Args:
         model: the network.
@@ -29,16 +29,16 @@ def classifier_call(model: nn.Module, calls: Sequence[Call], logits: Tensor, whe
     Raises:
         LacksError: there is no such layer, or one that mixes channels runs before it.
     """
-    if hasattr(model, "get_classifier"):
-        head = model.get_classifier()
-        if not is_linear(head):
-            raise LacksError(
-                f"the classifier of {type_name(model)} must be one nn.Linear or 1x1 convolution "
-                f"after pooling, got {type_name(head)}"
-            )
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if is_linear(head):
         found = [i for i, call in enumerate(calls) if call.module is head]
     else:
         found = [i for i, call in enumerate(calls) if makes_logits(call, logits)]
+    if not found and head is not None and not is_linear(head):
+        raise LacksError(
+            f"the classifier of {type_name(model)} must be one nn.Linear or 1x1 convolution "
+            f"after pooling, got {type_name(head)}"
+        )
     if not found:
         ran = [f"{c.name} ({type_name(c.module)})" for c in calls if _mixes(c.module)]
         raise LacksError(
