@@ -32,7 +32,7 @@ from ..runs.settings import (
     RunConfig,
     SizeConfig,
 )
-from ..shapes import MOST, map_shape, shape_text
+from ..shapes import MOST, map_shape, size_word
 from ..training.config import LAYER_SCALE, TrainConfig, check_config, exp_name
 
 # The fields of the config classes that a file of experiments may set, in the order of its keys.
