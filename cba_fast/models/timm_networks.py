@@ -184,7 +184,7 @@ def load_fitting(
 
 
 def rows_of_head(model: nn.Module, checkpoint: Checkpoint) -> int | None:
-    """Return the number of rows of a file's head, if that alone keeps it from fitting; else None."""
+    """Return the number of rows of a head if that alone keeps a file from fitting, else None."""
     own = model.state_dict()
     for part in checkpoint.variants():
         state = _with_counts(part.state, model)
