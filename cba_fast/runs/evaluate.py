@@ -15,7 +15,7 @@ from ..shapes import map_shape, shape_text
 from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
-from .erf import measure_sizes
+from .erf.sizes import measure_sizes
 from .generate import constant_lines
 from .inference import (
     WaitForMaps,
@@ -27,7 +27,7 @@ from .inference import (
 from .overlap import in_background, one_by_one
 from .resolve import ResolvedRun, resolve
 from .runtime import Runtime
-from .score import (
+from .scoring.boxes import (
     Tuned,
     fixed_accuracies,
     fixed_evaluator,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cba_fast.errors import InputError, ModelError
-from cba_fast.models.anatomy import known_last_map
+from cba_fast.models.anatomy.parts import known_last_map
 from cba_fast.wsol import cam, heatmap, localize
 from cba_fast.wsol.methods import classify
 

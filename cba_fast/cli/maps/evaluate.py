@@ -67,7 +67,7 @@ def command(
     its boxes; for other images give --cub_root or --metadata_root.
     """
     from ...runs.evaluate import evaluate
-    from ...runs.score import read_tuned
+    from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
     used = {
@@ -120,7 +120,7 @@ def _write_predictions(path: Path | None, found) -> None:
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
     """Return what the JSON file holds beside the box scores."""
-    from ...runs.score import box_settings, versions
+    from ...runs.scoring.boxes import box_settings, versions
 
     extra = {
         "classification": found.classification,

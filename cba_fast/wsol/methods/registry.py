@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...choices import Pc1Range
 from ...errors import InputError
-from ...models.anatomy import type_name
+from ...models.anatomy.parts import type_name
 from .evidence import KINDS, Evidence, gather
 from .linear_head import LacksError
 

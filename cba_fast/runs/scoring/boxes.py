@@ -9,19 +9,19 @@ import cv2
 import numpy as np
 import torch
 
-from .. import __version__
-from ..choices import READERS
-from ..data import load_boxes
-from ..data.boxes import Boxes
-from ..data.metadata import find_folder
-from ..errors import InputError
-from ..files import read_json
-from ..short import Short
-from ..wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
-from ..wsol.box_result import MODES
-from ..wsol.map_reading import MapSource, ambiguous_lines
-from .score_statistics import FoundStatistics, Statistics, find_statistics, read_all_predictions
-from .settings import BoxConfig, settings
+from ... import __version__
+from ...choices import READERS
+from ...data import load_boxes
+from ...data.boxes import Boxes
+from ...data.metadata import find_folder
+from ...errors import InputError
+from ...files import read_json
+from ...short import Short
+from ...wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
+from ...wsol.map_reading import MapSource, ambiguous_lines
+from ...wsol.scoring.box_result import MODES
+from ..settings import BoxConfig, settings
+from .statistics import FoundStatistics, Statistics, find_statistics, read_all_predictions
 
 
 @dataclass(repr=False)

@@ -10,10 +10,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ..nn import DepthwiseConv2d, fold_bn_before_conv1x1
-from ..nn.fuse import fold_norm_after
-from ..nn.fused import is_watched
-from ..nn.swap import computes_as
+from ...nn import DepthwiseConv2d, fold_bn_before_conv1x1
+from ...nn.fuse import fold_norm_after
+from ...nn.fused import is_watched
+from ...nn.swap import computes_as
 from .branches import Branches, merged, unit_conv
 from .graphs import Graph, input_of, is_addition, short_error
 
@@ -41,7 +41,7 @@ class Step:
     layers: tuple[str, ...]
 
     def apply(self, model: nn.Module, strips: bool) -> None:
-        """Change `model` in place; see `cba_fast.models.branches.merged` for `strips`."""
+        """Change `model` in place; see `cba_fast.models.inference.branches.merged` for `strips`."""
         target = model.get_submodule(self.target)
         if self.kind == "sum":
             rest = _Sum.of(target).replaced(strips)

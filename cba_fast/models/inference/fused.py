@@ -6,13 +6,13 @@ from timm.layers.activations import GELU, GELUTanh
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from ..nn.depthwise import DepthwiseConv2d, why_not_covered
-from ..nn.fused import can_fuse, fused_conv, fused_dtype, fused_mlp
-from ..ops.dwconv import depthwise_conv2d
-from .layers import LayerScaleBlock
-from .replknet import ConvFFN, RepLKBlock
-from .slak import SLaKBlock
-from .slak_flex import MixedLargeKernel, SLaKFlexBlock
+from ...nn.depthwise import DepthwiseConv2d, why_not_covered
+from ...nn.fused import can_fuse, fused_conv, fused_dtype, fused_mlp
+from ...ops.dwconv import depthwise_conv2d
+from ..families.layers import LayerScaleBlock
+from ..families.replknet import ConvFFN, RepLKBlock
+from ..families.slak import SLaKBlock
+from ..families.slak_flex import MixedLargeKernel, SLaKFlexBlock
 
 
 def fuse_blocks(model: nn.Module) -> list[str]:

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..choices import CONFIDENCE, SCORE_RESAMPLES
-from ..errors import InputError
-from ..short import Short
+from ...choices import CONFIDENCE, SCORE_RESAMPLES
+from ...errors import InputError
+from ...short import Short
 from .box_result import V2_IOUS
 from .evaluator import BoxEvaluator
 from .resampling import check_resampling, draw, parts, percentile_interval

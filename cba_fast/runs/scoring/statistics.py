@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.predictions import read_predictions
-from ..data.textlines import some
-from ..errors import InputError
-from ..short import Short
-from ..wsol import (
+from ...data.predictions import read_predictions
+from ...data.textlines import some
+from ...errors import InputError
+from ...short import Short
+from ...wsol import (
     BootstrapResult,
     BoxEvaluator,
     BoxResult,
@@ -20,7 +20,7 @@ from ..wsol import (
     compare,
     correct_classes,
 )
-from .settings import Statistics
+from ..settings import Statistics
 
 Predictions = Mapping[str, list[int]]
 

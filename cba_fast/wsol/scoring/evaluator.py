@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..choices import CAM_CURVE_INTERVAL
-from ..data.boxes import Boxes
-from ..errors import InputError
-from ..ops import best_box_iou
-from ..short import call
+from ...choices import CAM_CURVE_INTERVAL
+from ...data.boxes import Boxes
+from ...errors import InputError
+from ...ops import best_box_iou
+from ...short import call
+from ..score_maps import as_batch, as_bytes, check_clip
 from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
-from .score_maps import as_batch, as_bytes, check_clip
 
 IOU_BYTES = 32 << 20  # most bytes of IoUs at a time: 4,194 maps at 1,000 thresholds
 MAX_IOUS = 255  # the largest count of IoU thresholds that a byte of a row can hold

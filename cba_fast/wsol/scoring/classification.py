@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..errors import InputError
+from ...errors import InputError
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..nn import eval_mode
-from .anatomy import Call, unwrapped, watched, with_tokens
+from ...errors import InputError
+from ...nn import eval_mode
 from .features import FeatureLayout, layout_of
+from .parts import Call, unwrapped, watched, with_tokens
 
 OUTPUT = "output"  # what the network's own output is called where a layer is named
 
@@ -49,7 +49,7 @@ def map_of(
     Args:
         output: a tensor, or a tuple, list or dict with one; see `main_tensor`.
         module: the layer, whose own layers tell the layout where nothing else does.
-        model, image_size, last, layout, where: see `cba_fast.models.features.layout_of`.
+        model, image_size, last, layout, where: see `cba_fast.models.anatomy.features.layout_of`.
 
     Raises:
         ValueError: there is none, or its layout cannot be known.

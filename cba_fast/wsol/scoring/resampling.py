@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import InputError
+from ...errors import InputError
 
 MOST = 0.95  # an interval is given if the statistic is defined in this share of the resamples
 

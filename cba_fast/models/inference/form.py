@@ -7,13 +7,13 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ..kernels import native
-from ..nn import accelerate, conv1x1_is_faster, linears_as_convs
-from .classifier import Classifier
+from ...kernels import native
+from ...nn import accelerate, conv1x1_is_faster, linears_as_convs
+from ..families.classifier import Classifier
+from ..families.slak import SLaK
 from .folding import fold, merge_report
 from .fused import fuse_blocks
 from .merging import merge
-from .slak import SLaK
 
 
 def inference_form(

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..nn import DepthwiseConv2d
-from ..nn.fuse import fuse_conv_bn, pad_kernel
+from ...nn import DepthwiseConv2d
+from ...nn.fuse import fuse_conv_bn, pad_kernel
 from .layers import Mergeable
 
 

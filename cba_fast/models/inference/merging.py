@@ -6,10 +6,10 @@ import torch
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
-from ..nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
-from .classifier import Classifier
-from .layers import LayerScaleBlock, Mergeable
-from .replknet import ConvFFN, RepLKBlock
+from ...nn.fuse import fold_bn_before_conv1x1, fuse_conv_bn
+from ..families.classifier import Classifier
+from ..families.layers import LayerScaleBlock, Mergeable
+from ..families.replknet import ConvFFN, RepLKBlock
 
 
 def merge(model: nn.Module, *, strips: bool = True) -> nn.Module:

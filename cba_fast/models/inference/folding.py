@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..families.layers import Mergeable
 from .graphs import short_error
-from .layers import Mergeable
 from .structure import Search, Step
 
 log = logging.getLogger("cba_fast")

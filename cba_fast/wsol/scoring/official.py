@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..data.boxes import load_boxes
-from ..data.masks import OFFICIAL_SIZE, load_masks
-from ..data.textlines import counted
-from ..errors import InputError, ScoreMapError
+from ...data.boxes import load_boxes
+from ...data.masks import OFFICIAL_SIZE, load_masks
+from ...data.textlines import counted
+from ...errors import InputError, ScoreMapError
+from ..map_reading import MapReading, ambiguous_lines, find_maps, open_maps, read_maps
+from ..score_maps import as_batch
 from .box_result import BoxResult
 from .evaluator import BoxEvaluator
-from .map_reading import MapReading, ambiguous_lines, find_maps, open_maps, read_maps
 from .pixel_evaluator import PixelEvaluator, PixelResult
-from .score_maps import as_batch
 
 log = logging.getLogger("cba_fast")
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..choices import READERS
-from ..data.masks import OFFICIAL_SIZE, load_masks
-from ..wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
-from ..wsol.map_reading import ambiguous_lines, prefetch
-from .settings import PixelConfig
+from ...choices import READERS
+from ...data.masks import OFFICIAL_SIZE, load_masks
+from ...wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
+from ...wsol.map_reading import ambiguous_lines, prefetch
+from ..settings import PixelConfig
 
 
 def score_pixels(

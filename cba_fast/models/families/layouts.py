@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..short import Short
+from ...short import Short
 
 
 @dataclass(frozen=True, repr=False)

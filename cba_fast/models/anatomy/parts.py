@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, ModelError
-from ..nn import frozen
+from ...errors import InputError, ModelError
+from ...nn import frozen
 from .features import layout_of, random_like
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None

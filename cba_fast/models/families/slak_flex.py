@@ -6,7 +6,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..nn.fuse import pad_kernel
+from ...nn.fuse import pad_kernel
 from .classifier import BackboneWithHead
 from .convnext_like import ConvNeXtLikeBackbone, check_stages, group_matcher
 from .large_kernel import conv_of, depthwise

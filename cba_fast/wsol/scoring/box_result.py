@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import CbaWarning, InputError
-from ..short import Short
+from ...errors import CbaWarning, InputError
+from ...short import Short
 
 V2_IOUS = (0.3, 0.5, 0.7)
 MODES = ("largest", "all")

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..choices import CAM_CURVE_INTERVAL
-from ..data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
-from ..errors import InputError
-from ..short import Short, call
+from ...choices import CAM_CURVE_INTERVAL
+from ...data.masks import BACKGROUND, FOREGROUND, IGNORED, Masks
+from ...errors import InputError
+from ...short import Short, call
+from ..score_maps import as_batch, check_clip, check_score_map
 from .box_result import warn_missing
-from .score_maps import as_batch, check_clip, check_score_map
 
 KINDS = 1 + max(BACKGROUND, FOREGROUND, IGNORED)
 

@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..nn.depthwise import true_padding
-from ..nn.swap import computes_as
+from ...nn.depthwise import true_padding
+from ...nn.swap import computes_as
 
 _NOTHING = (nn.Identity, nn.modules.dropout._DropoutNd)  # in evaluation mode
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..nn import DepthwiseConv2d, pad_kernel
-from ..nn.depthwise import true_padding, with_parameters
-from ..nn.fuse import affine_of
-from ..ops.dwconv_checks import MAX_KERNEL
-from .large_kernel import conv_of
+from ...nn import DepthwiseConv2d, pad_kernel
+from ...nn.depthwise import true_padding, with_parameters
+from ...nn.fuse import affine_of
+from ...ops.dwconv_checks import MAX_KERNEL
+from ..families.large_kernel import conv_of
 
 # Narrowest strips that become one square kernel where transforms compute it: see
-# `cba_fast.models.inference.one_kernel_is_faster`.
+# `cba_fast.models.inference.form.one_kernel_is_faster`.
 STRIP = 5
 
 
