@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...short import Short
 from ..families.layers import Mergeable
 from .graphs import short_error
 from .structure import Search, Step
@@ -26,8 +27,8 @@ MOST_WRONG = 8
 SMALL_SIDE = 64
 
 
-@dataclass
-class FoldReport:
+@dataclass(repr=False)
+class FoldReport(Short):
     """What became of a model's norms and branches; prints a line for each kind.
 
     Attributes:

@@ -14,6 +14,7 @@ from ...nn import DepthwiseConv2d, fold_bn_before_conv1x1
 from ...nn.fuse import fold_norm_after
 from ...nn.fused import is_watched
 from ...nn.swap import computes_as
+from ...short import Short
 from .branches import Branches, merged, unit_conv
 from .graphs import Graph, input_of, is_addition, short_error
 
@@ -25,8 +26,8 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d, nn.Linear)
 _LAYERS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Short):
     """A rewrite of a model that changes its outputs by rounding alone.
 
     Attributes:
