@@ -195,14 +195,15 @@ def _queued(
     batches: Sequence[Sequence[int]],
     scored: bool,
 ) -> Iterator[WaitForMaps]:
+    size, how = data.input_size, data.preprocessing
     read = read_batches(
-        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size, data.pixels)),
+        ImageDataset(records, size, resize_to_bytes(size, how)),
         batches,
         report,
         num_workers=run.config.num_workers,
         device=run.device,
         memory_format=run.memory_format,
-        finish=partial(normalize_bytes, how=data.pixels),
+        finish=partial(normalize_bytes, how=how),
     )
     for batch in read:
         if batch.images is None:
