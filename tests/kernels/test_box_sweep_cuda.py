@@ -137,6 +137,21 @@ def test_the_self_check_passes(emulated_cuda):
     TABLE.backends["cuda"].self_check(torch.device("cpu"))
 
 
+@one_order
+@pytest.mark.parametrize("name", ["box_sweep", "box_sweep_all", "best_box_iou"])
+def test_the_self_check_finds_a_wrong_kernel(emulated_cuda, name, monkeypatch):
+    right = getattr(box_sweep_cuda, name)
+
+    def wrong(*args):
+        result = right(*args)
+        (result if torch.is_tensor(result) else result[0]).view(-1)[-1] += 1
+        return result
+
+    monkeypatch.setattr(box_sweep_cuda, name, wrong)
+    with pytest.raises(ArithmeticError, match="relative error"):
+        TABLE.backends["cuda"].self_check(torch.device("cpu"))
+
+
 def test_cpu_maps_are_refused():
     with pytest.raises(ValueError, match="backend 'cuda' cannot run: "):
         ops.box_sweep(torch.zeros(1, 2, 2), [0.5], backend="cuda")
