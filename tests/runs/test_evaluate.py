@@ -517,7 +517,7 @@ def test_chunks_keep_below_their_bytes_and_do_not_matter(here, capsys, monkeypat
 
 def test_an_unusable_instruction_set_is_one_line(here):
     save_maps(here / "maps", IDS)
-    command = [sys.executable, "-m", "cba_fast.cli", "wsol-eval", "--np_root", "maps"]
+    command = [sys.executable, "-m", "cba_fast", "wsol-eval", "--np_root", "maps"]
     done = subprocess.run(
         [*command, "--metadata_root", "meta"],
         env=os.environ | {"CBA_ISA": "sse9"},

@@ -66,6 +66,7 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
+    from ...runs import ranks
     from ...runs.evaluate import evaluate
     from ...runs.scoring.boxes import read_tuned
 
@@ -75,9 +76,11 @@ def command(
         "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
-    saved = []
+    saved, processes = [], ranks.join()
 
     def save(found) -> None:
+        if not processes.leads:
+            return
         _write_predictions(predictions, found)
         if json_path:
             write_scores(json_path, found.result, _json(found, used, threshold_from))
@@ -97,6 +100,7 @@ def command(
             scored=save,
             progress=bar("evaluating"),
             erf_progress=bar("ERF sizes"),
+            ranks=processes,
         )
         save(found)
     except KeyboardInterrupt:

@@ -123,7 +123,7 @@ class BoxEvaluator:
         gt = [self.boxes.scaled(i, (width, height)) for i in image_ids]
         reached = np.zeros((len(u), len(self.modes), len(self.thresholds)), np.uint8)
         for m, mode in enumerate(self.modes):
-            iou = best_box_iou(u, gt, self.thresholds, contours=mode).numpy()
+            iou = best_box_iou(u, gt, self.thresholds, contours=mode).cpu().numpy()
             for level in self.iou_thresholds:
                 reached[:, m] += iou >= level
         return reached
