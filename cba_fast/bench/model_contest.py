@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 
 from ..models import inference_form, merge
-from ..models.anatomy import logits_of
+from ..models.anatomy.parts import logits_of
 from ..models.factory import model_from_factory
 from ..models.timm_networks import timm_configuration, timm_family
 from ..nn import DepthwiseConv2d, accelerate

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ..errors import InputError, ModelError
 from ..resume import file_fingerprint
 from ..shapes import Size, map_shape
-from .anatomy import describe, logits_of, unwrapped
-from .feature_layers import main_tensor
+from .anatomy.layers import main_tensor
+from .anatomy.parts import describe, logits_of, unwrapped
 
 _FORM = "package.module:function or path/to/file.py:function"
 _WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes) or maps (N, C, h, w)"

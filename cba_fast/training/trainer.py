@@ -15,7 +15,7 @@ from ..data import ImageSet
 from ..data.reading import cut
 from ..erf.recompute import recomputing
 from ..errors import InputError
-from ..models.anatomy import logits_of
+from ..models.anatomy.parts import logits_of
 from ..models.checkpoints import described
 from ..runs.runtime import Runtime
 from .augment import CropAndJitter, resize, to_floats
