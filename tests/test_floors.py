@@ -76,6 +76,7 @@ def test_the_rooms_that_were_thinned_out_stay_so():
         "datasets",
         "kernels",
         "kernels/dwconv_gpu",
+        "kernels/gpu",
         "cli",
         *(f"cli/{name}" for name in TITLES),
     ):

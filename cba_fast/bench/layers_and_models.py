@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from ..errors import InputError
 from .dwconv_contest import OURS, OURS_CL, Case, DwconvContest
-from .model_contest import ModelContest, create, depthwise_cases, inference
+from .model_contest import ModelContest, depthwise_cases, inference
 from .records import machine
 
 
-def layer_cases(name: str, input_size: int, batch: int) -> list[Case]:
+def layer_cases(name: str, model: nn.Module, input_size: int, batch: int) -> list[Case]:
     """Return the distinct depthwise convolutions of a model that our op covers, in its order.
 
     Raises:
-        InputError: timm knows no such model, it does not take the input size, or it has none.
+        InputError: the model, which messages call `name`, has none or does not take the input size.
     """
-    model = create(name)
     try:
         cases = list(depthwise_cases(model, input_size, batch))
     except (RuntimeError, ValueError, AssertionError) as e:
@@ -47,14 +48,20 @@ def bench_layers(
 
 
 def bench_model(
-    name: str, input_size: int, batch: int, dtype: str, seconds: float, compiled: bool
+    name: str,
+    model: nn.Module,
+    input_size: int,
+    batch: int,
+    dtype: str,
+    seconds: float,
+    compiled: bool,
 ) -> dict:
-    """Return the record of a whole network at inference (see `ModelContest`).
+    """Return the record of a whole network at inference (see `ModelContest`), under this name.
 
     Raises:
-        InputError: timm knows no such model, or one of its forms computes other features.
+        InputError: one of the model's forms computes other features.
     """
-    functions = inference(create(name), input_size, batch, dtype == "bfloat16", compiled)
+    functions = inference(model, input_size, batch, dtype == "bfloat16", compiled)
     contest = ModelContest(functions, seconds)
     if contest.wrong():
         raise InputError(f"{name}: forms differ, relative errors {contest.wrong()}")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 
 from ..errors import InputError
 from ..models import inference_form, merge
+from ..models.factory import model_from_factory
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
 from ..runs.compiled import compile_frozen
@@ -28,16 +30,22 @@ OURS = "ours"
 WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
-def create(name: str, seed: int = 0) -> nn.Module:
-    """Return a model that timm knows, with random weights in which every layer has an effect.
+def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
+    """Return a model with random weights in which every layer has an effect.
+
+    Args:
+        name: a name of timm's.
+        seed: of the weights.
+        factory: instead of a name, the function that makes the model, see
+            `cba_fast.models.factory.model_from_factory`.
 
     Raises:
-        InputError: timm knows no such model.
+        InputError: timm knows no such model, or the function fails.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = timm.create_model(name)
+            model = model_from_factory(factory) if factory else timm.create_model(name)
         except RuntimeError as e:
             raise InputError(f"model {name!r}: {e}") from e
         with torch.no_grad():
@@ -316,6 +324,6 @@ def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor
     def run() -> list[Tensor]:
         half = torch.autocast("cpu", torch.bfloat16, enabled=_dtype(name) == torch.bfloat16)
         with torch.inference_mode(), half:
-            return [function(x)]
+            return [y for y in tree_leaves(function(x)) if isinstance(y, Tensor)]
 
     return run

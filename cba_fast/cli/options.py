@@ -25,8 +25,6 @@ STUDY_WEIGHTS = Path("weights/convnext_base_384_in22ft1k_CUB.pth")
 POSITIVE = click.IntRange(min=1)
 SIDE = click.IntRange(1, MOST)  # for commands whose images are square
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
-# For `input_size` where a definition is of square images.
-SQUARE = {"type": click.IntRange(1, MOST), "help": "Side to which images are resized, such as 384."}
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
 # The order of the groups in a command's help; options of the command alone come last.
 GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Options")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import Score
+from ..errors import ModelError
+from ..models.anatomy import logits_of
 from ..models.feature_layers import main_tensor
 from ..nn import frozen
 from .lean import lean_convolutions
@@ -124,8 +126,9 @@ def input_gradient(
     are as before at the end.
 
     Args:
-        model: a classifier from images to logits (N,K), on the device of `x`; or a network with
-            logits for each position, as for segmentation, whose logits at `point` are taken.
+        model: a classifier from images to logits (N,K), on the device of `x`, perhaps in a dict or
+            tuple; or a network with logits for each position, as for segmentation, whose logits at
+            `point` are taken.
         x: images (N,3,H,W), floating, preprocessed.
         score: ``prob`` (the study), ``logit`` or ``logprob``; see :func:`top1_score`.
         study_softmax: apply the softmax of ``prob`` twice. None to follow the model's attribute
@@ -153,14 +156,18 @@ def input_gradient(
         study_softmax = bool(getattr(model, "study_softmax", False))
 
     def total(images: Tensor) -> Tensor:
-        logits = _logits_at(main_tensor(model(images)), images, score, point)
+        logits = _logits_at(model, model(images), images, score, point)
         return top1_score(logits, score, study_softmax=study_softmax).sum()
 
     return gradient_of(model, x, total, checkpoint=checkpoint)
 
 
-def _logits_at(output: object, images: Tensor, score: str, point: Point) -> object:
-    """Return logits (N,K): the model's output, or that at one position of a map of logits."""
+def _logits_at(model, output: object, images: Tensor, score: str, point: Point) -> object:
+    """Return logits (N,K) from the model's output, or from one position of a map of logits."""
+    if point is None:
+        with contextlib.suppress(ModelError):
+            return logits_of(model, output)
+    output = main_tensor(output)
     if not isinstance(output, Tensor) or output.ndim != 4:
         if point is not None:
             raise ValueError(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..models.anatomy import Call, last_map, named_layer, unwrapped, watched
+from ..errors import InputError, ModelError
+from ..models.anatomy import Call, last_map, logits_of, named_layer, unwrapped, watched
 from ..models.feature_layers import OUTPUT, main_tensor, map_of
 from ..models.features import FeatureLayout
 from ..nn import eval_mode
@@ -123,10 +123,12 @@ def with_last(model: nn.Module, x: Tensor, layers: Sequence) -> list:
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> str:
-    """Return "output" if that is a map, else the layer whose map `cba_fast.wsol.cam` explains."""
+    """Return the layer whose map `cba_fast.wsol.cam` explains, or "output" without logits."""
     with torch.no_grad(), eval_mode(model):
-        output = main_tensor(model(x[:1]))
-    if torch.is_tensor(output) and output.ndim > 2 and output.shape[2:].numel() > 1:
+        output = model(x[:1])
+    try:
+        logits_of(model, output)
+    except ModelError:
         return OUTPUT
     return last_map(model, x, where_maps_end)
 

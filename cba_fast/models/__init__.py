@@ -9,6 +9,7 @@ from .checkpoints import (
 )
 from .convnext_study import ConvNeXtStudy
 from .description import ModelDescription
+from .folding import FoldReport, fold
 from .inference import inference_form
 from .layers import mergeable
 from .layouts import Layout, detect_layout
@@ -23,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "Checkpoint",
     "ConvNeXtStudy",
+    "FoldReport",
     "Layout",
     "ModelDescription",
     "RepLKNet",
@@ -30,6 +32,7 @@ __all__ = [
     "SLaKFlex",
     "build_model",
     "detect_layout",
+    "fold",
     "inference_form",
     "load_state_dict_file",
     "merge",

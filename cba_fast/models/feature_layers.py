@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn import eval_mode
-from .anatomy import Call, watched, with_tokens
+from .anatomy import Call, unwrapped, watched, with_tokens
 from .features import FeatureLayout, layout_of
 
 OUTPUT = "output"  # what the network's own output is called where a layer is named
@@ -88,6 +88,7 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
     Raises:
         ValueError: no layer gives a feature map.
     """
+    model = unwrapped(model)
     candidates, runs, order = dict(_parts("", model)), [], []
 
     def see(call: Call) -> None:

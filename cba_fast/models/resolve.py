@@ -273,13 +273,13 @@ def _pretrained(checkpoint: Checkpoint | None, family: str, name: str) -> str:
     return pretrained_name(name)
 
 
-def _usual_size(family: str, name: str, preprocess: str, study: int | None) -> int | None:
-    """Return the side of the images of a run that says none; None where no run asks for it."""
+def _usual_size(family: str, name: str, preprocess: str, study: int | None) -> int | str | None:
+    """Return the size of the images of a run that says none; None where no run asks for it."""
     if study is None:
         return None
     known = {} if family == FACTORY else timm_configuration(name)
     if preprocess == "model" or (family not in FAMILIES and known.get("fixed_input_size")):
-        return (known.get("input_size") or (3, 224, 224))[-1]
+        return size_word((known.get("input_size") or (3, 224, 224))[1:])
     return study
 
 

@@ -30,11 +30,37 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     Raises:
         ValueError: `bn` keeps no running statistics, or its width is not `conv.out_channels`.
     """
-    scale, shift = _affine_of(bn, conv.out_channels, "the convolution's output")
-    weight = conv.weight.detach().double() * scale[:, None, None, None]
-    if conv.bias is not None:
-        shift = shift + scale * conv.bias.detach().double()
-    return _like(conv, weight, shift)
+    return _like(conv, *_folded(conv, bn))
+
+
+def fold_norm_after(layer: nn.Module, bn: nn.Module) -> None:
+    """Fold a batch norm in evaluation mode into the layer before it, in place.
+
+    Args:
+        layer: a convolution of any dimension, transposed ones without groups, or a linear layer.
+        bn: the batch norm over the layer's output channels; it is left as it is.
+
+    Raises:
+        ValueError: as `fuse_conv_bn`.
+    """
+    for name, value in zip(("weight", "bias"), _folded(layer, bn), strict=True):
+        value = value.to(layer.weight)
+        setattr(layer, name, nn.Parameter(value, requires_grad=layer.weight.requires_grad))
+
+
+def _folded(layer: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the float64 weight and bias of a layer with the batch norm after it folded in."""
+    transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    if isinstance(layer, nn.Linear):
+        scale, shift = affine_of(bn, layer.out_features, "the linear layer's output")
+    else:
+        scale, shift = affine_of(bn, layer.out_channels, "the convolution's output")
+    weight = layer.weight.detach().double()
+    shape = [1] * weight.dim()
+    shape[1 if transposed else 0] = -1
+    if layer.bias is not None:
+        shift = shift + scale * layer.bias.detach().double()
+    return weight * scale.view(shape), shift
 
 
 def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
@@ -63,7 +89,7 @@ def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
             "a batch norm can be folded into the convolution after it only if that is 1x1 without "
             f"padding, got kernel {tuple(conv.kernel_size)}, padding {padding}"
         )
-    scale, shift = _affine_of(bn, conv.in_channels, "the convolution's input")
+    scale, shift = affine_of(bn, conv.in_channels, "the convolution's input")
     per_group = conv.out_channels // conv.groups
     # Row o of the weight reads the input channels of its own group only.
     s = scale.view(conv.groups, 1, -1).expand(-1, per_group, -1).reshape(conv.out_channels, -1)
@@ -102,7 +128,7 @@ def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
     return F.pad(weight, (dw // 2, dw // 2, dh // 2, dh // 2))
 
 
-def _affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tensor]:
+def affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tensor]:
     """Return the scale and shift, float64 (C,), of a batch norm in evaluation mode."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")

@@ -54,7 +54,7 @@ def fused_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or any(map(_is_trained, layers))):
         return None
-    if any(map(_is_watched, layers)) or _differentiated_otherwise():
+    if any(map(is_watched, layers)) or _differentiated_otherwise():
         return None
     dtype = x.dtype
     if torch.is_autocast_enabled("cpu") and dtype in (torch.float32, torch.bfloat16):
@@ -76,7 +76,8 @@ def _is_trained(layer: nn.Module) -> bool:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _is_watched(layer: nn.Module) -> bool:
+def is_watched(layer: nn.Module) -> bool:
+    """Say whether someone has a hook on a module, or replaced its ``forward``."""
     state = vars(layer)
     return "forward" in state or any(state[hooks] for hooks in _HOOKS)
 

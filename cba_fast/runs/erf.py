@@ -186,7 +186,7 @@ def measure_sizes(
     run = Runtime.of(run)
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
-    pixels = transform(data.input_size, data.pixels)
+    pixels = transform(data.input_size, data.preprocessing)
     walk = _walk(records, data.input_size, pixels, indices, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
@@ -232,7 +232,7 @@ def compute_map(
     run = Runtime.of(run)
     check_precision(run.config)
     size, records = config.input_size, images.records
-    data = replace(data, preprocess=None, pixels=ERF_MAP)
+    data = replace(data, preprocess=None, preprocessing=ERF_MAP)
     walk = map_walk(records, size, run, progress)
     described = run_description(model_config, data, run, records, {"map": asdict(config)})
     outputs = _map_outputs(output, described)

@@ -108,7 +108,7 @@ def evaluate(
     records, data, box_config = what.records, what.data, what.box_config
     evaluator, fixed = what.evaluator(tuned), fixed_evaluator(what.boxes, box_config)
     run = Runtime.of(run)
-    model = load_model(model_config, run, data.input_size)
+    model = load_model(model_config, run, data.input_size, keep_layers=maps.layer is not None)
     both = [e for e in (evaluator, fixed) if e is not None]
     seen, report = score_images(model, what, run, both, progress)
     report.check_any(len(evaluator))

@@ -91,7 +91,7 @@ def generate_heatmaps(
     if maps.target == "label":
         images = replace(images, records=tuple(found.labelled(images.records, images)))
     runtime = Runtime.of(run)
-    model = load_model(model_config, runtime, data.input_size)
+    model = load_model(model_config, runtime, data.input_size, keep_layers=maps.layer is not None)
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)

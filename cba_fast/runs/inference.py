@@ -10,7 +10,8 @@ from torch import nn
 
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, ModelError
+from ..models.anatomy import named_layer, unwrapped
 from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
@@ -25,11 +26,22 @@ from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
 WaitForMaps = Callable[[], tuple[list[int], HostMaps]]
 
 
-def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size = None) -> nn.Module:
+def load_model(
+    config: ModelConfig,
+    run: RunConfig | Runtime,
+    input_size: Size = None,
+    *,
+    keep_layers: bool = False,
+) -> nn.Module:
     """Build the model in its `inference_form` for the run's device, precision and memory format.
 
-    Networks that are built for one size of images, such as ViT, get `input_size`. Random weights
-    are the same in each run, so that a run can be continued; PyTorch's generators stay as they are.
+    Random weights are the same in each run, so that a run can be continued; PyTorch's generators
+    stay as they are.
+
+    Args:
+        config, run: which model, and how it runs.
+        input_size: for networks that are built for one size of images, such as ViT.
+        keep_layers: see `Runtime.form_of`.
 
     Raises:
         InputError: a wrong device, family, name or number of classes.
@@ -38,7 +50,7 @@ def load_model(config: ModelConfig, run: RunConfig | Runtime, input_size: Size =
     run = Runtime.of(run)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return run.form_of(config.build(input_size=input_size))
+        return run.form_of(config.build(input_size=input_size), keep_layers)
 
 
 def report_on(records: Sequence[ImageRecord], strict: bool) -> Report:
@@ -183,14 +195,15 @@ def _queued(
     batches: Sequence[Sequence[int]],
     scored: bool,
 ) -> Iterator[WaitForMaps]:
+    size, how = data.input_size, data.preprocessing
     read = read_batches(
-        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size, data.pixels)),
+        ImageDataset(records, size, resize_to_bytes(size, how)),
         batches,
         report,
         num_workers=run.config.num_workers,
         device=run.device,
         memory_format=run.memory_format,
-        finish=partial(normalize_bytes, how=data.pixels),
+        finish=partial(normalize_bytes, how=how),
     )
     for batch in read:
         if batch.images is None:

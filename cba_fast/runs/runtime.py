@@ -55,10 +55,17 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def form_of(self, model: nn.Module) -> nn.Module:
-        """Return the `inference_form` of a model for this run."""
+    def form_of(self, model: nn.Module, keep_layers: bool = False) -> nn.Module:
+        """Return the `inference_form` of a model for this run.
+
+        Args:
+            model: any model.
+            keep_layers: fold no norm of other people's networks into a layer, because features
+                inside are looked at: those of a convolution would become those of its norm.
+        """
         return inference_form(
             model,
+            keep=[name for name, _ in model.named_modules()] if keep_layers else (),
             device=self.device,
             dtype=self.dtype,
             channels_last=self.memory_format == torch.channels_last,

@@ -204,7 +204,7 @@ def test_a_wrong_kernel_in_a_training_step_is_noticed(monkeypatch, wrong):
 
     monkeypatch.setattr(dwconv, "_launchers", {})
     if wrong:
-        name = f"_{'grad_weight' if wrong == 'grad_weight' else 'image'}_launcher"
+        name = "_grad_weight_launcher" if wrong == "grad_weight" else "_image_launcher"
         monkeypatch.setattr(dwconv, name, harmed(getattr(dwconv, name)))
     errors = model_contest.layer_errors(model_contest.create("replknet_nano"), 32, 2)
     assert len(errors) == 3 * (1 + 4 * 2)  # the stem's, a large and a small kernel in each stage
@@ -354,6 +354,34 @@ def test_command(capsys, tmp_path):
     records = bench_records.read_records(path)
     assert {r["bench"] for r in records} == {"dwconv", "models"}
     assert {r["direction"] for r in records if r["bench"] == "dwconv"} == {"forward", "grad_weight"}
+
+
+FACTORY = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)
+        self.large = nn.Conv2d(4, 4, 9, padding=4, groups=4)
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return {"maps": self.large(y), "logits": (y.mean(3), 5)}
+"""
+
+
+def test_networks_of_a_user(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    name = f"{tmp_path}/mine.py:Two"
+    args = ("bench", "--seconds", "0.001", "--model_factory", name, "--input_size", 32)
+    done = run_cli(capsys, *args, "--what", "model", "--no-compiled")
+    assert done.status == 0, done.err
+    assert f"| {name} 1x3x32x32 |" in done.out
+    done = run_cli(capsys, *args)
+    assert "| 1x4x16x16_k9x9 |" in done.out
+    done = run_cli(capsys, *args, "--model_factory", "mine.py")
+    assert "--model_factory must be package.module:function" in done.err
 
 
 @pytest.mark.parametrize(

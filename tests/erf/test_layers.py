@@ -300,6 +300,30 @@ def test_the_last_map_is_found_without_an_interface():
         np.testing.assert_allclose(list(found.values())[-1].map, expected.relu().sum((0, 1)) / 2)
 
 
+class Both(nn.Module):
+    """A classifier that returns its feature map first, and then its logits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.fc = nn.Conv2d(3, 6, 5, padding=2, stride=2), nn.Linear(6, 5)
+        self.double()
+
+    def forward(self, x):
+        maps = self.body(x)
+        return {"maps": maps, "logits": self.fc(maps.mean((2, 3)))}
+
+
+def test_a_classifier_that_returns_maps_beside_its_logits():
+    model, x = Both(), images(12, 20)
+    taken = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(taken)["logits"].amax(1).sum(), taken)
+    torch.testing.assert_close(erf.input_gradient(model, x, score="logit"), expected)
+    expected = gradient(model.body(taken), taken, None)
+    for layer in (None, "body", "output"):
+        torch.testing.assert_close(erf.center_gradient(model, x, layer=layer), expected)
+
+
 def test_the_main_tensor():
     t = torch.zeros(1)
     assert all(main_tensor(v) is t for v in (t, (None, t, 3), [{"a": 1, "b": t}], {"x": (t,)}))

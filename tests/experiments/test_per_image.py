@@ -114,6 +114,26 @@ def test_figures_are_those_of_evaluate_and_erf_compute(here, capsys):
         assert 10 * hits == mine["max_box_acc"]
 
 
+def test_the_map_of_any_method_is_scored(here, capsys):
+    other = {"name": "rep_grad", "localization_method": "layer-cam", "layer": "stages.2"}
+    run(capsys, write([MODELS[0], MODELS[0] | other], target="label"))
+    _, subject = load_subjects(Path("models.yaml"))[0]
+    s = subject.settings
+    how = per_image._how(s)
+    scored = evaluate(
+        s.model_of(subject.weights), s.data(), how, s.maps(), s.boxes(), num_samples=0
+    )
+    _, mine = json.loads(Path("out/per_image.json").read_text())["models"]
+    assert mine["max_box_acc"] == scored.result.max_box_acc
+    best = scored.result.modes["largest"].optimal_threshold
+    assert mine["threshold"] == best[scored.result.iou_thresholds.index(0.5)]
+    cams, mine = (
+        [r for r in rows_of("out/per_image.csv") if r["model"] == n] for n in ("rep", "rep_grad")
+    )
+    assert [r["iou"] for r in cams] != [r["iou"] for r in mine]
+    assert [r["pc1_explained"] for r in cams] == [r["pc1_explained"] for r in mine]
+
+
 @pytest.mark.parametrize(("which", "target"), [(0, "predicted"), (1, "label"), (0, 1)])
 def test_images_leave_the_device_in_groups_and_none_changes(here, monkeypatch, which, target):
     subject = load_subjects(write(target=target))[0][which]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from cuda_emulator import races
 
-from cba_fast.kernels import cuda_core, erf_cuda, quantize_cuda
+from cba_fast.kernels import cuda_core
 from cba_fast.kernels.dwconv_gpu import cuda_fma as fma
 from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
 from cba_fast.kernels.dwconv_gpu import cuda_strip as strip
 from cba_fast.kernels.dwconv_gpu.cuda_hankel import Tile, WeightTile
 from cba_fast.kernels.dwconv_gpu.cuda_strip import Tile as StripTile
+from cba_fast.kernels.gpu import erf_cuda, quantize_cuda
 
 NCHW = torch.contiguous_format
 ORDERING = re.compile(r"\b(__syncthreads\w*|__syncwarp|__threadfence\w*|cp_async_wait<.*>)\(")

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cba_fast.kernels import cuda_core, erf_cpp, erf_cuda, native
+from cba_fast.kernels import cuda_core, erf_cpp, native
+from cba_fast.kernels.gpu import erf_cuda
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.reference import erf as reference
 

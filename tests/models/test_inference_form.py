@@ -54,6 +54,10 @@ def test_outputs_agree(model, conv1x1, one_kernel, monkeypatch):
     x = make_images(2, 64, torch.float32)
     exact = copy.deepcopy(model).double().forward_features(x.double())
     form = inference_form(model)
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    report = form.fold_report
+    assert {*report.folded, *report.left} == set(norms)
+    assert list(report.left) == (["norm"] if "norm" in norms else [])
     # As for merge: not further from the exact features than the model itself, up to the rounding of
     # the merged weights.
     bound = 4 * error(model.forward_features(x), exact) + 8 * torch.finfo(torch.float32).eps
@@ -113,11 +117,12 @@ def test_channels_last_images_are_never_copied(family, conv1x1):
     assert len(control.copies) == 1
 
 
-def test_other_models_are_only_accelerated():
+def test_other_models_are_accelerated_and_folded():
     model = timm.create_model("inception_next_atto", num_classes=3)
     x = make_images(1, 64, torch.float32)
     form = inference_form(model)
     assert not form.training
+    assert len(form.fold_report.folded) == 13
     assert model.training
     assert error(form(x), model.eval()(x).double()) < 1e-5
     with pytest.raises(ValueError, match=r"torch\.int8"):

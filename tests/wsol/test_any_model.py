@@ -341,3 +341,29 @@ def test_features_that_are_no_map_are_left_aside():
     model, x = Pooled().eval(), images(32, 32)
     want = cam(Returning(lambda logits, maps: logits), x)
     assert torch.equal(cam(model, x), want)
+
+
+# What of timm's test networks a kind of method cannot explain, and why.
+REFUSED = {
+    ("cam", "test_mambaout"): "no linear head",
+    ("cam", "test_vit"): "no linear head over the mean of the tokens",
+    ("cam", "test_vit3"): "no linear head",
+}
+
+
+@pytest.mark.parametrize("name", timm.list_models("test_*"))
+def test_networks_of_timm(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES).eval()
+    side = model.pretrained_cfg["input_size"][-1]
+    for method in ("cam", "grad-cam", "eigen-cam", "chefer"):
+        why = REFUSED.get((method, name), "")
+        if method == "chefer" and "vit" not in name.split("_", 1)[1][:3]:
+            why = "no layers of attention"
+        if why:
+            with pytest.raises(ModelError, match=why):
+                heatmap(model, images(side, side, n=1), method=method)
+        else:
+            found = heatmap(model, images(side, side, n=1), method=method)
+            assert found.shape == (1, side, side)
+            assert found.any() or method in ("cam", "grad-cam")  # random weights may all be against

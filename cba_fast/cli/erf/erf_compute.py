@@ -78,7 +78,8 @@ def command(
     erf_runs.check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
-    model = load_model(model_config, run_config, data_config.input_size)
+    inside = map_path is not None or config.layer is not None
+    model = load_model(model_config, run_config, data_config.input_size, keep_layers=inside)
     used = (model, images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():

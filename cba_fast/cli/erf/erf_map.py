@@ -9,7 +9,6 @@ import click
 from ...runs.settings import ErfMapConfig, ModelConfig
 from ..options import (
     FILE,
-    SQUARE,
     config_option,
     erf_options,
     option,
@@ -21,8 +20,7 @@ from ..progress import bar, continuable, warn
 
 @click.command()
 @erf_options(
-    without=("preprocess",),
-    input_size={**SQUARE, "default": ErfMapConfig.input_size, "otherwise": None},
+    without=("preprocess",), input_size={"default": ErfMapConfig.input_size, "otherwise": None}
 )
 @config_option(ErfMapConfig, "num_images")
 @config_option(ErfMapConfig, "layer")
@@ -62,9 +60,9 @@ def command(
     from ...runs.erf import check_precision
     from ...runs.inference import load_model, open_images
 
-    named = {"": model_config, **_compared(model_config, compare)}
-    size = data_config.input_size
-    named = {name: resolved(config, data_config)[0] for name, config in named.items()}
+    size, named = data_config.input_size, {"": resolved(model_config, data_config)[0]}
+    for name, config in _compared(named[""], compare).items():
+        named[name] = resolved(config, data_config)[0]
     output = npy_file(output or Path(f"erf_map_{named[''].title}"))
     if save_fig is not None:
         check_picture(save_fig)
@@ -75,11 +73,12 @@ def command(
     config, found = ErfMapConfig(num_images, size, layer, point), {}
     with continuable():
         for name, model_config in named.items():
-            path = output.with_stem(f"{output.stem}_{name}") if name else output
+            added = f"_{name.replace('/', '_')}" if name else ""
+            path = output.with_stem(f"{output.stem}{added}")
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
             if len(named) > 1:
                 click.echo(f"{title}:")
-            model = load_model(model_config, run_config, size)
+            model = load_model(model_config, run_config, size, keep_layers=True)
             used = (model, images, model_config, data_config, run_config)
             found[title] = measure_map(used, config, path, options)
     draw(found, save_fig or output.with_suffix(".png"))
@@ -88,7 +87,7 @@ def command(
 
 def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, ModelConfig]:
     """Return the networks that `compare` names, by what is added to the names of their files."""
-    names = [] if compare is None else compare.split(",")
+    names = [name for text in (compare or "").split(",") if (name := text.strip())]
     return {
         name: replace(model_config, weights=None, pretrained=False)
         if name == "random"

@@ -10,6 +10,12 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 
 @click.command()
 @option("--model", default="replknet_31b", help="A model of timm's or of the study.")
+@option(
+    "--model_factory",
+    metavar="PLACE:FUNCTION",
+    help="Function that makes a network of yours instead, such as package.module:make or"
+    " mine.py:make; its weights are replaced by random ones.",
+)
 @option("--input_size", type=POSITIVE, default=INPUT_SIZE, help="Side of the images.")
 @option("--batch_size", type=POSITIVE, default=1, help="Images at once.")
 @option(
@@ -60,6 +66,7 @@ DIRECTIONS = ("forward", "grad_x", "grad_weight")
 @json_option("Add the records to this JSON file.")
 def command(
     model,
+    model_factory,
     input_size,
     batch_size,
     what,
@@ -82,17 +89,22 @@ def command(
 
     from ...bench import layers_and_models as bench
     from ...bench.dwconv_contest import Case
+    from ...bench.model_contest import create
     from ...bench.records import add_record
     from ...bench.tables import tables
 
     if threads:
         torch.set_num_threads(threads)
+    name = model_factory or model
     if what == "model":
-        record = bench.bench_model(model, input_size, batch_size, dtype, seconds, compiled)
+        network = create(model, factory=model_factory)
+        record = bench.bench_model(name, network, input_size, batch_size, dtype, seconds, compiled)
         found = iter([record])
     else:
         chosen = [Case.parse(c) for c in cases]
-        chosen = chosen or bench.layer_cases(model, input_size, batch_size)
+        if not chosen:
+            network = create(model, factory=model_factory)
+            chosen = bench.layer_cases(name, network, input_size, batch_size)
         found = bench.bench_layers(chosen, directions, dtype, algorithm, seconds)
     records = []
     for record in found:

@@ -233,6 +233,11 @@ def intervene(
     what, erf_records = drawn(find_images(resolved, maps, box_config), config)
     model = resolved.model.build(input_size=what.data.input_size)
     plan = settings_of(model, config)
+    if maps.layer is not None and set(config.kinds) & set(OF_FEATURES):
+        raise InputError(
+            f"`layer` {maps.layer}: the `kinds` blur and drop change the last feature maps, which"
+            " maps of another layer do not show; leave them out"
+        )
     describe = _Description(resolved, what, erf_records, run, config)
     outputs = [resume.beside(folder / s.file, describe(s)) for s in plan]
     for output in outputs:

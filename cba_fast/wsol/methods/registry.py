@@ -128,6 +128,9 @@ def register_method(
         raise InputError(
             f"the parameters of method {name!r} must be of {', '.join(KINDS)}; it {named}"
         )
+    attention = {p for p in parameters if p.startswith("attention")}
+    if attention and len(attention) < len(parameters):
+        raise InputError(f"method {name!r} must take either attention or features, not both")
     METHODS[name] = Method(name, make, frozenset(parameters), value_range)
     return make
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference.erf import refuse_image
-from . import cuda_core, erf_cpp
+from ...reference.erf import refuse_image
+from .. import cuda_core, erf_cpp
 
 SCRATCH_BYTES = 2**28  # enough for 420 images of 384x384 at a time, more than fill any GPU
 NOT_FINITE = -1  # written in place of a size; other negative numbers mean undecided
