@@ -183,6 +183,17 @@ def load_fitting(
     return taken, kept
 
 
+def rows_of_head(model: nn.Module, checkpoint: Checkpoint) -> int | None:
+    """Return the number of rows of a head if that alone keeps a file from fitting, else None."""
+    own = model.state_dict()
+    for part in checkpoint.variants():
+        state = _with_counts(part.state, model)
+        rows = {len(v) for k, v in state.items() if k in own and v.ndim and v.shape != own[k].shape}
+        if state.keys() == own.keys() and len(rows) == 1:
+            return rows.pop()
+    return None
+
+
 def _with_counts(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Add the number of batches that a batch norm has seen, which old files do not hold."""
     added = {

@@ -277,6 +277,16 @@ def test_a_factory_gets_its_weights_with_or_without_prefixes(here):
         assert torch.equal(again(X), net(X))
 
 
+def test_the_number_of_classes_is_that_of_the_file(here):
+    net = randomize(build_model(factory="net.py:build", num_classes=9))
+    path = saved(net.state_dict())
+    again = build_model(factory="net.py:build", checkpoint=path)
+    assert torch.equal(again(X), net(X))
+    assert again.description.num_classes == 9
+    with pytest.raises(CheckpointError, match=r"fc.weight is \(9, 96\), expected \(4, 96\)"):
+        build_model(factory="net.py:build", checkpoint=path, num_classes=4)
+
+
 # Pretrained weights
 
 
