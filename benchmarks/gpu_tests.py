@@ -55,7 +55,8 @@ def run_tests(
     The records of the tests are in ``<name>_<i>.jsonl``, the output is in ``<name>_<i>.log``.
 
     Args:
-        run: the `gpu_run.Run`; a test that is silent for ``run.alarm`` seconds is killed.
+        run: the `gpu_run.Run`; a test that takes ``run.alarm`` seconds (3 times as many with a
+            prefix, which slows tests down) is killed.
         name: the name of the step.
         files: the files of the tests; those in ``run.more_tests`` are run as well.
         chosen: the expression; "" for all.
@@ -66,6 +67,7 @@ def run_tests(
     """
     end = time.monotonic() + limit
     processes = 1 if prefix else min(8, os.cpu_count() or 1)
+    alarm = 3 * run.alarm if prefix else run.alarm
     env = run.env | (env or {})
     collected = run.out / f"{name}_collected.log"
     collected.write_text("")
@@ -85,7 +87,7 @@ def run_tests(
             rest := end - time.monotonic()
         ) > 1:
             command = [*prefix, *pytest("-v", "-p", "gpu_tests", *left)]
-            code = run_limited(command, log, rest, alarm=run.alarm, **how)
+            code = run_limited(command, log, rest, alarm=alarm, **how)
             late = time.monotonic() > end
             for test in (t for t, outcome in _outcomes(records).items() if outcome == "began"):
                 cause = "late" if late else "hung" if code is None else f"died with {code}"
