@@ -11,10 +11,10 @@ from torch import nn
 from ..errors import CheckpointError, InputError
 from ..shapes import Size
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
-from .convnext_study import ConvNeXtStudy
 from .description import FACTORY, ModelDescription
 from .factory import count_classes, model_from_factory
-from .layouts import Layout
+from .families.convnext_study import ConvNeXtStudy
+from .families.layouts import Layout
 from .resolve import FAMILIES, Resolved, resolve_description
 from .timm_networks import create_network, download, load_fitting, load_network, rows_of_head
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError, ModelError
-from ..models.anatomy import named_layer, unwrapped
+from ..models.anatomy.parts import named_layer, unwrapped
 from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps

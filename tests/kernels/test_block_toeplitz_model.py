@@ -1,4 +1,4 @@
-"""A NumPy model of the design in docs/block-toeplitz.md: a product per input row, 64 images high."""
+"""A NumPy model of the design in docs/block-toeplitz.md: products for 64 images, row by row."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def operand(memory, start, leading, stride, rows):
 def blocks_of(kernel, lead, width, rows, cores):
     """Lay out the Toeplitz blocks of all kernel rows, below and above them blocks of zeros.
 
-    Block c holds kernel row r = KH + rows - 2 - c: element (k, n) is its tap k - n - lead + KW // 2.
+    Block c holds kernel row r = KH + rows - 2 - c, its element (k, n) tap k - n - lead + KW // 2.
     """
     kh, kw = kernel.shape
     count = kh + 2 * (rows - 1)
@@ -41,7 +41,7 @@ def blocks_of(kernel, lead, width, rows, cores):
 
 
 def rows_of(x, columns, cores):
-    """Lay out rows [H, 64, W] of 64 images for the columns from `columns` on, rows from the last."""
+    """Lay out rows [H, 64, W] of 64 images, columns from `columns` on, rows from the last up."""
     h, images, w = x.shape
     padded = np.zeros((h, images, 8 * cores))
     first, end = max(columns, 0), min(columns + 8 * cores, w)

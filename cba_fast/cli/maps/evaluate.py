@@ -66,8 +66,9 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
+    from ...runs import ranks
     from ...runs.evaluate import evaluate
-    from ...runs.score import read_tuned
+    from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
     used = {
@@ -75,9 +76,11 @@ def command(
         "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
-    saved = []
+    saved, processes = [], ranks.join()
 
     def save(found) -> None:
+        if not processes.leads:
+            return
         _write_predictions(predictions, found)
         if json_path:
             write_scores(json_path, found.result, _json(found, used, threshold_from))
@@ -97,6 +100,7 @@ def command(
             scored=save,
             progress=bar("evaluating"),
             erf_progress=bar("ERF sizes"),
+            ranks=processes,
         )
         save(found)
     except KeyboardInterrupt:
@@ -120,7 +124,7 @@ def _write_predictions(path: Path | None, found) -> None:
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
     """Return what the JSON file holds beside the box scores."""
-    from ...runs.score import box_settings, versions
+    from ...runs.scoring.boxes import box_settings, versions
 
     extra = {
         "classification": found.classification,
