@@ -22,6 +22,7 @@ FLOORS = [
     ("wsol",),
     ("erf",),
     ("runs",),
+    ("report",),
     ("bench",),
     ("training",),
     ("analysis",),
