@@ -11,9 +11,9 @@ CLEAR_BIAS = 0.25  # percent points
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about the runs, and whether the data supports it."""
+    """A statement about the runs that the data shows, or a question that it leaves open."""
 
-    supported: bool
+    shown: bool
     text: str
 
 
@@ -69,27 +69,28 @@ def _about(run: ReportRun, collected: Collected) -> list[Claim]:
         claims.append(
             Claim(
                 False,
-                f"That {run.name} reaches this with a threshold chosen on other images is not "
-                f"shown: choosing it here adds about {score.bias:.2f} points.",
+                f"How well {run.name} does with a threshold chosen on other images: choosing it "
+                f"here adds about {score.bias:.2f} points.",
             )
         )
     if run.result.missing and not collected.config.missing_as_miss:
         claims.append(
             Claim(
                 False,
-                f"Nothing is said about the {len(run.result.missing)} images that {run.name} has "
-                "no map of; if they are the hard ones, its scores are too high.",
+                f"How well {run.name} does on the {len(run.result.missing)} images that it has no "
+                "map of: if they are hard ones, its scores are too high.",
             )
         )
     labels = run.evaluator.boxes.labels
     if labels is not None:
-        small = sum(c.num_images < FEW_IMAGES for c in run.evaluator.per_class(run.result))
+        classes = run.evaluator.per_class(run.result)
+        small = sum(c.num_images < FEW_IMAGES for c in classes)
         if small:
             claims.append(
                 Claim(
                     False,
-                    f"Classes of {run.name} are not ranked by their accuracy: {small} have fewer "
-                    f"than {FEW_IMAGES} images.",
+                    f"Which classes {run.name} localizes best: {small} of {len(classes)} classes "
+                    f"have fewer than {FEW_IMAGES} images.",
                 )
             )
     return claims

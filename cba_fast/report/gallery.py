@@ -30,7 +30,7 @@ class Shown:
         truth: the true boxes x0, y0, x1, y1.
         steps: the boxes over ascending thresholds: [first threshold, x0, y0, x1, y1], one entry
             where the box changes.
-        iou, cause: at the run's best threshold.
+        box, iou, cause: at the run's best threshold.
     """
 
     heat: str
@@ -38,6 +38,7 @@ class Shown:
     height: int
     truth: list[list[int]]
     steps: list[list[int]]
+    box: tuple[int, int, int, int]
     iou: float
     cause: str
 
@@ -67,20 +68,21 @@ def choose(collected: Collected) -> tuple[list[str], str]:
         sorted(ids, key=lambda i: abs(iou[i] - collected.config.iou_thr)),
         [ids[k] for k in rng.permutation(len(ids))],
     ]
-    kinds = ["worst", "best", f"closest to IoU {collected.config.iou_thr:g}", "drawn at random"]
+    near = f"those closest to IoU {collected.config.iou_thr:g}"
+    kinds = ["the worst", "the best", near, "some drawn at random"]
     if others:
         other = others[0].judged
         both = [i for i in ids if i in other]
         lists.append(sorted(both, key=lambda i: -abs(iou[i] - other[i].iou)))
-        kinds.append(f"most different from {others[0].name}")
+        kinds.append(f"those that differ most from {others[0].name}")
     chosen: dict[str, None] = {}
     for n in range(len(ids)):  # one of each kind in turn, so that all kinds get their share
         for one in lists:
             if len(chosen) < count and n < len(one):
                 chosen.setdefault(one[n])
     text = (
-        f"{counted(len(chosen), 'image')} of {len(ids)}, in equal parts the ones of {first.name} "
-        f"that are {', '.join(kinds)}. They are no fair sample: count failures in the tables."
+        f"{counted(len(chosen), 'image')} of {len(ids)}, by the IoU of {first.name}: in equal "
+        f"parts {', '.join(kinds)}. They are not a fair sample; the tables count all images."
     )
     return list(chosen), text
 
@@ -122,11 +124,11 @@ def _shown(
     judged = collected.runs[run].judged[image_id]
     report = collected.report
     heat = _heat(u, report.thumbnail, COLORMAPS[report.colormap])
-    return Shown(heat, width, height, truth.tolist(), steps, judged.iou, judged.cause)
+    return Shown(heat, width, height, truth.tolist(), steps, **vars(judged))
 
 
 def _heat(u: np.ndarray, longest: int, colormap: int) -> str:
-    """Return the coloured map as a data URI, its values stretched to the whole colour map."""
+    """Return the coloured map as a data URI; the last colour is the map's maximum."""
     scale = min(1.0, longest / max(u.shape))
     size = [max(1, round(side * scale)) for side in u.shape[::-1]]
     small = cv2.resize(u, size, interpolation=cv2.INTER_AREA).astype(np.float32)

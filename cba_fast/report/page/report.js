@@ -1,6 +1,6 @@
 "use strict";
 // Sorts tables, and moves the boxes of the gallery through all thresholds. Without this script the
-// page shows the same figures, with the boxes left out.
+// page shows the same figures, and the boxes at the best threshold of each run.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -80,8 +80,9 @@ function moveBoxes() {
   const shown = thresholds.map((t) => data.thresholds[t]);
   const same = shown.every((t) => t === shown[0]);
   const isBest = thresholds.every((t, n) => t === data.best[n]);
-  byId("threshold-value").textContent =
-    (same ? `${shown[0]}` : shown.join(" / ")) + (isBest ? " (best)" : "");
+  const text = (same ? `${shown[0]}` : shown.join(" / ")) + (isBest ? " (best)" : "");
+  byId("threshold-value").textContent = text;
+  byId("threshold").setAttribute("aria-valuetext", text);
 }
 
 function arrange() {
@@ -130,7 +131,7 @@ if (cards.length) {
     document.documentElement.style.setProperty("--heat", byId("opacity").value / 100);
   byId("opacity").addEventListener("input", setOpacity);
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
-  byId("controls").hidden = false;
+  byId("controls").hidden = byId("slider").hidden = false;
   setOpacity();
   moveBoxes();
   arrange();
