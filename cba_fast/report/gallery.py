@@ -1,7 +1,7 @@
 """The gallery of a report: pictures, heatmaps, and the boxes of all thresholds of some images."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..wsol import read_maps
 from .collect import Collected
 
 JPEG_QUALITY = 82
+Images = Path | Mapping[str, Path] | None
 COLORMAPS = {"viridis": cv2.COLORMAP_VIRIDIS, "jet": cv2.COLORMAP_JET}
 
 
@@ -87,19 +88,23 @@ def choose(collected: Collected) -> tuple[list[str], str]:
     return list(chosen), text
 
 
-def make_cards(collected: Collected, ids: list[str], images: Path | None) -> Iterator[Card]:
+def make_cards(collected: Collected, ids: list[str], images: Images) -> Iterator[Card]:
     """Yield the gallery's images with their maps and boxes.
 
     Args:
         collected: the runs.
         ids: the images to show.
-        images: the folder below which the images lie under their ids; None to show maps alone.
+        images: the folder below which the images lie under their ids, or the file of each id;
+            None to show maps alone.
 
     Raises:
-        InputError: none of the images lies below `images`.
+        InputError: none of the images lies below the folder `images`.
     """
-    if images is not None and ids and not any((images / i).is_file() for i in ids):
-        raise InputError(f"{images}: holds none of the images, such as {ids[0]}")
+    paths = images
+    if isinstance(images, Path):
+        paths = {i: images / i for i in ids}
+        if ids and not any(path.is_file() for path in paths.values()):
+            raise InputError(f"{images}: holds none of the images, such as {ids[0]}")
     shown: dict[str, list[Shown | None]] = {i: [None] * len(collected.runs) for i in ids}
     for n, run in enumerate(collected.runs):
         found = {i: run.found[i] for i in ids if i in run.found}
@@ -109,7 +114,9 @@ def make_cards(collected: Collected, ids: list[str], images: Path | None) -> Ite
                 shown[image_id][n] = _shown(collected, n, image_id, u, sweep)
     for image_id in ids:
         size = tuple(int(v) for v in collected.boxes.sizes[image_id])
-        photo = None if images is None else _photo(images / image_id, collected.report.thumbnail)
+        photo = None
+        if paths is not None and image_id in paths:
+            photo = _photo(paths[image_id], collected.report.thumbnail)
         folder = image_id.rpartition("/")[0].rpartition("/")[2]
         yield Card(image_id, folder, photo, size, shown[image_id])
 

@@ -18,7 +18,7 @@ from ..wsol.box_result import V2_IOUS
 from .causes import DEFINITIONS, HIT, SOURCE
 from .claims import find_claims, title
 from .collect import Collected, class_names, collect
-from .gallery import Card, choose, colour_bar, make_cards
+from .gallery import Card, Images, choose, colour_bar, make_cards
 
 # Strokes that differ in dash and in brightness, so that colour alone tells nothing.
 STROKES = (
@@ -38,7 +38,8 @@ def write_report(
     boxes: BoxConfig,
     report: ReportConfig | None = None,
     *,
-    images: Path | None = None,
+    images: Images = None,
+    more_settings: Mapping[str, object] | None = None,
     num_workers: int = READERS,
     progress: Callable[[str], Callable] | None = None,
 ) -> Collected:
@@ -49,8 +50,10 @@ def write_report(
         output: the HTML file.
         boxes: ground truth and protocol.
         report: what is shown; None for the defaults.
-        images: folder of the images, below which they lie under their ids; None for those of
-            ``boxes.cub_root`` if it is given, else the gallery shows the maps alone.
+        images: folder of the images, below which they lie under their ids, or the file of each
+            id; None for those of ``boxes.cub_root`` if it is given, else the gallery shows the maps
+            alone.
+        more_settings: settings that the page tells beside its own, such as the model's.
         num_workers: number of threads that read maps.
         progress: called with what is done, returns ``progress(iterable, total)``.
 
@@ -72,11 +75,15 @@ def write_report(
     collected = collect(score_maps, boxes, report or ReportConfig(), num_workers, progress)
     if images is None and boxes.cub_root is not None:
         images = Path(boxes.cub_root) / "images"
-    files.write_text(output, render(collected, images))
+    files.write_text(output, render(collected, images, more_settings))
     return collected
 
 
-def render(collected: Collected, images: Path | None = None) -> str:
+def render(
+    collected: Collected,
+    images: Images = None,
+    more_settings: Mapping[str, object] | None = None,
+) -> str:
     """Return the page as text; arguments and errors as :func:`write_report`."""
     ids, sampling = choose(collected) if collected.report.gallery else ([], "No gallery.")
     cards = list(make_cards(collected, ids, images))
@@ -107,7 +114,7 @@ def render(collected: Collected, images: Path | None = None) -> str:
         sampling=sampling,
         colour_bar=colour_bar(collected.report.colormap),
         data=_page_data(collected, cards),
-        settings=_settings(collected, images),
+        settings=_settings(collected, images, more_settings or {}),
         versions=versions(),
     )
 
@@ -216,9 +223,10 @@ def _page_data(collected: Collected, cards: list[Card]) -> dict:
     }
 
 
-def _settings(collected: Collected, images: Path | None) -> dict[str, str]:
-    used = box_settings(collected.config) | settings(collected.report)
-    used["images"] = images
+def _settings(collected: Collected, images: Images, more: Mapping[str, object]) -> dict[str, str]:
+    used = {**more, **box_settings(collected.config), **settings(collected.report)}
+    if not isinstance(images, Mapping):
+        used["images"] = images
     for run in collected.runs:
         used[f"score maps of {run.name}"] = run.source.root
     return {key: "not set" if value is None else str(value) for key, value in used.items()}

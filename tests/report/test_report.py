@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
+from evaluate_setup import images_and_metadata, model_arguments, read
 from report_factory import EVIL, report_data
 
 from cba_fast.data.boxes import Boxes
@@ -179,7 +181,7 @@ def test_the_command_writes_one_file(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["report", "--metadata_root", root / "meta", "--bootstrap", 20, "--gallery", 3]
     maps = ["--scoremaps", f"first={root / 'sharp'}", "--scoremaps", root / "<wide>"]
-    done = run_cli(capsys, *arguments, *maps, "--images", root / "images", "-o", "r.html")
+    done = run_cli(capsys, *arguments, *maps, "--images", root / "images", "--output", "r.html")
     assert done.status == 0, done.err
     assert "first: MaxBoxAcc" in done.out
     assert "<wide>: MaxBoxAcc" in done.out
@@ -189,3 +191,21 @@ def test_the_command_writes_one_file(root, tmp_path, monkeypatch, capsys):
     )
     assert twice.status == 2
     assert "two runs are called 'sharp'" in twice.err
+
+
+def test_evaluate_ends_with_the_report_of_its_own_maps(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images_and_metadata(tmp_path)
+    weights = make_checkpoint(
+        tmp_path / "r.pth", "replknet", SMALL_MODELS["replknet"], num_classes=3
+    )
+    boxes = ["--metadata_root", "meta", "--num_samples", 0, "--json", "scores.json"]
+    before = {p.name for p in tmp_path.iterdir()}
+    done = run_cli(capsys, "evaluate", *model_arguments(weights), *boxes, "--report", "r.html")
+    assert done.status == 0, done.err
+    assert {p.name for p in tmp_path.iterdir()} - before == {"r.html", "scores.json"}
+    page, scores = Page(Path("r.html").read_text()), read(Path("scores.json"))
+    assert f"{scores['max_box_acc_v2']:.2f}" in page.text
+    assert len(page.all("li", **{"class": "card"})) == 7  # two of nine images have no file
+    assert "--photo: url(data:" in page.all("li", **{"class": "card"})[0]["style"]
+    assert SMALL_MODELS["replknet"] in page.text  # the model is among the settings

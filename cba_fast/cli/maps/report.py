@@ -30,7 +30,7 @@ from ..progress import bar, warn
 @config_options(BoxConfig, "box_config", without=("contours", "threshold"), make=sized(BoxConfig))
 @config_options(ReportConfig, "report_config")
 @threads_option()
-@option("--output", "-o", type=FILE, default=Path("report.html"), help="HTML file to write.")
+@option("--output", type=FILE, default=Path("report.html"), help="HTML file to write.")
 def command(scoremaps, images, box_config, report_config, num_workers, output):
     """Show what stored heatmaps are worth: one HTML page that opens without a network.
 
