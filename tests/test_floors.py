@@ -23,6 +23,7 @@ FLOORS = [
     ("wsol",),
     ("erf",),
     ("runs",),
+    ("report",),
     ("bench",),
     ("training",),
     ("analysis",),

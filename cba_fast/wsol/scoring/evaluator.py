@@ -11,7 +11,7 @@ from ...choices import CAM_CURVE_INTERVAL
 from ...data.boxes import Boxes
 from ...errors import InputError
 from ...ops import best_box_iou
-from ...short import call
+from ...short import call, shown
 from ..score_maps import as_batch, as_bytes, check_clip
 from .box_result import MODES, V2_IOUS, BoxResult, ClassResult, ModeResult, warn_missing
 from .row_table import RowTable
@@ -105,6 +105,20 @@ class BoxEvaluator:
             ValueError: wrong shapes.
             TypeError: a dtype that is neither floating nor uint8.
         """
+        self.add_rows(image_ids, self.rows(scoremaps, image_ids))
+
+    def rows(
+        self,
+        scoremaps: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+        image_ids: Sequence[str],
+    ) -> np.ndarray:
+        """Return what a batch would add: how many IoU thresholds each map's best box reaches.
+
+        Arguments and errors are those of :meth:`update`.
+
+        Returns:
+            (N, modes, T) uint8.
+        """
         scoremaps = as_batch(scoremaps)
         if len(scoremaps) != len(image_ids):
             raise ValueError(f"{len(scoremaps)} score maps but {len(image_ids)} image ids")
@@ -115,7 +129,7 @@ class BoxEvaluator:
         parts = [
             self._reached(u[i : i + step], image_ids[i : i + step]) for i in range(0, len(u), step)
         ]
-        self._add(image_ids, [row for part in parts for row in part])
+        return np.concatenate(parts) if parts else np.zeros((0, *self.table.row_shape), np.uint8)
 
     def _reached(self, u: Tensor, image_ids: Sequence[str]) -> np.ndarray:
         """Return how many IoU thresholds each map reaches: (n, modes, T) uint8."""
@@ -128,8 +142,12 @@ class BoxEvaluator:
                 reached[:, m] += iou >= level
         return reached
 
-    def _add(self, image_ids: Sequence[str], rows: Iterable[np.ndarray]) -> None:
-        """Add the rows (modes, T) of all images, or none if one contradicts an earlier row."""
+    def add_rows(self, image_ids: Sequence[str], rows: Iterable[np.ndarray]) -> None:
+        """Add the rows (modes, T) of all images, or none of them.
+
+        Raises:
+            InputError: a row contradicts an earlier one of its image; the message names the image.
+        """
         new: dict[str, np.ndarray] = {}
         for image_id, row in zip(image_ids, rows, strict=True):
             old = new.get(image_id, self.table.get(image_id))
@@ -158,19 +176,20 @@ class BoxEvaluator:
 
         Raises:
             InputError: the settings differ, or the two contradict each other about an image: its
-                boxes, its size or its scores.
+                boxes, its size, its class or its scores; the message says which and how.
         """
         self._check_settings(other._settings())
         self.check_boxes(other.boxes)
         ids = list(other.table.index)
         self._check_known(ids)
-        self._add(ids, (row for block in other.table.blocks() for row in block))
+        self.add_rows(ids, (row for block in other.table.blocks() for row in block))
 
     def check_boxes(self, other: Boxes) -> None:
         """Refuse ground truth that contradicts this evaluator's.
 
         Raises:
-            InputError: an image has other boxes or another size in `other`; the message names it.
+            InputError: an image has other boxes, another size or another class in `other`; the
+                message names it.
         """
         if other is self.boxes:
             return
@@ -188,6 +207,12 @@ class BoxEvaluator:
                     f"evaluators with different sizes of {image_id!r} do not go together: "
                     f"{sizes[0]} and {sizes[1]}"
                 )
+            classes = [truth.labels[image_id] for truth in (self.boxes, other) if truth.labels]
+            if len(set(classes)) > 1:
+                raise InputError(
+                    f"evaluators with different classes of {image_id!r} do not go together: "
+                    f"{classes[0]} and {classes[1]}"
+                )
 
     def _settings(self) -> dict:
         return {
@@ -199,7 +224,10 @@ class BoxEvaluator:
     def _check_settings(self, other: dict) -> None:
         for key, value in self._settings().items():
             if other[key] != value:
-                raise InputError(f"evaluators with different {key} cannot be merged")
+                raise InputError(
+                    f"evaluators with different {key} cannot be merged: {shown(value)} here, "
+                    f"{shown(other[key])} there"
+                )
 
     def state_dict(self) -> dict:
         """Return the settings and rows, without the ground truth.

@@ -108,6 +108,23 @@ class PixelEvaluator:
             ValueError: wrong shapes.
             TypeError: maps that are not floating.
         """
+        self._check_new(image_ids)
+        histograms = self.histograms_of(scoremaps, image_ids, masks).sum(axis=0)
+        self.add_histograms(image_ids, histograms)
+
+    def histograms_of(
+        self,
+        scoremaps: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+        image_ids: Sequence[str],
+        masks: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Return what each map of a batch would add: its background and foreground pixels per bin.
+
+        Arguments and errors are those of :meth:`update`; images may be added already.
+
+        Returns:
+            (N, 2, bins) int64.
+        """
         scoremaps = as_batch(scoremaps)
         if isinstance(scoremaps, Tensor):
             scoremaps = scoremaps.detach().to("cpu", torch.float64).numpy()
@@ -117,14 +134,24 @@ class PixelEvaluator:
             raise TypeError(f"PxAP needs the scores themselves, floating; got {scoremaps.dtype}")
         if len(scoremaps) and scoremaps.shape[1:] != self.masks.shape:
             raise ValueError(f"score maps must be {self.masks.shape}, got {scoremaps.shape[1:]}")
-        self._check_new(image_ids)
+        self._check_known(image_ids)
         if masks is None:
             masks = [self.masks.read(i) for i in image_ids]
-        histograms = np.zeros_like(self.histograms)
-        for scoremap, image_id, mask in zip(scoremaps, image_ids, masks, strict=True):
-            scoremap = check_score_map(scoremap, f"image {image_id!r}", self.clip)
-            histograms += self._histograms(scoremap, mask)
-        self.histograms += histograms
+        found = np.zeros((len(scoremaps), *self.histograms.shape), np.int64)
+        for own, scoremap, image_id, mask in zip(found, scoremaps, image_ids, masks, strict=True):
+            own[:] = self._histograms(
+                check_score_map(scoremap, f"image {image_id!r}", self.clip), mask
+            )
+        return found
+
+    def add_histograms(self, image_ids: Sequence[str], histograms: np.ndarray) -> None:
+        """Add images whose histograms (2, bins) int64 are known, as their sum.
+
+        Raises:
+            InputError: an unknown image or one that was added before.
+        """
+        self._check_new(image_ids)
+        self.histograms = self.histograms + histograms
         self._seen.update(dict.fromkeys(map(str, image_ids)))
 
     def _histograms(self, scoremap: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -143,13 +170,17 @@ class PixelEvaluator:
         return counts.reshape(KINDS, bins)[[BACKGROUND, FOREGROUND]]
 
     def _check_new(self, image_ids: Sequence[str]) -> None:
+        self._check_known(image_ids)
         new: set[str] = set()
         for image_id in image_ids:
-            if image_id not in self.masks.paths:
-                raise InputError(f"image id {image_id!r} is not in the ground truth")
             if image_id in self._seen or image_id in new:
                 raise InputError(f"image {image_id!r} was already added")
             new.add(image_id)
+
+    def _check_known(self, image_ids: Sequence[str]) -> None:
+        unknown = next((i for i in image_ids if i not in self.masks.paths), None)
+        if unknown is not None:
+            raise InputError(f"image id {unknown!r} is not in the ground truth")
 
     def merge(self, other: "PixelEvaluator") -> None:
         """Add the images of `other`, an evaluator with the same settings, e.g. of another process.
@@ -186,15 +217,13 @@ class PixelEvaluator:
                 f"evaluators with different settings do not go together: {self._settings()} and "
                 f"{state['settings']}"
             )
-        self._check_new(state["image_ids"])
         histograms = torch.as_tensor(state["histograms"]).cpu().numpy()
         if histograms.shape != self.histograms.shape or histograms.dtype != np.int64:
             raise InputError(
                 f"the histograms must be {self.histograms.shape} int64, got {histograms.shape} "
                 f"{histograms.dtype}"
             )
-        self.histograms = self.histograms + histograms
-        self._seen.update(dict.fromkeys(state["image_ids"]))
+        self.add_histograms(state["image_ids"], histograms)
 
     def _settings(self) -> dict:
         return {"cam_curve_interval": self.interval, "size": self.masks.size}

@@ -172,7 +172,7 @@ def test_bad_use_is_refused():
     evaluator.update(exact, boxes.image_ids[:1])  # the same again is fine
     with pytest.raises(InputError, match="another score map"):
         evaluator.update(np.zeros((1, 40, 60)), boxes.image_ids[:1])
-    with pytest.raises(InputError, match="different thresholds"):
+    with pytest.raises(InputError, match=r"different thresholds .*: .* here, .* there"):
         evaluator.merge(BoxEvaluator(boxes, cam_curve_interval=0.5))
     with pytest.raises(InputError, match="was not evaluated|not one of those"):
         evaluator.compute().accuracy_at("all", 0.5, 0.123)
@@ -306,10 +306,12 @@ def test_evaluators_with_another_ground_truth_are_not_merged():
     moved = Boxes(ids, {**boxes.boxes, ids[1]: boxes.boxes[ids[1]] + 1}, boxes.sizes, None)
     more = {**boxes.boxes, ids[1]: np.tile(boxes.boxes[ids[1]], (2, 1))}
     larger = Boxes(ids, boxes.boxes, {**boxes.sizes, ids[1]: (61, 40)}, None)
+    boxes.labels, others = dict.fromkeys(ids, 0), {**dict.fromkeys(ids, 0), ids[1]: 2}
     for other, what in (
         (moved, "boxes"),
         (Boxes(ids, more, boxes.sizes, None), "boxes"),
         (larger, "sizes"),
+        (Boxes(ids, boxes.boxes, boxes.sizes, others), "classes"),
     ):
         whole = scored(boxes, [0])
         with pytest.raises(InputError, match=rf"different {what} of 'c/1\.jpg'"):
