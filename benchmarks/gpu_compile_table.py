@@ -6,8 +6,8 @@
     python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
 
 The kernels are those that `kernels/dwconv_gpu/triton_plan.py` would launch for the shapes below,
-with the same types, alignments, constants and options. Exits with 1 if a kernel spills or does not
-fit into the shared memory.
+with the same types, alignments, constants and options, and those of `kernels/gpu/triton_pixels.py`.
+Exits with 1 if a kernel spills, does not fit into the shared memory, or fuses what it must not.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,17 +33,25 @@ from triton.compiler import ASTSource
 from cba_fast.kernels import dwconv_triton
 from cba_fast.kernels.dwconv_gpu import triton_plan
 from cba_fast.kernels.dwconv_gpu.triton_plan import Launch
-from cba_fast.kernels.dwconv_gpu.triton_table import ARCHS, SHARED_MEMORY
+from cba_fast.kernels.dwconv_gpu.triton_table import ARCHS, SHARED_MEMORY, Blocks
+from cba_fast.kernels.gpu import triton_pixels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RECORDED = ("bf16",)  # fp16 differs only in the type of the instructions
-_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float32: "fp32"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.uint8: "u8",
+    torch.int64: "i64",
+}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _COLUMNS = (
     *("kernel", "arch", "dtype", "case", "constants", "warps/stages", "registers", "spills"),
     *("shared", "matrix instruction"),
 )
 _INSTRUCTIONS = re.compile(r"wgmma\.mma_async|mma\.sync\.aligned\.m\d+n\d+k\d+|tcgen05\.mma")
+# These kernels must have no fused operations; one that is found stands in the place of the others.
+_PIXELS, _FUSED = ("quantize_kernel", "erf_accumulate_kernel"), re.compile(r"fma\.rn\S*")
 
 # (N, C, H, W) and kernel: RepLKNet-31B at 384 pixels, cases with few tiles and few images, a strip
 # of SLaK-T, the study's largest kernel and the largest of all, and widths that 8 does not divide.
@@ -78,9 +87,28 @@ def launches(shape, kernel_size, dtype) -> Iterator[Launch]:
     yield from triton_plan.band_weight(x, x, weight, upcast=False)
 
 
+def pixel_launches() -> Iterator[Launch]:
+    """Yield the launches of `triton_pixels` for 64 gradients of 3x384x384 and maps of 384x384."""
+    grad = torch.empty(64, 3, 384, 384, device="meta")
+    out = torch.empty(384, 384, dtype=torch.float64, device="meta")
+    maps = grad[:, 0].contiguous()
+    results = maps.to(torch.uint8), torch.empty(1, dtype=torch.int64, device="meta")
+    sizes = (64, 3, 384, out.numel(), *grad.stride(), *out.stride())
+    for name, values, constants in [
+        ("quantize_kernel", (maps, *results, maps.numel()), {"BLOCK": 1024}),
+        *(
+            ("erf_accumulate_kernel", (grad, out, *sizes), {"MODE": m, "GROUP": 8, "BLOCK": 128})
+            for m in ("relu", "square")
+        ),
+    ]:
+        arguments = dict(zip(getattr(triton_pixels, name).arg_names, values))
+        yield Launch(name, 0, arguments, constants, Blocks())
+
+
 def compile_launch(launch: Launch, arch: str) -> dict:
     """Compile the kernel of a launch; return its record of registers, memory and instructions."""
-    kernel = dwconv_triton.load(launch.kernel)
+    fused = launch.kernel not in _PIXELS
+    kernel = (dwconv_triton.load if fused else partial(getattr, triton_pixels))(launch.kernel)
     signature, constants, attributes = {}, dict(launch.constants), {}
     for position, parameter in enumerate(kernel.params):
         value = launch.arguments.get(parameter.name)
@@ -102,10 +130,10 @@ def compile_launch(launch: Launch, arch: str) -> dict:
         options={
             "num_warps": launch.blocks.warps,
             "num_stages": launch.blocks.stages,
-            "enable_fp_fusion": True,
+            "enable_fp_fusion": fused,
         },
     )
-    found = _INSTRUCTIONS.search(compiled.asm["ptx"])
+    found = (_INSTRUCTIONS if fused else _FUSED).search(compiled.asm["ptx"])
     return {
         "kernel": launch.kernel,
         "arch": arch,
@@ -143,6 +171,8 @@ def distinct(dtypes, archs) -> Iterator[tuple[str, Launch, str, str]]:
                 if identity(launch) not in seen:
                     seen.add(identity(launch))
                     yield case, launch, name, arch
+    for arch, launch in product(archs, pixel_launches()):
+        yield "64x3x384x384", launch, "fp32", arch
 
 
 def identity(launch: Launch) -> str:
@@ -152,6 +182,8 @@ def identity(launch: Launch) -> str:
 
 def is_sample(case: str, launch: Launch, dtype: str, arch: str) -> bool:
     """Say whether the tests compile it: band products for all targets, other kernels for one."""
+    if launch.kernel in _PIXELS:
+        return arch == "sm_90"
     if launch.kernel in ("dwconv_band_kernel", "dwconv_band_weight_kernel"):
         return case == "64x128x96x96_k31x31"
     cases = ("64x1024x12x12_k13x13", "64x128x96x96_k31x31")
@@ -165,11 +197,14 @@ def faults(record: dict) -> list[str]:
         found.append(f"{record['stack'] + record['local']} bytes of stack")
     if record["shared"] > SHARED_MEMORY[record["arch"]]:
         found.append(f"{record['shared']} bytes of shared memory")
+    if record.get("kernel") in _PIXELS and record["mma"]:
+        found.append(f"a fused operation, {record['mma']}")
     return found
 
 
 def row(record: dict) -> str:
-    constants = " ".join(f"{k}={int(v)}" for k, v in record["constants"].items() if k != "UPCAST")
+    constants = {k: int(v) if isinstance(v, bool) else v for k, v in record["constants"].items()}
+    constants = " ".join(f"{k}={v}" for k, v in constants.items() if k != "UPCAST")
     cells = [
         *(record["kernel"], record["arch"], record["dtype"], record["case"], constants),
         f"{record['warps']}/{record['stages']}",

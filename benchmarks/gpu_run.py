@@ -201,7 +201,10 @@ def sanitizer_races(run: Run, limit: float) -> dict:
 
 _CUDA_FILES = tuple(
     f"tests/kernels/test_{name}.py"
-    for name in ("dwconv_cuda", "dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda")
+    for name in (
+        *("dwconv_cuda", "dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda"),
+        "box_sweep_cuda",
+    )
 )
 
 

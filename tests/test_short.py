@@ -24,7 +24,7 @@ SMALL = {"SizeConfig", "Species", "Tube", "View", "Drawing"}
 
 def dataclasses_of_the_package():
     for found in pkgutil.walk_packages(cba_fast.__path__, "cba_fast."):
-        if found.name.startswith(("cba_fast._C", "cba_fast.cli.__main__")):
+        if found.name.startswith(("cba_fast._C", "cba_fast.__main__")):
             continue
         module = importlib.import_module(found.name)
         for name, cls in vars(module).items():

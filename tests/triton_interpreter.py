@@ -1,4 +1,4 @@
-"""Runs the Triton depthwise convolution in Triton's interpreter: results as JSON lines.
+"""Runs the Triton kernels in Triton's interpreter: results as JSON lines.
 
 Triton reads TRITON_INTERPRET when it is imported, so this runs as a process of its own;
 `test_dwconv_triton` starts it and turns each line into a test.
@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+import pytest
 import torch
 from tolerance import (
     assert_forward,
@@ -21,7 +22,14 @@ from tolerance import (
 )
 
 from cba_fast.kernels import dwconv_triton
-from cba_fast.ops import depthwise_conv2d, depthwise_conv2d_grad_weight, depthwise_conv2d_grad_x
+from cba_fast.ops import (
+    depthwise_conv2d,
+    depthwise_conv2d_grad_weight,
+    depthwise_conv2d_grad_x,
+    erf_accumulate,
+    quantize,
+)
+from cba_fast.ops.backends import BackendTable
 from cba_fast.reference import dwconv as reference
 
 FP16, BF16 = torch.float16, torch.bfloat16
@@ -206,6 +214,47 @@ def opcheck():
     torch.library.opcheck(ops.depthwise_conv2d.default, (x, weight, bias, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_x.default, (g, weight, *how))
     torch.library.opcheck(ops.depthwise_conv2d_grad_weight.default, (g, x, [9, 1], *how))
+
+
+DTYPES = (torch.float32, torch.float64, FP16, BF16)
+
+
+@case
+def quantized_bytes_are_those_of_the_reference():
+    for dtype in DTYPES:
+        maps = torch.rand(3, 50, 41).to(dtype).transpose(1, 2)  # two blocks
+        maps[0, 0, 0], maps[2, 40, 49] = 0, 1
+        expected = quantize(maps, backend="reference")
+        assert torch.equal(quantize(maps, backend="triton"), expected)
+        for value in (1.5, float("nan"), -0.25):
+            wrong = maps.clone()
+            wrong[1, 7, 5] = wrong[2, 0, 0] = value
+            message = r"score map 1 has the value .* \(row 7, column 5\)"
+            with pytest.raises(ValueError, match=message):
+                quantize(wrong, backend="triton")
+    assert quantize(torch.zeros(0, 4, 4), backend="triton").shape == (0, 4, 4)
+
+
+@case
+def erf_maps_have_the_bits_of_the_reference():
+    for dtype in DTYPES:
+        grad = torch.randn(19, 3, 15, 11).to(dtype)  # groups of eight, two blocks
+        grad[0, 1, 2, 3] = torch.nan
+        layouts = grad.mT.contiguous().mT, grad.to(memory_format=CL), grad[:8, :1]
+        for mode, x in zip(("relu", "abs", "square"), layouts, strict=True):
+            expected = torch.ones(15, 11, dtype=torch.float64)
+            out = torch.ones(11, 15, dtype=torch.float64).t()
+            erf_accumulate(x, expected, mode=mode, backend="reference")
+            erf_accumulate(x, out, mode=mode, backend="triton")
+            assert torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1)), (dtype, mode)
+            assert out.isnan().sum() == (x.shape[1] > 1)
+    erf_accumulate(torch.zeros(0, 3, 15, 11), out, backend="triton")
+
+
+@case
+def self_checks_pass():
+    for op in ("quantize", "erf_accumulate"):
+        BackendTable.registry[op].backends["triton"].self_check(torch.device("cpu"))
 
 
 def unusable() -> str | None:

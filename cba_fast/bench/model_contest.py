@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 
-from ..errors import InputError
 from ..models import inference_form, merge
 from ..models.factory import model_from_factory
+from ..models.timm_networks import timm_configuration, timm_family
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
 from ..runs.compiled import compile_frozen
@@ -44,10 +44,10 @@ def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model = model_from_factory(factory) if factory else timm.create_model(name)
-        except RuntimeError as e:
-            raise InputError(f"model {name!r}: {e}") from e
+        if not factory:
+            timm_configuration(name)  # names of similar models and weights are in its error
+            timm_family(name)
+        model = model_from_factory(factory) if factory else timm.create_model(name)
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from ..errors import CbaWarning, InputError
 from ..ops import choice_table
@@ -36,6 +37,7 @@ from .tune_measure import (
 STUDY = ("replknet_31b", "convnext_base", "slak_tiny", "slak_flex_base")
 INPUT_SIZES, BATCH_SIZES = (384, 224), (1, 8, 64)
 SECONDS_PER_MODEL = 60.0
+Models = str | nn.Module | Sequence[str | nn.Module] | None
 LOST = "lost"  # the reason of a kernel that ended the use of the GPU
 
 
@@ -48,7 +50,7 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    models: str | Sequence[str] | None = None,
+    models: Models = None,
     *,
     cases: Sequence[Case | str] = (),
     input_sizes: Sequence[int] = INPUT_SIZES,
@@ -64,8 +66,8 @@ def tune(
     """Measure depthwise convolutions on a device, and let the automatic choice follow the results.
 
     Args:
-        models: names of models of timm or the study, whose convolutions are measured; None for the
-            four families of the study, unless `cases` are given.
+        models: models whose convolutions are measured, or their names in timm or the study; None
+            for the four families of the study, unless `cases` are given.
         cases: convolutions, such as ``"1x128x96x96_k31x31"``, besides those of the models.
         input_sizes, batch_sizes: of the models' images.
         directions: of "forward", "grad_x" and "grad_weight".
@@ -104,10 +106,10 @@ def tune(
     return Tuned(table, [j for j in wanted if str(j.call("contiguous")) in table.cases], left)
 
 
-def _models(models: str | Sequence[str] | None, cases: Sequence) -> Sequence[str]:
+def _models(models: Models, cases: Sequence) -> Sequence[str | nn.Module]:
     if models is None:
         return () if cases else STUDY
-    return [models] if isinstance(models, str) else models
+    return [models] if isinstance(models, str | nn.Module) else models
 
 
 def seconds_for(models, cases: Sequence, seconds: float | None) -> float:
@@ -125,7 +127,7 @@ def in_time(some: Iterable[Job], seconds: float) -> Iterator[Job]:
 
 
 def jobs(
-    models: str | Sequence[str] | None,
+    models: Models,
     cases: Sequence[Case | str] = (),
     input_sizes: Sequence[int] = INPUT_SIZES,
     batch_sizes: Sequence[int] = BATCH_SIZES,
@@ -138,9 +140,12 @@ def jobs(
         from .layers_and_models import layer_cases  # loads timm
         from .model_contest import create
 
-        for name, size in product(names, input_sizes):
-            one = layer_cases(name, create(name), size, 1)
-            found += [replace(case, batch=batch) for batch, case in product(batch_sizes, one)]
+        for model in names:
+            named = isinstance(model, str)
+            name, network = (model, create(model)) if named else (type(model).__name__, model)
+            for size in input_sizes:
+                one = layer_cases(name, network, size, 1)
+                found += [replace(case, batch=batch) for batch, case in product(batch_sizes, one)]
     found = list(dict.fromkeys(found))
     for case in found:
         try:

@@ -12,7 +12,7 @@ from itertools import islice
 
 import torch
 
-from ..kernels import dwconv_triton
+from ..kernels.gpu import triton_core
 from .tune_measure import Job, inputs, ways
 
 CHUNK = 24  # jobs whose kernels are compiled together before they are measured
@@ -21,7 +21,7 @@ LONGEST = 120.0  # seconds for the kernels of a chunk
 
 def compiled_ahead(jobs: Iterable[Job], device: torch.device) -> Iterator[Job]:
     """Yield the jobs in their order, on a GPU each after its Triton kernels have been compiled."""
-    if device.type != "cuda" or dwconv_triton.unavailable():
+    if device.type != "cuda" or triton_core.unavailable():
         yield from jobs
         return
     processes = max(1, min(12, (os.cpu_count() or 1) - 2))

@@ -1,15 +1,17 @@
 """The command line ``cba-fast``: a file for each command, imported when it is called."""
 
+import contextlib
 import difflib
 import importlib
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
 from .. import __version__
-from ..errors import CbaError, CbaWarning, with_flags
+from ..errors import CbaError, CbaWarning, InputError, with_flags
 from .grouped import with_example
 from .moved import of_today
 
@@ -72,6 +74,8 @@ EXAMPLES = {
     "tune": "--model replknet_31b",
     "info": "--json",
 }
+# The commands whose images several processes of ``torchrun`` share.
+SHARED = ("generate-heatmap", "evaluate", "erf-compute")
 
 
 class LazyGroup(click.Group):
@@ -84,6 +88,10 @@ class LazyGroup(click.Group):
         cmd_name = cmd_name.replace("_", "-")
         if cmd_name not in COMMANDS:
             return None
+        if _processes() > 1 and cmd_name not in SHARED:
+            raise InputError(
+                f"{cmd_name} runs as one process; torchrun can start several of {', '.join(SHARED)}"
+            )
         module = f"cba_fast.cli.{COMMANDS[cmd_name][0]}.{cmd_name.replace('-', '_')}"
         return with_example(importlib.import_module(module).command, cmd_name, EXAMPLES[cmd_name])
 
@@ -131,24 +139,43 @@ def _show(otherwise: Callable) -> Callable:
     return show
 
 
+def _processes() -> int:
+    """Return how many processes ``torchrun`` started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let only the first of several processes print; errors pass, so that each can say its own."""
+    if _processes() == 1 or os.environ.get("RANK") == "0":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; user errors are one line on stderr and exit status 1.
 
     Args:
         args: the arguments; None for those of the process.
     """
+    error = "Error" if _processes() == 1 else f"Error (rank {os.environ.get('RANK')})"
     try:
-        with warnings.catch_warnings():
+        with _one_voice(), warnings.catch_warnings():
             warnings.simplefilter("always", CbaWarning)
             warnings.showwarning = _show(warnings.showwarning)
             cli(args, prog_name="cba-fast")
     except CbaError as e:
-        click.echo(f"Error: {with_flags(str(e))}", err=True)
+        click.echo(f"{error}: {with_flags(str(e))}", err=True)
         sys.exit(1)
     except MemoryError as e:
-        click.echo(f"Error: out of memory{f': {e}' if str(e) else ''}", err=True)
+        click.echo(f"{error}: out of memory{f': {e}' if str(e) else ''}", err=True)
         sys.exit(1)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
-        click.echo(f"Error: {where}{e.strerror or e}", err=True)
+        click.echo(f"{error}: {where}{e.strerror or e}", err=True)
         sys.exit(1)

@@ -178,11 +178,11 @@ class Report(Short):
         """Return the report as JSON, for :meth:`loads`."""
         return json.dumps({"failed": self.failed, "truncated": self.truncated})
 
-    def loads(self, text: str) -> None:
-        """Read what :meth:`dumps` returned in an earlier part of the run."""
-        stored = json.loads(text)
-        self.failed = [(index, reason) for index, reason in stored["failed"]]
-        self.truncated = stored["truncated"]
+    def loads(self, *texts: str) -> None:
+        """Take over what :meth:`dumps` returned in other parts of the run, in this order."""
+        parts = [json.loads(text) for text in texts]
+        self.failed = [(index, reason) for part in parts for index, reason in part["failed"]]
+        self.truncated = [index for part in parts for index in part["truncated"]]
 
 
 @dataclass(repr=False)

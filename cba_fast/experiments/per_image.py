@@ -27,8 +27,8 @@ from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
 from ..wsol.heatmap import is_constant
 from ..wsol.map_quality import active_pixels, box_coverage, box_mask, map_quality, object_channels
-from ..wsol.methods import classify
-from .per_image_sample import Sample, Subject, measured_settings
+from ..wsol.methods import classify, method_named
+from .per_image_sample import Sample, Subject, measured_settings, scores_cam
 from .settings import Settings
 
 # The column that tells how many channels chance and the objects' usual places explain.
@@ -128,10 +128,9 @@ def _run(
     check_target(model, sample.records, settings.maps())
     report = report_on(sample.records, settings.strict)
     step = _Step(model, sample, settings, score, report)
+    size = settings.input_size
     walk = Walk(
-        ImageDataset(
-            sample.records, settings.input_size, transform(settings.input_size, settings.pixels())
-        ),
+        ImageDataset(sample.records, size, transform(size, settings.preprocessing())),
         range(len(sample.records)),
         batch_size=GROUP,
         num_workers=run.config.num_workers,
@@ -178,8 +177,8 @@ class _Step:
         }
 
     def __call__(self, state: State, images: Tensor, indices: list[int]) -> State:
-        grad, features, rows = map(torch.cat, zip(*self._passes(images, indices), strict=True))
-        maps = cam_from_features(features, rows)
+        passes = zip(*self._passes(images, indices), strict=True)
+        grad, features, rows, maps = map(torch.cat, passes)
         finite = maps.isfinite().flatten(1).all(1).tolist()
         good = []
         for i in with_finite_gradient(self.report, grad, indices):
@@ -196,27 +195,48 @@ class _Step:
         return {k: torch.cat([v, torch.as_tensor(new[k])]) for k, v in state.items()}
 
     def _passes(self, images: Tensor, indices: list[int]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each image's gradient, features and classifier row, without waiting for a GPU."""
+        """Yield each image's gradient, features, row and map; a GPU is not waited for."""
         for image, index in zip(images.split(1), indices, strict=True):
             grad = input_gradient(self.model, image, score=self.score)
             with torch.no_grad():
                 features, logits, weight = classify(self.model, image)
-            yield grad, features, self._row(weight, logits, index)
+                row = self._row(weight, logits, index)
+                if scores_cam(self.settings):
+                    small = cam_from_features(features, row)
+                else:
+                    small = self._other_map(image, index)
+            yield grad, features, row, small
+
+    def _target(self, index: int) -> int | None:
+        """Return the class to explain of one image; None for the top-1."""
+        target = self.settings.target
+        if target == "predicted":
+            return None
+        return self.sample.records[index].label if target == "label" else int(target)
 
     def _row(self, weight: Tensor, logits: Tensor, index: int) -> Tensor:
         """Return the classifier's row of one image's target, (1, C)."""
-        target = self.settings.target
-        if target == "predicted":
+        target = self._target(index)
+        if target is None:
             # `topk` chooses among equal logits as `localize` does.
             return weight[logits.float().topk(min(5, logits.shape[1])).indices[:, 0]]
-        target = self.sample.records[index].label if target == "label" else int(target)
         return weight[target : target + 1]
+
+    def _other_map(self, image: Tensor, index: int) -> Tensor:
+        """Return the map by the method and of the layer that the plan file names, (1, h, w)."""
+        method, target = method_named(self.settings.localization_method), self._target(index)
+        target = None if target is None else torch.tensor(target)
+        found = method.gather(self.model, image, target=target, layer=self.settings.layer)
+        return method.small_maps(found)
 
     def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
         shape, thresholds = self.settings.map_shape(), thresholds_of(self.settings)
         gt = [self.sample.boxes.scaled(self.sample.ids[i], shape[::-1]) for i in indices]
         grid = tuple(features.shape[2:])
-        maps = finish_maps(small.cpu().numpy(), shape)
+        method = method_named(
+            "cam" if scores_cam(self.settings) else self.settings.localization_method
+        )
+        maps = finish_maps(small.cpu().numpy(), shape, method.value_range)
         u = ops.quantize(maps)
         coverage = np.stack([box_coverage(b, shape, grid) for b in gt])
         others = np.stack([self._other_coverage(i, grid) for i in indices])

@@ -11,7 +11,7 @@ from ..erf import sample_indices
 from ..errors import InputError
 from ..runs.evaluate import match_images, with_own_boxes
 from ..runs.inference import open_images
-from ..runs.score import open_boxes
+from ..runs.scoring.boxes import open_boxes
 from ..shapes import shape_text
 from ..short import Short
 from .plan import load_experiments
@@ -23,10 +23,9 @@ _SHARED = (
     *("test_dataset", "split", "cub_root", "metadata_root", "dataset_name", "target"),
     *("cam_curve_interval", "num_samples", "p", "erf_seed"),
 )
-# Settings of a plan file that are not used here: CAM and PC1 are measured for each model, in
-# float32, one image at a time and not compiled.
-_UNUSED = {*TRAINING, "localization_method", "layer", "pc1_range", "precision", "eval_batch_size"}
-_UNUSED |= {"compile"}
+# Settings of a plan file that are not used here: all is measured in float32, one image at a time
+# and not compiled.
+_UNUSED = {*TRAINING, "pc1_range", "precision", "eval_batch_size", "compile"}
 
 
 @dataclass(frozen=True)
@@ -147,4 +146,10 @@ def draw_sample(settings: Settings) -> Sample:
 
 def measured_settings(settings: Settings) -> dict:
     """Return the settings that a model's measurement depends on, as JSON values."""
-    return {k: v for k, v in settings.described().items() if k not in _UNUSED}
+    unused = _UNUSED | ({"localization_method", "layer"} if scores_cam(settings) else set())
+    return {k: v for k, v in settings.described().items() if k not in unused}
+
+
+def scores_cam(settings: Settings) -> bool:
+    """Say whether the CAM is scored: also for PC1, which is measured beside it for each model."""
+    return settings.localization_method in ("cam", "pc1") and settings.layer is None

@@ -182,7 +182,7 @@ def _recorded(values: dict, where: str, problems: list[str]) -> dict | None:
     names = ("model", "output_stride", "input_size", "alpha", "beta") if said else ()
     recorded = {name: getattr(said, name) for name in names}
     recorded |= {"preprocess": said.preprocessing} if said else {}
-    if found.family not in FAMILIES:
+    if found.family not in FAMILIES or found.preprocessing == "model":
         recorded["input_size"] = found.input_size
     return {"model_family": found.family} | {k: v for k, v in recorded.items() if v is not None}
 

@@ -23,7 +23,7 @@ from ..data.preprocessing import Preprocessing
 from ..errors import InputError
 from ..models import FAMILIES
 from ..runs.declare import Declared, Range, declared
-from ..runs.resolve import pixels_of
+from ..runs.resolve import preprocessing_of
 from ..runs.settings import (
     BoxConfig,
     DataConfig,
@@ -181,9 +181,9 @@ class _Experiment(BaseModel):
         pretrained = self.pretrained and weights is None
         return self._config(ModelConfig, weights=weights, name=name, pretrained=pretrained)
 
-    def pixels(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """Return what `preprocess` means for the model."""
-        return pixels_of(self.preprocess, self.model_family, self.model)
+        return preprocessing_of(self.preprocess, self.model_family, self.model)
 
     def training(self) -> TrainConfig:
         """Return how the weights are trained, under a name that these settings alone decide."""
@@ -193,7 +193,7 @@ class _Experiment(BaseModel):
 
     def data(self) -> DataConfig:
         """Return the images that are scored."""
-        return self._config(DataConfig, pixels=self.pixels())
+        return self._config(DataConfig, preprocessing=self.preprocessing())
 
     def run(self) -> RunConfig:
         """Return how to compute."""

@@ -6,44 +6,20 @@ hold the kernels. They and Triton are imported at the first call.
 
 import functools
 import importlib
-import importlib.util
-import os
 
 import torch
 from torch import Tensor
 
 from .dwconv_gpu import triton_plan as plan
 from .dwconv_gpu.cuda_call import with_unit_columns
+from .gpu import triton_core
 
 DTYPES = (torch.bfloat16, torch.float16)  # float32 would be slower than PyTorch at every size
-_OLDEST = (8, 0)  # the first with bfloat16 and asynchronous copies
 _KERNELS = {
     "dwconv_band": "triton_band",
     "dwconv_sum": "triton_band",
     "dwconv_toeplitz": "triton_toeplitz",
 }
-
-
-def unavailable() -> str | None:
-    """Return why Triton cannot be used at all, or None."""
-    return None if _INSTALLED else "triton is not installed"
-
-
-_INSTALLED = importlib.util.find_spec("triton") is not None
-
-
-def is_interpreted() -> bool:
-    """Say whether the kernels run in Triton's interpreter, which takes CPU tensors."""
-    return _INTERPRETED
-
-
-# Triton, too, reads the variable once, when the kernels are imported.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-def is_too_old(device: torch.device) -> bool:
-    """Say whether a GPU is older than the kernels need, compute capability 8.0."""
-    return torch.cuda.get_device_capability(device) < _OLDEST
 
 
 def forward(
@@ -104,7 +80,7 @@ def _with_unit_pixels(x: Tensor) -> Tensor:
 
 
 def _upcast(x: Tensor) -> bool:
-    return _INTERPRETED and x.dtype == torch.bfloat16
+    return triton_core.is_interpreted() and x.dtype == torch.bfloat16
 
 
 @functools.cache
@@ -116,8 +92,7 @@ def load(kernel: str):
 
 def _run(launches: list[plan.Launch]) -> None:
     """Run the launches in order on the current stream of the tensors' device."""
-    device = next(iter(launches[0].arguments.values())).device
-    with torch.cuda.device(device.index if device.type == "cuda" else -1):
+    with triton_core.on_device(next(iter(launches[0].arguments.values()))):
         for launch in launches:
             load(launch.kernel)[(launch.programs,)](
                 **launch.arguments,

@@ -11,12 +11,12 @@ from torch import nn
 from ..errors import CheckpointError, InputError
 from ..shapes import Size
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
-from .convnext_study import ConvNeXtStudy
 from .description import FACTORY, ModelDescription
 from .factory import count_classes, model_from_factory
-from .layouts import Layout
+from .families.convnext_study import ConvNeXtStudy
+from .families.layouts import Layout
 from .resolve import FAMILIES, Resolved, resolve_description
-from .timm_networks import create_network, download, load_fitting, load_network
+from .timm_networks import create_network, download, load_fitting, load_network, rows_of_head
 
 _TIMM = tuple(int(n) for n in re.findall(r"\d+", timm.__version__)[:3])
 
@@ -114,6 +114,8 @@ def _from_factory(found: ModelDescription, read: Checkpoint | None) -> nn.Module
     """Return the network of a user's function, with the weights of the file."""
     built = model_from_factory(found.model, found.num_classes)
     if read is not None:
+        if found.num_classes is None and (rows := rows_of_head(built, read)):
+            built = model_from_factory(found.model, rows)
         load_fitting(built, read, f"the network of {found.model}")
     count = count_classes(found.model, built, found.input_size)
     if found.num_classes not in (None, count):

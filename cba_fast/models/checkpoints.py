@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import atomic_path
 from ..short import Short
 from .description import KEY, ModelDescription
-from .layouts import detect_layout, in_known_names
+from .families.layouts import detect_layout, in_known_names
 
 # Names under which training scripts store a state dict; the first that a file has is taken. First
 # come the names of the study and the official scripts, then those of PyTorch's tutorials, then
@@ -362,7 +362,8 @@ def variants(state: dict[str, Tensor]) -> list[tuple[dict[str, Tensor], str]]:
         # A LightningModule's state dict may hold losses or averaged weights besides its network.
         inner = {k[len(prefix) :]: v for k, v in bare.items() if k.startswith(prefix)}
         if 0 < len(inner) < len(bare):
-            left_out = f"its {prefix!r}, not the {len(bare) - len(inner)} other keys"
+            count = len(bare) - len(inner)
+            left_out = f"its {prefix!r}, not the {count} other key{'s' * (count > 1)}"
             found += [(each, left_out) for each in _peeled(inner)]
     return found
 

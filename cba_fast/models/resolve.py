@@ -12,7 +12,7 @@ from ..shapes import Size, size_word
 from ..short import Short
 from .checkpoints import Checkpoint
 from .description import FACTORY, ModelDescription
-from .layouts import Layout, detect_layout
+from .families.layouts import Layout, detect_layout
 from .timm_networks import pretrained_name, timm_configuration, timm_family, with_classifier
 
 FAMILIES = get_args(Family)
@@ -273,13 +273,13 @@ def _pretrained(checkpoint: Checkpoint | None, family: str, name: str) -> str:
     return pretrained_name(name)
 
 
-def _usual_size(family: str, name: str, preprocess: str, study: int | None) -> int | None:
-    """Return the side of the images of a run that says none; None where no run asks for it."""
+def _usual_size(family: str, name: str, preprocess: str, study: int | None) -> int | str | None:
+    """Return the size of the images of a run that says none; None where no run asks for it."""
     if study is None:
         return None
     known = {} if family == FACTORY else timm_configuration(name)
     if preprocess == "model" or (family not in FAMILIES and known.get("fixed_input_size")):
-        return (known.get("input_size") or (3, 224, 224))[-1]
+        return size_word((known.get("input_size") or (3, 224, 224))[1:])
     return study
 
 

@@ -117,8 +117,9 @@ def download(name: str, build: Callable, but: tuple[type[Exception], ...] = ()) 
         hub, url = known.get("hf_hub_id"), known.get("url")
         source = f"{hub} of the Hugging Face hub" if hub else url
         raise InputError(
-            f"the pretrained weights of {name} cannot be loaded from {source} ({_line(e)}); give a"
-            " file of them as `weights` (train-wsol: `init_weights`)"
+            f"the pretrained weights of {name} cannot be loaded from {source}"
+            f" ({_line(e).partition('. ')[0]}); give a file of them as `weights` (train-wsol:"
+            " `init_weights`)"
         ) from e
 
 
@@ -150,21 +151,47 @@ def load_network(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     load_strict(model, state, checkpoint.path, name)
 
 
-def load_fitting(model: nn.Module, checkpoint: Checkpoint, name: str) -> str:
-    """Load the first part of a checkpoint that fits a network; return `Checkpoint.taken` of it.
+def load_fitting(
+    model: nn.Module, checkpoint: Checkpoint, name: str, new_classes: int | None = None
+) -> tuple[str, list[str]]:
+    """Load the first part of a checkpoint that fits a network.
+
+    Args:
+        model, checkpoint, name: the network, the file, and the name for messages.
+        new_classes: keep the network's own weights of so many rows where the file has another
+            number of rows, which is how the heads of other classes look.
+
+    Returns:
+        `Checkpoint.taken` of the part, and the keys that were kept.
 
     Raises:
         CheckpointError: none fits; the message lists what is wrong with the one that is nearest.
     """
-    parts = list(checkpoint.variants())
-    own = model.state_dict().keys()
-    for part in parts:
-        if not mismatches(model, _with_counts(part.state, model)):
-            break
-    else:
-        part = max(parts, key=lambda p: len(own & p.state.keys()))
-    load_strict(model, _with_counts(part.state, model), part.path, name)
-    return part.taken
+    own, parts = model.state_dict(), []
+    for part in checkpoint.variants():
+        state = _with_counts(part.state, model)
+        kept = [
+            key
+            for key in own.keys() & state.keys()
+            if own[key].shape[:1] == (new_classes,)
+            if state[key].shape != own[key].shape and state[key].shape[1:] == own[key].shape[1:]
+        ]
+        parts.append((state | {key: own[key] for key in kept}, sorted(kept), part.taken))
+    fitting = next((p for p in parts if not mismatches(model, p[0])), None)
+    state, kept, taken = fitting or max(parts, key=lambda p: len(own.keys() & p[0].keys()))
+    load_strict(model, state, checkpoint.path, name)
+    return taken, kept
+
+
+def rows_of_head(model: nn.Module, checkpoint: Checkpoint) -> int | None:
+    """Return the number of rows of a head if that alone keeps a file from fitting, else None."""
+    own = model.state_dict()
+    for part in checkpoint.variants():
+        state = _with_counts(part.state, model)
+        rows = {len(v) for k, v in state.items() if k in own and v.ndim and v.shape != own[k].shape}
+        if state.keys() == own.keys() and len(rows) == 1:
+            return rows.pop()
+    return None
 
 
 def _with_counts(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import dwconv_cuda, dwconv_triton, native
+from ..kernels.gpu import triton_core
 from ..reference import dwconv as reference
 from . import choice_table
 from .backends import Backend, BackendTable, expect
@@ -119,7 +120,7 @@ def _table(op: str, direction: str) -> BackendTable:
         Backend("cpp", _refuses_cpp, native.unavailable),
         Backend("torch", _refuses_fft),
         Backend("conv2d", _refuses_conv2d),
-        Backend("triton", refuses_triton, dwconv_triton.unavailable, check(dwconv_triton)),
+        Backend("triton", refuses_triton, triton_core.unavailable, check(dwconv_triton)),
         Backend("cuda", refuses_cuda, native.cuda_unavailable, check(dwconv_cuda)),
         Backend("reference", _refuses_fft),
     ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cuda_core, dwconv_cuda, dwconv_triton
+from ..kernels.gpu import triton_core
 
 _MOST = 1 << 30  # images, or pixels in a plane: kernels number them by 32 bits
 _LONGEST_GRID = 2**31 - 1
@@ -17,7 +18,7 @@ def refuses_triton(image: Tensor, kernel_size: tuple[int, int], algorithm: str) 
         return "products of matrices let a NaN reach beyond the kernel: not 'direct'"
     reason = _refuses_any(image, algorithm, dwconv_triton.DTYPES)
     if reason is not None:
-        interpreted = image.device.type == "cpu" and dwconv_triton.is_interpreted()
+        interpreted = image.device.type == "cpu" and triton_core.is_interpreted()
         return None if interpreted and reason.startswith(_NOT_HERE) else reason
     n, c, h, w = image.shape
     # No kernel has a longer grid or more tiles than these, whether its rows or its columns lie
@@ -55,7 +56,7 @@ def _refuses_any(image: Tensor, algorithm: str, dtypes: Sequence[torch.dtype]) -
         return f"{_NOT_HERE}, not on {image.device.type}"
     if torch.version.hip is not None:
         return "it was never compiled for AMD GPUs"
-    if dwconv_triton.is_too_old(image.device):
+    if triton_core.is_too_old(image.device):
         return "the GPU is older than compute capability 8.0"
     if image.shape[0] > _MOST:
         return f"there are more than {_MOST} images"

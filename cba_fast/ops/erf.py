@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..choices import ERF_SHARE
-from ..kernels import cuda_core, erf_cpp, erf_cuda, native
+from ..kernels import cuda_core, erf_cpp, native
+from ..kernels.gpu import erf_cuda, erf_torch, erf_triton, triton_core
 from ..reference import erf as reference
 from .backends import Backend, BackendTable, expect
 from .library import backend_argument, check_tensors, register, requested
@@ -29,8 +30,8 @@ def erf_size(
         grad: (N, C, H, W), the gradient of a score with respect to the input; float32, float64,
             float16 or bfloat16, CPU or CUDA, any strides, C >= 1, finite.
         p: the share, 0 <= p <= 1, or a sequence of shares.
-        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run (the CUDA
-            kernel after it has passed a self-check on that GPU).
+        backend: "cuda", "torch" (PyTorch's sort), "cpp" (CPU), "reference", or None for the fastest
+            that can run (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         (N,) int64, 0 to H*W, on grad's device; (N, P) for a sequence of P shares.
@@ -49,7 +50,9 @@ def erf_size(
         change the result and reads strided tensors in place; it keeps 12 to 32 bytes per pixel and
         thread between calls. The CUDA backend does not sort; it waits once for the sizes, and
         computes on the CPU the few images whose size depends on rounding. It takes 48 KiB per image
-        and 4 or 8 bytes per pixel, up to 256 MiB in all. Not differentiable.
+        and 4 or 8 bytes per pixel, up to 256 MiB in all. "torch" sorts on the tensor's device; its
+        bound on rounding is wider, so that p = 1 and float64 images with many equal values are
+        left to the CPU more often. Not differentiable.
 
     Source:
         The ERF measure of the reproduction of S. Yasuki and M. Taki (2024), "CAM Back Again".
@@ -77,8 +80,8 @@ def erf_accumulate(
         grad: (N, C, H, W), float32, float64, float16 or bfloat16, CPU or CUDA, any strides.
         out: (H, W) float64 on grad's device, any strides; changed in place.
         mode: f, "relu" for max(x, 0) (the published map), "abs" or "square".
-        backend: "cuda", "cpp" (CPU), "reference", or None for the fastest that can run (the CUDA
-            kernel after it has passed a self-check on that GPU).
+        backend: "cuda", "triton", "cpp" (CPU), "reference", or None for the fastest that can run
+            (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         `out`, as PyTorch's in-place methods return their tensor.
@@ -163,6 +166,10 @@ def _runs_always(*args) -> None:
     return None
 
 
+def _triton_refuses(grad: Tensor, *out: Tensor) -> str | None:
+    return triton_core.refuses(grad) or _too_many_pixels(grad)
+
+
 def _self_check_size(backend: str, device: torch.device) -> None:
     grad = _checked_gradients()
     shares = [0.0, 0.2, 0.9, 1.0]
@@ -185,24 +192,38 @@ def _checked_gradients() -> Tensor:
     return torch.tan(steps).float().reshape(9, 3, 33, 40)
 
 
-def _table(op: str, self_check: Callable[[str, torch.device], None]) -> BackendTable:
-    check = partial(self_check, "cuda")
-    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, check)
+def _table(op: str, self_check: Callable, without_compiler: Backend) -> BackendTable:
+    cuda = Backend("cuda", _cuda_refuses, native.cuda_unavailable, partial(self_check, "cuda"))
     cpp = Backend("cpp", _cpp_refuses, native.unavailable)
-    return BackendTable(op, [cuda, cpp, Backend("reference", _runs_always)])
+    return BackendTable(op, [cuda, cpp, without_compiler, Backend("reference", _runs_always)])
 
 
-SIZE = _table("erf_size", _self_check_size)
-ACCUMULATE = _table("erf_accumulate", _self_check_accumulate)
+SIZE = _table(
+    "erf_size",
+    _self_check_size,
+    Backend("torch", _too_many_pixels, self_check=partial(_self_check_size, "torch")),
+)
+ACCUMULATE = _table(
+    "erf_accumulate",
+    _self_check_accumulate,
+    Backend(
+        "triton",
+        _triton_refuses,
+        triton_core.unavailable,
+        partial(_self_check_accumulate, "triton"),
+    ),
+)
 
 _SIZE_KERNELS = {
     "cuda": erf_cuda.erf_size,
     "cpp": erf_cpp.erf_size,
+    "torch": erf_torch.erf_size,
     "reference": lambda grad, p: reference.erf_size(grad, p).to(grad.device),
 }
 _ACCUMULATE_KERNELS = {
     "cuda": erf_cuda.erf_accumulate,
     "cpp": erf_cpp.erf_accumulate,
+    "triton": erf_triton.erf_accumulate,
     "reference": reference.erf_accumulate,
 }
 

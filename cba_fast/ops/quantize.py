@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import cuda_core, native, quantize_cpp, quantize_cuda
+from ..kernels import cuda_core, native, quantize_cpp
+from ..kernels.gpu import quantize_cuda, quantize_triton, triton_core
 from ..reference import quantize as reference
 from .backends import Backend, BackendTable, expect
 from .library import backend_argument, register, requested
@@ -18,8 +19,8 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     Args:
         scoremaps: m, (N, H, W) with H, W >= 1, floating in [0, 1] (any strides), or uint8, which is
             returned as it is; a CPU or CUDA tensor or a NumPy array.
-        backend: ``"cuda"``, ``"cpp"`` (CPU), ``"reference"``, or None for the fastest that can run
-            (the CUDA kernel after it has passed a self-check on that GPU).
+        backend: ``"cuda"``, ``"triton"``, ``"cpp"`` (CPU), ``"reference"``, or None for the fastest
+            that can run (GPU kernels after they have passed a self-check on that GPU).
 
     Returns:
         u, (N, H, W) uint8, on the device of `scoremaps`.
@@ -101,6 +102,12 @@ TABLE = BackendTable(
     [
         Backend("cuda", _cuda_refuses, native.cuda_unavailable, partial(_self_check, "cuda")),
         Backend("cpp", _cpp_refuses, native.unavailable),
+        Backend(
+            "triton",
+            triton_core.refuses,
+            triton_core.unavailable,
+            partial(_self_check, "triton"),
+        ),
         Backend("reference", lambda scoremaps: None),
     ],
 )
@@ -108,6 +115,7 @@ TABLE = BackendTable(
 _KERNELS = {
     "cuda": quantize_cuda.quantize,
     "cpp": quantize_cpp.quantize,
+    "triton": quantize_triton.quantize,
     "reference": reference.quantize,
 }
 

@@ -9,7 +9,7 @@ from ..data.boxes import Boxes
 from ..data.textlines import counted
 from ..errors import InputError
 from ..ops import box_sweep
-from ..runs.score import fill_evaluator, make_evaluator, open_boxes
+from ..runs.scoring.boxes import fill_evaluator, make_evaluator, open_boxes
 from ..runs.settings import BoxConfig, ReportConfig
 from ..short import Short
 from ..wsol import (
@@ -87,7 +87,7 @@ def collect(
         progress: called with what is done, returns ``progress(iterable, total)``.
 
     Raises:
-        ScoreMapError, InputError: as `cba_fast.runs.score.score_folder`.
+        ScoreMapError, InputError: as `cba_fast.runs.scoring.boxes.score_folder`.
     """
     if not score_maps:
         raise InputError("a report needs the score maps of at least one run")

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from .. import files
 from ..choices import READERS
-from ..runs.score import box_settings, versions
+from ..runs.scoring.boxes import box_settings, versions
 from ..runs.settings import BoxConfig, ReportConfig, settings
 from ..wsol import BootstrapResult
-from ..wsol.box_result import V2_IOUS
+from ..wsol.scoring.box_result import V2_IOUS
 from .causes import DEFINITIONS, HIT, SOURCE
 from .claims import find_claims, title
 from .collect import Collected, class_names, collect

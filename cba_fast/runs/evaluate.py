@@ -1,6 +1,7 @@
 """The command ``evaluate``: from images to all metrics, without files in between."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -10,14 +11,14 @@ from torch import nn
 
 from ..data import ImageRecord, ImageSet, map_name, map_names
 from ..data.boxes import Boxes, turned_notes
-from ..data.reading import Report
+from ..data.reading import Report, cut
 from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
 from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
-from .erf import measure_sizes
+from .erf.sizes import measure_sizes
 from .generate import constant_lines
 from .inference import (
     WaitForMaps,
@@ -27,9 +28,10 @@ from .inference import (
     report_on,
 )
 from .overlap import in_background, one_by_one
+from .ranks import ALONE, Ranks
 from .resolve import ResolvedRun, resolve
 from .runtime import Runtime
-from .score import (
+from .scoring.boxes import (
     Tuned,
     fixed_accuracies,
     fixed_evaluator,
@@ -94,6 +96,7 @@ def evaluate(
     keeper: TakesMaps | None = None,
     progress: Callable | None = None,
     erf_progress: Callable | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvaluateResult:
     """Make the maps of all images with boxes and score them in both contour modes.
 
@@ -110,10 +113,14 @@ def evaluate(
         scored: called with the result before the ERF is measured, so that it can be saved.
         keeper: gets every batch of maps, too, such as `cba_fast.report.MapKeeper`.
         progress, erf_progress: called with an iterable and its length, return an iterable.
+        ranks: from `cba_fast.runs.ranks.join` where several processes share the images; each of
+            them returns the result.
 
     Raises:
         CbaError: as those two commands.
     """
+    if keeper is not None and ranks.count > 1:
+        raise InputError("a report is made by one process, which has all maps: leave out torchrun")
     resolved = resolve(model_config, data)
     model_config = resolved.model
     what = find_images(resolved, maps, box_config)
@@ -122,7 +129,7 @@ def evaluate(
     run = Runtime.of(run)
     model = load_model(model_config, run, data.input_size, keep_layers=maps.layer is not None)
     takers = [taker for taker in (evaluator, fixed, keeper) if taker is not None]
-    seen, report = score_images(model, what, run, takers, progress)
+    seen, report = score_images(model, what, run, takers, progress, ranks)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -241,6 +248,7 @@ def score_images(
     run: Runtime,
     evaluators: Sequence[TakesMaps],
     progress: Callable | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Seen, Report]:
     """Make the maps of all images by a model in its form for the run, and add them to evaluators.
 
@@ -249,12 +257,33 @@ def score_images(
     """
     report = report_on(what.records, run.config.strict)
     shape = _resized_to(what.box_config, what.maps)
+    batches = ranks.mine(cut(range(len(what.records)), run.config.batch_size))
     found = iter_host_maps(
-        model, what.records, what.data, run, what.maps, report, scored=shape is None
+        model, what.records, what.data, run, what.maps, report, batches, scored=shape is None
     )
     if progress:
-        found = progress(found, -(-len(what.records) // run.config.batch_size))
-    return _score(found, choose_loop(run), evaluators, what.image_ids, shape), report
+        found = progress(found, len(batches))
+    seen = _score(found, choose_loop(run), evaluators, what.image_ids, shape)
+    states = [e.state_dict() for e in evaluators] if ranks.count > 1 else []
+    parts = ranks.share((seen, report.dumps(), states))
+    report.loads(*(text for _, text, _ in parts))
+    report.failed.sort()
+    report.truncated.sort()
+    for _, _, theirs in parts:
+        for evaluator, state in zip(evaluators, theirs):
+            other = copy(evaluator)
+            other.load_state_dict(state)  # this gives the copy a table of its own
+            evaluator.merge(other)
+    return _in_order([part[0] for part in parts], what.image_ids), report
+
+
+def _in_order(parts: list[Seen], image_ids: list[str]) -> Seen:
+    """Return what several processes saw as one, in the order of the images."""
+    top5 = {i: row for part in parts for i, row in part.top5.items()}
+    constant = {i for part in parts for i in part.constant}
+    return Seen(
+        {i: top5[i] for i in image_ids if i in top5}, [i for i in image_ids if i in constant]
+    )
 
 
 def choose_loop(run: Runtime) -> Callable:

@@ -11,7 +11,7 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError, ModelError
-from ..models.anatomy import named_layer, unwrapped
+from ..models.anatomy.parts import named_layer, unwrapped
 from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
@@ -195,14 +195,15 @@ def _queued(
     batches: Sequence[Sequence[int]],
     scored: bool,
 ) -> Iterator[WaitForMaps]:
+    size, how = data.input_size, data.preprocessing
     read = read_batches(
-        ImageDataset(records, data.input_size, resize_to_bytes(data.input_size, data.pixels)),
+        ImageDataset(records, size, resize_to_bytes(size, how)),
         batches,
         report,
         num_workers=run.config.num_workers,
         device=run.device,
         memory_format=run.memory_format,
-        finish=partial(normalize_bytes, how=data.pixels),
+        finish=partial(normalize_bytes, how=how),
     )
     for batch in read:
         if batch.images is None:

@@ -106,7 +106,7 @@ def resolve(model: ModelConfig, data: DataConfig, *, swept: bool = False) -> Res
             data,
             input_size=found.input_size,
             preprocess=found.preprocessing,
-            pixels=pixels_of(found.preprocessing, found.family, found.model),
+            preprocessing=preprocessing_of(found.preprocessing, found.family, found.model),
         ),
         found.class_names,
         settings_line(resolved, model.pretrained),
@@ -115,7 +115,7 @@ def resolve(model: ModelConfig, data: DataConfig, *, swept: bool = False) -> Res
     )
 
 
-def pixels_of(preprocess: str | None, family: str, name: str | None) -> Preprocessing:
+def preprocessing_of(preprocess: str | None, family: str, name: str | None) -> Preprocessing:
     """Return what a setting of `DataConfig.preprocess` means for a model.
 
     "model" is timm's configuration of it, and ImageNet's mean and std for a user's own network.
@@ -135,7 +135,7 @@ def _pixel_warning(resolved: Resolved, pretrained: bool) -> str:
     foreign = pretrained or (found.family not in FAMILIES and read and read.description is None)
     if found.preprocessing != "study" or not foreign:
         return ""
-    usual = pixels_of("model", found.family, found.model)
+    usual = preprocessing_of("model", found.family, found.model)
     if (usual.mean, usual.std) == (STUDY.mean, STUDY.std):
         return ""
     return (
@@ -172,6 +172,8 @@ def settings_line(resolved: Resolved, pretrained: bool = False) -> str:
         parts.append(f"preprocess {found.preprocessing}" + (f" (recorded: {was})" if was else ""))
     if checkpoint is None:
         weights = "timm's weights" if pretrained else "random weights"
+        if not pretrained and found.family not in (*FAMILIES, FACTORY):
+            weights += ", not timm's pretrained ones"
         return f"Model        : {', '.join([*parts, weights])}"
     parts.append(f"weights {checkpoint.path}")
     parts += [checkpoint.taken] if checkpoint.taken else []

@@ -112,7 +112,7 @@ class ModelConfig:
 class DataConfig:
     """Which images, and how they are read. `input_size` None is the checkpoint's.
 
-    `cba_fast.runs.resolve` finds out what `preprocess` means for the model: `pixels`.
+    `cba_fast.runs.resolve` finds out what `preprocess` means for the model: `preprocessing`.
     """
 
     group: ClassVar[str] = "Images"
@@ -144,7 +144,7 @@ class DataConfig:
     classes: Path | None = setting(
         None, "File that names the model's classes in the order of their labels, one per line."
     )
-    pixels: Preprocessing = STUDY
+    preprocessing: Preprocessing = STUDY
 
 
 @dataclass(frozen=True)

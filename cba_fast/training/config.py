@@ -84,7 +84,7 @@ class TrainConfig:
         " memory; batch norms then see these parts, for example 8.",
         otherwise="the whole batch",
     )
-    pixels: Preprocessing = STUDY
+    preprocessing: Preprocessing = STUDY
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:

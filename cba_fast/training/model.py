@@ -12,7 +12,8 @@ from ..errors import CheckpointError, InputError
 from ..models import FAMILIES, detect_layout, read_checkpoint
 from ..models.factory import source_digest
 from ..models.resolve import resolve_description
-from ..runs.resolve import pixels_of
+from ..models.timm_networks import load_fitting
+from ..runs.resolve import preprocessing_of
 from ..runs.settings import ModelConfig
 from .config import LAYER_SCALE, TrainConfig, drop_path_rate
 
@@ -56,7 +57,7 @@ def completed(model_config: ModelConfig, config: TrainConfig) -> tuple[ModelConf
             config,
             input_size=found.input_size,
             preprocess=preprocess,
-            pixels=pixels_of(preprocess, found.family, found.model),
+            preprocessing=preprocessing_of(preprocess, found.family, found.model),
         ),
     )
 
@@ -122,24 +123,31 @@ def _from_checkpoint(model_config, config, num_classes, class_names, options, lo
     layout = detect_layout(checkpoint.state) if model_config.family in FAMILIES else None
     if layout is not None and layout.name == "merged":
         raise CheckpointError(f"{path}: its branches are merged for inference; train the original")
-    model = model_config.build(checkpoint=path, num_classes=None, **options)
-    recorded = checkpoint.description
     source = f"weights from {path}" + (f" ({checkpoint.taken})" if checkpoint.taken else "")
+    if factory := model_config.factory:
+        model = model_config.build(num_classes=num_classes, **options)
+        _, kept = load_fitting(model, checkpoint, f"the network of {factory}", num_classes)
+        log(f"{source}, all keys" + (f" but {', '.join(kept)}, which are random" if kept else ""))
+        return model
+    model = model_config.build(checkpoint=path, num_classes=None, **options)
+    recorded, count = checkpoint.description, model.description.num_classes
     for name in ("output_stride", "alpha", "beta") if recorded else ():
         was, now = getattr(recorded, name), getattr(model.description, name)
         source += f", {name} {now:g} instead of {was:g}" if was not in (None, now) else ""
-    if model_config.factory:
-        log(f"{source}, all keys")
-        return model
-    head = model.get_classifier()
     others = recorded and class_names and recorded.class_names not in (None, class_names)
-    if head.out_features == num_classes and not others:
+    if count == num_classes and not others:
         log(f"{source}, all keys")
         return model
-    prefix = next(name for name, module in model.named_modules() if module is head)
-    replaced = [f"{prefix}.{name}" for name, _ in head.named_parameters()]
+    heads = model.get_classifier()  # distilled networks have two
+    heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
+    replaced = [
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if any(module is head for head in heads)
+        for name, _ in module.named_parameters()
+    ]
     log(
-        f"{source}, except the head of {head.out_features}{' other' if others else ''} classes, "
+        f"{source}, except the head of {count}{' other' if others else ''} classes, "
         f"replaced by a random one of {num_classes}: {', '.join(replaced)}"
     )
     model.reset_classifier(num_classes)

@@ -70,7 +70,7 @@ class Trainer:
         self.num_classes = len(splits.train.class_names)
         mode, size, cached = config.aug_mode, config.input_size, config.cache_images
         vary = CropAndJitter(size) if mode == "strong" else None
-        first, plain = (resize(size, m, config.pixels) for m in (mode, None))
+        first, plain = (resize(size, m, config.preprocessing) for m in (mode, None))
         self._train = PixelReader(splits.train, first, vary, run, cached=cached)
         self._test = PixelReader(splits.test, plain, None, run, cached=cached)
         self._train_labels, self._test_labels = (_labels(s) for s in (splits.train, splits.test))
@@ -213,7 +213,7 @@ class Trainer:
         )
 
     def _floats(self, pixels: Tensor, flips: Tensor | None = None) -> Tensor:
-        x = to_floats(pixels.to(self.device, non_blocking=True), flips, self.config.pixels)
+        x = to_floats(pixels.to(self.device, non_blocking=True), flips, self.config.preprocessing)
         return x.contiguous(memory_format=self.run.memory_format)
 
     def _check_losses(self, losses: list[Tensor], epoch: int) -> None:

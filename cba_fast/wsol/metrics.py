@@ -15,9 +15,9 @@ from ..choices import CAM_CURVE_INTERVAL
 from ..data.boxes import Boxes
 from ..data.masks import Masks
 from ..errors import CbaWarning, InputError
-from .box_result import V2_IOUS
-from .evaluator import BoxEvaluator
-from .pixel_evaluator import PixelEvaluator
+from .scoring.box_result import V2_IOUS
+from .scoring.evaluator import BoxEvaluator
+from .scoring.pixel_evaluator import PixelEvaluator
 
 try:
     from torchmetrics import Metric

@@ -66,7 +66,8 @@ def test_a_match_adds_two_panels_and_a_line():
 
 def test_printed_rows_name_the_variant_of_every_ratio():
     rows = map_rows(run_of(block()))
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert all("published, after log10" in row for row in rows[:4])
     assert all("scale-free" in row for row in rows[4:8])
+    assert "20% in" in rows[8]
     assert not any(row.count("scale-free") and row.count("published") for row in rows)

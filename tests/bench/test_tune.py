@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from cli_runner import run_cli
+from torch import nn
 
 import cba_fast
 from cba_fast.bench import tune_ahead, tune_measure
@@ -62,6 +63,9 @@ def test_jobs_of_models_begin_with_few_images():
     assert found[0] == Job(Case(40, 16, 16, 7, 7), "grad_x", "float32")
     assert len(set(found)) == len(found)
     assert len(jobs(None, [TEXT, CASE])) == 6
+    layers = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, padding=2, groups=4)]
+    own = jobs(nn.Sequential(*layers), input_sizes=[9], batch_sizes=[2])
+    assert {j.case for j in own} == {Case(4, 9, 9, 5, 5, 2)}
 
 
 def test_the_time_is_a_minute_for_each_model():
@@ -274,6 +278,19 @@ def test_the_command_says_what_won_and_info_names_the_table(folder, capsys):
     out = run_cli(capsys, "info", "--case", TEXT).out
     assert "yours" in out
     assert "the rule" in out
+
+
+def test_a_network_of_ones_own(folder, capsys):
+    mine = folder / "mine.py"
+    mine.write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    layers = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, (5, 3), padding=(2, 1), groups=4)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    how = ("--input_size", 9, "--batch_size", 2, "--device", "cpu", "--dtype", "float32")
+    found = run_cli(capsys, "tune", "--model_factory", f"{mine}:make", *how)
+    assert found.status == 0
+    assert found.out.count("2x4x9x9_k5x3") == 6
 
 
 def test_losses_are_printed(folder, capsys, monkeypatch):

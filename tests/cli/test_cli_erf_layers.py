@@ -15,8 +15,8 @@ from cba_fast import erf
 from cba_fast.cli.main import cli
 from cba_fast.data import ImageDataset, erf_map_transform, open_image_set
 from cba_fast.errors import InputError
-from cba_fast.models import build_model
-from cba_fast.models.feature_layers import layers_of
+from cba_fast.models import build_model, save_state_dict_file
+from cba_fast.models.anatomy.layers import layers_of
 
 SIZE = 64
 
@@ -110,6 +110,9 @@ def test_layers_by_name_and_maps_side_by_side(options):
     run("erf-map", **options, num_images=1, layers="stages.0.blocks.0, stages.2.blocks.1")
     told = json.loads(Path("erf_map_replknet.json").read_text())
     assert [t["layer"] for t in told["layers"]] == ["stages.0.blocks.0", "stages.2.blocks.1"]
+    model = network()  # the compared network is the one that the checkpoint records
+    save_state_dict_file(model.state_dict(), "w.pth", model.description)
+    options = {k: v for k, v in options.items() if k not in ("model", "model_family")}
     out = run("erf-map", **options, num_images=1, compare="random", output="c.npy").output
     assert "replknet_nano, random weights:" in out
     assert Image.open("c.png").size[0] > Image.open("c.png").size[1]

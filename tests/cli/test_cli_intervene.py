@@ -152,6 +152,7 @@ def test_another_run_and_foreign_files_are_refused(here, weights, capsys, undraw
         (["--min_kernel", 31], "no depthwise convolution with a side of --min_kernel 31"),
         (["--kinds", "outer,other"], "'other' is not one of"),
         (["--radii", "2,2"], "2 is given twice"),
+        (["--layer", "stages.2"], "--layer stages.2: the --kinds blur and drop change the last"),
         (["--changes", "0"], "0 is not in the range"),
     ],
 )

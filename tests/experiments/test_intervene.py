@@ -20,9 +20,10 @@ from cba_fast.experiments.intervene.features import (
     with_changed_features,
 )
 from cba_fast.experiments.intervene.findings import METRICS, Effect, Findings, Row
+from cba_fast.experiments.intervene.masking import large_kernels
 from cba_fast.experiments.intervene.measure import area_of, central_squares
 from cba_fast.experiments.intervene.plots import plot_interventions
-from cba_fast.experiments.intervene.run import Networks, Setting, settings_of
+from cba_fast.experiments.intervene.run import Networks, Setting, merged_copy, settings_of
 from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import InterveneConfig, RunConfig
 
@@ -133,6 +134,25 @@ def test_feature_changes_that_cannot_be_met_end_at_the_strongest():
     assert change_by(f, strongest(f)) < 0.1
     assert change_by(f, drop_by(f, 3.0, 0)[1](f)) == pytest.approx(0.95)
     assert blur_by(f, 0.0)[0] == drop_by(f, 0.0, 0)[0] == 0
+
+
+def test_branches_of_other_peoples_networks_are_merged_before_a_cut():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.large = nn.Conv2d(3, 3, 13, padding=6, groups=3, bias=False)
+            self.small = nn.Conv2d(3, 3, 5, padding=2, groups=3, bias=False)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2))
+
+        def forward(self, x):
+            return self.norms[0](self.large(x)) + self.norms[1](self.small(x))
+
+    model = OneKernel()
+    model.conv = Branches()
+    model.eval()
+    assert len(large_kernels(model, 5)) == 2
+    assert [m.kernel_size for m in large_kernels(merged_copy(model), 5).values()] == [(13, 13)]
+    assert len(large_kernels(merged_copy(model, keep_layers=True), 5)) == 2
 
 
 def test_changed_networks_run_in_half_precision():

@@ -20,7 +20,7 @@ from cba_fast.experiments import per_image
 from cba_fast.experiments.per_image_answer import answer_lines, forest_groups
 from cba_fast.experiments.per_image_report import COLUMNS, ModelColumns, find, model_columns
 from cba_fast.experiments.per_image_sample import Sample, draw_sample, load_subjects
-from cba_fast.runs.erf import measure_sizes
+from cba_fast.runs.erf.sizes import measure_sizes
 from cba_fast.runs.evaluate import evaluate
 from cba_fast.runs.inference import load_model, open_images
 
@@ -112,6 +112,26 @@ def test_figures_are_those_of_evaluate_and_erf_compute(here, capsys):
         assert [float(r["erf_size"]) for r in rows] == sizes.tolist()
         hits = sum(float(r["iou"]) >= 0.5 for r in rows)
         assert 10 * hits == mine["max_box_acc"]
+
+
+def test_the_map_of_any_method_is_scored(here, capsys):
+    other = {"name": "rep_grad", "localization_method": "layer-cam", "layer": "stages.2"}
+    run(capsys, write([MODELS[0], MODELS[0] | other], target="label"))
+    _, subject = load_subjects(Path("models.yaml"))[0]
+    s = subject.settings
+    how = per_image._how(s)
+    scored = evaluate(
+        s.model_of(subject.weights), s.data(), how, s.maps(), s.boxes(), num_samples=0
+    )
+    _, mine = json.loads(Path("out/per_image.json").read_text())["models"]
+    assert mine["max_box_acc"] == scored.result.max_box_acc
+    best = scored.result.modes["largest"].optimal_threshold
+    assert mine["threshold"] == best[scored.result.iou_thresholds.index(0.5)]
+    cams, mine = (
+        [r for r in rows_of("out/per_image.csv") if r["model"] == n] for n in ("rep", "rep_grad")
+    )
+    assert [r["iou"] for r in cams] != [r["iou"] for r in mine]
+    assert [r["pc1_explained"] for r in cams] == [r["pc1_explained"] for r in mine]
 
 
 @pytest.mark.parametrize(("which", "target"), [(0, "predicted"), (1, "label"), (0, 1)])

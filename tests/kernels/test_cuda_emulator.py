@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cba_fast.kernels import quantize_cuda
+from cba_fast.kernels.gpu import quantize_cuda
 
 # Where the PTX ISA puts the elements of a fragment: "Matrix fragments for mma.m16n8k16 with
 # floating point type" and "ldmatrix". Arrays of (row, column), one per lane and element.

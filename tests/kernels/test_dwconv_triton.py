@@ -1,4 +1,4 @@
-"""The Triton depthwise convolution without a GPU: values in the interpreter, plans, refusals."""
+"""The Triton kernels without a GPU: values when interpreted, the convolution's plans, refusals."""
 
 import json
 import os

@@ -102,3 +102,5 @@ def test_faults_are_found(table):
     assert table.faults(record | {"stack": 8}) == ["8 bytes of stack"]
     assert table.faults(record | {"shared": 120 << 10}) == ["122880 bytes of shared memory"]
     assert table.faults(record | {"arch": "sm_90", "shared": 120 << 10}) == []
+    fused = record | {"kernel": "quantize_kernel", "mma": "fma.rn.f32"}
+    assert table.faults(fused) == ["a fused operation, fma.rn.f32"]

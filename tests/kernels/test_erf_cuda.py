@@ -10,7 +10,8 @@ import torch
 from test_erf_kernels import DTYPES, KINDS, gradients, layouts
 
 from cba_fast import erf
-from cba_fast.kernels import erf_cuda, native
+from cba_fast.kernels import native
+from cba_fast.kernels.gpu import erf_cuda
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.ops.erf import ACCUMULATE, SIZE
 from cba_fast.reference import erf as reference
@@ -100,7 +101,7 @@ def test_cpu_tensors_are_refused_with_the_reason():
     grad = torch.ones(1, 3, 4, 4)
     for table in (SIZE, ACCUMULATE):
         assert table.backends["cuda"].refuses(grad) == "the tensor is on cpu"
-        assert list(table.backends) == ["cuda", "cpp", "reference"]
+        assert list(table.backends)[:2] == ["cuda", "cpp"]
     reason = native.cuda_unavailable() or "the tensor is on cpu"
     with pytest.raises(ValueError, match=f"'cuda' cannot run: {re.escape(reason)}"):
         erf_size(grad, backend="cuda")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cba_fast.erf import center_gradient, choose_checkpoint, erf_map, kept_bytes
-from cba_fast.models.features import FeatureLayout, layout_of
+from cba_fast.models.anatomy.features import FeatureLayout, layout_of
 from cba_fast.wsol import cam, pc1
 from cba_fast.wsol.heatmap import finish_maps
 from cba_fast.wsol.methods import classify

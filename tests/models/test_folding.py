@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cba_fast.models import inference_form
-from cba_fast.models.branches import merged
-from cba_fast.models.folding import fold
+from cba_fast.models.inference.branches import merged
+from cba_fast.models.inference.folding import fold
 from cba_fast.nn import DepthwiseConv2d
 from cba_fast.runs.runtime import Runtime
 from cba_fast.runs.settings import RunConfig

@@ -13,7 +13,8 @@ from data_factory import cub_folder, image_folder
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cba_fast.models import inference, inference_form, merge
+from cba_fast.models import inference_form, merge
+from cba_fast.models.inference import form as form_module
 from cba_fast.nn import DepthwiseConv2d, MapLinear, conv1x1_is_faster, linears_as_convs, pointwise
 from cba_fast.runs.inference import load_model
 from cba_fast.runs.settings import ModelConfig, RunConfig
@@ -40,7 +41,7 @@ def model(request):
 @pytest.fixture(params=[True, False], ids=["convs", "linears"])
 def conv1x1(request, monkeypatch):
     """Decide the measurement."""
-    monkeypatch.setattr(inference, "conv1x1_is_faster", lambda: request.param)
+    monkeypatch.setattr(form_module, "conv1x1_is_faster", lambda: request.param)
     return request.param
 
 
@@ -50,7 +51,7 @@ def error(y, expected):
 
 @pytest.mark.parametrize("one_kernel", [True, False], ids=["one", "two"])
 def test_outputs_agree(model, conv1x1, one_kernel, monkeypatch):
-    monkeypatch.setattr(inference, "one_kernel_is_faster", lambda model: one_kernel)
+    monkeypatch.setattr(form_module, "one_kernel_is_faster", lambda model: one_kernel)
     x = make_images(2, 64, torch.float32)
     exact = copy.deepcopy(model).double().forward_features(x.double())
     form = inference_form(model)
@@ -214,7 +215,7 @@ def test_the_measurement_is_made_once_and_obeyed(monkeypatch):
 
 @pytest.mark.parametrize("method", ["cam", "pc1"])
 def test_maps_agree(model, method, monkeypatch):
-    monkeypatch.setattr(inference, "conv1x1_is_faster", lambda: True)
+    monkeypatch.setattr(form_module, "conv1x1_is_faster", lambda: True)
     x = make_images(3, 128, torch.float32)
     plain = localize(model, x, method=method)
     fast = localize(inference_form(model), x.to(memory_format=CL), method=method)

@@ -22,7 +22,7 @@ from cba_fast.models import (
     build_model,
     save_state_dict_file,
 )
-from cba_fast.models.slak_flex import MixedLargeKernel
+from cba_fast.models.families.slak_flex import MixedLargeKernel
 
 LK = "large_kernel"
 

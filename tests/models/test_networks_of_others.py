@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,17 @@ from torchvision.transforms.functional import InterpolationMode, resize, to_tens
 from cba_fast.data import read_image
 from cba_fast.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STUDY, Preprocessing
 from cba_fast.errors import CheckpointError, InputError
-from cba_fast.models import ModelDescription, build_model, read_checkpoint
-from cba_fast.runs.resolve import pixels_of, resolve
+from cba_fast.experiments.plan import load_experiments
+from cba_fast.models import (
+    ModelDescription,
+    build_model,
+    read_checkpoint,
+    save_state_dict_file,
+)
+from cba_fast.runs.resolve import preprocessing_of, resolve
 from cba_fast.runs.settings import DataConfig, ModelConfig
+from cba_fast.training.config import exp_name
+from cba_fast.training.model import completed
 from cba_fast.wsol import cam
 
 NET = '''
@@ -67,6 +76,7 @@ def broken():
     return undefined
 '''
 IMAGES = [f"{c}/{i}.png" for c in ("a", "b") for i in range(2)]
+BICUBIC = Preprocessing("bicubic", IMAGENET_MEAN, IMAGENET_STD)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -195,7 +205,7 @@ def wrapped(state):
         ),
         (
             {"n_averaged": torch.ones(()), **{f"module.{k}": v for k, v in bare.items()}},
-            "its 'module.', not the 1 other keys",
+            "its 'module.', not the 1 other key",
         ),
     ]
 
@@ -267,6 +277,16 @@ def test_a_factory_gets_its_weights_with_or_without_prefixes(here):
         assert torch.equal(again(X), net(X))
 
 
+def test_the_number_of_classes_is_that_of_the_file(here):
+    net = randomize(build_model(factory="net.py:build", num_classes=9))
+    path = saved(net.state_dict())
+    again = build_model(factory="net.py:build", checkpoint=path)
+    assert torch.equal(again(X), net(X))
+    assert again.description.num_classes == 9
+    with pytest.raises(CheckpointError, match=r"fc.weight is \(9, 96\), expected \(4, 96\)"):
+        build_model(factory="net.py:build", checkpoint=path, num_classes=4)
+
+
 # Pretrained weights
 
 
@@ -315,13 +335,16 @@ def test_weights_that_cannot_be_had(asked, message, here, monkeypatch):
 
 
 def test_preprocessing_is_timms_for_its_models_and_never_crops():
-    bicubic = Preprocessing("bicubic", IMAGENET_MEAN, IMAGENET_STD)
-    assert pixels_of(None, "resnet", "resnet18") == bicubic
-    assert pixels_of(None, "factory", "net.py:build") == bicubic
-    assert pixels_of("model", "convnext", None) == bicubic
-    assert pixels_of(None, "convnext", None) == pixels_of("study", "resnet", "resnet18") == STUDY
+    assert preprocessing_of(None, "resnet", "resnet18") == BICUBIC
+    assert preprocessing_of(None, "factory", "net.py:build") == BICUBIC
+    assert preprocessing_of("model", "convnext", None) == BICUBIC
+    assert (
+        preprocessing_of(None, "convnext", None)
+        == preprocessing_of("study", "resnet", "resnet18")
+        == STUDY
+    )
     half = timm.get_pretrained_cfg("test_resnet")
-    assert pixels_of("model", "resnet", "test_resnet").mean == half.mean == (0.5, 0.5, 0.5)
+    assert preprocessing_of("model", "resnet", "test_resnet").mean == half.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("preprocess", ["study", "model"])
@@ -333,7 +356,7 @@ def test_maps_are_those_of_the_preprocessed_images(preprocess, here, capsys):
     done = run_cli(capsys, "generate-heatmap", *args, "--num_workers", 0, "--device", "cpu")
     assert done.status == 0, done.err
     assert ("Warning: --preprocess study gives resnet18" in done.err) == (preprocess == "study")
-    how = STUDY if preprocess == "study" else Preprocessing("bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    how = STUDY if preprocess == "study" else BICUBIC
     image = read_image(Path("images") / IMAGES[0])[0]
     x = to_tensor(resize(image, [64, 64], InterpolationMode(how.interpolation), antialias=True))
     x = (x - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
@@ -343,7 +366,7 @@ def test_maps_are_those_of_the_preprocessed_images(preprocess, here, capsys):
     record = json.loads(Path("np_h/manifest.json").read_text())
     settings = record["settings"]
     assert settings["preprocess"] == preprocess
-    assert settings["pixels"]["interpolation"] == how.interpolation
+    assert settings["preprocessing"]["interpolation"] == how.interpolation
     other = {"study": "model", "model": "study"}[preprocess]
     done = run_cli(capsys, "generate-heatmap", *args, "--preprocess", other, "--num_workers", 0)
     assert f"preprocess was '{preprocess}', is '{other}'" in done.err
@@ -369,7 +392,7 @@ def test_commands_take_any_network(model, here, capsys):
     done = run_cli(capsys, "erf-map", *model, "--input_size", 64, *COMMON, "--num_images", 1)
     assert done.status == 0, done.err
     used = json.loads(Path(f"erf_map_{title}.json").read_text())["settings"]
-    assert used["pixels"]["mean"] == list(IMAGENET_MEAN)
+    assert used["preprocessing"]["mean"] == list(IMAGENET_MEAN)
     assert used["preprocess"] is None
 
 
@@ -410,8 +433,6 @@ def test_what_is_trained_says_what_it_is(model, here, capsys):
 
 def test_a_checkpoint_of_another_network_is_refused(here):
     said = ModelDescription("resnet", "test_resnet", 5)
-    from cba_fast.models import save_state_dict_file
-
     save_state_dict_file(network().state_dict(), "w.pth", said)
     assert torch.equal(build_model(checkpoint="w.pth")(X), network()(X))
     for asked in ({"model": "resnet18"}, {"factory": "net.py:build"}):
@@ -419,12 +440,70 @@ def test_a_checkpoint_of_another_network_is_refused(here):
             build_model(checkpoint="w.pth", **asked)
 
 
-def test_training_replaces_the_head_of_a_network_of_timms(here, capsys):
-    path = saved(network().state_dict())
-    args = ("train-wsol", "--model", "test_resnet", "--init_weights", path, "--data_root", "split")
-    args += ("--epochs", 1, "--batch_size", 2, "--input_size", 64, "--num_workers", 0)
-    done = run_cli(capsys, *args, "--device", "cpu")
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            ("--model", "test_resnet"),
+            "except the head of 5 classes, replaced by a random one of 2: fc.weight, fc.bias",
+        ),
+        (
+            ("--model_factory", "net.py:build"),
+            "all keys but model.fc.bias, model.fc.weight, which are random",
+        ),
+    ],
+)
+def test_training_replaces_a_head_of_other_classes(model, told, here, capsys):
+    own = build_model(factory="net.py:build") if "net.py:build" in model else network()
+    args = ("train-wsol", *model, "--init_weights", saved(own.state_dict()), "--exp_name", "x")
+    args += ("--data_root", "split", "--epochs", 1, "--batch_size", 2, "--input_size", 64)
+    done = run_cli(capsys, *args, "--num_workers", 0, "--device", "cpu", "--lr", 1e-9)
     assert done.status == 0, done.err
-    assert "except the head of 5 classes, replaced by a random one of 2: fc.weight, fc.bias" in (
-        done.out
-    )
+    assert told in done.out
+    trained = read_checkpoint("weights/x_best.pth")
+    key = "conv1.0.weight"
+    key = f"model.{key}" if "net.py:build" in model else key
+    stored = trained.stored[key]
+    assert torch.allclose(stored, own.state_dict()[key], atol=1e-6)
+
+
+# Plan files
+
+
+def planned(**experiment):
+    Path("e.yaml").write_text(json.dumps({"experiments": [{"name": "a", **experiment}]}))
+    return load_experiments(Path("e.yaml")).experiments[0].settings
+
+
+def test_plans_take_any_network(here):
+    found = planned(model="resnet18", epochs=2)
+    assert (found.model_family, found.input_size) == ("resnet", 224)
+    model, training = completed(found.model_of(None), found.training())
+    assert training.preprocessing == found.data().preprocessing != STUDY
+    assert training == replace(found.training(), preprocess="model", preprocessing=BICUBIC)
+    assert exp_name(model, training).startswith("resnet18_r224_e2")
+    assert planned(model="test_vit").input_size == 160
+    assert planned(model="test_vit", input_size=64).input_size == 64
+    own = planned(model_factory="net.py:build", preprocess="study")
+    assert own.model_of(None).build(num_classes=3).description.num_classes == 3
+    assert own.data().preprocessing == STUDY
+    path = saved(network().state_dict())
+    scored = planned(model="test_resnet", weight_path=str(path))
+    assert scored.model_of(path).build()(X).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        ({"model": "resnet81"}, "model: unknown model 'resnet81'; did you mean"),
+        ({"model": "resnet18", "ls_init": 1.0}, "ls_init: resnet has no layer scale to set"),
+        ({"model": "resnet18", "alpha": 1.0}, "alpha: belongs to slak_flex, not to resnet"),
+        ({"model": "resnet18", "model_family": "slak"}, "'resnet18' is no model of slak"),
+        ({"model_family": "resnet"}, "model_family: must be convnext or .*, got 'resnet'"),
+    ],
+    ids=str,
+)
+def test_plans_name_what_cannot_be(experiment, message, here):
+    with pytest.raises(InputError, match=message) as caught:
+        planned(**experiment)
+    assert len(str(caught.value).splitlines()) == 1

@@ -218,9 +218,13 @@ def test_bad_modes_and_backends():
         erf_accumulate(G, out, mode="max")
     with pytest.raises(TypeError, match="mode must be a string, got int"):
         erf_accumulate(G, out, mode=2)
-    for op, args in ((erf_size, (G,)), (erf_accumulate, (G, out))):
-        with pytest.raises(ValueError, match="no backend 'triton'; it has cuda, cpp, reference"):
-            op(*args, backend="triton")
+    for op, args, other, has in (
+        (erf_size, (G,), "triton", "torch"),
+        (erf_accumulate, (G, out), "torch", "triton"),
+    ):
+        message = f"no backend '{other}'; it has cuda, cpp, {has}, reference"
+        with pytest.raises(ValueError, match=message):
+            op(*args, backend=other)
     meta = torch.empty(1, 3, 4, 4, device="meta")
     assert "on meta" in SIZE.backends["cpp"].reason(meta)
     huge = torch.zeros(1).expand(1, 1, 2**16, 2**15)
@@ -233,6 +237,7 @@ def test_cuda_equals_cpu():
         erf_size(G.cuda(), backend="cpp")
     grad = torch.randn(3, 3, 40, 30)
     assert torch.equal(erf_size(grad.cuda(), [0.2, 0.9]).cpu(), erf_size(grad, [0.2, 0.9]))
-    out = erf_accumulate(grad.cuda(), torch.zeros(40, 30, dtype=torch.float64, device="cuda"))
     expected = erf_accumulate(grad, torch.zeros(40, 30, dtype=torch.float64))
-    assert torch.equal(out.cpu(), expected)
+    for backend in (None, "triton"):
+        zeros = torch.zeros(40, 30, dtype=torch.float64, device="cuda")
+        assert torch.equal(erf_accumulate(grad.cuda(), zeros, backend=backend).cpu(), expected)

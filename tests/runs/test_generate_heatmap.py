@@ -253,7 +253,7 @@ def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
     image_folder(here / "datasets" / "tiny", [f"d/{i}.jpg" for i in range(40)])
     small = ["--batch_size", 1, "--input_size", 64, "--no_overlay"]
     args = [str(a) for a in arguments(weights, "replknet", *small)]
-    command = [sys.executable, "-m", "cba_fast.cli", *args]
+    command = [sys.executable, "-m", "cba_fast", *args]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((here / "np_heatmap_output").rglob("[0-9]*.npy")):

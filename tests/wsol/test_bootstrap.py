@@ -6,7 +6,8 @@ import pytest
 from cba_fast.data.boxes import Boxes
 from cba_fast.errors import InputError
 from cba_fast.wsol import BoxEvaluator, bootstrap, classification_scores, compare, correct_classes
-from cba_fast.wsol.row_table import RowTable
+from cba_fast.wsol.scoring import bootstrap as bootstrap_module
+from cba_fast.wsol.scoring.row_table import RowTable
 
 THRESHOLDS = [0.9, 0.1, 0.5, 0.5, 0.3]  # neither sorted nor distinct
 
@@ -93,15 +94,12 @@ def test_intervals_equal_the_plain_ones(contours, total):
 
 
 def test_batches_of_resamples_and_images_do_not_matter(monkeypatch):
-    import sys
-
-    module = sys.modules["cba_fast.wsol.bootstrap"]
     evaluator = make_evaluator(37, 2)
     whole = bootstrap(evaluator, num_resamples=50)
     assert bootstrap(evaluator, num_resamples=50) == whole
     assert bootstrap(evaluator, num_resamples=50, seed=1) != whole
-    monkeypatch.setattr(module, "BATCH_BYTES", 4 * 6 * 4 * 3)
-    monkeypatch.setattr(module, "IMAGES", 5)
+    monkeypatch.setattr(bootstrap_module, "BATCH_BYTES", 4 * 6 * 4 * 3)
+    monkeypatch.setattr(bootstrap_module, "IMAGES", 5)
     assert bootstrap(evaluator, num_resamples=50) == whole
 
 

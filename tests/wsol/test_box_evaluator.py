@@ -11,8 +11,8 @@ from cba_fast.data.boxes import Boxes
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.ops import best_box_iou
 from cba_fast.wsol import BoxEvaluator, score_maps
-from cba_fast.wsol import evaluator as evaluator_module
-from cba_fast.wsol.row_table import BLOCK_BYTES, RowTable
+from cba_fast.wsol.scoring import evaluator as evaluator_module
+from cba_fast.wsol.scoring.row_table import BLOCK_BYTES, RowTable
 
 
 def make_boxes(n, rng, size=(60, 40), per_image=1):

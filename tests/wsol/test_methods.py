@@ -263,6 +263,12 @@ def test_a_method_of_the_user():
     np.testing.assert_allclose(got, want, atol=1.01 / 255)
     with pytest.raises(InputError, match="must be of features, .*; it has image"):
         register_method("bad", lambda image: image)
+    with pytest.raises(InputError, match="either attention or features, not both"):
+        register_method("bad", lambda features, attentions: features)
+    register_method(
+        "both", lambda gradients, weights: (gradients.mean((2, 3)) * weights)[..., None]
+    )
+    assert heatmap(model, x, method="both", layer="layer4").shape == (3, 64, 96)
     with pytest.raises(InputError, match="it has none"):
         register_method("bad", lambda: None)
     register_method("flat", lambda features: features)

@@ -6,7 +6,7 @@ import pytest
 from cba_fast.analysis import correlations
 from cba_fast.errors import InputError
 from cba_fast.wsol import bootstrap
-from cba_fast.wsol.resampling import MOST, check_resampling, parts, percentile_interval
+from cba_fast.wsol.scoring.resampling import MOST, check_resampling, parts, percentile_interval
 
 
 def test_parts_add_up_and_are_never_empty():

@@ -71,8 +71,9 @@ def command(
     its boxes; for other images give --cub_root or --metadata_root.
     """
     from ...report import MapKeeper
+    from ...runs import ranks
     from ...runs.evaluate import evaluate
-    from ...runs.score import read_tuned
+    from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
     used = {
@@ -80,9 +81,11 @@ def command(
         "data": settings(data_config, map_config.at(data_config.input_size)),
         "run": settings(run_config),
     }
-    saved = []
+    saved, processes = [], ranks.join()
 
     def save(found) -> None:
+        if not processes.leads:
+            return
         _write_predictions(predictions, found)
         if json_path:
             write_scores(json_path, found.result, _json(found, used, threshold_from))
@@ -105,6 +108,7 @@ def command(
                 keeper=keeper,
                 progress=bar("evaluating"),
                 erf_progress=bar("ERF sizes"),
+                ranks=processes,
             )
             save(found)
             if report_path:
@@ -141,7 +145,7 @@ def _write_predictions(path: Path | None, found) -> None:
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
     """Return what the JSON file holds beside the box scores."""
-    from ...runs.score import box_settings, versions
+    from ...runs.scoring.boxes import box_settings, versions
 
     extra = {
         "classification": found.classification,

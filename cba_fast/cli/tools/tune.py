@@ -21,6 +21,12 @@ SHARE = 0.97  # of the best method's speed, which the automatic choice must reac
     "Default: the study's four families.",
 )
 @option(
+    "--model_factory",
+    metavar="PLACE:FUNCTION",
+    help="Function that makes a network of yours, such as package.module:make or mine.py:make, "
+    "whose convolutions are measured too.",
+)
+@option(
     "--case",
     "cases",
     multiple=True,
@@ -75,7 +81,9 @@ SHARE = 0.97  # of the best method's speed, which the automatic choice must reac
     help=f"Only measure whether the automatic choice has at least {SHARE} times the speed of the "
     "best method in each case; exit with 1 if not.",
 )
-def command(models, cases, path, overwrite, verify, threads, seconds, device, **chosen):
+def command(
+    models, model_factory, cases, path, overwrite, verify, threads, seconds, device, **chosen
+):
     """Measure which kernels compute a model's depthwise convolutions fastest here, and use them.
 
     Every kernel's result is checked first; then it takes turns with PyTorch's ways. From then on
@@ -89,6 +97,10 @@ def command(models, cases, path, overwrite, verify, threads, seconds, device, **
 
     if threads:
         torch.set_num_threads(threads)
+    if model_factory:
+        from ...bench.model_contest import create
+
+        models = [*models, create("", factory=model_factory)]
     models = models or None
     if verify:
         if not _verify(models, cases, device, tune.seconds_for(models, cases, seconds), chosen):
@@ -124,7 +136,9 @@ def _results(tuned) -> list:
         for layout in LAYOUTS:
             ms = tuned.table.cases[str(job.call(layout))]
             ours = min((m for m in ms if m in METHODS), key=ms.get, default=None)
-            theirs = min((m for m in ms if m in RIVALS), key=ms.get, default=None)
+            # PyTorch's bfloat16 convolutions that might hang are not called: "torch" does without.
+            theirs = [m for m in ms if m in RIVALS] or [m for m in ms if m == "torch"]
+            theirs = min(theirs, key=ms.get, default=None)
             cells = [str(job.case), job.direction, job.dtype, layout, ours or "none right"]
             if ours is None or theirs is None:
                 rows.add_row(*cells, theirs or "far slower", f"{ms[ours]:.4g}" if ours else "", "")

@@ -138,7 +138,7 @@ def measure_fields(
         return {k: torch.cat([v, new[k]]) for k, v in state.items()}
 
     walk = Walk(
-        ImageDataset(records, size, transform(size, what.data.pixels)),
+        ImageDataset(records, size, transform(size, what.data.preprocessing)),
         range(len(records)),
         num_workers=run.config.num_workers,
         device=run.device,
@@ -213,7 +213,7 @@ def probe_images(what: ScoredImages, records: Sequence[ImageRecord], run: Runtim
         InputError: none can be read.
     """
     size = what.data.input_size
-    data = ImageDataset(records, size, transform(size, what.data.pixels))
+    data = ImageDataset(records, size, transform(size, what.data.preprocessing))
     images = []
     for i in range(len(data)):
         item = data[i]

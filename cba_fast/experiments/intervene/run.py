@@ -16,8 +16,9 @@ from ... import resume
 from ...data import ImageRecord
 from ...errors import InputError
 from ...models import merge
-from ...models.classifier import Classifier
-from ...runs.erf import checkpoint_level
+from ...models.families.classifier import Classifier
+from ...models.inference.folding import fold
+from ...runs.erf.shared import checkpoint_level
 from ...runs.evaluate import ScoredImages, find_images
 from ...runs.outputs import describe_run, read_arrays, write_arrays
 from ...runs.resolve import ResolvedRun, resolve
@@ -112,20 +113,29 @@ class Networks:
         exact: how to compute in float32, for gradients and for features that are compared.
         config: settings.
         probes: images on which the change of the features is measured.
+        keep_layers: see `Runtime.form_of`.
     """
 
-    def __init__(self, model: nn.Module, exact: Runtime, config: InterveneConfig, probes: Tensor):
+    def __init__(
+        self,
+        model: nn.Module,
+        exact: Runtime,
+        config: InterveneConfig,
+        probes: Tensor,
+        keep_layers: bool = False,
+    ):
+        self.keep_layers = keep_layers
         self.model, self.exact, self.config, self.probes = model, exact, config, probes
         self._features: dict[Setting, Tensor] = {}
 
     def form(self, setting: Setting, run: Runtime) -> tuple[nn.Module, float]:
         """Return a network in its form for a run, and its dose, see `Measured`."""
         if setting.kind == UNTOUCHED:
-            return run.form_of(self.model), 0.0
+            return run.form_of(self.model, self.keep_layers), 0.0
         if setting.kind not in OF_FEATURES:
             return self._cut(setting, run)
         dose, change = self._feature_change(setting)
-        form = with_changed_features(run.form_of(self.model), change)
+        form = with_changed_features(run.form_of(self.model, self.keep_layers), change)
         self._check_head(form, run)
         return form, dose
 
@@ -133,7 +143,9 @@ class Networks:
     def level(self) -> str:
         """Which activations the gradients of all networks recompute: none, of blocks or stages."""
         size = self.probes.shape[-1]
-        return checkpoint_level("auto", self.exact.form_of(self.model), size, self.exact)
+        return checkpoint_level(
+            "auto", self.exact.form_of(self.model, self.keep_layers), size, self.exact
+        )
 
     def change(self, form: nn.Module) -> float:
         """Return the relative change of a network's features; `form` is that of the exact run."""
@@ -142,10 +154,10 @@ class Networks:
     def _cut(self, setting: Setting, run: Runtime) -> tuple[nn.Module, float]:
         # Branches are merged first, so that a cut acts on the kernel that the network applies.
         # Strips stay strips here, whatever form is faster later.
-        network = mergeable_copy(self.model)
+        network = merged_copy(self.model, self.keep_layers)
         found = large_kernels(network, self.config.min_kernel)
         share = cut_kernels(found, setting.radius, setting.kind, self.config.seed)
-        return run.form_of(network), share
+        return run.form_of(network, self.keep_layers), share
 
     def _feature_change(self, setting: Setting) -> tuple[float, Change]:
         base, wanted = self._features_of(Setting()), setting.change
@@ -174,11 +186,15 @@ class Networks:
             )
 
 
-def mergeable_copy(model: nn.Module) -> nn.Module:
-    """Return a copy with merged branches, or a plain copy of a model that `merge` does not know."""
+def merged_copy(model: nn.Module, keep_layers: bool = False) -> nn.Module:
+    """Return a copy with merged branches and folded norms, by `merge` or, for others, by `fold`.
+
+    With `keep_layers` it is a plain copy of networks that `merge` does not know.
+    """
     if isinstance(model, Classifier | ConvNeXt):
         return merge(model)
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    form = copy.deepcopy(model).eval().requires_grad_(False)
+    return form if keep_layers else fold(form)[0]
 
 
 @dataclass(repr=False)
@@ -233,6 +249,11 @@ def intervene(
     what, erf_records = drawn(find_images(resolved, maps, box_config), config)
     model = resolved.model.build(input_size=what.data.input_size)
     plan = settings_of(model, config)
+    if maps.layer is not None and set(config.kinds) & set(OF_FEATURES):
+        raise InputError(
+            f"`layer` {maps.layer}: the `kinds` blur and drop change the last feature maps, which"
+            " maps of another layer do not show; leave them out"
+        )
     describe = _Description(resolved, what, erf_records, run, config)
     outputs = [resume.beside(folder / s.file, describe(s)) for s in plan]
     for output in outputs:
@@ -245,7 +266,8 @@ def intervene(
         path = folder / setting.file
         if output.result is None:
             if networks is None:  # nothing is computed where all is there
-                networks = Networks(model, exact, config, probe_images(what, erf_records, exact))
+                probes = probe_images(what, erf_records, exact)
+                networks = Networks(model, exact, config, probes, maps.layer is not None)
             write_arrays(path, _measure(networks, setting, what, erf_records, run))
             output.finish()
         found.measured[setting] = Measured(**read_arrays(path))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...data.reading import to_device
 from ...errors import ModelError
-from ...models.anatomy import (
+from ...models.anatomy.features import FeatureLayout, check_is_map, layout_of, pooling_head
+from ...models.anatomy.parts import (
     Call,
     Layer,
     known_last_map,
@@ -22,7 +23,6 @@ from ...models.anatomy import (
     watched,
     with_tokens,
 )
-from ...models.features import FeatureLayout, check_is_map, layout_of, pooling_head
 from ...nn import frozen
 from ...short import Short
 from .attention import Attentions
@@ -168,13 +168,15 @@ class _Look:
         found = {"logits": logits.detach(), "targets": targets, "top5": top5}
         size, map_ = self.x.shape[2:], features.detach()
         if self.head:
-            return Evidence(**found, **self._over_head(map_, logits, where, module))
-        told = {"model": self.model if last else with_tokens(self.model), "last": last}
-        layout = layout_of(map_, size, layout=self.layout, where=where, **told)
+            found |= self._over_head(map_, logits, where, module)
+        else:
+            told = {"model": self.model if last else with_tokens(self.model), "last": last}
+            layout = layout_of(map_, size, layout=self.layout, where=where, **told)
+            found |= {"layout": layout, "features": layout.to_nchw(map_)}
         if self.grad:
             grad = _gradient(self.model, logits, targets, [features], where)[0]
-            found["gradients"] = layout.to_nchw(grad)
-        return Evidence(**found, layout=layout, features=layout.to_nchw(map_))
+            found["gradients"] = found["layout"].to_nchw(grad)
+        return Evidence(**found)
 
     def _run_head(self) -> tuple[Tensor | None, Tensor | None]:
         """Return features and logits of timm's interface; None if its features are no map.

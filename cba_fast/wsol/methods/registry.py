@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from ...choices import Pc1Range
 from ...errors import InputError
-from ...models.anatomy import type_name
+from ...models.anatomy.parts import type_name
+from ...short import Short
 from .evidence import KINDS, Evidence, gather
 from .linear_head import LacksError
 
 _FLAT = 1e-6  # a map that varies by less, as a share of its maximum, varies by rounding
 
 
-@dataclass(frozen=True)
-class Method:
+@dataclass(frozen=True, repr=False)
+class Method(Short):
     """A localization method.
 
     Attributes:
@@ -128,6 +129,9 @@ def register_method(
         raise InputError(
             f"the parameters of method {name!r} must be of {', '.join(KINDS)}; it {named}"
         )
+    attention = {p for p in parameters if p.startswith("attention")}
+    if attention and len(attention) < len(parameters):
+        raise InputError(f"method {name!r} must take either attention or features, not both")
     METHODS[name] = Method(name, make, frozenset(parameters), value_range)
     return make
 

@@ -1,5 +1,0 @@
-"""``python -m cba_fast.cli``."""
-
-from .main import main
-
-main()
