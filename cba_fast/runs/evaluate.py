@@ -119,6 +119,8 @@ def evaluate(
     Raises:
         CbaError: as those two commands.
     """
+    if keeper is not None and ranks.count > 1:
+        raise InputError("a report is made by one process, which has all maps: leave out torchrun")
     resolved = resolve(model_config, data)
     model_config = resolved.model
     what = find_images(resolved, maps, box_config)
