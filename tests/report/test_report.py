@@ -15,11 +15,20 @@ from report_factory import EVIL, report_data
 from cba_fast.data.boxes import Boxes
 from cba_fast.errors import InputError
 from cba_fast.ops import best_box_iou, box_sweep
-from cba_fast.report import collect, render
+from cba_fast.report import MapKeeper, collect, render
 from cba_fast.report.causes import DEFINITIONS, ELSEWHERE, HIT, MANY, MORE, PART, judge
 from cba_fast.report.claims import find_claims
 from cba_fast.report.collect import class_names
-from cba_fast.runs.settings import BoxConfig, ReportConfig
+from cba_fast.runs.evaluate import evaluate
+from cba_fast.runs.ranks import Ranks
+from cba_fast.runs.settings import (
+    BoxConfig,
+    DataConfig,
+    MapConfig,
+    ModelConfig,
+    ReportConfig,
+    RunConfig,
+)
 
 N = 12
 
@@ -209,3 +218,9 @@ def test_evaluate_ends_with_the_report_of_its_own_maps(tmp_path, monkeypatch, ca
     assert len(page.all("li", **{"class": "card"})) == 7  # two of nine images have no file
     assert "--photo: url(data:" in page.all("li", **{"class": "card"})[0]["style"]
     assert SMALL_MODELS["replknet"] in page.text  # the model is among the settings
+
+
+def test_several_processes_keep_no_maps_for_a_report(tmp_path):
+    configs = ModelConfig(), DataConfig("x"), RunConfig(), MapConfig(), BoxConfig()
+    with pytest.raises(InputError, match="made by one process"):
+        evaluate(*configs, keeper=MapKeeper(tmp_path / "r.html"), ranks=Ranks(0, 2))
