@@ -1,6 +1,7 @@
 """The architecture: imports go to lower floors only, and no file outgrows its room."""
 
 import ast
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def test_an_import_upward_is_seen():
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_no_file_outgrows_its_room(path):
     assert len((ROOT / path).read_text().splitlines()) <= 500
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """Pytest cannot collect both in one run, because it imports them by their bare names."""
+    names = Counter(p.name for p in Path(__file__).parent.rglob("test_*.py"))
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 ROOMS = sorted({(ROOT / path).parent for path in FILES} - {ROOT})

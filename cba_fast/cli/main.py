@@ -75,7 +75,7 @@ EXAMPLES = {
     "info": "--json",
 }
 # The commands whose images several processes of ``torchrun`` share.
-SHARED = ("generate-heatmap", "evaluate", "erf-compute")
+SHARED = ("generate-heatmap", "evaluate")
 
 
 class LazyGroup(click.Group):

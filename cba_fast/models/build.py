@@ -118,12 +118,12 @@ def _from_factory(found: ModelDescription, read: Checkpoint | None) -> nn.Module
             built = model_from_factory(found.model, rows)
         load_fitting(built, read, f"the network of {found.model}")
     count = count_classes(found.model, built, found.input_size)
-    if found.num_classes not in (None, count):
+    if None not in (found.num_classes, count) and found.num_classes != count:
         raise InputError(
             f"the network of {found.model} gives {count} logits, but num_classes is"
             f" {found.num_classes}"
         )
-    built.description = replace(found, num_classes=count)
+    built.description = replace(found, num_classes=count or found.num_classes)
     return built.eval()
 
 

@@ -265,16 +265,13 @@ def score_images(
         found = progress(found, len(batches))
     seen = _score(found, choose_loop(run), evaluators, what.image_ids, shape)
     states = [e.state_dict() for e in evaluators] if ranks.count > 1 else []
-    parts = ranks.share((seen, report.dumps(), states))
-    report.loads(*(text for _, text, _ in parts))
-    report.failed.sort()
-    report.truncated.sort()
-    for _, _, theirs in parts:
+    parts = ranks.share((seen, states))
+    for _, theirs in parts:
         for evaluator, state in zip(evaluators, theirs):
             other = copy(evaluator)
             other.load_state_dict(state)  # this gives the copy a table of its own
             evaluator.merge(other)
-    return _in_order([part[0] for part in parts], what.image_ids), report
+    return _in_order([part[0] for part in parts], what.image_ids), ranks.merged(report)
 
 
 def _in_order(parts: list[Seen], image_ids: list[str]) -> Seen:

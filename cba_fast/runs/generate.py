@@ -19,6 +19,7 @@ from ..short import Short
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
+from .ranks import ALONE, Ranks
 from .resolve import resolve
 from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
@@ -60,6 +61,7 @@ def generate_heatmaps(
     overlay: bool = True,
     store: Path | None = None,
     progress: Callable | None = None,
+    ranks: Ranks = ALONE,
 ) -> GenerateResult:
     """Make and store the maps of an image set.
 
@@ -76,6 +78,8 @@ def generate_heatmaps(
         store: the folder of a store for the maps, instead of ``np_<output>``; see
             `cba_fast.data.score_store`.
         progress: called with an iterable of batches and their number, returns an iterable.
+        ranks: from `cba_fast.runs.ranks.join` where several processes share the images; each of
+            them returns the result.
 
     Raises:
         InputError: bad settings or folders; see `open_images`.
@@ -99,16 +103,22 @@ def generate_heatmaps(
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
+    todo = ranks.mine(todo)
     report = report_on(images.records, run.strict)
     located = iter_localizations(model, images.records, data, runtime, maps, report, todo)
     # Files of an earlier run are cleared only when the first maps have been made, so that a run
     # that fails at its start does not cost them.
     first = list(itertools.islice(located, 1))
-    report.check_any(kept + len(first))
-    outputs.prepare(overwrite)
+    ranks.merged(report).check_any(kept + sum(ranks.share(len(first))))
+    if ranks.leads:
+        outputs.prepare(overwrite)  # every process has checked, and none has written
+    ranks.share("prepared")
     results = itertools.chain(first, located)
     made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
-    notes = constant_lines(constant) + report.lines()
+    stored = ranks.share((made, constant))
+    made, empty = sum(n for n, _ in stored), {i for _, constant in stored for i in constant}
+    constant = [r.image_id for r in images.records if r.image_id in empty]
+    notes = constant_lines(constant) + ranks.merged(report).lines()
     drawn = heatmap_output if overlay else None
     return GenerateResult(outputs.maps.root, drawn, made, kept, notes, images.source)
 

@@ -6,14 +6,16 @@ images of a batch, on which the last bits of a map can depend, nor what is writt
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
+from ..data.reading import Report
 from ..errors import CbaError
 
 Value = TypeVar("Value")
@@ -42,21 +44,42 @@ class Ranks:
         """Wait for all processes; return the values that they gave, by rank.
 
         Raises:
-            CbaError: a process has ended before it came here; the message has its rank where it is
-                known.
+            CbaError: a process has ended before it came here; the message has its rank.
         """
-        if self.count == 1:
-            return [value]
-        values = [None] * self.count
-        try:
-            distributed.monitored_barrier(timeout=_PATIENCE)
-            distributed.all_gather_object(values, value)
-        except RuntimeError as e:
-            raise CbaError(f"a process of this run has ended: {str(e).splitlines()[0]}") from e
+        values = [value, *[None] * (self.count - 1)]
+        if self.leads:
+            for rank in range(1, self.count):
+                with _reaching(rank):
+                    received = [None]
+                    distributed.recv_object_list(received, rank)
+                    values[rank] = received[0]
+        else:
+            with _reaching(0):
+                distributed.send_object_list([value], 0)
+        if self.count > 1:
+            with _reaching(0):
+                distributed.broadcast_object_list(values, 0)
         return values
+
+    def merged(self, report: Report) -> Report:
+        """Wait for all processes; return their reports as one, in the order of the images."""
+        found = replace(report)
+        found.loads(*self.share(report.dumps()))
+        found.failed.sort()
+        found.truncated.sort()
+        return found
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def _reaching(rank: int) -> Iterator[None]:
+    """Name the process with which the block speaks, where that fails."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise CbaError(f"rank {rank} of this run has ended early") from e
 
 
 def join() -> Ranks:

@@ -121,4 +121,11 @@ __device__ __forceinline__ int block_anew() {
   return block;
 }
 
+// The same value, which the compiler keeps in a register: it would compute a simple one anew in each
+// turn of a loop.
+__device__ __forceinline__ int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 }  // namespace cba

@@ -170,6 +170,9 @@ inline unsigned __float_as_uint(float a) { return emulator::bits_as<unsigned>(a)
 inline float __uint_as_float(unsigned a) { return emulator::bits_as<float>(a); }
 inline long long __double_as_longlong(double a) { return emulator::bits_as<long long>(a); }
 inline double __longlong_as_double(long long a) { return emulator::bits_as<double>(a); }
+inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift < 32 ? shift : 32));
+}
 inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline int __ffs(int a) { return __builtin_ffs(a); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {

@@ -84,13 +84,31 @@ def test_evaluate_writes_the_files_of_one_process(here, common, count):
     assert files_of(here / "s.json", here / "p.csv") == wanted
 
 
+@pytest.mark.parametrize("where", ["np_h", "store"])
+def test_generate_heatmap_writes_the_files_of_one_process(here, common, where):
+    args = ["generate-heatmap", *common, "--heatmap_output", "h"]
+    args += ["--store", "store"] if where == "store" else []
+    (one,) = run(1, *args)
+    assert one[0] == 0, one[2]
+    wanted = files_of(here / "h", here / where)
+    assert len(wanted) == 6 + 1 + (4 if where == "store" else 6 + 1)
+    for path in [p for p in wanted if IDS[3].removesuffix(".jpg") in p or "0003" in p]:
+        os.remove(path)  # as a killed run leaves it
+    for count, more, made in ((2, [], 1), (3, ["--overwrite"], 6)):
+        (status, out, err), *others = run(count, *args, *more)
+        assert status == 0, err
+        assert f"Heatmaps     : {made} made" in out
+        assert IDS[2] in err
+        assert others == [(0, "", "")] * (count - 1)
+        assert files_of(here / "h", here / where) == wanted
+
+
 def test_a_process_that_ends_early_is_named(here, common):
     args = ["evaluate", *common, "--metadata_root", "meta", "--strict", "--num_samples", 0]
     (status0, _, err0), (status1, _, err1) = run(2, *args, "--json", "never.json")
     assert (status0, status1) == (1, 1)
     assert f"Error (rank 1): {IDS[2]}" in err1
-    assert "a process of this run has ended: " in err0
-    assert "Rank 1" in err0
+    assert "Error (rank 0): rank 1 of this run has ended early" in err0
     assert not (here / "never.json").exists()
 
 

@@ -82,6 +82,8 @@ def command(
         "run": settings(run_config),
     }
     saved, processes = [], ranks.join()
+    if report_path and processes.count > 1:
+        raise click.UsageError("--report needs one process; score stored maps with cba-fast report")
 
     def save(found) -> None:
         if not processes.leads:

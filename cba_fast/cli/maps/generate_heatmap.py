@@ -46,6 +46,7 @@ def command(
     np_HEATMAP_OUTPUT/<class>/<stem>.npy, or as --map_names says. The same command, started again,
     goes on where it was.
     """
+    from ...runs import ranks
     from ...runs.generate import generate_heatmaps
 
     start = time.perf_counter()
@@ -61,6 +62,7 @@ def command(
             overlay=not no_overlay,
             store=store,
             progress=bar("heatmaps"),
+            ranks=ranks.join(),
         )
     seconds = time.perf_counter() - start
     warn(result.notes)

@@ -28,7 +28,13 @@ class Call:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside of `DataParallel`, DDP and `torch.compile`, or the model itself."""
+    """Return the network inside of `DataParallel`, DDP and `torch.compile`, or the model itself.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     while True:
         compiled = model._modules.get("_orig_mod")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -89,7 +89,8 @@ def fold(
     try:
         args = _inputs(exact, example)
     except Exception as e:  # the code is someone else's and may raise anything
-        why = f"the model cannot be run to check the result, give `example`: {short_error(e)}"
+        why = "the model cannot be run to check the result (an example input can be given): "
+        why += short_error(e)
         return copy.deepcopy(model), FoldReport(left=left | {s.target: why for s in steps})
     for _ in range(MOST_WRONG):
         form = copy.deepcopy(exact)

@@ -50,6 +50,7 @@ CBA_INSTRUCTION void cp_async_wait() {
   emulator::finish_copies(kPending);
 }
 
+inline int kept(int value) { return value; }
 inline int thread_anew() { return static_cast<int>(threadIdx.x); }
 inline int block_anew() { return static_cast<int>(blockIdx.x); }
 

@@ -297,7 +297,7 @@ def test_a_model_that_cannot_be_run_needs_an_example():
     model = randomized(Two())
     form, report = fold(model)
     assert report.folded == []
-    assert "give `example`: TypeError" in report.left["conv.bn"]
+    assert "(an example input can be given): TypeError" in report.left["conv.bn"]
     example = (torch.randn(1, 2, 10, 10), torch.randn(300))
     form = inference_form(model, example=example)
     assert form.fold_report.folded == ["conv.bn"]
