@@ -5,7 +5,9 @@
     python benchmarks/cuda_compile_table.py --source erf_size.cu --arch sm_90
     python benchmarks/cuda_compile_table.py --json benchmarks/results/gpu_compile/nvcc-13.0.jsonl
 
-The figures are those that ``nvcc -Xptxas -v`` prints. Exits with 1 if a kernel spills registers.
+The figures are those that ``nvcc -Xptxas -v`` prints and, for kernels with matrix products, the
+instructions and products of a turn of the main loop (`machine_code`): a row of an image where the
+number of steps is fixed, else a step. Exits with 1 if a kernel spills registers.
 """
 
 import argparse
@@ -21,9 +23,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import machine_code
+
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 ARCHS = ("sm_80", "sm_90", "sm_100")
 COLUMNS = ("nvcc", "source", "kernel", "arch", "registers", "spills", "stack", "shared")
+COLUMNS += ("instructions", "products")
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -62,14 +67,19 @@ def compiled(source: Path, arch: str) -> list[dict]:
             *("-o", f"{folder}/kernels.cubin", str(source)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tool, listing = machine_code.tool(), ""
+        if tool and done.returncode == 0:
+            command = [tool, "-c", f"{folder}/kernels.cubin"]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     common = {"source": source.name, "digest": digest(source)}
-    return [common | record for record in _records(done.stdout + done.stderr)]
+    code = machine_code.functions(listing)
+    return [common | record for record in _records(done.stdout + done.stderr, code)]
 
 
-def _records(output: str) -> Iterator[dict]:
-    """Read the figures of each kernel from the output of ptxas."""
+def _records(output: str, code: dict[str, str]) -> Iterator[dict]:
+    """Read the figures of each kernel from the output of ptxas and from its machine code."""
     starts = list(_ENTRY.finditer(output))
     names = _demangled([m[1] for m in starts])
     ends = [m.start() for m in starts[1:]] + [len(output)]
@@ -77,6 +87,7 @@ def _records(output: str) -> Iterator[dict]:
         text = output[match.end() : end]
         stack, stores, loads = map(int, _STACK.search(text).groups())
         shared = _SHARED.search(text)
+        turn = machine_code.main_loop(code.get(match[1], ""), _laid_out(name))
         yield {
             "kernel": name,
             "arch": match[2],
@@ -84,7 +95,21 @@ def _records(output: str) -> Iterator[dict]:
             "spills": stores + loads,
             "stack": stack,
             "shared": int(shared[1]) if shared else 0,
+            **(
+                {"instructions": round(turn.instructions, 1), "products": turn.products}
+                if turn
+                else {}
+            ),
         }
+
+
+def _laid_out(kernel: str) -> int:
+    """Return how many words of a row a lane of the row-Hankel kernel lays out; 1 for others."""
+    tile = re.search(r"hankel_kernel<\w+, \(?(?:int\)?)?(\d+), (\d+), (\d+), (\d+)>", kernel)
+    if tile is None:
+        return 1
+    _, columns, images, steps = map(int, tile.groups())
+    return -(-(4 * columns + 8 * steps) * images // 32)
 
 
 def _demangled(names: list[str]) -> list[str]:
@@ -116,7 +141,7 @@ def main() -> int:
             records = [{"nvcc": version, **record} for part in parts for record in part]
     print("Memory is in bytes; shared memory is without what a launch adds.\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    print("\n".join("| " + " | ".join(str(r[c]) for c in COLUMNS) + " |" for r in records))
+    print("\n".join("| " + " | ".join(str(r.get(c, "")) for c in COLUMNS) + " |" for r in records))
     if args.json:
         args.json.write_text("".join(json.dumps(r) + "\n" for r in records))
     return 1 if any(r["spills"] for r in records) else 0

@@ -5,15 +5,16 @@ timed. A dry run on a CPU has tiny shapes, and its times mean nothing.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import product
+from itertools import islice, product
 
+import gpu_faults
 import torch
 from torch import Tensor
 
-from cba_fast.bench import tune as tuning
 from cba_fast.bench.device_timing import timed
 from cba_fast.bench.dwconv_contest import (
     DIRECTIONS,
@@ -24,6 +25,7 @@ from cba_fast.bench.dwconv_contest import (
     random_inputs,
     relative_error,
 )
+from cba_fast.kernels.dwconv_gpu import cuda_hankel, cuda_strip
 from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
@@ -40,20 +42,40 @@ WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WRONG_OF_RIVALS = 1e-2
 CL = torch.channels_last
 BACKENDS = ("triton", "cuda")
+TIMING = "timing"  # the way that is noted while all right ways take turns
 
 # The most important cases are first, because the time may run out: RepLKNet-31B at 384 pixels
-# (stage 3 has 54 % of its products), strips of SLaK-T and ConvNeXt's 7x7, then batches of 1 and 2.
-CASES = [
-    *(Case(512, 24, 24, 27, 27, 64), Case(128, 96, 96, 31, 31, 64), Case(256, 48, 48, 29, 29, 64)),
-    *(Case(1024, 12, 12, 13, 13, 64), Case(124, 96, 96, 51, 5, 64), Case(124, 96, 96, 5, 51, 64)),
-    *(Case(128, 96, 96, 7, 7, 64), Case(128, 96, 96, 31, 31, 2), Case(512, 24, 24, 27, 27, 2)),
-    *(Case(128, 96, 96, 31, 31, 1), Case(512, 24, 24, 27, 27, 1), Case(1024, 12, 12, 13, 13, 1)),
+# (stage 3 has 54 % of its products), then strips of SLaK-T and ConvNeXt's 7x7.
+STAGES = (
+    *(Case(512, 24, 24, 27, 27, 64), Case(128, 96, 96, 31, 31, 64)),
+    *(Case(256, 48, 48, 29, 29, 64), Case(1024, 12, 12, 13, 13, 64)),
+)
+STRIPS = Case(124, 96, 96, 51, 5, 64), Case(124, 96, 96, 5, 51, 64)
+CONVNEXT = Case(128, 96, 96, 7, 7, 64)
+JOBS = [
+    *((case, torch.bfloat16, direction) for case, direction in product(STAGES, DIRECTIONS)),
+    *((case, torch.float32, direction) for case, direction in product(STAGES, DIRECTIONS[:2])),
+    (STAGES[1], torch.float16, "forward"),
+    *((case, torch.bfloat16, direction) for case, direction in product(STRIPS, DIRECTIONS[:2])),
+    *((CONVNEXT, torch.bfloat16, direction) for direction in DIRECTIONS),
 ]
-TINY = [Case(2, 5, 4, 9, 9, 2), Case(2, 6, 5, 3, 3, 1)]
+COMPILED = [(case, torch.bfloat16, "forward") for case in STAGES[:2]]  # also by `torch.compile`
+TINY = [
+    *((Case(2, 5, 4, 9, 9, 2), torch.bfloat16, direction) for direction in DIRECTIONS),
+    (Case(2, 6, 5, 3, 3, 1), torch.float32, "forward"),
+]
+# The launches that are profiled: the job and the way.
+LAUNCHES = {
+    "hankel": (JOBS[0], "cuda"),
+    "hankel_weight": ((*JOBS[0][:2], "grad_weight"), "cuda"),
+    "strip": ((STRIPS[0], torch.bfloat16, "forward"), "cuda_strip"),
+    "fma": ((STAGES[1], torch.float32, "forward"), "cuda"),
+    "band": (JOBS[0], "triton"),
+}
 
 
 class DeviceLost(Exception):
-    """A kernel ended this process's use of the GPU; ``str(e)`` is the candidate that ran it."""
+    """A kernel ended this process's use of the GPU; ``str(e)`` is the way that ran it."""
 
 
 def rates(device: str) -> Iterator[dict]:
@@ -137,29 +159,28 @@ def convolutions(
     device: str,
     seconds: float = 1e9,
     *,
-    without: Collection[str] = (),
-    skip: int = 0,
-    each: float = 0.1,
+    done: int = 0,
+    without: Callable[[int], Collection[str]] = lambda index: (),
+    trying: Callable[[int, str], None] = lambda index, way: None,
 ) -> Iterator[dict]:
-    """Compare our convolutions with PyTorch's three ways in bfloat16, some cases also in float32.
+    """Compare our convolutions with PyTorch's ways, job after job.
 
     Args:
         device: "cuda" or "cpu".
-        seconds: the time after which no case is begun.
-        without: backends that are left out.
-        skip: how many of the first cases are left out.
-        each: the seconds of calls of each way.
+        seconds: the time after which no job is begun.
+        done: how many of the first jobs are left out.
+        without: returns the ways that are left out of a job, given its index.
+        trying: is told which way of which job is run next.
     """
     end = time.monotonic() + seconds
-    real = device == "cuda"
-    cases = CASES if real else TINY
-    half = [(case, torch.bfloat16, direction) for case, direction in product(cases, DIRECTIONS)]
-    single = [(c, torch.float32, d) for c, d in product(cases[:4], ("forward", "grad_x"))]
-    for case, dtype, direction in (half[:12] + single + half[12:])[skip:]:
+    jobs = JOBS if device == "cuda" else TINY
+    for index, job in islice(enumerate(jobs), done, None):
         if time.monotonic() > end:
             return
-        compiler = "inductor" if real else "eager"
-        yield compared(case, dtype, direction, device, each, compiler, without)
+        compiler = "inductor" if job in COMPILED else "eager" if job is TINY[0] else None
+        faults = index == 0 and "CBA_GPU_FAULTS" in os.environ
+        how = (compiler, without(index), partial(trying, index), faults)
+        yield compared(*job, device, 0.1, *how)
 
 
 def compared(
@@ -170,6 +191,8 @@ def compared(
     seconds: float,
     compiler: str | None,
     without: Collection[str] = (),
+    trying: Callable[[str], None] = lambda way: None,
+    faults: bool = False,
 ) -> dict:
     """Return the record of the `candidates`: errors, and times of those with right results.
 
@@ -177,11 +200,14 @@ def compared(
         DeviceLost: the device no longer answers.
     """
     inputs = inputs_on(device, case, direction, dtype)
-    functions = candidates(case, direction, inputs, compiler, without)
+    functions = candidates(case, direction, inputs, compiler)
+    functions = gpu_faults.put_in(functions) if faults else functions
+    functions = {name: function for name, function in functions.items() if name not in without}
     truth = _truth(case, direction, [t.double() for t in inputs])
     errors, failed = {}, {}
     for name, function in functions.items():
         _poison(truth, dtype)
+        trying(name)
         try:
             errors[name] = relative_error(function(), truth)
         except Exception as e:  # the other ways can still run
@@ -189,6 +215,7 @@ def compared(
             _check_alive(device, name)
     del truth
     right = {n: f for n, f in functions.items() if _is_right(n, errors.get(n, math.inf), dtype)}
+    trying(TIMING)
     return {
         "case": str(case),
         "direction": direction,
@@ -197,26 +224,18 @@ def compared(
         "mb": 2 * inputs[0].nbytes / 1e6,
         "errors": {n: float(f"{e:.3g}") if math.isfinite(e) else None for n, e in errors.items()},
         "failed": failed,
-        "timings": timed(right, device, seconds),
+        "timings": timed(right, device, seconds) if TIMING not in without else {},
     }
 
 
-def tune(device: str, seconds: float) -> Iterator[dict]:
-    """Measure for the table of the automatic choice: RepLKNet's batches of 64 first, then the rest.
-
-    Raises:
-        DeviceLost: the device no longer answers; the table holds which backend ran.
-    """
-    end = time.monotonic() + seconds
-    first = {"models": "replknet_31b", "input_sizes": [384], "batch_sizes": [64]}
-    plans = [first | {"dtypes": ["bfloat16"]}, first, {"models": None}]
-    for plan in plans if device == "cuda" else [{"cases": TINY}]:
-        left = max(1.0, end - time.monotonic())
-        try:
-            tuned = tuning.tune(**plan, device=device, seconds=left)
-        except tuning.DeviceLost as e:
-            raise DeviceLost(e.method) from e
-        yield {"what": "tune", "jobs": len(tuned.jobs), "left": tuned.left}
+def launch(device: str, name: str) -> Iterator[dict]:
+    """Run one of `LAUNCHES` once, for a profiler."""
+    (case, dtype, direction), way = LAUNCHES[name]
+    if device == "cpu":
+        (case, dtype, direction), way = TINY[0], "triton"
+    inputs = inputs_on(device, case, direction, dtype)
+    norm = ours(case, direction, inputs)[way]().float().norm().item()
+    yield {"what": name, "way": way, "case": str(case), "norm": norm}
 
 
 def inputs_on(device: str, case: Case, direction: str, dtype: torch.dtype) -> list[Tensor]:
@@ -268,13 +287,11 @@ def candidates(
     direction: str,
     inputs: list[Tensor],
     compiler: str | None,
-    without: Collection[str] = (),
 ) -> dict[str, Callable[[], Tensor]]:
     """Return our backends and PyTorch's ways, on both memory formats, by name.
 
     Args:
         compiler: the backend of `torch.compile`, PyTorch's third way; None leaves that out.
-        without: backends of ours that are left out.
     """
     a, b = inputs
     size, groups = (case.kh, case.kw), case.channels
@@ -291,7 +308,7 @@ def candidates(
         return results[mask.index(True)]
 
     a_cl, b_cl = (t.to(memory_format=CL) for t in (a, b))
-    found = ours(case, direction, inputs, without)
+    found = ours(case, direction, inputs)
     found |= {"nchw": partial(theirs, a, b), "channels_last": partial(theirs, a_cl, b_cl)}
     if compiler:
         # `theirs` has the same code in every case: without a reset the ninth one would not be
@@ -302,10 +319,11 @@ def candidates(
     return found
 
 
-def ours(
-    case: Case, direction: str, inputs: list[Tensor], without: Collection[str] = ()
-) -> dict[str, Callable[[], Tensor]]:
-    """Return our backends that can run here, on both memory formats, by name."""
+def ours(case: Case, direction: str, inputs: list[Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """Return our backends that can run here, on both memory formats, by name.
+
+    For strips there are the two kernels between which the backend "cuda" chooses, too.
+    """
     a, b = inputs
     size = (case.kh, case.kw)
 
@@ -319,8 +337,11 @@ def ours(
     b_cl = b.to(memory_format=CL) if direction == "grad_weight" else b
     found = {}
     for backend in BACKENDS:
-        reason = TABLES[direction].backends[backend].reason(a, size, "auto")
-        if reason is None and backend not in without:
+        if TABLES[direction].backends[backend].reason(a, size, "auto") is None:
             found[backend] = partial(run, backend, a, b)
             found[f"{backend}_channels_last"] = partial(run, backend, a_cl, b_cl)
+    if "cuda" in found and case in STRIPS and direction != "grad_weight":
+        how = (a, b, None, torch.contiguous_format, direction == "grad_x")
+        found["cuda_hankel"] = partial(cuda_hankel.forward, *how)
+        found["cuda_strip"] = partial(cuda_strip.forward, *how)
     return found

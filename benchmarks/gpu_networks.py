@@ -207,7 +207,7 @@ def images_per_second(model_config, data, run, maps, box_config) -> dict[str, fl
     from cba_fast.runs.evaluate import choose_loop, evaluate, match_images
     from cba_fast.runs.inference import load_model, open_images
     from cba_fast.runs.runtime import Runtime
-    from cba_fast.runs.score import make_evaluator, open_boxes
+    from cba_fast.runs.scoring.boxes import make_evaluator, open_boxes
     from cba_fast.wsol.localize import localize_on_device
 
     boxes = open_boxes(box_config)

@@ -1,23 +1,22 @@
-"""Test and measure everything that needs an NVIDIA GPU, in one run of at most eight minutes.
+"""Test and measure what needs an NVIDIA GPU, in two calls of about five minutes.
 
-    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive gpu_results.tar.gz  # network or not
-    python3 benchmarks/gpu_run.py --out dry --dry_run                 # anywhere: tiny shapes
+    python benchmarks/gpu_run.py --prebuild python3.12     # elsewhere, before: the compiled core
+    python3 benchmarks/gpu_run.py --call 1 --seconds 290 --out /tmp/gpu --archive gpu_1.tar.gz
+    python3 benchmarks/gpu_run.py --call 2 --seconds 290 --out /tmp/gpu --archive gpu_2.tar.gz
+    python benchmarks/gpu_run.py --call 1 --out dry --dry_run --faults   # on a CPU: tiny shapes
 
-    # a second run, for more of the table of the choice, and compiled networks
-    python3 benchmarks/gpu_run.py --out /tmp/gpu --archive more.tar.gz --seconds 560 \
-        --only build --only tune --only compiled_network
+The first call proves on a few small cases that the kernels run, and times the most important
+shapes. The second one runs all tests marked gpu, profiles a launch of each main kernel, searches
+for bad accesses and races, makes the table of the automatic choice and measures an evaluation.
 
-It builds the compiled core where a compiler, CMake and pybind11 are found; nothing is installed,
-the package runs from here. It runs the tests marked gpu, and small cases under compute-sanitizer
-where that is installed. Then it measures (`gpu_measure`, `gpu_networks`) the device's rates, the
-ERF ops, the convolutions against PyTorch's three ways, the table of the automatic choice
-(``cba-fast tune``), and with that table RepLKNet-31B, its receptive field and an evaluation.
+Nothing is installed, the package runs from here. `--prebuild` compiles the core for the given
+Python and for Hopper into ``build/gpu/``. Carried along, that folder saves the build if it belongs
+to the same sources and can be imported; otherwise the core is built there.
 
-Each step is a process with a time limit, so that a crash or a hang costs only that step. The
-results are files of JSON lines in the output folder, one for each step; `summary.json` says how
-each step ended; ``dwconv_cuda_*.json`` is the new table for ``cba_fast/ops/``. The archive holds
-all of this but the build and is written after each step. The run can be repeated; it exits with 1
-if a step failed.
+Each step is a process with a time limit. Each test and each way to compute a case has an alarm,
+too: a process that says nothing for so long is killed, and another one goes on behind it. Results
+are JSON lines in the output folder, a file for each step; `summary.json` says how each step ended.
+The archive holds all of this and is written after each step. Exits with 1 if a step failed.
 """
 
 import argparse
@@ -38,18 +37,20 @@ from typing import NamedTuple
 import gpu_commands
 import gpu_records
 from gpu_process import run_limited
+from gpu_tests import run_tests
 
 ROOT = Path(__file__).resolve().parent.parent
-RESERVE = 20  # seconds that are kept for the table and the archive
+FAULTS = Path(__file__).with_name("gpu_faults.py")
+RESERVE = 5  # seconds that are kept for the archive and the report
 
 
 class Step(NamedTuple):
-    """A step of a run.
+    """A step of a call.
 
     Attributes:
         turn: steps with the same turn run at the same time; measurements run alone.
         function: takes the run and the seconds that it may use, and returns how it ended.
-        limit: the most seconds of the step in a run of all steps.
+        limit: the most seconds of the step.
         least: the seconds that must be left for the step to start.
     """
 
@@ -60,26 +61,39 @@ class Step(NamedTuple):
 
 
 class Run:
-    """One run: the folder of its results, the time that is left, and how each step ended.
+    """One call: the folder of its results, the time that is left, and how each step ended.
 
     Args:
         out: the folder of the results.
         seconds: the time for everything.
         dry: whether to run tiny shapes on the CPU, with Triton's kernels in its interpreter.
-        limits: whether each step has its own limit besides the time that is left.
+        faults: whether a test that hangs, one that fails and a way that hangs are put in.
         archive: the ``.tar.gz`` file for all results, or None.
+        alarm: the seconds after which a test or a way that says nothing is given up.
     """
 
-    def __init__(self, out: Path, seconds: float, dry: bool, limits: bool, archive: Path | None):
-        self.out, self.dry, self.limits, self.archive = out, dry, limits, archive
+    root = ROOT
+
+    def __init__(
+        self,
+        out: Path,
+        seconds: float,
+        *,
+        dry: bool = False,
+        faults: bool = False,
+        archive: Path | None = None,
+        alarm: float = 40,
+    ):
+        self.out, self.dry, self.archive, self.alarm = out, dry, archive, alarm
+        self.more_tests = [FAULTS] if faults else []
         self.end = time.monotonic() + seconds
         self.summary: dict[str, dict] = {}
         self._writing = threading.Lock()
-        self.env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self.env |= {
-            "CBA_CACHE_DIR": str(out)
-        }  # where `tune` writes its table, and networks find it
-        self.env |= {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONUNBUFFERED": "1"}
+        folders = (ROOT, ROOT / "tests", ROOT / "benchmarks")
+        self.env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+        self.env |= {"TRITON_DEFAULT_FP_FUSION": "1", "PYTHONUNBUFFERED": "1", "CBA_GPU_RUN": "1"}
+        self.env |= {"CBA_CACHE_DIR": str(out)}  # `tune` writes its table there, networks find it
+        self.env |= {"CBA_GPU_FAULTS": "1"} if faults else {}
         if dry:
             self.env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         out.mkdir(parents=True, exist_ok=True)
@@ -91,9 +105,8 @@ class Run:
         if left < step.least:
             result = {"status": "skipped", "reason": f"{max(left, 0):.0f} s were left"}
         else:
-            limit = min(step.limit, left) if self.limits else left
             try:
-                result = step.function(self, max(5, min(limit, left - RESERVE)))
+                result = step.function(self, max(5, min(step.limit, left - RESERVE)))
             except Exception as e:  # the other steps can still run
                 result = {"status": "failed", "reason": f"{type(e).__name__}: {e}"}
         result |= {"seconds": round(time.monotonic() - start, 1)}
@@ -113,13 +126,17 @@ class Run:
                     tar.add(path, arcname=f"gpu_results/{path.name}")
         part.replace(self.archive)
 
-    def command(self, name: str, arguments: list, limit: float, **env: str) -> dict:
+    def command(
+        self, name: str, arguments: list, limit: float, *, alarm: float | None = None, **env: str
+    ) -> dict:
         """Run a command with its output in ``<name>.log``, and return how it ended."""
         log = self.out / f"{name}.log"
-        code = run_limited(arguments, log, limit, env=self.env | env, cwd=ROOT)
+        log.write_text("")
+        how = {"env": self.env | env, "cwd": ROOT, "alarm": alarm}
+        code = run_limited(arguments, log, limit, **how)
         tail = log.read_text(errors="replace").splitlines()[-3:]
         if code is None:
-            return {"status": "failed", "reason": f"took more than {limit:.0f} s", "tail": tail}
+            return {"status": "failed", "reason": f"hung, or took {limit:.0f} s", "tail": tail}
         return {"status": "failed" if code else "done", "code": code, "tail": tail}
 
 
@@ -141,144 +158,172 @@ def machine(run: Run, limit: float) -> dict:
 
 
 def build(run: Run, limit: float) -> dict:
-    """Build ``cba_fast._C``; skipped if a tool is missing, as the package also runs without it."""
-    if missing := gpu_commands.missing_for_build():
-        return {"status": "skipped", "reason": f"not here: {', '.join(missing)} (as CBA_NATIVE=0)"}
-    folder = run.out / "build"
-    configure = gpu_commands.configure(ROOT, folder)
+    """Take the core that was carried along, or build it; the package also runs without it."""
     if run.dry:
-        return {"status": "done", "command": " ".join(map(str, configure))}
-    start = time.monotonic()
-    result = run.command("build_configure", configure, limit)
-    if result["status"] == "done":
-        left = limit - (time.monotonic() - start)
-        how = ["--build", folder, "-j", os.cpu_count() or 1]
-        result = run.command("build", [configure[0], *how], left)
-    if result["status"] == "done":
-        for library in (folder / "lib").glob("_C*.so"):
-            gpu_commands.install(library, ROOT / "cba_fast")
+        command = gpu_commands.configure(ROOT, run.out / "build", sys.executable)
+        return {"status": "done", "command": " ".join(map(str, command))}
+    if (library := gpu_commands.carried(ROOT)) is not None:
+        gpu_commands.install(library, ROOT / "cba_fast")
+        check = [sys.executable, "-c", gpu_commands.CHECK]
+        if run.command("build_carried", check, min(30, limit))["status"] == "done":
+            return {"status": "done", "carried": library.name}
+        (ROOT / "cba_fast" / library.name).unlink()
+    if missing := gpu_commands.missing_for_build():
+        return {"status": "failed", "reason": f"not here: {', '.join(missing)}"}
+    start, folder, result = time.monotonic(), run.out / "build", {}
+    for name, command in gpu_commands.build(ROOT, folder, sys.executable).items():
+        result = run.command(name, command, limit - (time.monotonic() - start))
+        if result["status"] != "done":
+            return result
+    gpu_commands.install(gpu_commands.built(folder), ROOT / "cba_fast")
     return result
 
 
-def tests_of_triton(run: Run, limit: float) -> dict:
-    """Run the tests that need no compiled core, while it is built."""
-    return _tests(
-        run, "tests_of_triton", ["tests/ops/test_dwconv_gpu.py"], "triton or automatic", limit
-    )
+def smoke_tests(run: Run, limit: float) -> dict:
+    """Run a few small cases of the CUDA and Triton kernels."""
+    chosen = f"{gpu_commands.SMALL_CUDA} or {gpu_commands.SMALL_TRITON}"
+    return run_tests(run, "smoke_tests", gpu_commands.gpu_test_files(ROOT), chosen, limit)
 
 
 def tests(run: Run, limit: float) -> dict:
-    """Run the other tests marked gpu."""
-    files = gpu_commands.gpu_test_files(ROOT)
-    return _tests(run, "tests", files, "not (test_dwconv_gpu and (triton or automatic))", limit)
+    """Run all tests marked gpu."""
+    env = {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
+    return run_tests(run, "tests", gpu_commands.gpu_test_files(ROOT), "", limit, env=env)
 
 
-def _tests(run: Run, name: str, files: list, chosen: str, limit: float) -> dict:
-    more = ["--collect-only"] if run.dry else gpu_commands.in_parallel()
-    arguments = gpu_commands.pytest(files, chosen, "-rsfE", "--durations=10", *more)
-    return run.command(name, arguments, limit, TORCHINDUCTOR_COMPILE_THREADS="2")
+def sanitized(name: str, check: str, chosen: str) -> Callable[[Run, float], dict]:
+    """Return the step that runs small cases under one of the checks of compute-sanitizer."""
 
+    def step(run: Run, limit: float) -> dict:
+        tool = gpu_commands.nvidia_tool("compute-sanitizer")
+        if tool is None:
+            return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
+        prefix = (tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20")
+        prefix += ("--target-processes", "application-only")
+        # With caching the tool would see only the large blocks that PyTorch cuts tensors from.
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        files = gpu_commands.gpu_test_files(ROOT)
+        return run_tests(run, name, files, chosen, limit, prefix=prefix, env=env)
 
-def sanitizer_triton(run: Run, limit: float) -> dict:
-    """Run small cases of the Triton kernels under memcheck."""
-    files = ["tests/ops/test_dwconv_gpu.py"]
-    chosen = gpu_commands.SANITIZED_TRITON
-    return _sanitized(run, "sanitizer_triton", "memcheck", files, chosen, limit)
-
-
-def sanitizer_cuda(run: Run, limit: float) -> dict:
-    """Run small cases of the CUDA kernels under memcheck."""
-    files = ["tests/ops/test_dwconv_gpu.py", "tests/ops/test_quantize.py", *_CUDA_FILES]
-    chosen = gpu_commands.SANITIZED_CUDA
-    return _sanitized(run, "sanitizer_cuda", "memcheck", files, chosen, limit)
-
-
-def sanitizer_races(run: Run, limit: float) -> dict:
-    """Run small cases of the CUDA kernels under racecheck."""
-    chosen = gpu_commands.SANITIZED_RACES
-    return _sanitized(run, "sanitizer_races", "racecheck", list(_CUDA_FILES), chosen, limit)
-
-
-_CUDA_FILES = tuple(
-    f"tests/kernels/test_{name}.py"
-    for name in ("dwconv_cuda", "dwconv_cuda_hankel", "dwconv_cuda_strip", "erf_cuda")
-)
-
-
-def _sanitized(run: Run, name: str, check: str, files: list, chosen: str, limit: float) -> dict:
-    tool = gpu_commands.sanitizer()
-    if run.dry:
-        arguments = gpu_commands.pytest(files, chosen, "--collect-only")
-        return run.command(name, arguments, limit)
-    if tool is None:
-        return {"status": "skipped", "reason": "compute-sanitizer is not installed"}
-    arguments = [tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20"]
-    arguments += ["--target-processes", "application-only", *gpu_commands.pytest(files, chosen)]
-    # With caching the tool would see only the large blocks that PyTorch cuts tensors from.
-    return run.command(name, arguments, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return step
 
 
 def measured(name: str) -> Callable[[Run, float], dict]:
     """Return the step that measures `name`.
 
-    If a kernel of ours ends its process, it is started again without that backend.
+    If a way to compute a case hangs or ends its process, another process goes on without it.
     """
 
     def step(run: Run, limit: float) -> dict:
         end = time.monotonic() + limit
         records = run.out / f"{name}.jsonl"
         records.write_text("")
-        lost: list[str] = []
+        alarm = run.alarm if name == "convolutions" else None
         while True:
             left = end - time.monotonic()
             arguments = [sys.executable, __file__, "--out", run.out, "--measure", name]
             arguments += ["--seconds", left, *["--dry_run"] * run.dry]
-            arguments += [a for backend in lost for a in ("--without", backend)]
-            result = run.command(name, arguments, left)
-            if lost:
-                result |= {"status": "failed", "lost": lost}
-            if result.get("code") != gpu_records.LOST or end - time.monotonic() < 20:
+            result = run.command(name, arguments, left, alarm=alarm)
+            if result["status"] == "done":
+                break
+            lost = gpu_records.note_lost(records, result.get("code"))
+            if not lost or end - time.monotonic() < 20:
                 return result
-            lost = [*lost, gpu_records.read(records)[-1]["lost"]]
+        if lost := [r["lost"] for r in gpu_records.read(records) if "lost" in r]:
+            result |= {"status": "failed", "lost": lost}
+        return result
 
     return step
 
 
+def tuned(*arguments: str) -> Callable[[Run, float], dict]:
+    """Return the step that measures for the table of the automatic choice, by ``cba-fast tune``.
+
+    If a kernel ends the process, the same command goes on without it.
+    """
+
+    def step(run: Run, limit: float) -> dict:
+        end, result = time.monotonic() + limit, {}
+        chosen = ("--case", "1x2x6x5_k3x3") if run.dry else arguments
+        for attempt in range(3):
+            left = end - time.monotonic()
+            command = [sys.executable, "-c", gpu_commands.CBA_FAST, "tune", *chosen]
+            command += ["--seconds", max(1, left - 15)]
+            result = run.command(f"tune_{attempt}", command, left)
+            if result["status"] == "done" or left < 40:
+                break
+        return result
+
+    return step
+
+
+def profiles(run: Run, limit: float) -> dict:
+    """Profile one launch of each main kernel, in a process of its own, with Nsight Compute."""
+    tool, end, found = gpu_commands.nvidia_tool("ncu"), time.monotonic() + limit, {}
+    if tool is None and not run.dry:
+        return {"status": "skipped", "reason": "ncu is not installed"}
+    for name, kernel in gpu_commands.PROFILED.items():
+        ncu = [tool, *gpu_commands.NCU, "--kernel-name", f"regex:{kernel}"] if tool else []
+        arguments = [sys.executable, __file__, "--out", run.out, "--measure", f"launch_{name}"]
+        arguments = [*ncu, *arguments, *["--dry_run"] * run.dry]
+        left = end - time.monotonic()
+        if left > 3:
+            found[name] = run.command(f"ncu_{name}", arguments, min(left, 25))["status"]
+    well = list(found.values()) == ["done"] * len(gpu_commands.PROFILED)
+    return {"status": "done" if well else "failed", **found}
+
+
+NETWORK = ("--model", "replknet_31b", "--input_size", "384", "--batch_size", "64")
 STEPS = {
-    "machine": Step(0, machine, 60),
+    "machine": Step(0, machine, 30),
     "build": Step(1, build, 170),
-    "tests_of_triton": Step(1, tests_of_triton, 170),
-    "tests": Step(2, tests, 130),
-    "sanitizer_triton": Step(2, sanitizer_triton, 130),
-    "sanitizer_cuda": Step(2, sanitizer_cuda, 130),
-    "sanitizer_races": Step(2, sanitizer_races, 130),
-    "rates": Step(3, measured("rates"), 30),
-    "erf_ops": Step(4, measured("erf_ops"), 30),
-    "convolutions": Step(5, measured("convolutions"), 120, least=30),
-    "tune": Step(6, measured("tune"), 100, least=40),
-    "network": Step(7, measured("network"), 70, least=40),
-    "receptive_field": Step(8, measured("receptive_field"), 50, least=40),
-    "evaluation": Step(9, measured("evaluation"), 80, least=50),
-    "compiled_network": Step(10, measured("compiled_network"), 240, least=90),
+    "smoke_tests": Step(2, smoke_tests, 60),
+    "rates": Step(3, measured("rates"), 20),
+    "convolutions": Step(4, measured("convolutions"), 130, least=30),
+    "tune_network": Step(5, tuned(*NETWORK, "--direction", "forward", "--dtype", "bfloat16"), 45),
+    "network": Step(6, measured("network"), 70, least=30),
+    "tests": Step(7, tests, 110),
+    "memcheck": Step(7, sanitized("memcheck", "memcheck", gpu_commands.SANITIZED), 110),
+    "racecheck": Step(7, sanitized("racecheck", "racecheck", gpu_commands.SANITIZED_RACES), 110),
+    "profiles": Step(8, profiles, 70),
+    "tune": Step(9, tuned(*NETWORK), 80),
+    "evaluation": Step(10, measured("evaluation"), 70, least=40),
+    "erf_ops": Step(11, measured("erf_ops"), 30),
+    "receptive_field": Step(12, measured("receptive_field"), 50, least=30),
+    "compiled_network": Step(13, measured("compiled_network"), 240, least=90),
+}
+CALLS = {
+    1: ("machine", "build", "smoke_tests", "rates", "convolutions", "tune_network", "network"),
+    2: (
+        *("machine", "build", "tests", "memcheck", "racecheck", "profiles"),
+        *("tune", "evaluation", "erf_ops", "receptive_field"),
+    ),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the results.")
+    parser.add_argument("--prebuild", metavar="PYTHON", help="Build for this Python; do no more.")
+    parser.add_argument("--call", type=int, choices=CALLS, default=1, help="Default: 1.")
+    parser.add_argument("--only", action="append", choices=STEPS, help="A step, for the call's.")
+    parser.add_argument("--out", type=Path, help="Folder for the results.")
     parser.add_argument("--archive", type=Path, help="A .tar.gz file of all results.")
-    parser.add_argument("--seconds", type=float, default=470, help="Time for everything.")
-    parser.add_argument("--only", action="append", choices=STEPS, help="A step; default: all.")
+    parser.add_argument("--seconds", type=float, default=290, help="Time for all. Default: 290.")
+    parser.add_argument("--alarm", type=float, default=40, help="Seconds of silence. Default: 40.")
     parser.add_argument("--dry_run", action="store_true", help="Tiny shapes on the CPU.")
-    parser.add_argument("--measure", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--without", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--faults", action="store_true", help="Put in what hangs and fails.")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.prebuild:
+        return gpu_commands.prebuild(ROOT, args.prebuild)
+    if args.out is None:
+        parser.error("--out is missing, a folder for the results, such as --out /tmp/gpu")
     out = args.out.resolve()
     if args.measure:
-        return gpu_records.measure(args.measure, out, args.dry_run, args.seconds, args.without)
-    archive = args.archive and args.archive.resolve()
-    run = Run(out, args.seconds, args.dry_run, limits=len(args.only or STEPS) > 1, archive=archive)
-    chosen = [(name, step) for name, step in STEPS.items() if name in (args.only or STEPS)]
+        return gpu_records.measure(args.measure, out, args.dry_run, args.seconds)
+    how = {"dry": args.dry_run, "faults": args.faults, "alarm": args.alarm}
+    run = Run(out, args.seconds, archive=args.archive and args.archive.resolve(), **how)
+    chosen = [(name, STEPS[name]) for name in args.only or CALLS[args.call]]
     for _, together in groupby(chosen, key=lambda item: item[1].turn):
         together = list(together)
         with ThreadPoolExecutor(len(together)) as pool:

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "bindings.h"
+#include "cuda/box_sweep.h"
 #include "cuda/dwconv_fma.h"
 #include "cuda/dwconv_hankel.h"
 #include "cuda/dwconv_strip.h"
@@ -101,6 +102,39 @@ void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Addr
                                                cba::erf_map_at(map, map_strides, g), device,
                                                stream_at(stream)};
   launched("erf_accumulate_cuda", [&] { return cba::erf_accumulate_cuda(params); });
+}
+
+// Results and true boxes that are not wanted have null addresses.
+void box_sweep_cuda(Address maps, const std::array<Int, 3>& shape, bool all_contours, Address pairs,
+                    Int num_pairs, int nodes, Address done, Address boxes, Address starts, Address counts, Address iou,
+                    Address truth, Address offsets, int device, Address stream) {
+  const auto& [num, height, width] = shape;
+  require(num >= 0 && height > 0 && width > 0 && num <= (Int{1} << 31) / 256,
+          "box_sweep_cuda: a shape of " + std::to_string(num) + " maps");
+  require(std::max(height, width) < 1 << 15 && nodes >= 1 &&
+              nodes <= cba::box_sweep_cuda_nodes(height, width),
+          "box_sweep_cuda: no memory for this");
+  require(iou == 0 || (truth != 0 && offsets != 0) || num == 0, "box_sweep_cuda: no true boxes");
+  require(!all_contours || boxes == 0 || starts != 0, "box_sweep_cuda: no starts");
+  const cba::CudaSweepParams params = {
+      pointer<const std::uint8_t>(maps, num, "box_sweep_cuda: maps"),
+      num,
+      height,
+      width,
+      all_contours,
+      pointer<const Int>(pairs, num_pairs, "box_sweep_cuda: pairs"),
+      num_pairs,
+      nodes,
+      pointer<std::uint8_t>(done, num, "box_sweep_cuda: done"),
+      reinterpret_cast<std::int32_t*>(boxes),
+      reinterpret_cast<const Int*>(starts),
+      reinterpret_cast<std::int32_t*>(counts),
+      reinterpret_cast<double*>(iou),
+      reinterpret_cast<const Int*>(truth),
+      reinterpret_cast<const Int*>(offsets),
+      device,
+      stream_at(stream)};
+  launched("box_sweep_cuda", [&] { return cba::box_sweep_cuda(params); });
 }
 
 // (address, strides of images, channels and rows) of a tensor (N,C,H,W) with contiguous columns;
@@ -205,6 +239,12 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_versions", cuda_versions);
   m.def("quantize_cuda", quantize_cuda, py::arg("source"), py::arg("dtype"), py::arg("bytes"),
         py::arg("n"), py::arg("first_bad"), py::arg("device"), py::arg("stream"));
+  m.def("box_sweep_cuda_nodes", cba::box_sweep_cuda_nodes, py::arg("height"), py::arg("width"));
+  m.def("box_sweep_cuda", box_sweep_cuda, py::arg("maps"), py::arg("shape"),
+        py::arg("all_contours"), py::arg("pairs"), py::arg("num_pairs"), py::arg("nodes"),
+        py::arg("done"), py::arg("boxes"),
+        py::arg("starts"), py::arg("counts"), py::arg("iou"), py::arg("truth"), py::arg("offsets"),
+        py::arg("device"), py::arg("stream"));
   m.def("erf_size_cuda_scratch", erf_size_cuda_scratch, py::arg("grad"));
   m.def("erf_size_cuda", erf_size_cuda, py::arg("grad"), py::arg("shares"), py::arg("sizes"),
         py::arg("scratch"), py::arg("device"), py::arg("stream"));

@@ -27,7 +27,7 @@ from cba_fast.models import inference_form
 from cba_fast.nn import accelerate, restore
 from cba_fast.runs.evaluate import ScoredImages, score_images
 from cba_fast.runs.runtime import Runtime
-from cba_fast.runs.score import open_boxes
+from cba_fast.runs.scoring.boxes import open_boxes
 from cba_fast.runs.settings import BoxConfig, DataConfig, MapConfig, RunConfig
 from cba_fast.wsol import METHODS, heatmap
 

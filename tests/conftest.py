@@ -40,14 +40,14 @@ def seeded():
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """End a process of pytest-xdist whose GPU a failed test has left without an answer.
+    """End a process whose GPU a failed test has left without an answer, if another can go on.
 
-    After an illegal access every call of the process fails. pytest-xdist names the test in which
-    the process ended and goes on with a new one; without it the tests that follow fail too.
+    After an illegal access every call of the process fails. pytest-xdist and `gpu_run` name the
+    test in which the process ended and go on with a new one.
     """
     outcome = yield
     failed = call.excinfo is not None and item.get_closest_marker("gpu")
-    if not failed or "PYTEST_XDIST_WORKER" not in os.environ:
+    if not failed or not {"PYTEST_XDIST_WORKER", "CBA_GPU_RUN"} & os.environ.keys():
         return
     import torch
 

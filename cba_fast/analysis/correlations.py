@@ -8,7 +8,7 @@ from scipy import stats
 
 from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
 from ..short import Short
-from ..wsol.resampling import check_resampling, percentile_interval
+from ..wsol.scoring.resampling import check_resampling, percentile_interval
 from .moments import Rows, level_correlations, make_rows, partial_correlation, partial_r2, resampled
 
 WITHIN, POOLED, BETWEEN = "within", "pooled", "between"

@@ -12,7 +12,7 @@ from ..data.textlines import shown, unprintable
 from ..errors import InputError
 from ..files import read_json
 from ..npy import read_npy
-from ..runs.size_stats import SizeStats, size_stats
+from ..runs.erf.statistics import SizeStats, size_stats
 from .points import Point
 
 # Larger whole numbers are not exact in float64; no image has as many pixels, and the squares of

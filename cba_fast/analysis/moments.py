@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ..short import Short
-from ..wsol.resampling import parts
+from ..wsol.scoring.resampling import parts
 
 # Below this share of its own variance, what is left of a variable is rounding.
 _NOTHING = 1e-10

@@ -51,7 +51,7 @@ def plot_map(found: "MapRun", title: str = "") -> "Figure":
     shape descriptors below. In maps far below 1 the published picture is linear.
 
     Args:
-        found: of :func:`~cba_fast.runs.erf.compute_map`.
+        found: of :func:`~cba_fast.runs.erf.maps.compute_map`.
         title: of the figure.
     """
     fig = make_figure((12, 5.8))

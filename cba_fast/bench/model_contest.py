@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import cba_fast.models  # noqa: F401  (registers the study's models with timm)
 
 from ..models import inference_form, merge
+from ..models.anatomy.parts import logits_of
 from ..models.factory import model_from_factory
 from ..models.timm_networks import timm_configuration, timm_family
 from ..nn import DepthwiseConv2d, accelerate
@@ -278,7 +279,7 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
 
     def run() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(x), labels).backward()
+        nn.functional.cross_entropy(logits_of(model, model(x)), labels).backward()
         return [w.grad for w in kernels]
 
     return run

@@ -11,7 +11,7 @@ from .. import files
 from ..errors import InputError
 from ..kernels import native
 from ..ops.places import cpu_name
-from ..runs.score import versions
+from ..runs.scoring.boxes import versions
 
 KEY = ("bench", "case", "direction", "dtype", "algorithm")
 

@@ -27,7 +27,7 @@ SIDE = click.IntRange(1, MOST)  # for commands whose images are square
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy's generators take
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
 # The order of the groups in a command's help; options of the command alone come last.
-GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Compute", "Options")
+GROUPS = ("Model", "Images", "Map", "ERF", "Training", "Score", "Report", "Compute", "Options")
 
 
 class Option(click.Option):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..choices import Score
 from ..errors import ModelError
-from ..models.anatomy import logits_of
-from ..models.feature_layers import main_tensor
+from ..models.anatomy.layers import main_tensor
+from ..models.anatomy.parts import logits_of
 from ..nn import frozen
 from .lean import lean_convolutions
 from .point import Point, position

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
-from ..models.anatomy import Call, last_map, logits_of, named_layer, unwrapped, watched
-from ..models.feature_layers import OUTPUT, main_tensor, map_of
-from ..models.features import FeatureLayout
+from ..models.anatomy.features import FeatureLayout
+from ..models.anatomy.layers import OUTPUT, main_tensor, map_of
+from ..models.anatomy.parts import Call, last_map, logits_of, named_layer, unwrapped, watched
 from ..nn import eval_mode
 from ..wsol.methods.linear_head import where_maps_end
 from .gradients import gradients_of
@@ -47,7 +47,7 @@ def center_gradient(
             which the logits depend, which `cba_fast.wsol.cam` explains, too.
         point: see :func:`position`; None for the centre.
         layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens), how the features hold the map; None to let
-            :func:`cba_fast.models.features.layout_of` find out.
+            :func:`cba_fast.models.anatomy.features.layout_of` find out.
         checkpoint: ``none``, ``block`` or ``stage``; see :func:`~cba_fast.erf.input_gradient`.
 
     Returns:

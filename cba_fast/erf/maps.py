@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..models.feature_layers import layers_of
-from ..models.features import FeatureLayout
+from ..models.anatomy.features import FeatureLayout
+from ..models.anatomy.layers import layers_of
 from ..short import Short
 from .gradients import finite_images, images_of
 from .layers import Layer, layer_gradients, with_last
@@ -90,7 +90,7 @@ def erf_depth(
 
     Args:
         layers: names of layers in the order in which they run; None for all blocks and the layers
-            between them, see :func:`cba_fast.models.feature_layers.layers_of`.
+            between them, see :func:`cba_fast.models.anatomy.layers.layers_of`.
         model, images, point, checkpoint, backend: see :func:`erf_map`.
 
     Returns:

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..choices import Checkpoint
-from ..models.layers import LayerScaleBlock
-from ..models.replknet import ConvFFN, RepLKBlock
+from ..models.families.layers import LayerScaleBlock
+from ..models.families.replknet import ConvFFN, RepLKBlock
 from .lean import lean_convolutions, replace_forward
 
 LEVELS = get_args(Checkpoint)[1:]  # without auto

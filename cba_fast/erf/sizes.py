@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..choices import ERF_SHARE
-from ..models.features import FeatureLayout
+from ..models.anatomy.features import FeatureLayout
 from ..short import Short
 from .gradients import finite_images, images_of, input_gradient
 from .layers import Layer, center_gradient

@@ -12,12 +12,12 @@ import torch
 from .. import files, resume
 from ..analysis.points import put_points
 from ..errors import InputError
-from ..runs.erf import compute_sizes
+from ..runs.erf.sizes import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
-from ..runs.score import versions
+from ..runs.scoring.boxes import versions
 from ..short import Short
 from ..training.train import train
 from .plan import Experiment, Plan

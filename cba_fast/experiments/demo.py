@@ -23,12 +23,21 @@ from ..datasets.prepare import prepare_cub
 from ..datasets.synth import generate
 from ..models import save_state_dict_file
 from ..resume import Outputs
-from ..runs.erf import ErfMapConfig, SizeConfig, compute_map, compute_sizes
+from ..runs.erf.maps import compute_map
+from ..runs.erf.sizes import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.generate import generate_heatmaps
 from ..runs.inference import load_model, open_images
-from ..runs.score import versions
-from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig
+from ..runs.scoring.boxes import versions
+from ..runs.settings import (
+    BoxConfig,
+    DataConfig,
+    ErfMapConfig,
+    MapConfig,
+    ModelConfig,
+    RunConfig,
+    SizeConfig,
+)
 from ..short import Short
 from ..training.config import LAYER_SCALE
 from ..training.train import TrainConfig, train

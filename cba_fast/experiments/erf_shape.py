@@ -26,7 +26,8 @@ from ..errors import InputError
 from ..files import write_json, write_npy
 from ..models import SLaKFlex
 from ..npy import read_npy
-from ..runs.erf import as_json, check_precision, checkpoint_level, map_walk, run_description
+from ..runs.erf.maps import map_walk
+from ..runs.erf.shared import as_json, check_precision, checkpoint_level, run_description
 from ..runs.inference import report_on
 from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig, ModelConfig, RunConfig, SweepConfig
@@ -127,7 +128,7 @@ class MixtureMaps:
         input_size: side of the images in pixels.
         run: how to compute.
         num_images: number of images of each map.
-        checkpoint, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
+        checkpoint, progress: see :func:`~cba_fast.runs.erf.sizes.compute_sizes`.
         partial: keeps the finished maps, from which a killed run continues; None keeps nothing.
     """
 
@@ -265,7 +266,7 @@ def compute_sweep(
         target: an ERF map (H,W) to match, or None.
         target_name: name of the target in the JSON file.
         json_path: the JSON file; None for one beside `output`.
-        checkpoint, overwrite, progress: see :func:`~cba_fast.runs.erf.compute_sizes`.
+        checkpoint, overwrite, progress: see :func:`~cba_fast.runs.erf.sizes.compute_sizes`.
 
     Raises:
         ImageError: no image can be used, or, with `run.strict`, one cannot.

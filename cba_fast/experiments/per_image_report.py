@@ -14,7 +14,7 @@ from ..analysis.correlations import Correlations, Question, correlate
 from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
 from ..data.textlines import some
 from ..errors import InputError
-from ..runs.score import versions
+from ..runs.scoring.boxes import versions
 from ..short import Short
 from .per_image import CONTROL, Measurement, thresholds_of
 from .per_image_sample import Sample, Subject

@@ -11,7 +11,7 @@ from ..erf import sample_indices
 from ..errors import InputError
 from ..runs.evaluate import match_images, with_own_boxes
 from ..runs.inference import open_images
-from ..runs.score import open_boxes
+from ..runs.scoring.boxes import open_boxes
 from ..shapes import shape_text
 from ..short import Short
 from .plan import load_experiments

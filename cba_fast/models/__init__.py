@@ -7,17 +7,17 @@ from .checkpoints import (
     read_checkpoint,
     save_state_dict_file,
 )
-from .convnext_study import ConvNeXtStudy
 from .description import ModelDescription
-from .folding import FoldReport, fold
-from .inference import inference_form
-from .layers import mergeable
-from .layouts import Layout, detect_layout
-from .merging import merge
-from .replknet import RepLKNet
+from .families.convnext_study import ConvNeXtStudy
+from .families.layers import mergeable
+from .families.layouts import Layout, detect_layout
+from .families.replknet import RepLKNet
+from .families.slak import SLaK
+from .families.slak_flex import SLaKFlex
+from .inference.folding import FoldReport, fold
+from .inference.form import inference_form
+from .inference.merging import merge
 from .resolve import DEFAULT_MODELS, FAMILIES
-from .slak import SLaK
-from .slak_flex import SLaKFlex
 
 __all__ = [
     "DEFAULT_MODELS",

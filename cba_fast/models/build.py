@@ -11,10 +11,10 @@ from torch import nn
 from ..errors import CheckpointError, InputError
 from ..shapes import Size
 from .checkpoints import Checkpoint, load_strict, mismatches, read_checkpoint
-from .convnext_study import ConvNeXtStudy
 from .description import FACTORY, ModelDescription
 from .factory import count_classes, model_from_factory
-from .layouts import Layout
+from .families.convnext_study import ConvNeXtStudy
+from .families.layouts import Layout
 from .resolve import FAMILIES, Resolved, resolve_description
 from .timm_networks import create_network, download, load_fitting, load_network, rows_of_head
 
@@ -118,12 +118,12 @@ def _from_factory(found: ModelDescription, read: Checkpoint | None) -> nn.Module
             built = model_from_factory(found.model, rows)
         load_fitting(built, read, f"the network of {found.model}")
     count = count_classes(found.model, built, found.input_size)
-    if found.num_classes not in (None, count):
+    if None not in (found.num_classes, count) and found.num_classes != count:
         raise InputError(
             f"the network of {found.model} gives {count} logits, but num_classes is"
             f" {found.num_classes}"
         )
-    built.description = replace(found, num_classes=count)
+    built.description = replace(found, num_classes=count or found.num_classes)
     return built.eval()
 
 

@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import atomic_path
 from ..short import Short
 from .description import KEY, ModelDescription
-from .layouts import detect_layout, in_known_names
+from .families.layouts import detect_layout, in_known_names
 
 # Names under which training scripts store a state dict; the first that a file has is taken. First
 # come the names of the study and the official scripts, then those of PyTorch's tutorials, then

@@ -16,12 +16,14 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..resume import file_fingerprint
 from ..shapes import Size, map_shape
+from .anatomy.layers import main_tensor
+from .anatomy.parts import describe, logits_of, unwrapped
 
 _FORM = "package.module:function or path/to/file.py:function"
-_WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes)"
+_WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes) or maps (N, C, h, w)"
 # Side of the image that a new network is tried with, if none is known.
 _TRIED_SIZE = 224
 
@@ -48,7 +50,9 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def model_from_factory(name: str, num_classes: int | None = None, **arguments) -> nn.Module:
-    """Return the model that the function `name` makes of `arguments`.
+    """Return the model that the function `name` makes of `arguments`, on the CPU in float32.
+
+    `DataParallel` and `torch.compile` around it are taken off: the commands choose how to run.
 
     Args:
         name: see `load_factory`.
@@ -70,27 +74,36 @@ def model_from_factory(name: str, num_classes: int | None = None, **arguments) -
         raise InputError(
             f"`model_factory`: {name} must return a torch.nn.Module, got {kind} ({_WANTED})"
         )
-    return model
+    return unwrapped(model).to("cpu", torch.float32)
 
 
 @torch.no_grad()
-def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int:
+def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int | None:
     """Return the number of logits that the model of a factory gives for an image of zeros.
 
+    It is None for models that return maps (N, C, h, w), as those for segmentation, which have an
+    ERF, but no classes. Logits and maps may come in a dict or a tuple.
+
     Raises:
-        InputError: it raises, or returns something else than logits.
+        InputError: it raises, or returns something else.
     """
     height, width = map_shape(input_size or _TRIED_SIZE, name="input_size")
     try:
-        logits = model.eval()(torch.zeros(1, 3, height, width))
+        output = model.eval()(torch.zeros(1, 3, height, width))
     except Exception as e:
         raise InputError(
             f"`model_factory`: the model of {name} raised {_short(e)} for an image of"
             f" {height}x{width}"
         ) from e
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
-        is_tensor = isinstance(logits, Tensor)
-        got = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
+    try:
+        logits = logits_of(model, output)
+    except ModelError:
+        found = main_tensor(output)
+        if isinstance(found, Tensor) and found.ndim == 4:
+            return None
+        logits = None
+    if logits is None or len(logits) != 1:
+        got = describe(output if logits is None else logits)
         raise InputError(
             f"`model_factory`: the model of {name} must be {_WANTED}, but returned {got} for"
             f" (1, 3, {height}, {width})"

@@ -12,7 +12,7 @@ from ..shapes import Size, size_word
 from ..short import Short
 from .checkpoints import Checkpoint
 from .description import FACTORY, ModelDescription
-from .layouts import Layout, detect_layout
+from .families.layouts import Layout, detect_layout
 from .timm_networks import pretrained_name, timm_configuration, timm_family, with_classifier
 
 FAMILIES = get_args(Family)

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import box_sweep_cpp, native
+from ..kernels import box_sweep_cpp, cuda_core, native
+from ..kernels.gpu import box_sweep_cuda
 from ..reference import box_sweep as reference
-from .backends import Backend, BackendTable
+from .backends import Backend, BackendTable, expect
 from .library import backend_argument, register, requested
 from .quantize import as_scoremaps, as_tensor, quantize
 
@@ -35,7 +36,8 @@ def box_sweep(
         thresholds: t, (T,), each in [0, 1), in any order, duplicates allowed; taken as float64.
         contours: ``"largest"`` for the contour of largest area (among equals the one that
             `cv2.findContours` lists first), or ``"all"``.
-        backend: None for the best one, or ``"cpp"``, ``"reference"``.
+        backend: ``"cuda"``, ``"cpp"``, ``"reference"``, or None for the fastest that can run (the
+            CUDA kernel after it has passed a self-check on that GPU).
 
     Returns:
         For ``"largest"`` the boxes, (N, T, 4) int32. For ``"all"`` a pair of boxes, (M, 4) int32,
@@ -49,8 +51,10 @@ def box_sweep(
             `contours` is unknown, or `backend` cannot run.
 
     Notes:
-        Both backends work on the CPU. CUDA maps are quantized on the GPU, and their bytes are moved
-        to the CPU. The boxes do not depend on the backend and the number of threads. ``"cpp"``
+        ``"cuda"`` sweeps CUDA maps where they are; maps with thousands of runs in a level (noise)
+        and those above some 700 x 700 pixels go to the CPU. The other backends work on the CPU:
+        CUDA maps are quantized on the GPU, and their bytes are moved. The boxes do not depend on
+        the backend and the number of threads. ``"cpp"``
         gives each map to one thread and builds a tree of row segments, which takes 0.2 to 0.4 ms
         for a smooth map of 224x224 with AVX2, however many thresholds there are. Maps with very
         many local maxima are swept by a union-find over pixels instead.
@@ -157,12 +161,40 @@ def _cpp_refuses(scoremaps: Tensor) -> str | None:
     return f"maps of {height} x {width} pixels are too large for it"
 
 
+def _cuda_refuses(scoremaps: Tensor) -> str | None:
+    if scoremaps.device.type != "cuda":
+        return f"the tensor is on {scoremaps.device}"
+    return cuda_core.refuses(scoremaps.device) or box_sweep_cuda.refuses(scoremaps)
+
+
+def _self_check(device: torch.device) -> None:
+    y, x = np.mgrid[:33, :40]
+    waves = 120 + 80 * np.sin(x / 3) * np.cos(y / 4) + 40 * np.sin(x * y / 7)
+    maps = np.stack([waves, 240 - waves]).astype(np.uint8)
+    thresholds, offsets = np.arange(0, 1, 0.07), np.array([0, 1, 3])
+    truth = np.array([[3, 2, 20, 25], [0, 0, 12, 7], [15, 9, 39, 32]])
+    found = torch.from_numpy(maps).to(device), torch.from_numpy(thresholds)
+    boxes = torch.from_numpy(reference.box_sweep(maps, thresholds))
+    expect(box_sweep_cuda.box_sweep(*found), boxes)
+    for result, expected in zip(
+        box_sweep_cuda.box_sweep_all(*found), reference.box_sweep_all(maps, thresholds)
+    ):
+        expect(result, torch.from_numpy(expected))
+    for contours in CONTOURS:
+        iou = reference.best_box_iou(maps, truth, offsets, thresholds, contours)
+        gt = torch.from_numpy(truth), torch.from_numpy(offsets)
+        result = box_sweep_cuda.best_box_iou(found[0], *gt, found[1], contours)
+        expect(result, torch.from_numpy(iou))
+
+
 _BACKENDS = [
+    Backend("cuda", _cuda_refuses, native.cuda_unavailable, _self_check),
     Backend("cpp", _cpp_refuses, native.unavailable),
     Backend("reference", lambda scoremaps: None),
 ]
 TABLE = BackendTable("box_sweep", _BACKENDS)
 IOU_TABLE = BackendTable("best_box_iou", _BACKENDS)
+_KERNELS = {"cuda": box_sweep_cuda, "cpp": box_sweep_cpp}
 
 # The registered ops can be called directly, too, so that all that a backend relies on is checked in
 # them and not in the public functions.
@@ -191,11 +223,14 @@ def _check_thresholds(thresholds: Tensor) -> None:
 
 
 def _maps_for(backend: str, scoremaps: Tensor) -> Tensor:
-    """Return the maps on the CPU as `backend` reads them: bytes, or floating maps for "cpp".
+    """Return the maps as `backend` reads them: bytes, or floating maps for "cpp".
 
-    The compiled core quantizes each row as it reads it, which saves a pass over the batch. Maps on
-    a GPU are quantized there, because bytes are moved faster. The boxes are the same either way.
+    Only "cuda" reads them on a GPU. The C++ core quantizes each row as it reads it, which saves a
+    pass over the batch. Maps on a GPU are quantized there, because bytes are moved faster. The
+    boxes are the same either way.
     """
+    if backend == "cuda":
+        return quantize(scoremaps)
     if scoremaps.dtype == torch.uint8 or (backend == "cpp" and scoremaps.device.type == "cpu"):
         return scoremaps.cpu()
     return quantize(scoremaps, backend="reference" if backend == "reference" else None).cpu()
@@ -224,8 +259,8 @@ def _box_sweep(scoremaps: Tensor, thresholds: Tensor, backend: str) -> Tensor:
     _check_thresholds(thresholds)
     chosen = TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
-    if chosen == "cpp":
-        boxes = box_sweep_cpp.box_sweep(maps, thresholds)
+    if chosen in _KERNELS:
+        boxes = _KERNELS[chosen].box_sweep(maps, thresholds)
     else:
         boxes = torch.from_numpy(reference.box_sweep(maps.numpy(), thresholds.numpy()))
     return boxes.to(scoremaps.device)
@@ -241,8 +276,8 @@ def _box_sweep_all(scoremaps: Tensor, thresholds: Tensor, backend: str) -> tuple
     _check_thresholds(thresholds)
     chosen = TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
-    if chosen == "cpp":
-        boxes, offsets = box_sweep_cpp.box_sweep_all(maps, thresholds)
+    if chosen in _KERNELS:
+        boxes, offsets = _KERNELS[chosen].box_sweep_all(maps, thresholds)
     else:
         found = reference.box_sweep_all(maps.numpy(), thresholds.numpy())
         boxes, offsets = map(torch.from_numpy, found)
@@ -266,8 +301,8 @@ def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend)
     chosen = IOU_TABLE.resolve(requested(backend), scoremaps)
     maps = _maps_for(chosen, scoremaps)
     offsets = torch.cat([gt_counts.new_zeros(1), gt_counts.cumsum(0)])
-    if chosen == "cpp":
-        iou = box_sweep_cpp.best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
+    if chosen in _KERNELS:
+        iou = _KERNELS[chosen].best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
     else:
         arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
         iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import CbaWarning, InputError
+from ..short import Short
 from .dwconv_checks import is_channels_last
 from .places import HARDWARE, SOFTWARE, place_of
 
@@ -125,8 +126,8 @@ def _are_dense(images: Tensor, channels_last: bool) -> bool:
     return all(size == 1 or stride == wanted for size, stride, wanted in strides)
 
 
-@dataclass
-class Table:
+@dataclass(repr=False)
+class Table(Short):
     """Measured calls of one device: milliseconds by method, and of PyTorch's other ways.
 
     Attributes:

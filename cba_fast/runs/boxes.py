@@ -24,7 +24,7 @@ from ..wsol import MapReading, find_maps, open_maps, read_maps
 from ..wsol.map_reading import MapSource, ambiguous_lines
 from .inference import open_images
 from .pack import map_files
-from .score import fill_evaluator, make_evaluator, open_boxes, versions
+from .scoring.boxes import fill_evaluator, make_evaluator, open_boxes, versions
 from .settings import BoxConfig, DataConfig
 
 SUFFIXES = (".csv", ".json")

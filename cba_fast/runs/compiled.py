@@ -32,7 +32,16 @@ def compiled_form(
     Returns:
         A module with the interface of `model`. Its outputs differ by rounding, as compiled code
         fuses operations.
+
+    Raises:
+        InputError: the model lacks one of these methods.
     """
+    for name in ("forward_features", "forward_head"):
+        if not hasattr(model, name):
+            raise InputError(
+                f"`compile` compiles forward_features, and {type(model).__name__} has no {name}, as"
+                " timm's networks have: leave it out"
+            )
     form = copy.copy(model)
     form.forward_features = _FixedBatch(model, batch_size, backend)
     return form
@@ -74,7 +83,9 @@ class _FixedBatch:
         else:
             self._compiled = compile_frozen(function, backend)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, **options) -> Tensor:
+        if any(options.values()):  # timm's ViT passes attn_mask=None and is_causal=False
+            raise InputError(f"`compile` takes images alone, got {', '.join(options)}")
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         missing = self._batch_size - len(x)

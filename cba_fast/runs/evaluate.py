@@ -1,8 +1,10 @@
 """The command ``evaluate``: from images to all metrics, without files in between."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch import nn
@@ -16,7 +18,7 @@ from ..shapes import map_shape, shape_text
 from ..short import Short
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
-from .erf import measure_sizes
+from .erf.sizes import measure_sizes
 from .generate import constant_lines
 from .inference import (
     WaitForMaps,
@@ -29,7 +31,7 @@ from .overlap import in_background, one_by_one
 from .ranks import ALONE, RankError, Ranks
 from .resolve import ResolvedRun, resolve
 from .runtime import Runtime
-from .score import (
+from .scoring.boxes import (
     Tuned,
     fixed_accuracies,
     fixed_evaluator,
@@ -38,6 +40,12 @@ from .score import (
     transferred_accuracies,
 )
 from .settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, SizeConfig
+
+
+class TakesMaps(Protocol):
+    """What takes batches of maps with the ids of their images: an evaluator, for example."""
+
+    def update(self, scoremaps: np.ndarray, image_ids: Sequence[str]) -> None: ...
 
 
 @dataclass(repr=False)
@@ -56,6 +64,7 @@ class EvaluateResult(Short):
         notes: lines to print at the end of the run.
         predictions: the five best classes of each scored image, best first.
         sources: the folders that were read for the images and for the ground truth.
+        paths: the files of the images by their ids in the ground truth.
     """
 
     result: BoxResult
@@ -69,6 +78,7 @@ class EvaluateResult(Short):
     notes: list[str]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     sources: tuple[str, str] = ("", "")
+    paths: dict[str, Path] = field(default_factory=dict)
 
 
 def evaluate(
@@ -83,6 +93,7 @@ def evaluate(
     seed: int = SizeConfig.seed,
     tuned: Tuned | None = None,
     scored: Callable[[EvaluateResult], None] | None = None,
+    keeper: TakesMaps | None = None,
     progress: Callable | None = None,
     erf_progress: Callable | None = None,
     ranks: Ranks = ALONE,
@@ -100,6 +111,7 @@ def evaluate(
             gradient, and seed of the sample.
         tuned: thresholds of another run, at which the accuracies are computed too.
         scored: called with the result before the ERF is measured, so that it can be saved.
+        keeper: gets every batch of maps, too, such as `cba_fast.report.MapKeeper`.
         progress, erf_progress: called with an iterable and its length, return an iterable.
         ranks: from `cba_fast.runs.ranks.join` where several processes share the images; each of
             them returns the result.
@@ -114,8 +126,8 @@ def evaluate(
     evaluator, fixed = what.evaluator(tuned), fixed_evaluator(what.boxes, box_config)
     run = Runtime.of(run)
     model = load_model(model_config, run, data.input_size, keep_layers=maps.layer is not None)
-    both = [e for e in (evaluator, fixed) if e is not None]
-    seen, report = score_images(model, what, run, both, progress, ranks)
+    takers = [taker for taker in (evaluator, fixed, keeper) if taker is not None]
+    seen, report = score_images(model, what, run, takers, progress, ranks)
     report.check_any(len(evaluator))
     result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
     done = EvaluateResult(
@@ -130,6 +142,7 @@ def evaluate(
         what.notes + constant_lines(seen.constant) + report.lines(),
         seen.top5,
         what.sources,
+        {i: record.path for i, record in zip(what.image_ids, records)},
     )
     if scored:
         scored(done)
@@ -231,7 +244,7 @@ def score_images(
     model: nn.Module,
     what: ScoredImages,
     run: Runtime,
-    evaluators: list[BoxEvaluator],
+    evaluators: Sequence[TakesMaps],
     progress: Callable | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Seen, Report]:
@@ -280,7 +293,7 @@ def choose_loop(run: Runtime) -> Callable:
 def _score(
     found: Iterable[WaitForMaps],
     loop: Callable,
-    evaluators: list[BoxEvaluator],
+    evaluators: Sequence[TakesMaps],
     image_ids: list[str],
     shape: tuple[int, int] | None,
 ) -> Seen:

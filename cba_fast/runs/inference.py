@@ -11,7 +11,7 @@ from torch import nn
 from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_test_dataset
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError, ModelError
-from ..models.anatomy import named_layer, unwrapped
+from ..models.anatomy.parts import named_layer, type_name, unwrapped
 from ..shapes import Size
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
@@ -182,7 +182,9 @@ def _num_classes(model: nn.Module) -> int:
     known = getattr(model, "description", None)
     if known is not None and known.num_classes is not None:
         return known.num_classes
-    return model.get_classifier().out_features
+    if hasattr(model, "get_classifier"):
+        return model.get_classifier().out_features
+    raise ModelError(f"{type_name(model)} must return (N, K) logits, and returns maps")
 
 
 def _queued(

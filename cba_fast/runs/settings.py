@@ -12,6 +12,7 @@ from ..choices import (
     CAM_CURVE_INTERVAL,
     CONFIDENCE,
     ERF_SHARE,
+    SCORE_RESAMPLES,
     Contours,
     Family,
     Intervention,
@@ -295,6 +296,28 @@ class Statistics:
     )
     seed: Seed = setting(0, "Seed of the resamples.")
     per_class: bool = setting(False, "Add the figures of each class to `json`.")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What a report of scored maps shows."""
+
+    group: ClassVar[str] = "Report"
+
+    gallery: Count = setting(60, "Images in the gallery, such as 100; 0 leaves it out.")
+    thumbnail: Annotated[int, Range(32, 1024)] = setting(
+        224, "Longer side of the gallery's pictures in pixels, such as 320."
+    )
+    colormap: Literal["viridis", "jet"] = setting(
+        "viridis", "Colours of the heatmaps; jet is that of the study's figures."
+    )
+    num_resamples: Annotated[int, Range(2)] = setting(
+        SCORE_RESAMPLES, "Resamples of the images for the intervals.", option="bootstrap"
+    )
+    confidence: Annotated[float, Range(0, 1, min_open=True, max_open=True)] = same(
+        Statistics, "confidence"
+    )
+    seed: Seed = setting(0, "Seed of the resamples, and of the images drawn for the gallery.")
 
 
 @dataclass(frozen=True)

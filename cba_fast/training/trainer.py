@@ -15,6 +15,7 @@ from ..data import ImageSet
 from ..data.reading import cut
 from ..erf.recompute import recomputing
 from ..errors import InputError
+from ..models.anatomy.parts import logits_of
 from ..models.checkpoints import described
 from ..runs.runtime import Runtime
 from .augment import CropAndJitter, resize, to_floats
@@ -136,7 +137,7 @@ class Trainer:
             rows = slice(part[0], part[-1] + 1)
             x = self._floats(batch.pixels[rows], flips[rows].to(self.device, non_blocking=True))
             with recomputing(self.model, self.checkpoint, between=True), self.run.autocast():
-                logits = self.model(x).float()
+                logits = logits_of(self.model, self.model(x)).float()
                 scores = logits.softmax(1) if self.config.study_softmax else logits
                 # With these weights the parts' gradients sum to that of the batch's mean loss.
                 loss = F.cross_entropy(scores, labels[rows]) * (len(part) / count)
@@ -165,7 +166,7 @@ class Trainer:
                 continue
             labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
             with self.run.autocast():
-                logits = self.model(self._floats(batch.pixels))
+                logits = logits_of(self.model, self.model(self._floats(batch.pixels)))
             finite.append(logits.isfinite().all())
             hits.append((logits.argmax(1) == labels).sum())
             count += len(batch.indices)

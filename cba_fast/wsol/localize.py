@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.reading import to_device
-from ..models.anatomy import Layer
+from ..models.anatomy.parts import Layer
 from ..shapes import Size, map_shape
 from .device_maps import DeviceMaps, Localization
 from .heatmap import normalize, quantize_maps

@@ -204,17 +204,17 @@ def as_batch(scoremaps: Tensor | np.ndarray | Sequence) -> Tensor | np.ndarray:
 
 
 def as_bytes(maps: Tensor | np.ndarray, names: Sequence[str], clip: float = 0.0) -> Tensor:
-    """Return the bytes u = uint8(255 * m) of maps (N, H, W), on the CPU.
+    """Return the bytes u = uint8(255 * m) of maps (N, H, W), where the maps are.
 
     Raises:
         ScoreMapError, InputError: as :func:`check_score_map`, for the first map that is not valid.
     """
     try:
-        return quantize(maps).cpu()
+        return quantize(maps)
     except ScoreMapError:  # looking at the maps one by one finds the one to name, or clips them
         found = maps.detach().cpu().double().numpy() if isinstance(maps, Tensor) else maps
         check_score_maps(found, names, clip)
-        return quantize(maps.clip(0, 1)).cpu()
+        return quantize(maps.clip(0, 1))
 
 
 def resize_score_map(scoremap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

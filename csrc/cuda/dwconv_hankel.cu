@@ -20,7 +20,7 @@ struct Plan {
   unsigned blocks;     // blocks of a channel
   int weight_stride, weight_bytes, copy_words, staged_bytes, image_bytes, warp_bytes;
   bool turned;
-  bool paired;  // outputs are stored two by two
+  int together;  // outputs that are stored at once: 8, 2 or 1
 };
 
 // Writes the channel's taps to shared memory, in rows of 16 * steps, and a last row of zeros.
@@ -41,13 +41,18 @@ __device__ void fill_weights(Half* weights, const Plan<Half>& p, std::int64_t ch
   }
 }
 
-// Rounds a lane's sums of one output row, moves them to shared memory, with 8 elements from one
-// tile to the next, and begins another row. `half` tells in which half of the tile the row is.
-template <class Half, int kTiles>
+// The bytes of two complete rows of `columns` * 8 elements of an image.
+__host__ __device__ constexpr int finished_bytes(int columns, int images) {
+  return hankel_image_bytes(32 * columns, images);
+}
+
+// Rounds a lane's sums of one output row, moves them to shared memory, with kImage elements from
+// one image to the next, and begins another row. `half` tells in which half of the tile the row is.
+template <int kJ, int kImage, class Half, int kTiles>
 __device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half* to, float bias) {
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    store_pair(to + 8 * i, sum[i][2 * half], sum[i][2 * half + 1]);
+    store_pair(to + i / kJ * kImage + i % kJ * 8, sum[i][2 * half], sum[i][2 * half + 1]);
     sum[i][2 * half] = sum[i][2 * half + 1] = bias;
   }
 }
@@ -57,7 +62,7 @@ template <int kWords, int kLanes, class Half>
 __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, int count,
                                           bool paired, int lane) {
   auto* halves = reinterpret_cast<std::uint16_t*>(to);
-#pragma unroll
+#pragma unroll 1
   for (int i = lane; i < kWords; i += kLanes) {
     const std::uint32_t pair = pairs[i];
     if (paired && 2 * i + 1 < count) {
@@ -102,45 +107,65 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
   const std::int64_t image = unit / (p.column_tiles * p.bands) * kI + mine;
   const bool present = image < p.images;
   const Half* x = p.x + image * p.x_stride[0] + channel * p.x_stride[1];
-  Half* y = p.y + image * p.y_stride[0] + channel * p.y_stride[1] + column;
+  constexpr int kFinished = finished_bytes(kJ, kI);
+  static_assert(2 * kJ <= kLanes, "a lane stores 8 elements of one of two rows");
+  const int own_row = place / kJ, own_column = place % kJ * 8;
+  // Where this lane stores 8 elements of one of two rows, if it does: the place in row 0.
+  Half* y = p.y + image * p.y_stride[0] + channel * p.y_stride[1] + own_row * p.y_stride[2] +
+            column + own_column;
   const HankelWindow window = {column - p.taps.columns / 2, 8 * kJ + 16 * steps,
                                present ? p.width : 0};
 
+  const auto keep = [](int value) { return kSteps ? kept(value) : value; };
   unsigned char* own = dynamic_shared() + p.weight_bytes + warp * p.warp_bytes;
   auto* laid = reinterpret_cast<std::uint32_t*>(own + kHankelStages * p.staged_bytes);
   auto* finished = reinterpret_cast<std::uint32_t*>(own + kI * p.image_bytes);
   const int image_words = p.image_bytes / 4;
-  std::uint32_t* x_row = laid + mine * image_words;
-  const std::uint32_t* fragments = hankel_fragments(laid, p.copy_words, lane);
+  const int x_place = keep(static_cast<int>(laid + mine * image_words -
+                                            reinterpret_cast<std::uint32_t*>(dynamic_shared())));
+  auto* x_row = reinterpret_cast<std::uint32_t*>(dynamic_shared()) + x_place;
+  const int fragment = keep(static_cast<int>(hankel_fragments(laid, p.copy_words, lane) -
+                                             reinterpret_cast<std::uint32_t*>(dynamic_shared())));
+  const auto* fragments = reinterpret_cast<std::uint32_t*>(dynamic_shared()) + fragment;
+  const int first_staged = keep(p.weight_bytes + warp * p.warp_bytes + mine * p.image_bytes);
   const auto staged = [&](int row) {
-    return own + mine * p.image_bytes + row % kHankelStages * p.staged_bytes;
+    return dynamic_shared() + first_staged + row % kHankelStages * p.staged_bytes;
   };
+  int row = max(first - margin, 0);
+  HankelPieces pieces(x + row * p.x_stride[2], window, place, kLanes);  // of the next row to stage
+  const std::int64_t x_step = 2 * p.x_stride[2];
+  unsigned phase = pieces.phase();  // of this row
+  // With two tiles of slots, several images have no registers left for the masks of all their
+  // words.
+  constexpr int kUnrolled = kI > 1 && kM > 1 ? 1 : kSteps ? 8 : 2;
+  constexpr int kTurns = kSteps ? (kJ + 2 * kSteps + kLanes) / kLanes : 0;
   const auto stage = [&](int row) {
-    if (row < end_row && present) {
-      hankel_stage(staged(row), x + row * p.x_stride[2], window, place, kLanes);
-    }
+    if (row < end_row && present) hankel_stage<kTurns>(staged(row), pieces);
+    pieces.from += x_step;
     cp_async_commit();
   };
 
-  // Rows take slots in turn, unless each row has its own.
+  // Rows take slots in turn, unless each row has its own. Kernels have an odd number of rows and
+  // slots are even, so that a row can wait in its slot for the next one.
   const bool in_turn = end - first > kSlots;
   float sum[kM][kI * kJ][4];
   for (auto& tiles : sum) {
     for (auto& tile : tiles) tile[0] = tile[1] = tile[2] = tile[3] = bias;
   }
+  const int tap_column = keep(lane / 16 * 8);
   int slot_row[kM];  // the output row in the slot whose kernel row this lane loads
 #pragma unroll
   for (int m = 0; m < kM; ++m) slot_row[m] = first + 16 * m + lane % 16;
   int oldest = first, oldest_slot = 0;
 
-  int row = max(first - margin, 0);
+  const bool stores = own_row < 2 && own_column < window.width - column;
   for (int s = 0; s < kHankelStages - 1; ++s) stage(row + s);
   for (; row < end_row; ++row) {
     cp_async_wait<kHankelStages - 2>();
     __syncwarp();  // the row is loaded, and all lanes are done with the one before
     stage(row + kHankelStages - 1);
-    hankel_lay_out<true>(staged(row), x + row * p.x_stride[2], window, x_row, p.copy_words, place,
-                         kLanes);
+    hankel_lay_out<true, kUnrolled>(staged(row), phase, window, x_row, p.copy_words, place, kLanes);
+    phase += static_cast<unsigned>(x_step);
     __syncwarp();
 
     const Half* taps[kM];
@@ -148,43 +173,88 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
     for (int m = 0; m < kM; ++m) {
       const int r = row - slot_row[m] + margin;
       const bool used = static_cast<unsigned>(r) < static_cast<unsigned>(p.taps.rows);
-      taps[m] = weights + (used ? r : p.taps.rows) * p.weight_stride + lane / 16 * 8;
+      taps[m] = weights + (used ? r : p.taps.rows) * p.weight_stride + tap_column;
     }
-    std::uint32_t b[kI][kJ + 1];
+    if constexpr (kSteps > 0) {
+      // Along the diagonals of the Hankel matrix, so that each pair of registers is made once.
+      std::uint32_t a[kSteps][kM][4];
 #pragma unroll
-    for (int step = 0; step < steps; ++step) {
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) ldmatrix_x4(a[step][m], taps[m] + 16 * step);
+      }
 #pragma unroll
       for (int i = 0; i < kI; ++i) {
-        hankel_load(b[i], fragments + i * image_words, 2 * step, step > 0);
+        const std::uint32_t* words = fragments + i * image_words;
+        std::uint32_t b = words[0];
+#pragma unroll
+        for (int n = 0; n < kJ + 2 * kSteps - 2; ++n) {
+          const std::uint32_t next = words[4 * (n + 1)];
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) {
+            const int j = n - 2 * step;
+            if (j < 0 || j >= kJ) continue;
+#pragma unroll
+            for (int m = 0; m < kM; ++m) {
+              mma_m16n8k16(sum[m][i * kJ + j], a[step][m], b, next, Half{});
+            }
+          }
+          b = next;
+        }
       }
-      std::uint32_t a[kM][4];
+    } else {
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        std::uint32_t a[kM][4];
 #pragma unroll
-      for (int m = 0; m < kM; ++m) ldmatrix_x4(a[m], taps[m] + 16 * step);
+        for (int m = 0; m < kM; ++m) ldmatrix_x4(a[m], taps[m] + 16 * step);
 #pragma unroll
-      for (int ij = 0; ij < kI * kJ; ++ij) {  // all slots in turn, so that b is paired once
-        const int i = ij / kJ, j = ij % kJ;
+        for (int i = 0; i < kI; ++i) {
+          std::uint32_t b[kJ + 1];
+          hankel_load(b, fragments + i * image_words, 2 * step, false);
 #pragma unroll
-        for (int m = 0; m < kM; ++m) mma_m16n8k16(sum[m][ij], a[m], b[i][j], b[i][j + 1], Half{});
+          for (int j = 0; j < kJ; ++j) {  // all slots in turn, so that b is paired once
+#pragma unroll
+            for (int m = 0; m < kM; ++m) {
+              mma_m16n8k16(sum[m][i * kJ + j], a[m], b[j], b[j + 1], Half{});
+            }
+          }
+        }
       }
     }
 
-    // Output rows that have met their last input row are stored, and their slots take other rows.
-    const int complete = row + 1 == end_row ? end : in_turn ? row - margin + 1 : 0;
-    for (; oldest < complete; ++oldest) {
+    // Output rows that have met their last input row are stored two by two, and their slots take
+    // other rows.
+    const int complete = row + 1 == end_row ? end + 1 : in_turn ? row - margin + 1 : 0;
+    for (; oldest + 1 < complete; oldest += 2) {
       __syncwarp();  // `finished` has been read
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          if (oldest_slot != 16 * m + 8 * half + lane / 4) continue;
-          take_row(sum[m], half, reinterpret_cast<Half*>(finished) + 2 * (lane % 4), bias);
+          if (oldest_slot / 2 != 8 * m + 4 * half + lane / 8) continue;
+          take_row<kJ, kFinished / 2>(
+              sum[m], half,
+              reinterpret_cast<Half*>(finished) + lane / 4 % 2 * 8 * kJ + 2 * (lane % 4), bias);
         }
-        if (slot_row[m] == oldest) slot_row[m] += kSlots;
+        if (static_cast<unsigned>(slot_row[m] - oldest) < 2) slot_row[m] += kSlots;
       }
-      oldest_slot = oldest_slot + 1 == kSlots ? 0 : oldest_slot + 1;
+      oldest_slot = oldest_slot + 2 == kSlots ? 0 : oldest_slot + 2;
       __syncwarp();
-      store_row<4 * kJ, kLanes>(y + oldest * p.y_stride[2], finished + 4 * kJ * mine,
-                                window.width - column, p.paired, place);
+      Half* to = y + oldest * p.y_stride[2];
+      if (p.together == 8) {
+        if (stores && oldest + own_row < end) {
+          *reinterpret_cast<uint4*>(to) =
+              reinterpret_cast<const uint4*>(finished)[kFinished / 16 * mine + place];
+        }
+        continue;
+      }
+      to -= own_row * p.y_stride[2] + own_column;
+      for (int i = 0; i < 2 && oldest + i < end; ++i) {
+        store_row<4 * kJ, kLanes>(to + i * p.y_stride[2],
+                                  finished + kFinished / 4 * mine + 4 * kJ * i,
+                                  window.width - column, p.together == 2, place);
+      }
     }
   }
 }
@@ -249,12 +319,12 @@ Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
   q.staged_bytes = hankel_staged_bytes(window);
   q.image_bytes =
       hankel_image_bytes(kHankelStages * q.staged_bytes + 8 * q.copy_words, tile.images);
-  q.warp_bytes = tile.images * (q.image_bytes + 16 * tile.columns);
+  q.warp_bytes = tile.images * (q.image_bytes + finished_bytes(tile.columns, tile.images));
   q.turned = p.turned;
-  q.paired = (reinterpret_cast<std::uintptr_t>(p.y.data) / 2 | p.y.stride_n | p.y.stride_c |
-              p.y.stride_h) %
-                 2 ==
-             0;
+  const std::int64_t places =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(p.y.data) / 2) | p.y.stride_n |
+      p.y.stride_c | p.y.stride_h;
+  q.together = (places | p.width) % 8 == 0 ? 8 : places % 2 == 0 ? 2 : 1;
   return q;
 }
 

@@ -29,9 +29,10 @@ inline HankelTaps hankel_taps(int kernel_height, int kernel_width, std::int64_t 
 
 inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// The bytes of a row of `elements` that is copied in pieces of 16 bytes, aligned in global memory.
-__host__ __device__ inline int hankel_staged_bytes(int elements) {
-  return 16 * ((elements + 7 + 7) / 8);
+// The bytes of a row of `elements` (a multiple of 8) that is copied in pieces of 16 bytes, aligned
+// in global memory, and of the columns before the image, rounded up to pieces.
+__host__ __device__ constexpr int hankel_staged_bytes(int elements) {
+  return 16 * (elements / 8 + 2);
 }
 
 // The words of a copy of a row that is laid out twice; the second copy begins 16 banks after the
@@ -43,7 +44,7 @@ __host__ __device__ inline int hankel_copy_words(int elements) {
 // The bytes from one image of a warp to the next: at least `bytes`, a multiple of 16. Lane l works
 // on image l % images. The words that the lanes of an image access at the same time (32 / images
 // successive words, or 16 bytes) are then in other banks than those of the other images.
-inline int hankel_image_bytes(int bytes, int images) {
+__host__ __device__ constexpr int hankel_image_bytes(int bytes, int images) {
   const int banks = 128 / images;
   while (images > 1 && bytes % (2 * banks) != banks) bytes += 16;
   return bytes;
@@ -56,26 +57,49 @@ struct HankelWindow {
   __device__ int end() const { return min(start + length, width); }
 };
 
-// Returns the aligned 16 bytes that hold *element, and its place in them.
-template <class Half>
-__device__ __forceinline__ const unsigned char* hankel_piece(const Half* element, int& place) {
-  const auto address = reinterpret_cast<std::uintptr_t>(element);
-  place = static_cast<int>(address % 16 / 2);
-  return reinterpret_cast<const unsigned char*>(address - address % 16);
-}
+// A lane's part of a row on its way to shared memory.
+struct HankelPieces {
+  const unsigned char* from;  // the element that begins the window's part of the row, 16 bytes
+                              // further for each lane
+  int room;                   // bytes from there to the end of that part
+  int to;                     // where the piece of that address begins in the staged row
+  int lanes;                  // that copy a row
+
+  template <class Half>
+  __device__ HankelPieces(const Half* row, const HankelWindow& window, int lane, int lanes)
+      : lanes(lanes) {
+    const int first = window.first();
+    from = reinterpret_cast<const unsigned char*>(row + first) + 16 * lane;
+    room = 2 * (window.end() - first) - 16 * lane;
+    to = 16 * ((first - window.start + 7) / 8 + lane);
+  }
+  __device__ unsigned phase() const {  // the row's address; only its lowest bits matter
+    return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(from));
+  }
+};
 
 // Starts to copy the part of the window inside the image, in aligned pieces of 16 bytes. The last
 // piece ends with the row. The first one may begin up to 14 bytes before the row, but in the same
-// allocation, which begins at a multiple of 256 bytes. This is lane `lane` of `lanes` that copy.
-template <class Half>
-__device__ __forceinline__ void hankel_stage(unsigned char* staged, const Half* row,
-                                             const HankelWindow& window, int lane, int lanes) {
-  const int first = window.first(), count = window.end() - first;
-  int place;
-  const unsigned char* from = hankel_piece(row + first, place);
-  for (int piece = lane; 8 * piece < place + count; piece += lanes) {
-    const int left = 2 * (place + count - 8 * piece);
-    cp_async<16>(staged + 16 * piece, from + 16 * piece, min(left, 16));
+// allocation, which begins at a multiple of 256 bytes. A lane copies at most kTurns pieces, if that
+// is not 0.
+template <int kTurns = 0>
+__device__ __forceinline__ void hankel_stage(unsigned char* staged, const HankelPieces& p) {
+  const auto address = reinterpret_cast<std::uintptr_t>(p.from);
+  const int place = static_cast<int>(address % 16), stride = 16 * p.lanes;
+  const auto* from = reinterpret_cast<const unsigned char*>(address - address % 16);
+  const auto copy = [&](int turn) {
+    const int left = p.room + place - turn * stride;
+    if (left > 0) {
+      cp_async<16>(staged + p.to + turn * stride, from + turn * stride, min(left, 16));
+    }
+    return left > stride;
+  };
+  if constexpr (kTurns > 0) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) copy(turn);
+  } else {
+    for (int turn = 0; copy(turn); ++turn) {
+    }
   }
 }
 
@@ -88,24 +112,25 @@ __device__ __forceinline__ std::uint32_t hankel_mask(int column, int width) {
 }
 
 // Lays a staged row out: to[i] is the pair of the window's elements from 2 i on and, if kTwice,
-// to[copy_words + i] the pair from 2 i + 1 on, with zeros for columns outside [0, width).
-template <bool kTwice, class Half>
-__device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, const Half* row,
+// to[copy_words + i] the pair from 2 i + 1 on, with zeros for columns outside [0, width). `phase`
+// is that of the row's pieces. Words beside the copied ones hold anything, and become zeros.
+// kUnrolled turns of the loop are unrolled.
+template <bool kTwice, int kUnrolled = 2>
+__device__ __forceinline__ void hankel_lay_out(const unsigned char* staged, unsigned phase,
                                                const HankelWindow& window, std::uint32_t* to,
                                                int copy_words, int lane, int lanes) {
-  int place;
-  hankel_piece(row + window.first(), place);
-  const int shift = window.start - window.first() + place;
-  const auto* words = reinterpret_cast<const std::uint32_t*>(staged);
-#pragma unroll 2
-  for (int i = lane; i < window.length / 2; i += lanes) {
-    const int at = 2 * i + shift, column = window.start + 2 * i;
-    const std::uint32_t low = words[max(at >> 1, 0)];
-    const std::uint32_t high = words[max((at >> 1) + 1, 0)];
-    const std::uint32_t middle = __funnelshift_r(low, high, 16);
-    to[i] = (at & 1 ? middle : low) & hankel_mask(column, window.width);
+  const unsigned lead = window.first() - window.start;
+  const unsigned at = phase % 16 / 2 + (lead + 7) / 8 * 8 - lead + 2 * lane;
+  const auto* words = reinterpret_cast<const std::uint32_t*>(staged) + at / 2;
+  const unsigned shift = at % 2 * 16;
+#pragma unroll kUnrolled
+  for (int i = 0; i < window.length / 2 - lane; i += lanes) {
+    const int column = window.start + 2 * (lane + i);
+    const std::uint32_t low = words[i], high = words[i + 1];
+    to[lane + i] = __funnelshift_r(low, high, shift) & hankel_mask(column, window.width);
     if constexpr (kTwice) {
-      to[copy_words + i] = (at & 1 ? high : middle) & hankel_mask(column + 1, window.width);
+      to[copy_words + lane + i] =
+          __funnelshift_rc(low, high, shift + 16) & hankel_mask(column + 1, window.width);
     }
   }
 }

@@ -118,14 +118,17 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
 
     // Step `time` loads row `time` of the gradient and multiplies input row `time - margin`.
     const auto stage_of = [&](int time) { return staged + time % kHankelStages * stage_bytes; };
+    const auto grad_pieces = [&](int time) {
+      return HankelPieces(grad + time * p.grad_stride[2], grad_window, place, lanes);
+    };
+    const auto x_pieces = [&](int row) {
+      return HankelPieces(x + row * p.x_stride[2], window, place, lanes);
+    };
     const auto stage = [&](int time) {
       if (time < end + margin && present) {
-        if (time < p.height) {
-          hankel_stage(stage_of(time), grad + time * p.grad_stride[2], grad_window, place, lanes);
-        }
+        if (time < p.height) hankel_stage(stage_of(time), grad_pieces(time));
         if (time - margin >= first) {
-          hankel_stage(stage_of(time) + p.grad_bytes, x + (time - margin) * p.x_stride[2], window,
-                       place, lanes);
+          hankel_stage(stage_of(time) + p.grad_bytes, x_pieces(time - margin));
         }
       }
       cp_async_commit();
@@ -142,15 +145,15 @@ __global__ void __launch_bounds__(32 * kHankelWarps, 2) hankel_weight_kernel(con
       __syncwarp();  // the rows are loaded, and all lanes are done with those before
       stage(time + kHankelStages - 1);
       if (time < p.height && present) {
-        hankel_lay_out<false>(stage_of(time), grad + time * p.grad_stride[2], grad_window,
+        hankel_lay_out<false>(stage_of(time), grad_pieces(time).phase(), grad_window,
                               reinterpret_cast<std::uint32_t*>(ring + newest * p.ring_stride), 0,
                               place, lanes);
       }
       const int row = time - margin;
       if (row >= first) {
         if (present) {
-          hankel_lay_out<true>(stage_of(time) + p.grad_bytes, x + row * p.x_stride[2], window,
-                               x_row, p.copy_words, place, lanes);
+          hankel_lay_out<true>(stage_of(time) + p.grad_bytes, x_pieces(row).phase(), window, x_row,
+                               p.copy_words, place, lanes);
         }
         __syncwarp();
         for (int i = 0; i < count; ++i) {

@@ -20,6 +20,24 @@ __device__ __forceinline__ unsigned shared_address(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }
 
+// Loads or stores a word of shared memory that other threads of the block may change meanwhile, by
+// this store or by atomics.
+__device__ __forceinline__ int load_relaxed(const int* shared) {
+  int value;
+  asm volatile("ld.relaxed.cta.shared.s32 %0, [%1];"
+               : "=r"(value)
+               : "r"(shared_address(shared))
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_relaxed(int* shared, int value) {
+  asm volatile("st.relaxed.cta.shared.s32 [%0], %1;"
+               :
+               : "r"(shared_address(shared)), "r"(value)
+               : "memory");
+}
+
 // Loads four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix
 // l / 8 (16 bytes, aligned); matrix[i] receives elements (l / 4, 2 * (l % 4) + {0, 1}).
 __device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&matrix)[4], const void* row) {
@@ -101,6 +119,13 @@ __device__ __forceinline__ int block_anew() {
   int block;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
   return block;
+}
+
+// The same value, which the compiler keeps in a register: it would compute a simple one anew in each
+// turn of a loop.
+__device__ __forceinline__ int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 }  // namespace cba

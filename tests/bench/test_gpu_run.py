@@ -5,9 +5,9 @@ import json
 import math
 import os
 import sys
+import sysconfig
 import tarfile
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from cba_fast.bench.device_timing import timed
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("gpu_commands", "gpu_measure", "gpu_process", "gpu_records", "gpu_run")
+MODULES = (*("gpu_commands", "gpu_measure", "gpu_process", "gpu_records", "gpu_run", "gpu_tests"),)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ time.sleep(float(sys.argv[1]))
     log, run = tmp_path / "log", gpu["gpu_process"].run_limited
     for sleep, limit, expected in ((60, 1.5, None), (0, 20, 0)):
         assert run(python(code, sleep), log, limit, env=os.environ, cwd=tmp_path) == expected
-        child = int(log.read_text())
+        child = int(log.read_text().splitlines()[-1])
         for _ in range(50):
             if not is_running(child):
                 break
@@ -60,10 +60,74 @@ time.sleep(float(sys.argv[1]))
     assert run(python("import sys; sys.exit(7)"), log, 20, env=os.environ, cwd=tmp_path) == 7
 
 
-def new_run(gpu, tmp_path, seconds=100):
+def test_a_silent_process_is_killed_and_its_output_kept(gpu, tmp_path):
+    code = "import time; print('said'); time.sleep(60)"
+    log, run = tmp_path / "log", gpu["gpu_process"].run_limited
+    log.write_text("before\n")
+    how = {"env": os.environ | {"PYTHONUNBUFFERED": "1"}, "cwd": tmp_path}
+    start = time.monotonic()
+    assert run(python(code), log, 50, alarm=0.3, **how) is None
+    assert time.monotonic() - start < 30
+    assert log.read_text() == "before\nsaid\n"
+
+
+def new_run(gpu, tmp_path, seconds=100, **how):
     out = tmp_path / "out"
     archive = tmp_path / "all.tar.gz"
-    return gpu["gpu_run"].Run(out, seconds, dry=True, limits=True, archive=archive)
+    return gpu["gpu_run"].Run(out, seconds, dry=True, archive=archive, **how)
+
+
+def test_a_hang_and_a_failure_cost_no_other_test(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu["gpu_commands"], "gpu_test_files", lambda root: [])
+    monkeypatch.setattr(gpu["gpu_tests"].os, "cpu_count", lambda: 1)
+    run = new_run(gpu, tmp_path, faults=True, alarm=1)
+    run.env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # starts faster
+    run.step("tests", gpu["gpu_run"].STEPS["tests"])
+    assert run.summary["tests"].items() >= {"status": "failed", "passed": 1}.items()
+    assert run.summary["tests"]["tail"] == [
+        "hung: benchmarks/gpu_faults.py::test_hangs",
+        "failed: benchmarks/gpu_faults.py::test_fails",
+    ]
+    with tarfile.open(run.archive) as tar:
+        names = {Path(n).name for n in tar.getnames()}
+    assert names == {"tests_0.jsonl", "tests_0.log", "tests_collected.log", "summary.json"}
+
+
+MEASURING = """
+import sys, types
+from pathlib import Path
+import gpu_faults, gpu_records
+
+def convolutions(device, seconds, *, done, without, trying):
+    for index in range(done, 3):
+        ways = {"nchw": lambda: 1}
+        ways = gpu_faults.put_in(ways) if index == 1 else ways
+        found = []
+        for way in [w for w in ways if w not in without(index)]:
+            trying(index, way)
+            found.append(ways[way]() and way)
+        yield {"case": index, "ways": found}
+
+stub = types.SimpleNamespace(convolutions=convolutions, DeviceLost=KeyError)
+sys.modules |= {"gpu_measure": stub, "gpu_networks": stub}
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+sys.exit(gpu_records.measure("convolutions", out, True, 60))
+"""
+
+
+def test_a_way_that_hangs_costs_no_other_one(gpu, tmp_path, monkeypatch):
+    script = tmp_path / "measuring.py"
+    script.write_text(MEASURING)
+    monkeypatch.setattr(gpu["gpu_run"], "__file__", str(script))
+    run = new_run(gpu, tmp_path, alarm=1)
+    result = gpu["gpu_run"].measured("convolutions")(run, 60)
+    assert (result["status"], result["lost"]) == ("failed", ["cuda_faulty"])
+    assert gpu["gpu_records"].read(run.out / "convolutions.jsonl") == [
+        {"bench": "gpu_convolutions", "case": 0, "ways": ["nchw"]},
+        {"lost": "cuda_faulty", "index": 1, "how": "hung"},
+        {"bench": "gpu_convolutions", "case": 1, "ways": ["nchw"]},
+        {"bench": "gpu_convolutions", "case": 2, "ways": ["nchw"]},
+    ]
 
 
 def test_steps_end_apart_and_are_packed(gpu, tmp_path):
@@ -87,47 +151,74 @@ def test_steps_end_apart_and_are_packed(gpu, tmp_path):
     assert summary["two"]["tail"] == ["b", "c", "d"]
     assert [summary[n]["status"] for n in ("one", "two", "three")] == ["failed", "done", "skipped"]
     assert given[0] == 20
-    assert 60 < given[1] < 80  # what is left, less what the table and the archive need
+    assert 80 < given[1] < 96  # what is left, less what the archive needs
     with tarfile.open(run.archive) as tar:
         assert tar.getnames() == ["gpu_results/says.log", "gpu_results/summary.json"]
 
 
-@pytest.mark.parametrize("faults", [["cuda"], ["cuda", "triton"], []])
-def test_a_lost_device_costs_one_backend(gpu, tmp_path, monkeypatch, faults):
-    run, calls = new_run(gpu, tmp_path), []
+def test_ways_that_were_lost_are_left_out(gpu):
+    records = [{"lost": "cuda", "index": 1}, {"case": "a"}, {"lost": "triton", "index": 2}]
+    records += [{"lost": "triton", "index": i} for i in (4, 5)]
+    left_out = gpu["gpu_records"].left_out
+    assert left_out(records, 1) == {"cuda", "triton"}  # triton was lost three times
+    assert left_out(records[:3], 2) == {"triton"}
+    assert left_out(records[:3], 3) == set()
 
-    def command(name, arguments, limit):
-        without = [b for a, b in pairwise(arguments) if a == "--without"]
-        calls.append(without)
-        fault = next((f for f in faults if f not in without), None)
-        record = {"lost": fault} if fault else {"case": "1x1x1x1_k3x3"}
-        with (run.out / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        code = gpu["gpu_records"].LOST if fault else 0
-        return {"status": "failed" if fault else "done", "code": code}
 
-    monkeypatch.setattr(run, "command", command)
-    result = gpu["gpu_run"].measured("convolutions")(run, 60)
-    assert calls == [faults[:i] for i in range(len(faults) + 1)]
-    assert result["status"] == ("failed" if faults else "done")
-    assert len(gpu["gpu_records"].read(run.out / "convolutions.jsonl")) == 1 + len(faults)
+@pytest.mark.parametrize("attempt", [True, False])
+def test_what_was_tried_when_a_process_ended_is_noted_once(gpu, tmp_path, attempt):
+    path, note = tmp_path / "convolutions.jsonl", gpu["gpu_records"].note_lost
+    if attempt:
+        path.with_suffix(".trying").write_text('{"lost": "cuda", "index": 3}')
+    assert note(path, -11) is attempt
+    assert not note(path, -11)
+    if attempt:
+        assert json.loads(path.read_text()) == {
+            "lost": "cuda",
+            "index": 3,
+            "how": "the process ended with -11",
+        }
+
+
+def test_a_carried_core_must_belong_to_the_sources(gpu, tmp_path):
+    commands = gpu["gpu_commands"]
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a.cu").write_text("1")
+    (tmp_path / "CMakeLists.txt").write_text("")
+    folder = tmp_path / "build" / "gpu"
+    folder.mkdir(parents=True)
+    library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert commands.carried(tmp_path) is None
+    (folder / "sources.txt").write_text(commands.digest(tmp_path))
+    assert commands.carried(tmp_path) is None  # built for another Python
+    library.touch()
+    assert commands.carried(tmp_path) == library
+    (tmp_path / "csrc" / "a.cu").write_text("2")
+    assert commands.carried(tmp_path) is None
+
+
+def test_each_call_has_steps_in_order(gpu):
+    steps, calls = gpu["gpu_run"].STEPS, gpu["gpu_run"].CALLS
+    for names in calls.values():
+        turns = [steps[name].turn for name in names]
+        assert turns == sorted(turns)
+    assert gpu["gpu_measure"].LAUNCHES.keys() == gpu["gpu_commands"].PROFILED.keys()
 
 
 def test_a_measurement_goes_on_behind_its_records(gpu, tmp_path, monkeypatch):
-    case = gpu["gpu_measure"].TINY[1]
-    monkeypatch.setattr(gpu["gpu_measure"], "TINY", [case])
+    measure = gpu["gpu_measure"]
+    job = (measure.Case(2, 6, 5, 3, 3, 1), torch.float32)
+    monkeypatch.setattr(measure, "TINY", [(*job, "grad_weight"), (*job, "forward")])
     path = tmp_path / "convolutions.jsonl"
-    path.write_text('{"lost": "cuda"}\n' * 3)  # instead of the three directions in bfloat16
-    assert gpu["gpu_records"].measure("convolutions", tmp_path, True, 60, ["cuda"]) == 0
-    found = gpu["gpu_records"].read(path)[3:]
-    assert [(r["dtype"], r["direction"]) for r in found] == [
-        ("float32", "forward"),
-        ("float32", "grad_x"),
-    ]
-    (tmp_path / "tests.log").write_text("..F\nFAILED tests/test_x.py::test_y - no\n1 failed\n")
+    path.write_text('{"lost": "cuda", "index": 0, "how": "hung"}\n{"timings": {}}\n')
+    assert gpu["gpu_records"].measure("convolutions", tmp_path, True, 60) == 0
+    found = gpu["gpu_records"].read(path)[2:]
+    assert [(r["dtype"], r["direction"]) for r in found] == [("float32", "forward")]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[::2]))
+    (tmp_path / "memcheck_0.log").write_text("..\n========= Invalid __global__ read\n1 failed\n")
     lines = gpu["gpu_records"].report(tmp_path)
-    assert lines[:4] == ["FAILED tests/test_x.py::test_y - no", *["lost: cuda"] * 3]
-    assert "1x2x6x5_k3x3 forward float32: ours none, torch " in lines[4]
+    assert lines[:2] == ["========= Invalid __global__ read", "lost: cuda of case 0: hung"]
+    assert "1x2x6x5_k3x3 forward float32: ours none, torch " in lines[2]
 
 
 def test_every_case_is_compiled_anew(gpu):
@@ -149,7 +240,7 @@ def test_every_case_is_compiled_anew(gpu):
 def test_wrong_and_failing_ways_have_no_time(gpu, monkeypatch):
     measure = gpu["gpu_measure"]
 
-    def off(case, direction, inputs, compiler, without):
+    def off(case, direction, inputs, compiler):
         y = torch.nn.functional.conv2d(*inputs, padding=1, groups=2)
         nan, tf32 = torch.full_like(y, math.nan), y * (1 + 3e-4)
         return {"triton": lambda: tf32, "cuda": lambda: nan, "nchw": lambda: tf32, "failing": fails}

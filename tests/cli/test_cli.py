@@ -148,7 +148,7 @@ def test_python_speaks_of_arguments_and_the_commands_of_flags(capsys):
             assert not re.search(r"(?<![\w-])--[a-z]", text), f"{where} speaks of a flag: {text}"
             for flag in re.findall(r"--\w+", with_flags(text)):
                 assert flag in known, f"{where}: {flag} is no flag of any command"
-    from cba_fast.runs.score import open_boxes
+    from cba_fast.runs.scoring.boxes import open_boxes
     from cba_fast.runs.settings import BoxConfig
 
     with pytest.raises(InputError, match="either `cub_root` or `metadata_root`"):
@@ -207,7 +207,7 @@ def test_errors_of_the_machine_are_one_line(capsys, monkeypatch, tmp_path, error
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("cba_fast.runs.score.score_folder", fails)
+    monkeypatch.setattr("cba_fast.runs.scoring.boxes.score_folder", fails)
     done = run_cli(capsys, "wsol-eval", "--np_root", tmp_path)
     assert done.status == 1
     assert done.err.startswith(message)

@@ -281,7 +281,9 @@ def test_a_finished_run_is_read_again_and_another_refused(work, monkeypatch):
     first = run(*args)
     kept = Path("erf_sizes_replknet.npy").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("cba_fast.runs.erf.measure_sizes", lambda *a, **k: pytest.fail("measured"))
+        patch.setattr(
+            "cba_fast.runs.erf.sizes.measure_sizes", lambda *a, **k: pytest.fail("measured")
+        )
         again = run(*args, "--num_workers", 1)
         assert "a/2.jpg: cannot read" in again.stderr
         assert "erf_sizes_replknet.npy was there" in again.stderr

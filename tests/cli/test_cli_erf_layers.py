@@ -16,7 +16,7 @@ from cba_fast.cli.main import cli
 from cba_fast.data import ImageDataset, erf_map_transform, open_image_set
 from cba_fast.errors import InputError
 from cba_fast.models import build_model, save_state_dict_file
-from cba_fast.models.feature_layers import layers_of
+from cba_fast.models.anatomy.layers import layers_of
 
 SIZE = 64
 

@@ -9,12 +9,12 @@ from cba_fast.analysis.models import load_sizes
 from cba_fast.erf.partial import Partial, partial_path
 from cba_fast.errors import CheckpointError, InputError
 from cba_fast.experiments.erf_shape import load_target
-from cba_fast.experiments.per_image import _read as read_arrays
 from cba_fast.experiments.plan import _read_yaml
 from cba_fast.files import read_json
 from cba_fast.models import read_checkpoint
 from cba_fast.npy import read_npy
-from cba_fast.runs.erf import _read as read_sizes
+from cba_fast.runs.erf.shared import read_array as read_sizes
+from cba_fast.runs.outputs import read_arrays
 from cba_fast.training.state import load_state
 
 READERS = {

@@ -112,6 +112,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const int from = emulator::lane() - static_cast<int>(by);
   return emulator::shuffled("__shfl_up_sync", mask, value, from, width);
 }
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
+  const int first = emulator::lane() / width * width;
+  return emulator::shuffled("__shfl_sync", mask, value, first + from % width, width);
+}
 inline unsigned __ballot_sync(unsigned mask, int vote) {
   const unsigned bit = vote ? 1u << emulator::lane() : 0;
   return emulator::reduced("__ballot_sync", mask, bit, [](auto a, auto b) { return a | b; });
@@ -165,6 +170,11 @@ inline unsigned __float_as_uint(float a) { return emulator::bits_as<unsigned>(a)
 inline float __uint_as_float(unsigned a) { return emulator::bits_as<float>(a); }
 inline long long __double_as_longlong(double a) { return emulator::bits_as<long long>(a); }
 inline double __longlong_as_double(long long a) { return emulator::bits_as<double>(a); }
+inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift < 32 ? shift : 32));
+}
+inline int __popc(unsigned a) { return __builtin_popcount(a); }
+inline int __ffs(int a) { return __builtin_ffs(a); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift & 31));
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cba_fast.data import read_predictions, write_predictions
 from cba_fast.errors import InputError
-from cba_fast.runs.score import read_tuned
+from cba_fast.runs.scoring.boxes import read_tuned
 from cba_fast.wsol import correct_classes
 
 TEXT = st.text(

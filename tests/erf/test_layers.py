@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cba_fast import erf
-from cba_fast.models.feature_layers import layers_of, main_tensor
+from cba_fast.models.anatomy.layers import layers_of, main_tensor
 
 SWIN = {"img_size": 64, "depths": (1, 2), "num_heads": (1, 1), "embed_dim": 16}
 

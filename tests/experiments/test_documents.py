@@ -14,7 +14,7 @@ from cba_fast.errors import InputError
 from cba_fast.experiments.plan import load_experiments
 from cba_fast.experiments.progress import _read_result
 from cba_fast.files import read_json
-from cba_fast.runs.score import read_tuned
+from cba_fast.runs.scoring.boxes import read_tuned
 from cba_fast.training.config import TrainConfig, check_config
 
 DEEP, DIGITS = "[" * 100_000, "9" * 5000

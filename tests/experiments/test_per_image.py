@@ -20,7 +20,7 @@ from cba_fast.experiments import per_image
 from cba_fast.experiments.per_image_answer import answer_lines, forest_groups
 from cba_fast.experiments.per_image_report import COLUMNS, ModelColumns, find, model_columns
 from cba_fast.experiments.per_image_sample import Sample, draw_sample, load_subjects
-from cba_fast.runs.erf import measure_sizes
+from cba_fast.runs.erf.sizes import measure_sizes
 from cba_fast.runs.evaluate import evaluate
 from cba_fast.runs.inference import load_model, open_images
 

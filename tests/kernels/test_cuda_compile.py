@@ -25,7 +25,11 @@ def table():
     path = BENCHMARKS / "cuda_compile_table.py"
     spec = importlib.util.spec_from_file_location("cuda_compile_table", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
     return module
 
 
@@ -40,6 +44,66 @@ def test_the_records_are_of_these_sources_and_without_spills(table):
         assert record["spills"] == 0, record
         assert record["stack"] == 0, record
         assert 0 < record["registers"] <= 255, record
+
+
+# Instructions of a row of the row-Hankel kernel on sm_90, which is bound by their number.
+MOST_INSTRUCTIONS = {
+    "2, 12, 1, 2": 330,  # 31x31 at 96x96
+    "2, 6, 2, 2": 380,  # 29x29 at 48x48
+    "2, 3, 4, 2": 400,  # 27x27 at 24x24
+    "1, 2, 8, 1": 260,  # 13x13 at 12x12
+}
+
+
+@pytest.mark.parametrize("tile", MOST_INSTRUCTIONS)
+def test_a_row_takes_few_instructions(tile):
+    records = [json.loads(line) for path in RECORDS for line in path.read_text().splitlines()]
+    kernels = {f"hankel_kernel<{half}, {tile}>" for half in ("__nv_bfloat16", "__half")}
+    rows = [r for r in records if r["kernel"] in kernels and r["arch"] == "sm_90"]
+    assert len(rows) == 2
+    for record in rows:
+        assert record["products"] < record["instructions"] <= MOST_INSTRUCTIONS[tile], record
+
+
+LISTING = """
+.text._Z3rowv:
+.L_x_1:
+        /*0000*/                   MOV R1, R2 ;
+        /*0010*/                   LDS R4, [R5] ;
+.L_x_2:
+        /*0020*/                   LDS R4, [R5] ;
+        /*0030*/                   STS [R5], R4 ;
+        /*0040*/                   STS [R6], R4 ;
+        /*0050*/              @!P1 BRA `(.L_x_2) ;
+        /*0060*/                   HMMA.16816.F32.BF16 R0, R4, R8, R0 ;
+        /*0070*/               @P0 BRA `(.L_x_5) ;
+        /*0080*/               @P2 BRA `(.L_x_3) ;
+        /*0090*/                   F2FP.BF16.F32.PACK_AB R62, R85, R84 ;
+        /*00a0*/                   MOV R1, R2 ;
+.L_x_3:
+        /*00b0*/               @P3 BRA P1, `(.L_x_4) ;
+        /*00c0*/                   F2FP.BF16.F32.PACK_AB R62, R85, R84 ;
+        /*00d0*/                   MOV R1, R2 ;
+.L_x_4:
+        /*00e0*/                   STG.E.128 desc[UR8][R62.64], R60 ;
+        /*00f0*/              @!P2 BRA `(.L_x_5) ;
+        /*0100*/                   STG.E.U16 desc[UR8][R62.64], R61 ;
+.L_x_5:
+        /*0110*/              @!P2 BRA `(.L_x_1) ;
+        /*0120*/                   EXIT ;
+.text._Z5nonev:
+        /*0000*/                   EXIT ;
+"""
+
+
+def test_instructions_of_a_loop_are_counted(table):
+    code = table.machine_code.functions(LISTING)
+    assert code.keys() == {"_Z3rowv", "_Z5nonev"}
+    assert table.machine_code.main_loop(code["_Z5nonev"]) is None
+    # Two before the loop that lays out, 3 times 4 in it, 3 more; for two rows at a time two
+    # branches, one of two roundings, a wide store and a branch.
+    turn = table.machine_code.main_loop(code["_Z3rowv"], 3)
+    assert turn == (2 + 3 * 4 + 3 + (2 + 2 + 2) / 2, 1)
 
 
 def cuobjdump() -> str | None:
@@ -84,7 +148,7 @@ ptxas info    : Function properties for _Z6secondv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 12 registers, used 1 barriers, 2048 bytes smem
 """
-    first, second = table._records(output)
+    first, second = table._records(output, {})
     assert (first["registers"], first["spills"], first["stack"]) == (255, 28, 24)
     assert (second["registers"], second["spills"], second["shared"]) == (12, 0, 2048)
     assert second["arch"] == "sm_90"

@@ -13,13 +13,14 @@ from cba_fast.kernels.dwconv_gpu import cuda_hankel as hankel
 from cba_fast.kernels.dwconv_gpu import cuda_strip as strip
 from cba_fast.kernels.dwconv_gpu.cuda_hankel import Tile, WeightTile
 from cba_fast.kernels.dwconv_gpu.cuda_strip import Tile as StripTile
-from cba_fast.kernels.gpu import erf_cuda, quantize_cuda
+from cba_fast.kernels.gpu import box_sweep_cuda, erf_cuda, quantize_cuda
 
 NCHW = torch.contiguous_format
 ORDERING = re.compile(r"\b(__syncthreads\w*|__syncwarp|__threadfence\w*|cp_async_wait<.*>)\(")
-# Reason enough: what a vote tells; lanes that an instruction needs together.
+# Reason enough: what a vote tells; lanes that an instruction needs together; the order of atomics.
 NOT_FOR_MEMORY = re.compile(
     r"__syncthreads_\w+\(|__syncwarp\(\);  // ldmatrix needs all lanes at once"
+    r"|__syncthreads\(\);  // orders atomics, which never race"
 )
 PAIRS = (
     *("barrier", "ring", "warp", "other warp", "copy read", "copy barrier", "copy source"),
@@ -100,8 +101,21 @@ def erf_accumulate():
     erf_cuda.erf_accumulate(random(75, 2, 7, 9), torch.zeros(7, 9, dtype=torch.float64), "abs")
 
 
+def box_sweep():
+    """Sweep a level with a hole that reaches two words, holes in holes, and more than 32 rows."""
+    maps = torch.zeros(1, 40, 45, dtype=torch.uint8)
+    for inset in range(0, 20, 2):
+        maps[:, inset : 40 - inset, inset : 45 - inset] = 2 - inset % 4
+    maps[:, 3::7, ::5] = 1
+    thresholds = torch.tensor([0.0, 0.9], dtype=torch.float64)
+    truth, offsets = torch.tensor([[1, 2, 30, 35]]), torch.tensor([0, 1])
+    for contours in ("largest", "all"):
+        box_sweep_cuda.best_box_iou(maps, truth, offsets, thresholds, contours)
+
+
 WORK = (
     quantize,
+    box_sweep,
     fma_forward,
     fma_weight,
     hankel_forward,

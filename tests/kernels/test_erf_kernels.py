@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cba_fast.kernels import cuda_core, erf_cpp, native
-from cba_fast.kernels.gpu import erf_cuda
+from cba_fast.kernels.gpu import erf_cuda, erf_torch
 from cba_fast.ops import erf_accumulate, erf_size
 from cba_fast.reference import erf as reference
 
@@ -21,18 +21,22 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHARES = [0.0, 1e-300, 1e-9, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 1 - 2**-53, 1.0]
 MODES = list(reference.MODES)
 FEW_SHARES = [0.0, 1e-9, 0.2, 0.5, 1 - 2**-53, 1.0]
-# Every instruction set of C++, and CUDA's kernels emulated, with the threads of a block in one
-# order or in three.
+# Every instruction set of C++, PyTorch's sort, and CUDA's kernels emulated, with the threads of a
+# block in one order or in three.
 ORDERS = ("cuda ascending", "cuda descending", "cuda shuffled")
-each_core = pytest.mark.parametrize("core", [*ISAS, ORDERS[-1]], indirect=True)
-each_order = pytest.mark.parametrize("core", [*ISAS, *ORDERS], indirect=True)
+each_core = pytest.mark.parametrize("core", [*ISAS, "torch", ORDERS[-1]], indirect=True)
+each_order = pytest.mark.parametrize("core", [*ISAS, "torch", *ORDERS], indirect=True)
 
 
 class Core:
-    """The ERF ops of an instruction set, or of CUDA's kernels."""
+    """The ERF ops of an instruction set, or of CUDA's kernels; of PyTorch only the sizes."""
 
     def __init__(self, name: str):
-        self.is_cuda, options = name in ORDERS, {} if name in ORDERS else {"isa": name}
+        self.is_cuda = name in ORDERS
+        if name == "torch":
+            self.erf_size, self.erf_accumulate = erf_torch.erf_size, reference.erf_accumulate
+            return
+        options = {} if self.is_cuda else {"isa": name}
         self.module = erf_cuda if self.is_cuda else erf_cpp
         self.erf_size = functools.partial(self.module.erf_size, **options)
         self.erf_accumulate = functools.partial(self.module.erf_accumulate, **options)

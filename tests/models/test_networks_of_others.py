@@ -66,11 +66,25 @@ def number():
 def maps():
     return nn.Conv2d(3, 4, 3)
 
-def pair():
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x.mean((2, 3)), x
-    return Pair()
+class Wrapped(nn.Module):
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+def in_dict(num_classes=5):
+    return Wrapped(Net(num_classes), lambda y: {"loss": None, "logits": y})
+
+def pair(num_classes=5):
+    return nn.DataParallel(Wrapped(Net(num_classes), lambda y: (y, y)).bfloat16())
+
+def segments():
+    return Wrapped(nn.Conv2d(3, 4, 3, padding=1), lambda y: {"out": y})
+
+def nothing():
+    return Wrapped(nn.Conv2d(3, 4, 3), lambda y: None)
 
 def broken():
     return undefined
@@ -151,8 +165,7 @@ def test_a_name_is_enough(name, family):
         ({"factory": "no_such_module:build"}, "no_such_module cannot be imported: ModuleNotFound"),
         ({"factory": "net.py:buidl"}, "has no function 'buidl'; did you mean build"),
         ({"factory": "net.py:number"}, "must return a torch.nn.Module, got int .one that maps"),
-        ({"factory": "net.py:maps"}, r"logits \(N, num_classes\), but returned \(1, 4, 222"),
-        ({"factory": "net.py:pair"}, "returned a tuple"),
+        ({"factory": "net.py:nothing"}, r"logits \(N, num_classes\) .*, but returned NoneType"),
         ({"factory": "net.py:broken"}, r"raised NameError: name 'undefined' .*net\.py:\d+\)"),
         ({"factory": "net.py:fixed", "num_classes": 7}, "gives 5 logits, but num_classes is 7"),
         ({"factory": "net.py:build", "model": "resnet18"}, "leave `model_family` and `model` out"),
@@ -394,6 +407,30 @@ def test_commands_take_any_network(model, here, capsys):
     used = json.loads(Path(f"erf_map_{title}.json").read_text())["settings"]
     assert used["preprocessing"]["mean"] == list(IMAGENET_MEAN)
     assert used["preprocess"] is None
+
+
+@pytest.mark.parametrize("function", ["in_dict", "pair"])
+def test_commands_take_logits_in_dicts_and_tuples(function, here, capsys):
+    """The tuple's network is in `DataParallel` and bfloat16, too."""
+    model = ("--model_factory", f"net.py:{function}", "--input_size", 32)
+    for command in (
+        ("evaluate", *SCORED, "--method", "grad-cam", *COMMON),
+        ("erf-map", "--num_images", 1, *COMMON),
+        ("train-wsol", "--data_root", "split", "--epochs", 1, "--batch_size", 2, *COMMON[2:]),
+    ):
+        done = run_cli(capsys, *command, *model)
+        assert done.status == 0, done.err
+
+
+def test_maps_have_an_erf_but_no_scores(here, capsys):
+    model = ("--model_factory", "net.py:segments", "--input_size", 32, *COMMON)
+    done = run_cli(capsys, "erf-compute", *model, "--num_samples", 1, "--output", "e.npy")
+    assert done.status == 0, done.err
+    assert 1 <= np.load("e.npy") <= 9
+    for target in ((), ("--target", 2)):
+        done = run_cli(capsys, "generate-heatmap", *model, *target, "--heatmap_output", "h")
+        assert done.status == 1
+        assert re.search(r"Error: .*must return \(N, K\) logits", done.err)
 
 
 def test_a_changed_factory_is_another_run(here, capsys):

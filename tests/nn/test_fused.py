@@ -11,8 +11,9 @@ from checkpoint_factory import SMALL_MODELS, make_images, make_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cba_fast.models import inference, inference_form
-from cba_fast.models.fused import FUSED_BLOCKS
+from cba_fast.models import inference_form
+from cba_fast.models.inference import form as form_module
+from cba_fast.models.inference.fused import FUSED_BLOCKS
 from cba_fast.nn import fused
 
 CL = torch.channels_last
@@ -36,7 +37,7 @@ def plain_form(monkeypatch):
 
     def make(model, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(inference, "fuse_blocks", lambda form: [])
+            patch.setattr(form_module, "fuse_blocks", lambda form: [])
             return inference_form(model, **kwargs)
 
     return make

@@ -10,6 +10,7 @@ from tolerance import assert_forward
 from cba_fast.errors import CbaWarning
 from cba_fast.kernels import dwconv_cuda
 from cba_fast.ops import choice_table, depthwise_conv2d, dwconv, erf, quantize
+from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.choice_table import Call, Table
 from cba_fast.ops.dwconv_choice import TABLES, explain
 
@@ -123,7 +124,7 @@ def test_self_checks_need_no_default_device(monkeypatch):
 @pytest.mark.parametrize("name", ["cuda", "triton", "torch"])
 def test_self_checks_pass_on_this_gpu(name):
     device = torch.device("cuda", torch.cuda.current_device())
-    tables = [*TABLES.values(), *(table for table, _, _ in OPS.values())]
+    tables = BackendTable.registry.values()
     backends = [table.backends[name] for table in tables if name in table.backends]
     backends = [backend for backend in backends if backend.self_check]
     if reason := backends[0].unavailable():

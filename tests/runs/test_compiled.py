@@ -81,6 +81,18 @@ def test_maps_come_from_compiled_features_in_one_compilation():
     assert counting.sizes == [3] * 2
 
 
+def test_networks_without_timms_methods_are_refused():
+    with pytest.raises(InputError, match="Conv2d has no forward_features"):
+        compiled_form(nn.Conv2d(3, 3, 1), 2)
+
+
+def test_the_head_of_a_vit_gets_compiled_features():
+    model = timm.create_model("test_vit", img_size=64, num_classes=3).eval()
+    with torch.no_grad():
+        got = compiled_form(model, 2, "eager")(images(2))  # passes attn_mask=None
+        torch.testing.assert_close(got, model(images(2)))
+
+
 def test_the_model_itself_stays_as_it_was():
     model, counting = small_model(), Counting()
     form = compiled_form(model, 2, counting)

@@ -329,7 +329,7 @@ def test_options_that_cannot_fit_are_refused_before_the_work(here, weights, caps
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("cba_fast.runs.evaluate.load_model", works)
-    monkeypatch.setattr("cba_fast.runs.score.read_maps", works)
+    monkeypatch.setattr("cba_fast.runs.scoring.boxes.read_maps", works)
     boxes += ["--threshold_from", "val.json", "--cam_curve_interval", 0.3]
     for command in (["wsol-eval"], ["evaluate", *model_arguments(weights)]):
         done = run_cli(capsys, *command, *boxes)

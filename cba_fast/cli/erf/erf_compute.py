@@ -64,7 +64,7 @@ def command(
     descriptors, also in a JSON file beside it, and a picture (docs/erf.md has the definitions).
     `erf-map` measures the ERF map of RepLKNet's paper.
     """
-    from ...runs import erf as erf_runs
+    from ...runs.erf.shared import check_precision
     from ...runs.inference import load_model, open_images
 
     _tell_earlier(map_path, map_images, map_input_size, map_fig)
@@ -75,7 +75,7 @@ def command(
     output = npy_file(output or Path(f"erf_sizes_{model_config.title}"))
     save_map, map_path = save_map and npy_file(save_map), map_path and npy_file(map_path)
     _check_files({"output": output, "save_map": save_map, "map": map_path}, save_fig, map_fig)
-    erf_runs.check_precision(run_config)
+    check_precision(run_config)
     start = time.perf_counter()
     images = open_images(data_config)
     inside = map_path is not None or config.layer is not None
@@ -92,7 +92,7 @@ def command(
 
 
 def _measure_sizes(used, config, output, save_map, save_fig, options) -> None:
-    from ...runs.erf import as_rows, compute_sizes
+    from ...runs.erf.sizes import as_rows, compute_sizes
 
     found = compute_sizes(
         *used, config, output, save_map=save_map, progress=bar("ERF sizes"), **options

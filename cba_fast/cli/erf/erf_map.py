@@ -57,7 +57,7 @@ def command(
     measures the study's ERF sizes.
     """
     from ...analysis.plots import check_picture
-    from ...runs.erf import check_precision
+    from ...runs.erf.shared import check_precision
     from ...runs.inference import load_model, open_images
 
     size, named = data_config.input_size, {"": resolved(model_config, data_config)[0]}
@@ -98,7 +98,7 @@ def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, Model
 
 def measure_map(used, config: ErfMapConfig, output: Path, options):
     """Measure the map of ``(model, images, *configs)``, write it, and print what it tells."""
-    from ...runs.erf import compute_map
+    from ...runs.erf.maps import compute_map
 
     found = compute_map(*used, config, output, progress=bar("ERF map"), **options)
     warn(found.notes)

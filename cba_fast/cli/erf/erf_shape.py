@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ...runs.settings import ModelConfig, SweepConfig
+from ...runs.settings import ErfMapConfig, ModelConfig, SweepConfig
 from ..options import (
     FILE,
     PATH,
@@ -144,20 +144,20 @@ def _check(match: Path | None, family: str | None, name: str | None, save_fig: P
 def _target(match, family, name, used, num_samples, output: Path, options):
     """Return the ERF map to match: that of the file, or of the checkpoint on the same images."""
     from ...experiments import erf_shape
-    from ...runs import erf as erf_runs
+    from ...runs.erf.maps import compute_map
     from ...runs.inference import load_model
 
     if match.suffix == ".npy":
         return erf_shape.load_target(match)
     images, data_config, run_config = used
     config, data_config = resolved(ModelConfig(family, match, name), data_config)
-    found = erf_runs.compute_map(
+    found = compute_map(
         load_model(config, run_config, data_config.input_size),
         images,
         config,
         data_config,
         run_config,
-        erf_runs.ErfMapConfig(num_samples, data_config.input_size),
+        ErfMapConfig(num_samples, data_config.input_size),
         output.with_name(f"{output.stem}_target.npy"),
         progress=bar("ERF map to match"),
         **options,

@@ -1,5 +1,6 @@
 """``cba-fast evaluate``."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import click
 
 from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from ..options import (
+    FILE,
     PATH,
     box_options,
     config_option,
@@ -47,6 +49,7 @@ from .scores import (
     type=PATH,
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
+@option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
 @json_option()
 def command(
     model_config,
@@ -59,6 +62,7 @@ def command(
     seed,
     threshold_from,
     predictions,
+    report_path,
     json_path,
 ):
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
@@ -66,9 +70,10 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
+    from ...report import MapKeeper
     from ...runs import ranks
     from ...runs.evaluate import evaluate
-    from ...runs.score import read_tuned
+    from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
     used = {
@@ -77,6 +82,8 @@ def command(
         "run": settings(run_config),
     }
     saved, processes = [], ranks.join()
+    if report_path and processes.count > 1:
+        raise click.UsageError("--report needs one process; score stored maps with cba-fast report")
 
     def save(found) -> None:
         if not processes.leads:
@@ -86,23 +93,28 @@ def command(
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
 
+    keeping = MapKeeper(report_path) if report_path else nullcontext()
     try:
-        found = evaluate(
-            model_config,
-            data_config,
-            run_config,
-            map_config,
-            with_metadata(box_config, data_config),
-            num_samples=num_samples,
-            p=p,
-            seed=seed,
-            tuned=read_tuned(threshold_from) if threshold_from else None,
-            scored=save,
-            progress=bar("evaluating"),
-            erf_progress=bar("ERF sizes"),
-            ranks=processes,
-        )
-        save(found)
+        with keeping as keeper:
+            found = evaluate(
+                model_config,
+                data_config,
+                run_config,
+                map_config,
+                with_metadata(box_config, data_config),
+                num_samples=num_samples,
+                p=p,
+                seed=seed,
+                tuned=read_tuned(threshold_from) if threshold_from else None,
+                scored=save,
+                keeper=keeper,
+                progress=bar("evaluating"),
+                erf_progress=bar("ERF sizes"),
+                ranks=processes,
+            )
+            save(found)
+            if report_path:
+                _write_report(report_path, keeper, found, used)
     except KeyboardInterrupt:
         left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
         click.echo(f"Interrupted: {left}.", err=True)
@@ -113,6 +125,17 @@ def command(
         click.echo(f"Predictions  : {predictions}")
     if json_path:
         click.echo(f"Results      : {json_path}")
+    if report_path:
+        click.echo(f"Report       : {report_path}")
+
+
+def _write_report(path: Path, keeper, found, used: dict) -> None:
+    from ...report import write_report
+
+    name = str(used["data"]["method"])
+    told = {key: value for part in used.values() for key, value in part.items()}
+    boxes, images = found.box_config, found.paths
+    write_report({name: keeper.root}, path, boxes, images=images, more_settings=told, progress=bar)
 
 
 def _write_predictions(path: Path | None, found) -> None:
@@ -124,7 +147,7 @@ def _write_predictions(path: Path | None, found) -> None:
 
 def _json(found, used: dict, threshold_from: Path | None) -> dict:
     """Return what the JSON file holds beside the box scores."""
-    from ...runs.score import box_settings, versions
+    from ...runs.scoring.boxes import box_settings, versions
 
     extra = {
         "classification": found.classification,

@@ -22,8 +22,8 @@ def command(np_root, config, num_workers, json_path):
     names the masks of each image. `wsol-eval` scores against boxes.
     """
     from ...data.metadata import find_folder
-    from ...runs.score import versions
-    from ...runs.score_pixels import score_pixels
+    from ...runs.scoring.boxes import versions
+    from ...runs.scoring.pixels import score_pixels
     from ...runs.settings import settings
 
     result, notes = score_pixels(np_root, config, bar("scoring"), num_workers)

@@ -39,7 +39,7 @@ def command(np_root, box_config, statistics, threshold_from, num_workers, json_p
     """
     if statistics.per_class and json_path is None:
         raise click.UsageError("--per_class needs --json, where the figures are written")
-    from ...runs.score import box_settings, read_tuned, score_folder, versions
+    from ...runs.scoring.boxes import box_settings, read_tuned, score_folder, versions
 
     tuned = read_tuned(threshold_from) if threshold_from else None
     scored = score_folder(

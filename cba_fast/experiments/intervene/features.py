@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...models.features import FeatureLayout, layout_of
+from ...models.anatomy.features import FeatureLayout, layout_of
 from .masking import take_energy
 
 Change = Callable[[Tensor], Tensor]  # of features (N, C, h, w)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ... import files, resume
-from ...runs.score import versions
+from ...runs.scoring.boxes import versions
 from ...short import Short
-from ...wsol.bootstrap import compare
-from ...wsol.resampling import check_resampling, draw, percentile_interval
+from ...wsol.scoring.bootstrap import compare
+from ...wsol.scoring.resampling import check_resampling, draw, percentile_interval
 from ..baselines import fixed_box_baselines
 from .measure import Measured, area_of
 from .run import Interventions, Setting

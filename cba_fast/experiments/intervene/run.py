@@ -16,9 +16,9 @@ from ... import resume
 from ...data import ImageRecord
 from ...errors import InputError
 from ...models import merge
-from ...models.classifier import Classifier
-from ...models.folding import fold
-from ...runs.erf import checkpoint_level
+from ...models.families.classifier import Classifier
+from ...models.inference.folding import fold
+from ...runs.erf.shared import checkpoint_level
 from ...runs.evaluate import ScoredImages, find_images
 from ...runs.outputs import describe_run, read_arrays, write_arrays
 from ...runs.resolve import ResolvedRun, resolve

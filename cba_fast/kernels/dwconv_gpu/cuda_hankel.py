@@ -138,7 +138,7 @@ def image_bytes(ring_rows: int, columns: int, steps: int, images: int) -> int:
     padding that keeps the images in different banks.
     """
     window = 16 * steps + 8 * columns
-    staged = sum(16 * ((elements + 14) // 8) for elements in (16 * steps, window))
+    staged = sum(16 * (elements // 8 + 2) for elements in (16 * steps, window))
     laid_out = 8 * ((window // 2 + 15) // 32 * 32 + 16)
     return apart(2 * (ring_rows + 1) * (16 * steps + 8) + 4 * staged + laid_out, images)
 

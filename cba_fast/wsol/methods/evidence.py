@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...data.reading import to_device
 from ...errors import ModelError
-from ...models.anatomy import (
+from ...models.anatomy.features import FeatureLayout, check_is_map, layout_of, pooling_head
+from ...models.anatomy.parts import (
     Call,
     Layer,
     known_last_map,
@@ -22,7 +23,6 @@ from ...models.anatomy import (
     watched,
     with_tokens,
 )
-from ...models.features import FeatureLayout, check_is_map, layout_of, pooling_head
 from ...nn import frozen
 from ...short import Short
 from .attention import Attentions

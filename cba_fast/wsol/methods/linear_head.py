@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ...models.anatomy import Call, type_name
-from ...models.features import FeatureLayout, head_change, random_like
+from ...models.anatomy.features import FeatureLayout, head_change, random_like
+from ...models.anatomy.parts import Call, type_name
 
 
 class LacksError(ModelError):

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from ...choices import Pc1Range
 from ...errors import InputError
-from ...models.anatomy import type_name
+from ...models.anatomy.parts import type_name
+from ...short import Short
 from .evidence import KINDS, Evidence, gather
 from .linear_head import LacksError
 
 _FLAT = 1e-6  # a map that varies by less, as a share of its maximum, varies by rounding
 
 
-@dataclass(frozen=True)
-class Method:
+@dataclass(frozen=True, repr=False)
+class Method(Short):
     """A localization method.
 
     Attributes:

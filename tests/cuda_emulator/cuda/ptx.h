@@ -11,6 +11,15 @@ namespace cba {
 
 inline unsigned char* dynamic_shared() { return emulator::dynamic_shared(); }
 
+CBA_INSTRUCTION int load_relaxed(const int* shared) {
+  int value;
+  emulator::load_atomic(shared, &value, sizeof value);
+  return value;
+}
+CBA_INSTRUCTION void store_relaxed(int* shared, int value) {
+  emulator::store_atomic(shared, &value, sizeof value);
+}
+
 CBA_INSTRUCTION void ldmatrix_x4(std::uint32_t (&matrix)[4], const void* row) {
   emulator::load_matrices(matrix, row, false);
 }
@@ -41,6 +50,7 @@ CBA_INSTRUCTION void cp_async_wait() {
   emulator::finish_copies(kPending);
 }
 
+inline int kept(int value) { return value; }
 inline int thread_anew() { return static_cast<int>(threadIdx.x); }
 inline int block_anew() { return static_cast<int>(blockIdx.x); }
 

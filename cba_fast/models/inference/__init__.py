@@ -1,0 +1,1 @@
+"""What makes a network compute faster without changing what it computes."""

@@ -1,0 +1,1 @@
+"""Scores of maps against boxes and masks, and how sure these are."""
