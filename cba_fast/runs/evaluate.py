@@ -28,7 +28,7 @@ from .inference import (
     report_on,
 )
 from .overlap import in_background, one_by_one
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, RankError, Ranks
 from .resolve import ResolvedRun, resolve
 from .runtime import Runtime
 from .scoring.boxes import (
@@ -152,7 +152,7 @@ def evaluate(
         sizes, exact = SizeConfig(num_samples, (p,), seed), Runtime.of(run.config.for_erf())
         if run.dtype != exact.dtype:
             model = load_model(model_config, exact, data.input_size)
-        done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress)
+        done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress, ranks)
         done.notes += more
     return done
 
@@ -410,6 +410,7 @@ def _erf_summary(
     run: Runtime,
     config: SizeConfig,
     progress: Callable | None,
+    ranks: Ranks,
 ) -> tuple[dict | None, list[str]]:
     """Return the ERF summary and notes, measured as ``erf-compute`` does by default.
 
@@ -418,7 +419,9 @@ def _erf_summary(
     """
     options = {"progress": progress} if progress else {}
     try:
-        found = measure_sizes(model, records, data, run, config, **options)
+        found = measure_sizes(model, records, data, run, config, ranks=ranks, **options)
+    except RankError:
+        raise
     except CbaError as e:
         return None, [f"the ERF size could not be measured: {e}"]
     summary = {

@@ -24,6 +24,10 @@ Value = TypeVar("Value")
 _PATIENCE = timedelta(days=7)
 
 
+class RankError(CbaError):
+    """Another process of the run has ended early, so that the run cannot go on."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One of the `count` processes of a run, number `rank` from 0; by default the only one."""
@@ -44,7 +48,7 @@ class Ranks:
         """Wait for all processes; return the values that they gave, by rank.
 
         Raises:
-            CbaError: a process has ended before it came here; the message has its rank.
+            RankError: a process has ended before it came here; the message has its rank.
         """
         values = [value, *[None] * (self.count - 1)]
         if self.leads:
@@ -79,7 +83,7 @@ def _reaching(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        raise CbaError(f"rank {rank} of this run has ended early") from e
+        raise RankError(f"rank {rank} of this run has ended early") from e
 
 
 def join() -> Ranks:

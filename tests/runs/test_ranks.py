@@ -14,6 +14,7 @@ from evaluate_setup import IDS, images_and_metadata, model_arguments
 import cba_fast.runs.evaluate
 import cba_fast.runs.generate  # noqa: F401 (the processes are forked with it)
 from cba_fast.cli.main import main
+from cba_fast.errors import InputError
 
 
 def run(count, *args):
@@ -110,6 +111,19 @@ def test_a_process_that_ends_early_is_named(here, common):
     assert f"Error (rank 1): {IDS[2]}" in err1
     assert "Error (rank 0): rank 1 of this run has ended early" in err0
     assert not (here / "never.json").exists()
+
+
+def test_an_erf_that_one_process_cannot_measure_is_a_note_of_all(here, common, monkeypatch):
+    def refuse(*args, **options):
+        raise InputError("no gradient")  # only the process that has the one image comes here
+
+    monkeypatch.setattr("cba_fast.erf.sizes._gradient", refuse)
+    args = ["evaluate", *common, "--metadata_root", "meta", "--num_samples", 1, "--seed", 1]
+    first, second = run(2, *args, "--json", "note.json")
+    assert first[0] == 0, first[2]
+    assert second == (0, "", "")
+    assert "the ERF size could not be measured: no gradient" in first[2]
+    assert '"erf": null' in (here / "note.json").read_text()
 
 
 def test_commands_that_cannot_share_say_so(here):

@@ -10,13 +10,16 @@ from torch import nn
 from ... import resume
 from ...choices import CHECKPOINT
 from ...data import ImageRecord, ImageSet
-from ...data.reading import transform
+from ...data.reading import cut, transform
 from ...data.textlines import counted
 from ...erf import ErfMap, Partial, measure_erf_sizes, sample_indices
 from ...erf.report import MapRun, with_figures, write_map
+from ...erf.sizes import SizeResult
+from ...errors import CbaError
 from ...files import write_npy
 from ...shapes import point_of
 from ...short import Short
+from ..ranks import ALONE, Ranks
 from ..runtime import Runtime
 from ..settings import DataConfig, ModelConfig, RunConfig, SizeConfig
 from .shared import (
@@ -154,6 +157,7 @@ def measure_sizes(
     *,
     with_map: bool = False,
     checkpoint: str = CHECKPOINT,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Measure ERF sizes on a sample of `records`; see :func:`compute_sizes` for what is not here.
 
@@ -161,30 +165,60 @@ def measure_sizes(
         records: the images of the data set.
         partial: keeps the finished part, from which a killed run continues; None keeps nothing.
         with_map: also average the gradients that the sizes are measured on.
+        ranks: from `cba_fast.runs.ranks.join` where several processes share the images, which
+            excludes `partial` and `with_map`; each of them returns the result.
     """
     run = Runtime.of(run)
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     pixels = transform(data.input_size, data.preprocessing)
-    walk = walk_over(records, data.input_size, pixels, indices, run, progress)
+    # Only the last batch may be short, so each process cuts its images into these batches again.
+    mine = [i for batch in ranks.mine(cut(indices, run.config.batch_size)) for i in batch]
+    walk = walk_over(records, data.input_size, pixels, mine, run, progress)
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
     where = {"layer": one_layer(config.layer, model), "point": point_of(config.point)}
     options = {"with_map": with_map, "checkpoint": level}
-    with run.autocast():
-        found = measure_erf_sizes(model, walk, p, config.score, **where, **options)
-    walk.report.check_any(len(found.sizes))
+    try:
+        with run.autocast():
+            found = measure_erf_sizes(model, walk, p, config.score, **where, **options)
+    except CbaError as e:
+        ranks.share(e)
+        raise
+    sizes, num_zero = _sizes_of_all(ranks.share(found), indices)
+    report = ranks.merged(walk.report)
+    place = {index: n for n, index in enumerate(indices.tolist())}
+    report.failed.sort(key=lambda failed: place[failed[0]])
+    report.truncated.sort(key=place.get)
+    report.check_any(len(sizes))
     notes = []
     if len(records) < config.num_samples:
         notes.append(f"{config.num_samples} samples asked for, the set has {len(records)}")
-    if found.num_zero:
+    if num_zero:
         notes.append(
-            f"zero gradient (size 0) of {counted(found.num_zero, 'image')}: the score is saturated;"
+            f"zero gradient (size 0) of {counted(num_zero, 'image')}: the score is saturated;"
             " `score` logit does not saturate"
         )
-    notes += walk.report.lines()
-    return Measured(found.sizes, notes, found.map, walk.report.first_failure(), walk.resumed)
+    notes += report.lines()
+    return Measured(sizes, notes, found.map, report.first_failure(), walk.resumed)
+
+
+def _sizes_of_all(
+    parts: Sequence[SizeResult | CbaError], sample: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Return the sizes that all processes measured, in the order of the sample, and the zero ones.
+
+    Raises:
+        CbaError: that of the first process which could not measure its images.
+    """
+    for part in parts:
+        if isinstance(part, CbaError):
+            raise part
+    place = {index: n for n, index in enumerate(sample.tolist())}
+    visited = [place[i] for part in parts for i in part.indices.tolist()]
+    sizes = np.concatenate([part.sizes for part in parts])[np.argsort(visited)]
+    return sizes, sum(part.num_zero for part in parts)
 
 
 def as_rows(stats: dict[float, SizeStats]) -> list[str]:
