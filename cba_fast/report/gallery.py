@@ -13,6 +13,7 @@ from ..data.images import read_image
 from ..data.textlines import counted
 from ..errors import ImageError, InputError
 from ..ops import box_sweep
+from ..short import Short
 from ..wsol import read_maps
 from .collect import Collected
 
@@ -22,7 +23,7 @@ COLORMAPS = {"viridis": cv2.COLORMAP_VIRIDIS, "jet": cv2.COLORMAP_JET}
 
 
 @dataclass(repr=False)
-class Shown:
+class Shown(Short):
     """One run's map of an image, as the page shows it.
 
     Attributes:
@@ -45,7 +46,7 @@ class Shown:
 
 
 @dataclass(repr=False)
-class Card:
+class Card(Short):
     """An image of the gallery; `photo` is a data URI or None, `shown` has an entry per run."""
 
     image_id: str
