@@ -19,8 +19,9 @@ DEFINITIONS = {
     ELSEWHERE: "None of these: the box lies beside the object, or the map has no box.",
 }
 SOURCE = (
-    'The categories are those of Gao et al. 2021, "TS-CAM: Token Semantic Coupled Attention Map", '
-    "tried in this order; shares are of areas, with both corners of a box included."
+    'The kinds of errors follow Gao et al. 2021, "TS-CAM: Token Semantic Coupled Attention Map"; '
+    "the limits are this package's. The first that applies, in this order, is the cause; shares "
+    "are of areas, with both corners of a box included."
 )
 
 
