@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 from checkpoint_factory import SMALL_MODELS
 from data_factory import metadata_folder, write_image
 
@@ -30,3 +31,12 @@ def model_arguments(weights):
 
 def read(path):
     return json.loads(path.read_text())
+
+
+def save_maps(root, ids, side=30, official=False):
+    for seed, image_id in enumerate(ids):
+        m = np.random.default_rng(seed).random((side, side))
+        folder, name = image_id.split("/")
+        path = root / folder / (f"{name}.npy" if official else f"{name.split('.')[0]}.npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, m)

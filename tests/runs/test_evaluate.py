@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +13,17 @@ import torch
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
 from data_factory import cub_folder, edit_lines, metadata_folder, write_file, write_image
-from evaluate_setup import BOXES, IDS, LABELS, SIZES, images_and_metadata, model_arguments, read
+from evaluate_setup import (
+    BOXES,
+    IDS,
+    LABELS,
+    SIZES,
+    images_and_metadata,
+    model_arguments,
+    read,
+    save_maps,
+)
 
-from cba_fast.data import load_boxes, open_image_set
-from cba_fast.errors import InputError
-from cba_fast.runs.evaluate import match_images
 from cba_fast.wsol import BoxEvaluator, map_reading
 
 
@@ -170,15 +175,6 @@ def test_images_without_boxes_are_left_out_with_a_note(here, weights, capsys):
     assert done.status == 0, done.err
     assert "without ground truth, left out: 2 images" in done.err
     assert read(here / "r.json")["num_images"] == 7
-
-
-def save_maps(root, ids, side=30, official=False):
-    for seed, image_id in enumerate(ids):
-        m = np.random.default_rng(seed).random((side, side))
-        folder, name = image_id.split("/")
-        path = root / folder / (f"{name}.npy" if official else f"{name.split('.')[0]}.npy")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, m)
 
 
 def test_most_maps_missing_is_a_warning(here, capsys):
@@ -413,41 +409,6 @@ def test_the_target_label_is_that_of_the_ground_truth(here, weights, capsys):
     one, two = read(here / "folders.json"), read(here / "lists.json")
     assert one["largest"] == two["largest"]
     assert one["classification"] == two["classification"]
-
-
-TWINS = ("x/auk/auk_0.v1.jpg", "y/auk/auk_0.v1.jpg")
-
-
-def test_a_map_that_two_images_could_have_is_refused(here, capsys):
-    boxes = {**{i: BOXES[i] for i in IDS[1:]}, **dict.fromkeys(TWINS, BOXES[IDS[0]])}
-    sizes = {i: SIZES.get(i, SIZES[IDS[0]]) for i in boxes}
-    metadata_folder(here / "meta", boxes, sizes, {i: LABELS.get(i, 0) for i in boxes})
-    save_maps(here / "maps", IDS)
-    args = ["wsol-eval", "--np_root", "maps", "--metadata_root", "meta"]
-    done = run_cli(capsys, *args)
-    assert done.status == 1
-    assert all(twin in done.err for twin in TWINS)
-    (here / "maps" / "auk" / "auk_0.npy").unlink()
-    assert run_cli(capsys, *args).status == 0
-
-
-def test_an_image_that_could_be_two_of_the_ground_truth_is_refused(here):
-    records = open_image_set(here / "images").records
-    boxes = load_boxes(metadata_root=here / "meta")
-    ids = (*boxes.image_ids, "x/other/a.jpg", "y/other/a.jpg", *TWINS)
-    assert len(match_images(records[1:], replace(boxes, image_ids=ids))[0]) == 6
-    with pytest.raises(InputError, match=rf"auk/auk_0\.v1\.jpg could be .* {TWINS[0]}"):
-        match_images(records, replace(boxes, image_ids=ids))
-
-
-def test_names_that_differ_behind_their_first_dot_are_paired_by_the_whole_id(here):
-    twin = write_image(here / "images" / "auk" / "auk_0.v2.jpg")
-    records = open_image_set(here / "images").records
-    boxes = load_boxes(metadata_root=here / "meta")
-    assert len(match_images(records, boxes)[0]) == 7  # the twin has no ground truth
-    with pytest.raises(InputError, match=r"`map_names` official keeps the whole name"):
-        match_images(records, boxes, "study")
-    twin.unlink()
 
 
 def test_a_contradicting_split_is_refused_and_boxes_elsewhere_name_their_flag(here, capsys):
