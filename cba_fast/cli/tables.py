@@ -1,6 +1,7 @@
 """Tables that the commands print."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,7 @@ def print_tables(*tables: Table, width: int) -> None:
 
     Names are printed as they are: rich would take "[x]" for a style and ":x:" for a picture.
     """
-    plain = {"markup": False, "emoji": False}
+    plain: dict[str, Any] = {"markup": False, "emoji": False}
     console = Console(**plain)
     if not console.is_terminal:  # rich would assume 80 columns, and break names and figures
         console = Console(width=width, **plain)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -141,7 +142,7 @@ class DemoTask:
     scale: DemoScale
     overwrite: bool
 
-    def part(self, run: Callable, *args, **options):
+    def part(self, run: Callable, *args: Any, **options: Any) -> Any:
         """Run a part of the demo, which goes on where it was; the demo's record speaks for it."""
         call = functools.partial(run, *args, **options)
         return call(overwrite=True) if self.overwrite else resume.continue_or_replace(call)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import timm
 from pydantic import (
@@ -121,6 +121,10 @@ class _Experiment(BaseModel):
     """What the settings of an experiment mean together, and the configs that they make."""
 
     model_config = STRICT
+
+    if TYPE_CHECKING:  # the fields are those of `Settings`
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def unused(self) -> dict[str, str]:
         """Return the keys that mean nothing beside the others, and why."""

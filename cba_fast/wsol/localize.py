@@ -1,5 +1,7 @@
 """Make score maps by any method, for the commands and for users with their own models."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -188,7 +190,7 @@ def heatmap(
         >>> heatmap(model, torch.randn(2, 3, 64, 96), target=3, method="grad-cam").shape
         torch.Size([2, 64, 96])
     """
-    options = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    options: dict[str, Any] = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     found = localize_on_device(model, x, method=method, target=target, layer=layer, **options)
     found.check(found.facts.cpu().numpy())
     return normalize(found.u)
@@ -225,5 +227,5 @@ def pc1(
     Arguments, result and errors are those of :func:`heatmap`. A map is the principal axis, divided
     by its maximum, instead of a rectified mean.
     """
-    more = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    more: dict[str, Any] = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     return heatmap(model, x, target, layer, method="pc1", **more)

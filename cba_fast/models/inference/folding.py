@@ -81,7 +81,7 @@ def fold(
     Returns:
         The copy, and the report.
     """
-    keep, wrong = dict.fromkeys(keep, "it is to be kept"), {}
+    keep, wrong = dict.fromkeys(keep, "it is to be kept"), dict[str, str]()
     exact = copy.deepcopy(model).double()
     steps, left = _next(exact, strips, keep)
     if not steps:

@@ -1,5 +1,7 @@
 """The blocks of the four families with no elementwise pass of their own (CPUs, inference)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from timm.layers import Mlp
 from timm.layers.activations import GELU, GELUTanh
@@ -37,6 +39,7 @@ def fuse_blocks(model: nn.Module) -> list[str]:
     return changed
 
 
+_Module = nn.Module if TYPE_CHECKING else object
 _ACTIVATIONS = {nn.ReLU: "relu", GELU: "gelu", GELUTanh: "gelu_tanh"}
 
 
@@ -47,7 +50,7 @@ def activation_name(module: nn.Module) -> str | None:
     return _ACTIVATIONS.get(type(module))
 
 
-class _Fused:
+class _Fused(_Module):
     """A module that computes ``run`` where its layers can be fused, else what its base class does.
 
     A subclass gives ``fits(module)``, whether a module of the base class can be changed to it,
