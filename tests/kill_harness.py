@@ -53,7 +53,7 @@ CASES = [
         f"--weights {{in}}/f.pth --model slak_flex_nano {_IMAGES} --steps 3 --num_samples 2 "
         "--output shape.npy",
     ),
-    Case("synth-cub", "--root synth --classes 2 --images 20 --test 10 --size 64"),
+    Case("synth-cub", "--root synth --classes 2 --images_per_class 20 --size 64"),
     Case("prepare-cub", "--source {in}/cub.tgz --output prepared"),
     Case("demo", "--quick --output demo"),
     Case("generate-heatmap", f"{_MAPS} --heatmap_output heat", ranks=2),

@@ -1,6 +1,7 @@
 """Run a command in a process of its own, kill it at a given moment, and read what it has left."""
 
 import contextlib
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -17,6 +18,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MARK = "CBA_KILL_HARNESS"  # in the environment of all processes of a run
+_SLOW_IMPORTS = (  # of which the commands need one or the other
+    *(
+        "cba_fast.experiments.demo",
+        "cba_fast.experiments.collect",
+        "cba_fast.experiments.per_image",
+    ),
+    *("cba_fast.experiments.intervene.run", "cba_fast.experiments.erf_shape", "cba_fast.report"),
+    *("matplotlib.backends.backend_agg", "torch.utils.tensorboard", "scipy.stats"),
+)
 LONGEST = 300.0  # seconds of a run
 ORPHANS_END = 15.0  # seconds; PyTorch's workers look for their parent every five
 
@@ -114,6 +124,8 @@ class Runner:
 
     def __init__(self, root: Path, inputs: Path, *, fork: bool = False):
         self.root, self.inputs, self.fork = root, inputs, fork
+        for name in _SLOW_IMPORTS if fork else ():
+            importlib.import_module(name)
 
     def start(
         self, case: Case, folder: Path, kill: Kill | None = None, limit: int | None = None

@@ -17,7 +17,6 @@ BY_NAME = {c.name: c for c in reversed(CASES) if c.ranks == 1}
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-
     root = tmp_path_factory.mktemp("kills")
     return Runner(root, make_inputs(root / "inputs"), fork=True)
 
