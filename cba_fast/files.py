@@ -97,6 +97,11 @@ def atomic_path(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pa
         tmp.unlink(missing_ok=True)
 
 
+def is_temporary(path: str | os.PathLike) -> bool:
+    """Whether a path has a name as :func:`temporary_path` makes it."""
+    return _TEMPORARY.fullmatch(Path(path).name) is not None
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Let an `OSError` that names no file, such as that of a full disk, name `path`."""

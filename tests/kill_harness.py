@@ -186,12 +186,12 @@ def survive(
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Kill the cases in turn until `count` runs were ended by a signal."""
-    rng, rows = random.Random(seed), [reference(runner, case) for case in cases]
-    for number in itertools.count():
-        left = count - sum(sum(row.kills.values()) for row in rows)
+    rng, rows = random.Random(seed), {}
+    for case in itertools.cycle(cases):
+        left = count - sum(sum(row.kills.values()) for row in rows.values())
         if left <= 0:
-            return rows
-        row = rows[number % len(rows)]
+            return list(rows.values())
+        row = rows[case] = rows.get(case) or reference(runner, case)
         kills = [draw(rng, row) for _ in range(min(left, rng.choice((1, 1, 1, 2))))]
         trial(runner, row, kills, log)
 
