@@ -10,10 +10,12 @@ ended it.
 """
 
 import argparse
+import functools
 import itertools
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -100,7 +102,7 @@ class Row:
 
     Attributes:
         wanted: the files of an uninterrupted run.
-        seconds, events: of that run.
+        seconds, events, space: of that run; the last are the bytes of its files.
         kills: the signals that ended a run, counted.
         late: how often a run ended by itself before its signal, or in spite of it.
         early: how often the signal came before the command could speak.
@@ -111,6 +113,7 @@ class Row:
     wanted: dict
     seconds: float
     events: int
+    space: int = 0
     kills: Counter = field(default_factory=Counter)
     late: int = 0
     early: int = 0
@@ -124,12 +127,36 @@ def reference(runner: Runner, case: Case) -> Row:
     done = runner.run(case, folder)
     if done.status != 0:
         raise SystemExit(f"{case.name} fails without a kill:\n{done.text}")
-    row = Row(case, contents(folder), done.seconds, done.events)
+    space = sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
+    row = Row(case, contents(folder), done.seconds, done.events, space)
     row.problems += [f"uninterrupted: {line}" for line in done.orphans]
     for name in row.wanted:
         if ".tmp-" in name or name.endswith(".lock") or "partial" in name:
             row.problems.append(f"uninterrupted: {name} is left")
     return row
+
+
+def fill_disk(runner: Runner, row: Row) -> None:
+    """Run a case on a file system with too little space for its files, then give it more."""
+    folder, disk = runner.root / "full", ["mount", "-t", "tmpfs", "-o"]
+    folder.mkdir()
+    subprocess.run([*disk, f"size={row.space // 2}", "none", str(folder)], check=True)
+    try:
+        done = runner.run(row.case, folder)
+        row.problems += done.orphans
+        last = (done.text.strip().splitlines() or [""])[-1]
+        if done.status == 0 or "Traceback" in done.text or "No space left on device" not in last:
+            row.problems.append(f"full disk: status {done.status}, output: {done.text[-1500:]}")
+        subprocess.run([*disk, "remount,size=1g", "none", str(folder)], check=True)
+        done = runner.run(row.case, folder)
+        if done.status != 0:
+            row.problems.append(f"with space again, it fails: {done.text[-1500:]}")
+        else:
+            found = differences(contents(folder), row.wanted)
+            row.problems += [f"full disk: {line}" for line in found]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
 
 
 def draw(rng: random.Random, row: Row) -> Kill:
@@ -223,11 +250,19 @@ def main() -> None:
     parser.add_argument(
         "--fork", action="store_true", help="fork runs from one process, without the imports"
     )
+    parser.add_argument("--full_disk", action="store_true", help="fill a tmpfs instead (root only)")
     args = parser.parse_args()
     cases = [c for c in CASES if args.command in (None, c.name)]
     with tempfile.TemporaryDirectory(prefix="cba_kills_") as root:
         runner = Runner(Path(root), make_inputs(Path(root) / "inputs"), fork=args.fork)
-        rows = survive(runner, cases, args.kills, args.seed, lambda line: print(line, flush=True))
+        if args.full_disk:
+            rows = [reference(runner, case) for case in cases]
+            for row in rows:
+                fill_disk(runner, row)
+                print(row.case.name, row.problems or "as it should", flush=True)
+        else:
+            log = functools.partial(print, flush=True)
+            rows = survive(runner, cases, args.kills, args.seed, log)
     print("\n".join(table(rows)))
     sys.exit(any(row.problems for row in rows))
 
