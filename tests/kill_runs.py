@@ -199,7 +199,11 @@ class Runner:
             for number in (1, 2):
                 os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
-            command(case.name, args)
+            try:
+                command(case.name, args)
+            except KeyboardInterrupt:  # before the command could take it, it ends as Python does
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
 
         out.write_text("")
         process = multiprocessing.get_context("fork").Process(target=target)
