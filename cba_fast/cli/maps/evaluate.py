@@ -70,6 +70,7 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
+    from ... import locks
     from ...report import MapKeeper
     from ...runs import ranks
     from ...runs.evaluate import evaluate
@@ -82,6 +83,8 @@ def command(
         "run": settings(run_config),
     }
     saved, processes = [], ranks.join()
+    for path in filter(None, (json_path, predictions, report_path)):
+        locks.hold(path)
 
     def save(found) -> None:
         if not processes.leads:

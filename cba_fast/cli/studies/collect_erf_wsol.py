@@ -28,12 +28,15 @@ def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
     images) and a JSON file. What is done is skipped: the same command continues an interrupted
     run and tries failed experiments again. The exit status is 1 if any failed.
     """
+    from ... import locks
     from ...experiments.collect import collect
     from ...experiments.plan import load_experiments
     from ...experiments.progress import check_inputs, find_steps, refuse_changes
 
     start = time.perf_counter()
     plan = load_experiments(config_path)
+    if not dry_run:
+        locks.hold(plan.output_dir / "collect-erf-wsol", plan.output_dir)
     steps = find_steps(plan)
     if dry_run:
         _print_steps(steps, overwrite)

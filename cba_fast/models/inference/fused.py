@@ -39,7 +39,6 @@ def fuse_blocks(model: nn.Module) -> list[str]:
     return changed
 
 
-_Module = nn.Module if TYPE_CHECKING else object
 _ACTIVATIONS = {nn.ReLU: "relu", GELU: "gelu", GELUTanh: "gelu_tanh"}
 
 
@@ -48,6 +47,12 @@ def activation_name(module: nn.Module) -> str | None:
     if type(module) is nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
     return _ACTIVATIONS.get(type(module))
+
+
+if TYPE_CHECKING:
+    _Module = nn.Module  # whose attributes the fused classes use
+else:
+    _Module = object
 
 
 class _Fused(_Module):
