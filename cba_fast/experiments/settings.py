@@ -128,7 +128,7 @@ class _Experiment(BaseModel):
 
     def unused(self) -> dict[str, str]:
         """Return the keys that mean nothing beside the others, and why."""
-        found = {}
+        found: dict[str, str] = {}
         if self.weight_path is not None:
             found |= dict.fromkeys(TRAINING, "nothing is trained where weight_path is given")
         if self.model_family != "slak_flex":

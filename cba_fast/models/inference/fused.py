@@ -1,6 +1,6 @@
 """The blocks of the four families with no elementwise pass of their own (CPUs, inference)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import Mlp
@@ -32,7 +32,7 @@ def fuse_blocks(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        fused = _FUSED.get(type(module))
+        fused: Any = _FUSED.get(type(module))
         if fused is not None and fused.fits(module):
             module.__class__ = fused
             changed.append(name)
