@@ -17,7 +17,7 @@ from evaluate_setup import IDS, images_and_metadata, model_arguments
 
 from cba_fast.datasets.prepare import split_images
 from cba_fast.datasets.synth import generate
-from cba_fast.runs.cluster.pool import connected
+from cba_fast.runs.cluster import pool
 from cba_fast.runs.settings import ClusterConfig
 
 # While a file "kill" is there, the third step of a training kills its process, unless that is the
@@ -52,7 +52,7 @@ GRID = {"name": "x", "lr": [1e-3, 2e-3, 4e-3], "localization_method": ["cam", "g
 def ray():
     """A cluster of this machine for this module; the runs use the connection that they find."""
     ray = pytest.importorskip("ray")
-    with connected(ClusterConfig("ray"), print):
+    with pool.connected(ClusterConfig("ray"), print):
         yield ray
 
 
@@ -119,7 +119,6 @@ def test_plans_end_with_the_same_files_whoever_dies(ray, planned, capsys):
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, Path("driver.txt").read_text()
-    assert len(list(Path("erf_wsol").glob("x*.json"))) == 1
     done = collect(capsys, "--engine", "ray")
     assert done.status == 0, done.out + done.err
     found = results()
@@ -151,6 +150,16 @@ def test_what_no_machine_has_is_refused(ray, planned, capsys):
     assert "--retries belongs to --engine ray" in collect(capsys, "--retries", 1).err
 
 
+def test_a_worker_says_now_and_then_how_far_it_is(monkeypatch):
+    said = []
+    progress = pool.spoken(said.append)("evaluating")
+    assert list(progress(range(8), 8)) == [*range(8)]
+    assert said == []
+    monkeypatch.setattr(pool, "_SAY_S", 0)
+    assert list(progress("abc", 3)) == [*"abc"]
+    assert said == ["evaluating: 33 %", "evaluating: 66 %", "evaluating: 100 %"]
+
+
 def test_without_ray_one_line_says_how_to_get_it(planned, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     done = collect(capsys, "--engine", "ray")
@@ -175,7 +184,7 @@ def test_three_shards_score_as_one_process(ray, here, capsys):
     assert shards.status == 0, shards.err
     assert shards.err == one.err
     assert shards.out.endswith(one.out)
-    assert "shard 3 of 3: evaluating: 100 %" in shards.out
+    assert "shard 3 of 3: on " in shards.out
     assert [path.read_bytes() for path in files] == wanted
     refused = run_cli(capsys, *args, "--engine", "ray", "--strict")
     assert refused.status == 1

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from ..settings import ClusterConfig
 Log = Callable[[str], None]
 
 _LOOK_S = 0.2  # seconds between two looks for lines of the workers
+_SAY_S = 30.0  # seconds between two lines on how far a loop of a worker is
 # For Ray's copies of results. A local cluster would take a third of the memory, in which images and
 # models shall fit; more results than this go to the disk.
 _STORE_BYTES = 256 << 20
@@ -205,13 +207,15 @@ def _on_worker(name: str, place: tuple, lines, function: Callable, *args) -> obj
 
 
 def spoken(log: Log) -> Callable:
-    """Return a ``bar(description)`` that logs each fourth of the steps, as no one sees a bar."""
+    """Return a ``bar(description)`` that now and then logs how far it is; no one sees a bar."""
 
     def bar(description: str) -> Callable[[Iterable, int], Iterator]:
         def progress(items: Iterable, total: int) -> Iterator:
+            said = time.monotonic()
             for n, item in enumerate(items, 1):
                 yield item
-                if n * 4 // total > (n - 1) * 4 // total:
+                if time.monotonic() - said >= _SAY_S:
+                    said = time.monotonic()
                     log(f"{description}: {100 * n // total} %")
 
         return progress
