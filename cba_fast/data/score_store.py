@@ -13,6 +13,7 @@ themselves.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -135,7 +136,7 @@ class ScoreStore:
 
 
 class StoreWriter:
-    """Writes the maps of a store, in any order.
+    """Writes the maps of a store, in any order and by any number of threads.
 
     A map counts once its byte in ``present.npy`` is set, which is written after the map. So a
     killed run leaves whole maps and missing ones, and a later writer can add the missing ones.
@@ -152,6 +153,7 @@ class StoreWriter:
         self._maps = open(self._store.root / MAPS, "r+b", buffering=0)  # noqa: SIM115
         self._present = open(self._store.root / PRESENT, "r+b", buffering=0)  # noqa: SIM115
         self._present_offset = _open_npy(self._store.root / PRESENT).offset
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -179,8 +181,9 @@ class StoreWriter:
                 f"{store.describe(row)}: the store holds {store.shape} uint8, got {u.shape} "
                 f"{u.dtype}"
             )
-        _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
-        _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
+        with self._lock:
+            _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
+            _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
 
 
 def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int, int]) -> None:

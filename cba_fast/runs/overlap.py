@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from ..stages import stage
+
 Item = TypeVar("Item")
 
 
@@ -32,7 +34,7 @@ def in_background(items: Iterable[Item], work: Callable[[Item], None], depth: in
             for item in _errors_last(items, waiting):
                 waiting.append(pool.submit(work, item))
                 if len(waiting) >= depth:
-                    waiting.popleft().result()
+                    _wait_for_first(waiting)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the block waits for the running call
             raise
@@ -50,7 +52,46 @@ def _errors_last(items: Iterable[Item], waiting: deque[Future]) -> Iterator[Item
 
 def _finish(waiting: deque[Future]) -> None:
     while waiting:
+        _wait_for_first(waiting)
+
+
+def _wait_for_first(waiting: deque[Future]) -> None:
+    with stage("waiting for results"):
         waiting.popleft().result()
+
+
+class Crew:
+    """Threads that do work beside the run, such as drawing and writing files.
+
+    At the end of its block all work is done. The first error of the work is raised there or by an
+    earlier :meth:`catch_up`; work that has not begun is then left out, as if the block fails.
+
+    Args:
+        threads: how many; the calls begin in the order in which they were given.
+    """
+
+    def __init__(self, threads: int):
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cba-crew")
+        self._waiting: deque[Future] = deque()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        try:
+            if kind is None:
+                self.catch_up()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def give(self, work: Callable, *args) -> None:
+        """Let a thread call ``work(*args)``."""
+        self._waiting.append(self._pool.submit(work, *args))
+
+    def catch_up(self, behind: int = 0) -> None:
+        """Wait until at most `behind` calls, the last ones, are unfinished."""
+        while len(self._waiting) > behind:
+            _wait_for_first(self._waiting)
 
 
 def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:

@@ -19,6 +19,7 @@ from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
 from ..npy import NPY_ERRORS, is_plain_shape
 from ..shapes import Size, map_shape
+from ..stages import stage
 from .score_maps import (
     DTYPES,
     MapFolder,
@@ -140,7 +141,8 @@ def read_maps(
     groups = [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def read(group: list[str]) -> list[Run]:
-        return list(_read_group(source, group, [found[i] for i in group], reading))
+        with stage("read"):
+            return list(_read_group(source, group, [found[i] for i in group], reading))
 
     read_groups: Iterable = prefetch(read, groups, reading.workers)
     if progress:
