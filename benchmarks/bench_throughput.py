@@ -95,16 +95,16 @@ class Job:
         self.size, self.folder = args.input_size, folder
         images = open_image_set(args.images)
         self.records = images.records[: args.count]
-        # A folder of links, so that all ways see the same images.
-        for record in self.records:
-            link = folder / "images" / record.image_id
-            link.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record.path, link)
+        for record in self.records:  # in a folder that holds no others
+            copy = folder / "images" / record.image_id
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record.path, copy)
         self.records = open_image_set(folder / "images").records
         sizes = {r.image_id: Image.open(r.path).size for r in self.records}
-        middle = {i: [(w // 4, h // 4, 3 * w // 4, 3 * h // 4)] for i, (w, h) in sizes.items()}
+        # Boxes of the whole image, which the maps of random weights reach at low thresholds.
+        whole = {i: [(0, 0, w - 1, h - 1)] for i, (w, h) in sizes.items()}
         labels = {r.image_id: r.label for r in self.records}
-        metadata_folder(folder / "meta", middle, sizes, labels)
+        metadata_folder(folder / "meta", whole, sizes, labels)
         self.boxes = BoxConfig(metadata_root=folder / "meta", cam_curve_interval=args.interval)
         self.run = RunConfig(args.batch_size, args.workers, "cpu", args.precision)
         self.data = DataConfig(str(folder / "images"), input_size=args.input_size)
@@ -216,15 +216,16 @@ def decode_some(paths, size: int | None) -> None:
 
 def loader(args, folder: Path) -> dict:
     """Compare the loader with as many processes that decode, or decode and resize, and no more."""
-    job_records = open_image_set(args.images).records
-    records = [r for _, r in zip(range(args.count), itertools.cycle(job_records))]
+    images = itertools.cycle(open_image_set(args.images).records)
+    records = list(itertools.islice(images, args.count))
     dataset = ImageDataset(records, args.input_size, resize_to_bytes(args.input_size))
     kept = ImageDataset(records, args.input_size, resize_to_bytes(args.input_size), keep=True)
     batches = cut(range(len(records)), args.batch_size)
     context = multiprocessing.get_context("fork")
 
-    def load(from_dataset) -> None:
-        for _ in read_batches(from_dataset, batches, Report(), num_workers=args.workers):
+    def load(source, threads: bool) -> None:
+        how = {"num_workers": args.workers, "threads": threads}
+        for _ in read_batches(source, batches, Report(), **how):
             pass
 
     def decode(size: int | None) -> None:
@@ -240,8 +241,10 @@ def loader(args, folder: Path) -> dict:
         {
             "decode": lambda: decode(None),
             "decode and resize": lambda: decode(args.input_size),
-            "loader": lambda: load(dataset),
-            "loader that keeps what was decoded": lambda: load(kept),
+            "loader": lambda: load(dataset, threads=True),
+            "loader that keeps pixels": lambda: load(kept, threads=True),
+            "loader of processes": lambda: load(dataset, threads=False),
+            "loader of processes that keeps pixels": lambda: load(kept, threads=False),
         },
         args.rounds,
     )

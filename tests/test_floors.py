@@ -12,7 +12,7 @@ import cba_fast
 ROOT = Path(cba_fast.__file__).parent
 # From the ground up.
 FLOORS = [
-    ("choices", "errors", "files", "npy", "resume", "shapes", "short", "stages"),
+    ("choices", "errors", "files", "npy", "resume", "shapes", "short", "stages", "threads"),
     ("reference",),
     ("kernels",),
     ("ops",),

@@ -17,10 +17,10 @@ from ..errors import InputError
 from ..shapes import map_shape
 from ..short import Short
 from ..stages import stage
+from ..threads import Crew
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
 from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
-from .overlap import Crew
 from .ranks import ALONE, Ranks
 from .resolve import resolve
 from .runtime import Runtime
@@ -257,6 +257,11 @@ def encoded_overlay(pixels: np.ndarray, score_map: np.ndarray) -> bytes | None:
     bgr = pixels[:, :, ::-1]
     resized = cv2.resize(score_map, (bgr.shape[1], bgr.shape[0]))
     colours = cv2.applyColorMap((resized * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    mixed = 0.8 * colours + bgr
-    ok, png = cv2.imencode(".png", (255 * mixed / max(mixed.max(), 1)).astype(np.uint8))
+    # Computed in place, because new arrays of this size cost more than the arithmetic.
+    mixed = 0.8 * colours
+    mixed += bgr
+    largest = max(mixed.max(), 1)
+    mixed *= 255
+    mixed /= largest
+    ok, png = cv2.imencode(".png", mixed.astype(np.uint8))
     return png.tobytes() if ok else None

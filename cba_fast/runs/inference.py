@@ -101,8 +101,8 @@ def iter_localizations(
         data, run, maps: settings.
         report: gets the truncated images, the unreadable ones and those whose features overflow.
         batches: indices of each batch; None for all records, cut by the batch size.
-        decoded: gets the pixels (H,W,3) uint8 of the images, by index, where `ImageDataset` keeps
-            them; the caller takes them out.
+        decoded: gets the pixels (H,W,3) uint8 of the images, by index, where this process
+            reads them and `ImageDataset` keeps them; the caller takes them out.
 
     Returns:
         An iterator over the indices of the images of a batch that have a map (not empty) and their
@@ -210,11 +210,15 @@ def _queued(
     decoded: dict[int, np.ndarray] | None,
 ) -> Iterator[WaitForMaps]:
     size, how = data.input_size, data.preprocessing
+    # Many readers feed a GPU, more than one interpreter keeps busy. Few do beside a CPU's model.
+    threads = run.device.type == "cpu"
+    kept = decoded is not None and (threads or not run.config.num_workers)
     read = read_batches(
-        ImageDataset(records, size, resize_to_bytes(size, how), keep=decoded is not None),
+        ImageDataset(records, size, resize_to_bytes(size, how), keep=kept),
         batches,
         report,
         num_workers=run.config.num_workers,
+        threads=threads,
         device=run.device,
         memory_format=run.memory_format,
         finish=partial(normalize_bytes, how=how),

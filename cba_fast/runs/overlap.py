@@ -60,40 +60,6 @@ def _wait_for_first(waiting: deque[Future]) -> None:
         waiting.popleft().result()
 
 
-class Crew:
-    """Threads that do work beside the run, such as drawing and writing files.
-
-    At the end of its block all work is done. The first error of the work is raised there or by an
-    earlier :meth:`catch_up`; work that has not begun is then left out, as if the block fails.
-
-    Args:
-        threads: how many; the calls begin in the order in which they were given.
-    """
-
-    def __init__(self, threads: int):
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cba-crew")
-        self._waiting: deque[Future] = deque()
-
-    def __enter__(self) -> "Crew":
-        return self
-
-    def __exit__(self, kind, *exception) -> None:
-        try:
-            if kind is None:
-                self.catch_up()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
-
-    def give(self, work: Callable, *args) -> None:
-        """Let a thread call ``work(*args)``."""
-        self._waiting.append(self._pool.submit(work, *args))
-
-    def catch_up(self, behind: int = 0) -> None:
-        """Wait until at most `behind` calls, the last ones, are unfinished."""
-        while len(self._waiting) > behind:
-            _wait_for_first(self._waiting)
-
-
 def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
     """Yield the items in order, each one after `depth` further ones have been made.
 

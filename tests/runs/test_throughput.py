@@ -16,9 +16,9 @@ from evaluate_setup import images_and_metadata, model_arguments
 from cba_fast.cli.main import COMMANDS, LazyGroup
 from cba_fast.data import open_image_set, read_image, reading
 from cba_fast.runs import generate
-from cba_fast.runs.overlap import Crew
 from cba_fast.runs.scoring.boxes import score_folder
 from cba_fast.runs.settings import BoxConfig
+from cba_fast.threads import Crew
 from cba_fast.wsol import map_reading
 
 NAMES = ["a/1.jpg", "a/2.png", "b/1.jpg", "b/3.jpg", "b/4.jpg"]
