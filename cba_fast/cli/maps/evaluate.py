@@ -19,6 +19,7 @@ from ..options import (
     map_options,
     model_options,
     option,
+    profile_option,
     resolved,
     run_options,
     threshold_from_option,
@@ -53,6 +54,7 @@ from .scores import (
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
 @option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
+@profile_option()
 @json_option()
 def command(
     model_config,
