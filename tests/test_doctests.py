@@ -22,7 +22,7 @@ from cba_fast.datasets.synth import draw_image, generate
 from cba_fast.files import write_npy
 from cba_fast.runs.pack import pack_maps
 
-PACKAGES = ("ops", "nn", "models", "data", "wsol", "wsol.methods", "erf", "report")
+PACKAGES = ("ops", "nn", "models", "data", "wsol", "wsol.methods", "wsol.metrics", "erf", "report")
 
 
 def public() -> dict[str, object]:
@@ -33,9 +33,6 @@ def public() -> dict[str, object]:
         module = importlib.import_module(f"cba_fast.{package}")
         for name in module.__all__:
             found[f"cba_fast.{package}.{name}"] = getattr(module, name)
-    metrics = importlib.import_module("cba_fast.wsol.metrics")
-    for name in ("MaxBoxAcc", "MaxBoxAccV2", "PxAP"):
-        found[f"cba_fast.wsol.metrics.{name}"] = getattr(metrics, name)
     once = {id(value): name for name, value in found.items() if is_made_or_called(value)}
     return {name: found[name] for name in once.values()}
 

@@ -27,6 +27,8 @@ except ImportError as e:
         "the metrics need torchmetrics: pip install torchmetrics, or cba_fast[metrics]"
     ) from e
 
+__all__ = ["MaxBoxAcc", "MaxBoxAccV2", "PxAP"]
+
 
 class _ImageMetric(Metric):
     """A metric that gathers one row per image.
