@@ -34,6 +34,14 @@ class ReadableDocstrings(griffe.Extension):
             obj.docstring.value = re.sub(r":\w+:`([\w.]+)`", r"`\1`", text)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add pages that the navigation does not name to its how-to section."""
+    named = re.findall(r"[\w-]+\.md", str(config.nav))
+    section = next(part["How to"] for part in config.nav if "How to" in part)
+    section += [p.name for p in sorted(Path(__file__).parent.glob("*.md")) if p.name not in named]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each notebook, with the results of a run, and one for each package."""
     for source in sorted(NOTEBOOKS.glob("*.py")):
@@ -52,10 +60,12 @@ def api_page(package: str) -> str:
     """Return a page with all functions and classes that a package exports."""
     module = importlib.import_module(package)
     names = getattr(module, "__all__", ("accelerate", "restore", "tune"))  # of cba_fast itself
-    values = [getattr(module, name) for name in names]
-    documented = [v for v in values if inspect.isfunction(v) or inspect.isclass(v)]
     parts = [f"# {package}", inspect.cleandoc(module.__doc__)]
-    parts += [f"::: {value.__module__}.{value.__qualname__}" for value in documented]
+    for name in names:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            options = f"    options: {{heading: {package}.{name}, toc_label: {name}}}"
+            parts.append(f"::: {value.__module__}.{value.__qualname__}\n{options}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,13 +4,15 @@ import re
 import runpy
 from pathlib import Path
 
+import click
 import pytest
 
 from cba_fast.bench.records import read_records
 from cba_fast.bench.summary import summary
-from cba_fast.cli.main import COMMANDS
+from cba_fast.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
 
@@ -39,9 +41,7 @@ def test_another_table_and_missing_markers_are_seen():
         TABLE["between_markers"]("# No markers\n", "")
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=str
-)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
@@ -64,3 +64,27 @@ def test_a_summary_counts_losses():
         for each in times
     ]
     assert "| 2 | 1.41 (0.50 to 4.00) | 1 |" in summary(records)
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands of a page's code blocks, those over several lines as one."""
+    blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```", text)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("cba-fast ")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_of_the_pages_have_the_options_that_they_name(path):
+    for line in commands_of(path.read_text(encoding="utf-8")):
+        name, *words = line.partition("#")[0].split()[1:]
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, line
+        known = {o.lstrip("-").replace("-", "_") for p in command.params for o in p.opts}
+        asked = {word[2:].replace("-", "_").partition("=")[0] for word in words if word[:2] == "--"}
+        assert asked <= known | {"help"}, line
+
+
+def test_commands_are_found():
+    text = "```\ncba-fast info --json\ncba-fast evaluate \\\n    --weights w.pth\n```\n"
+    assert commands_of(text) == ["cba-fast info --json", "cba-fast evaluate      --weights w.pth"]
+    assert len(commands_of((ROOT / "docs" / "reproduction.md").read_text())) == 8

@@ -27,7 +27,7 @@ from cba_fast.wsol import BoxEvaluator, bootstrap, compare, heatmap
 torch.manual_seed(0)
 torch.set_num_threads(1)
 root = Path(tempfile.mkdtemp()) / "animals"
-generate(root, classes=4, images_per_class=40, test_per_class=12, size=96)
+generate(root, classes=4, images_per_class=42, test_per_class=12, size=96)
 
 
 def batch(split):
@@ -58,7 +58,7 @@ features = nn.Sequential(block(3, 24, 2), block(24, 48, 2), block(48, 96, 1), bl
 model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 4))
 epochs = 10
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-steps = epochs * (len(train_images) // 20)
+steps = epochs * len(train_images) // 20
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
 for epoch in range(epochs):
     for chosen in torch.randperm(len(train_images)).split(20):
