@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..data.reading import to_device
 from ..models.anatomy.parts import Layer
 from ..shapes import Size, map_shape
+from ..stages import stage
 from .device_maps import DeviceMaps, Localization
 from .heatmap import normalize, quantize_maps
 from .methods import Evidence, method_named
@@ -58,6 +59,14 @@ def localize(
         Everything is computed on the device of `x`, the maps in float32 and the axis of PC1 in
         float64, also under autocast. The host waits for it once, at the end. On a GPU maps are
         resized by `resize_bilinear` instead of OpenCV.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import localize
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> found = localize(model, torch.randn(2, 3, 64, 64), method="layer-cam")
+        >>> found.maps.shape, found.top5.shape
+        ((2, 64, 64), (2, 5))
     """
     found = localize_on_device(
         model,
@@ -105,10 +114,11 @@ def localize_on_device(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    found = chosen.gather(model, x, target=target, layer=layer, layout=layout)
+    with stage("model"):
+        found = chosen.gather(model, x, target=target, layer=layer, layout=layout)
     value_range = pc1_range if method == "pc1" else chosen.value_range
     # Autocast would compute the maps' products in half precision.
-    with torch.autocast(x.device.type, enabled=False):
+    with stage("map"), torch.autocast(x.device.type, enabled=False):
         made = _quantized_maps(chosen.small_maps(found), found, target, map_size, value_range)
     return DeviceMaps(made.u[:num_images], made.facts[:num_images], made.num_classes)
 
@@ -186,7 +196,8 @@ def heatmap(
 
     Example:
         >>> import timm, torch
-        >>> model = timm.create_model("resnet18", num_classes=10)
+        >>> from cba_fast.wsol import heatmap
+        >>> model = timm.create_model("test_resnet", num_classes=10)
         >>> heatmap(model, torch.randn(2, 3, 64, 96), target=3, method="grad-cam").shape
         torch.Size([2, 64, 96])
     """
@@ -208,6 +219,14 @@ def cam(
     """Make class activation maps of any classifier with pooling and a linear head.
 
     Arguments, result and errors are those of :func:`heatmap`.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import cam
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> maps = cam(model, torch.randn(2, 3, 64, 64), target=3)
+        >>> maps.shape, maps.dtype
+        (torch.Size([2, 64, 64]), torch.float64)
     """
     return heatmap(model, x, target, layer, map_size=map_size, layout=layout)
 
@@ -226,6 +245,13 @@ def pc1(
 
     Arguments, result and errors are those of :func:`heatmap`. A map is the principal axis, divided
     by its maximum, instead of a rectified mean.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import pc1
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> pc1(model, torch.randn(2, 3, 128, 128), map_size=224, pc1_range="clip").shape
+        torch.Size([2, 224, 224])
     """
     more: dict[str, Any] = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     return heatmap(model, x, target, layer, method="pc1", **more)

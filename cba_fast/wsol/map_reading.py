@@ -2,14 +2,11 @@
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +16,8 @@ from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
 from ..npy import NPY_ERRORS, is_plain_shape
 from ..shapes import Size, map_shape
+from ..stages import stage
+from ..threads import prefetch
 from .score_maps import (
     DTYPES,
     MapFolder,
@@ -38,8 +37,6 @@ HEADER = 128  # bytes of the header of a two-dimensional .npy file as NumPy writ
 MapSource = MapFolder | ScoreStore
 Found = Mapping[str, Path] | Mapping[str, int]
 Run = tuple[list[str], np.ndarray]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def open_maps(root: str | os.PathLike) -> MapSource:
@@ -47,6 +44,11 @@ def open_maps(root: str | os.PathLike) -> MapSource:
 
     Raises:
         ScoreMapError: no such folder, or a store whose files do not fit together.
+
+    Example:
+        >>> from cba_fast.wsol import open_maps
+        >>> type(open_maps("maps")).__name__, type(open_maps("maps_store")).__name__
+        ('MapFolder', 'ScoreStore')
     """
     return ScoreStore(root) if is_store(root) else MapFolder(root)
 
@@ -58,6 +60,14 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
 
     Raises:
         InputError: no image has a map, two images share one, or an id is no plain relative path.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import find_maps, open_maps
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> found = find_maps(open_maps("maps"), boxes.image_ids)
+        >>> len(found), found[boxes.image_ids[0]].as_posix()
+        (6, 'maps/001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy')
     """
     found = {i: key for i in image_ids if (key := source.find(i)) is not None}
     if not found:
@@ -132,6 +142,15 @@ def read_maps(
     Raises:
         ScoreMapError: a map cannot be read, is not valid or has another size; the message names the
             first such map.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import MapReading, find_maps, open_maps, read_maps
+        >>> source = open_maps("maps")
+        >>> found = find_maps(source, load_boxes(cub_root="CUB_200_2011").image_ids)
+        >>> for image_ids, maps in read_maps(source, found, MapReading()):
+        ...     print(len(image_ids), maps.shape, maps.dtype)
+        6 (6, 64, 64) uint8
     """
     ids = list(found)
     size = GROUP
@@ -140,34 +159,13 @@ def read_maps(
     groups = [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def read(group: list[str]) -> list[Run]:
-        return list(_read_group(source, group, [found[i] for i in group], reading))
+        with stage("read"):
+            return list(_read_group(source, group, [found[i] for i in group], reading))
 
     read_groups: Iterable = prefetch(read, groups, reading.workers)
     if progress:
         read_groups = progress(read_groups, len(groups))
     yield from chunked(run for runs in read_groups for run in runs)
-
-
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """Yield ``function(item)`` in order, computed by threads at most 2 * `workers` items ahead.
-
-    An error is raised when its item's turn comes. Then, or when the caller stops, the remaining
-    calls are cancelled.
-    """
-    waiting: deque = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="cba-read") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def chunked(runs: Iterable[Run]) -> Iterator[Run]:
