@@ -13,6 +13,7 @@ themselves.
 """
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -137,7 +138,7 @@ class ScoreStore:
 
 
 class StoreWriter:
-    """Writes the maps of a store, in any order.
+    """Writes the maps of a store, in any order and by any number of threads.
 
     A map counts once its byte in ``present.npy`` is set. That is done every few seconds and at the
     end, after the maps are on the disk. So a killed run, and a power failure, leaves whole maps and
@@ -155,6 +156,7 @@ class StoreWriter:
         self._maps = open(self._store.root / MAPS, "r+b", buffering=0)  # noqa: SIM115
         self._present = open(self._store.root / PRESENT, "r+b", buffering=0)  # noqa: SIM115
         self._present_offset = _open_npy(self._store.root / PRESENT).offset
+        self._lock = threading.Lock()
         self._uncounted: list[int] = []
         self._counted_at = time.monotonic()
 
@@ -187,10 +189,11 @@ class StoreWriter:
                 f"{store.describe(row)}: the store holds {store.shape} uint8, got {u.shape} "
                 f"{u.dtype}"
             )
-        _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
-        self._uncounted.append(row)
-        if time.monotonic() - self._counted_at >= _COUNT_EVERY_S:
-            self._count()
+        with self._lock:
+            _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
+            self._uncounted.append(row)
+            if time.monotonic() - self._counted_at >= _COUNT_EVERY_S:
+                self._count()
 
     def _count(self) -> None:
         """Let the maps that were written count, once they are on the disk."""
