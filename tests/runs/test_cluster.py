@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -147,6 +148,8 @@ def test_what_no_machine_has_is_refused(ray, planned, capsys):
     done = collect(capsys, "--engine", "ray", "--cpus", 9999)
     assert done.status == 1
     assert "this machine has not 9999 CPUs and 0 GPUs (--cpus, --gpus)" in done.err
+    done = collect(capsys, "--engine", "ray", "--gpus", 1.5)
+    assert "--gpus above 1 must be a whole number, got 1.5" in done.err
     assert "--retries belongs to --engine ray" in collect(capsys, "--retries", 1).err
 
 
@@ -166,6 +169,14 @@ def test_without_ray_one_line_says_how_to_get_it(planned, capsys, monkeypatch):
     assert done.status == 1
     assert done.err.startswith("Error: --engine ray needs Ray (")
     assert done.err.endswith('pip install "cba_fast[ray]"\n')
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(planned, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    done = collect(capsys, "--engine", "ray", "--address", "127.0.0.1:1")
+    assert done.status == 1
+    assert done.err.startswith("Error: --address 127.0.0.1:1: no Ray cluster answers: ")
     assert len(done.err.splitlines()) == 1
 
 
