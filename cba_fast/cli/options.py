@@ -26,6 +26,7 @@ from ..runs.settings import (
     Statistics,
 )
 from ..shapes import MOST, map_shape, point_of, size_word
+from ..stages import profiled
 from ..training.config import TrainConfig
 from .progress import warn
 
@@ -369,6 +370,26 @@ def threshold_from_option() -> Callable:
 def json_option(help: str = "Write everything to this JSON file.", kind=PATH) -> Callable:
     """Where the results go: hands over `json_path`."""
     return option("--json", "json_path", type=kind, help=help)
+
+
+def profile_option() -> Callable:
+    """Whether the command ends with where its time went; a JSON file of its results has it, too."""
+    text = "End with the shares of the time: model, map, sweep, overlay, write, waiting for data."
+
+    def decorate(command):
+        @functools.wraps(command)
+        def wrapper(*args, profile: bool, **kwargs):
+            if not profile:
+                return command(*args, **kwargs)
+            with profiled() as found:
+                done = command(*args, **kwargs)
+            for line in found.lines():
+                click.echo(line)
+            return done
+
+        return option("--profile", is_flag=True, help=text, group="Compute")(wrapper)
+
+    return decorate
 
 
 def map_options() -> Callable:

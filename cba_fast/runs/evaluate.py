@@ -16,6 +16,7 @@ from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
 from ..short import Short
+from ..stages import stage
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf.sizes import measure_sizes
@@ -322,10 +323,12 @@ def _score(
         ids = [image_ids[i] for i in indices]
         score_maps = host_maps.u
         if shape is not None:
-            maps = host_maps.localization().maps
-            score_maps = np.stack([resize_score_map(m, shape) for m in maps])
-        for evaluator in evaluators:
-            evaluator.update(score_maps, ids)
+            with stage("map"):
+                maps = host_maps.localization().maps
+                score_maps = np.stack([resize_score_map(m, shape) for m in maps])
+        with stage("sweep"):
+            for evaluator in evaluators:
+                evaluator.update(score_maps, ids)
         seen.top5.update(zip(ids, host_maps.top5))
         seen.constant += [i for i, empty in zip(ids, host_maps.constant) if empty]
 

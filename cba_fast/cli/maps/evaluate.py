@@ -19,6 +19,7 @@ from ..options import (
     map_options,
     model_options,
     option,
+    profile_option,
     resolved,
     run_options,
     threshold_from_option,
@@ -53,6 +54,7 @@ from .scores import (
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
 @option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
+@profile_option()
 @json_option()
 def command(
     model_config,
@@ -75,6 +77,7 @@ def command(
     its boxes; for other images give --cub_root or --metadata_root. With --engine ray the workers of
     a Ray cluster share the images (docs/cluster.md).
     """
+    from ... import locks
     from ...report import MapKeeper
     from ...runs import ranks
     from ...runs.cluster.shards import evaluate_in_shards
@@ -92,6 +95,8 @@ def command(
     if on_cluster and (report_path or not processes.alone):
         what = "--report needs one process" if report_path else "torchrun is another way"
         raise click.UsageError(f"{what}: leave out --engine ray")
+    for path in filter(None, (json_path, predictions, report_path)):
+        locks.hold(path)
 
     def save(found) -> None:
         if not processes.leads:

@@ -30,6 +30,7 @@ def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -
     run and tries failed experiments again. The exit status is 1 if any failed. With --engine ray
     they run on the machines of a Ray cluster, several at once (docs/cluster.md).
     """
+    from ... import locks
     from ...experiments.cluster import on_cluster
     from ...experiments.collect import collect
     from ...experiments.plan import load_experiments
@@ -37,6 +38,8 @@ def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -
 
     start = time.perf_counter()
     plan = load_experiments(config_path)
+    if not dry_run:
+        locks.hold(plan.output_dir / "collect-erf-wsol", plan.output_dir)
     steps = find_steps(plan)
     if dry_run:
         _print_steps(steps, overwrite)
