@@ -77,6 +77,11 @@ def collect(capsys, *args):
     return run_cli(capsys, "collect-erf-wsol", "--config", "e.yaml", *args)
 
 
+def wait_for(process, pattern):
+    while not list(Path().glob(pattern)) and process.poll() is None:
+        time.sleep(0.02)
+
+
 def results():
     """Return what a run left, without times, and take it away."""
     found = {}
@@ -116,8 +121,10 @@ def test_plans_end_with_the_same_files_whoever_dies(ray, planned, capsys):
     with open("driver.txt", "w") as out:
         where = ("--engine", "ray", "--address", address)
         driver = subprocess.Popen([*command, *where], stdout=out, stderr=out)
-        while not list(Path("erf_wsol").glob("x*.json")) and driver.poll() is None:
-            time.sleep(0.02)
+        wait_for(driver, "erf_wsol/.collect-erf-wsol.lock")
+        busy = collect(capsys, "--engine", "ray")
+        assert "erf_wsol is being written by process " in busy.err
+        wait_for(driver, "erf_wsol/x*.json")
         driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, Path("driver.txt").read_text()
     done = collect(capsys, "--engine", "ray")
