@@ -157,9 +157,7 @@ class RunConfig:
     group: ClassVar[str] = "Compute"
 
     batch_size: Positive = setting(8, "Images at once, such as 16.")
-    num_workers: Count = setting(
-        2, "Processes or threads that read images; 0: none beside it."
-    )
+    num_workers: Count = setting(2, "Processes or threads that read images; 0: none beside it.")
     device: str | None = setting(
         None, "Device, such as cpu, cuda or cuda:1.", otherwise="cuda where it is available"
     )
