@@ -247,7 +247,7 @@ def read_batches(
         report: gets the failed and truncated images.
         num_workers: processes that read images; 0 reads in this thread.
         threads: let threads of this process read, instead of processes. They need not send what
-            they read, which costs 3 to 4 ms for an image of 1 MB, and share Python's interpreter,
+            they read, which costs 3 to 4 ms of a processor for 1 MB, and share Python's interpreter,
             so that few of them gain. PyTorch should not compute in the data set's items.
         device: where the images go.
         memory_format: memory format of the image batches.
