@@ -1,17 +1,17 @@
 """The CSV of (model, ERF, MaxBoxAcc) points that collecting runs append to and plots read."""
 
-import contextlib
 import csv
 import io
 import math
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from .. import locks
 from ..data.textlines import parse_float, read_text, shown, unprintable
 from ..errors import InputError
-from ..files import write_text
+from ..files import csv_text, from_cell, write_text
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,27 @@ def read_points(path: str | os.PathLike) -> list[Point]:
 def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
     """Append points to the CSV, which is made with its header if it does not exist.
 
-    The file is replaced in one step while a lock on ``<path>.lock`` is held, so that several
-    processes can append to one file and a reader never sees half a line. Where the platform has no
-    ``fcntl`` only one process may append. Lines that are there stay as they are.
+    The file is replaced in one step while its lock is held (`cba_fast.locks`), so that several
+    processes can append to one file and a reader never sees half a line. Lines that are there stay
+    as they are.
 
     Raises:
         InputError: a point is not valid, or the present file is not (see :func:`read_points`).
     """
     for point in points:
         _check(point, f"point {point.model_name!r}")
-    with _locked(path):
+    with locks.waiting(path):
         text = read_text(path) if Path(path).exists() else ""
         header, _ = _parse(path, text)
         out = io.StringIO()
         out.write(text)
         if text and not text.endswith("\n"):
             out.write("\n")
-        writer = csv.writer(out, lineterminator="\n")
+        added = [dict(zip(COLUMNS, astuple(point), strict=True)) for point in points]
         if header is None:
             header = COLUMNS
-            writer.writerow(header)
-        for point in points:
-            row = dict(zip(COLUMNS, astuple(point), strict=True))
-            writer.writerow([row[name] for name in header])
+            out.write(csv_text([header]))
+        out.write(csv_text([row[name] for name in header] for row in added))
         write_text(path, out.getvalue())
 
 
@@ -101,10 +99,11 @@ def put_points(
     """
     for point in points:
         _check(point, f"point {point.model_name!r}")
-    with _locked(path):
+    with locks.waiting(path):
         text = read_text(path) if Path(path).exists() else ""
         _parse(path, text)
-        rows = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if any(r)]
+        cells = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [[from_cell(cell) for cell in row] for row in cells if any(row)]
         header = [cell.strip() for cell in rows[0]] if rows else list(COLUMNS)
         names = [row[header.index("model_name")].strip() for row in rows[1:]]
         own = {name: row for name, row in zip(names, rows[1:]) if name in order}
@@ -115,11 +114,8 @@ def put_points(
         # The caller's rows fill the places that they had, then follow at the end; a place too many
         # (the same name twice) goes.
         placed = [next(ordered, None) if name in own else row for name, row in zip(names, rows[1:])]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([row for row in [*placed, *ordered] if row is not None])
-        write_text(path, out.getvalue())
+        kept = [row for row in [*placed, *ordered] if row is not None]
+        write_text(path, csv_text([header, *kept]))
 
 
 def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[Point]]:
@@ -130,7 +126,7 @@ def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[P
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
-            row = [cell.strip() for cell in row]
+            row = [from_cell(cell.strip()) for cell in row]
             where = f"{path}, line {reader.line_num}"
             if header is None:
                 if sorted(row) != sorted(COLUMNS):
@@ -167,18 +163,3 @@ def _check(point: Point, where: str) -> None:
             raise InputError(f"{where}: {name} {getattr(point, name)!r} holds {what}")
     if not math.isfinite(point.wsol) or not 0 <= point.wsol <= 1:
         raise InputError(f"{where}: wsol must lie in 0 to 1 (or be percent), got {point.wsol}")
-
-
-@contextlib.contextmanager
-def _locked(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock = Path(f"{os.fspath(path)}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # A file of its own, never removed: the CSV is replaced, and a lock on the old one is worthless.
-    with open(lock, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield

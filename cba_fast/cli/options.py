@@ -16,7 +16,15 @@ import click
 from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
-from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
+from ..runs.settings import (
+    BoxConfig,
+    ClusterConfig,
+    DataConfig,
+    MapConfig,
+    ModelConfig,
+    RunConfig,
+    Statistics,
+)
 from ..shapes import MOST, map_shape, point_of, size_word
 from ..stages import profiled
 from ..training.config import TrainConfig
@@ -307,6 +315,19 @@ def run_options(batch_size: int = RunConfig.batch_size, with_compile: bool = Fal
     left = () if with_compile else ("compile",)
     changed = {"default": batch_size}
     return config_options(RunConfig, "run_config", without=left, batch_size=changed)
+
+
+def cluster_options(without: tuple[str, ...] = ()) -> Callable:
+    """Where it runs: hands over `cluster_config`, with the options of all fields but `without`."""
+
+    def make(**values) -> ClusterConfig:
+        config, others = ClusterConfig(**values), ClusterConfig()
+        given = [name for name, value in values.items() if value != getattr(others, name)]
+        if config.engine == "local" and given:
+            raise click.UsageError(f"--{given[0]} belongs to --engine ray")
+        return config
+
+    return config_options(ClusterConfig, "cluster_config", without=without, make=make)
 
 
 def checkpoint_option() -> Callable:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import atomic_path
+from ..files import atomic_path, write_bytes
 from ..short import Short
 from .description import KEY, ModelDescription
 from .families.layouts import detect_layout, in_known_names
@@ -37,6 +37,13 @@ def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: as `read_checkpoint`.
+
+    Example:
+        >>> from torch import nn
+        >>> from cba_fast.models import load_state_dict_file, save_state_dict_file
+        >>> save_state_dict_file(nn.Linear(4, 2).state_dict(), "head.pth")
+        >>> {key: tuple(value.shape) for key, value in load_state_dict_file("head.pth").items()}
+        {'weight': (2, 4), 'bias': (2,)}
     """
     return _read(path, False)[0].state
 
@@ -89,6 +96,15 @@ def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpo
         CheckpointError: the file is missing, damaged or no checkpoint, it needs unpickling, it
             holds something else than dense tensors, or a description of wrong types; the message
             names the file.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.models import read_checkpoint
+        >>> torch.save({"model": nn.Linear(4, 2).state_dict(), "epoch": 3}, "run.pth")
+        >>> found = read_checkpoint("run.pth")
+        >>> sorted(found.state), found.description
+        (['bias', 'weight'], None)
     """
     found, said = _read(path, mapped)
     if said is None:
@@ -140,20 +156,36 @@ def save_state_dict_file(
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
+
+    Example:
+        >>> from cba_fast.models import build_model, read_checkpoint, save_state_dict_file
+        >>> model = build_model("slak", model="slak_nano", num_classes=10)
+        >>> save_state_dict_file(model.state_dict(), "slak.safetensors", model.description)
+        >>> read_checkpoint("slak.safetensors").description.num_classes
+        10
     """
     # Tensors are cloned because a view would be saved with its whole storage.
     state = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()
     }
-    with atomic_path(path) as tmp:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import save
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save
 
-            said = {KEY: json.dumps(description.as_json())} if description else None
-            tmp.write_bytes(save(state, said))
-        else:
-            with open(tmp, "wb") as f:
-                torch.save(described(state, description) if description else state, f)
+        said = {KEY: json.dumps(description.as_json())} if description else None
+        write_bytes(path, save(state, said))
+    else:
+        save_pickled(described(state, description) if description else state, path)
+
+
+def save_pickled(value: object, path: str | os.PathLike) -> None:
+    """Write a value with ``torch.save``, whole or not at all; a full disk is an `OSError`."""
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+        try:
+            torch.save(value, f)
+        except RuntimeError as e:  # PyTorch fails once more when it closes its writer
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
 
 
 def load_strict(

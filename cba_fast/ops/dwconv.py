@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import dwconv_cpp, dwconv_cuda, dwconv_torch, dwconv_triton
+from ..kernels.dwconv_gpu import cuda_strip
 from ..reference import dwconv as reference
 from . import choice_table
 from .dwconv_checks import (
@@ -50,10 +51,12 @@ def depthwise_conv2d(
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
-            nvcc; all dtypes but float64), "torch" (PyTorch's own, avoiding its faults on CPUs),
-            "conv2d" (as `torch.nn.Conv2d`; no half types on CPUs), "reference" (slow), or None for
-            the fastest for these arguments by the tables of ``cba-fast tune``. The backward passes
-            use the same backend; with None each uses the fastest for itself.
+            nvcc; all dtypes but float64), "cuda_strip" (the same in half precision for kernels of
+            at most 7 taps across, such as 51x5; their weight gradients are of "cuda"), "torch"
+            (PyTorch's own, avoiding its faults on CPUs), "conv2d" (as `torch.nn.Conv2d`; no half
+            types on CPUs), "reference" (slow), or None for the fastest for these arguments by the
+            tables of ``cba-fast tune``. The backward passes use the same backend; with None each
+            uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
         activation: "relu" to return max(0, y), which the compiled and the GPU kernels compute while
@@ -87,6 +90,15 @@ def depthwise_conv2d(
         gradient as well if `weight` requires grad, because PyTorch does not tell an op registered
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import conv2d
+        >>> from cba_fast.ops import depthwise_conv2d
+        >>> x, weight = torch.randn(2, 8, 32, 32), torch.randn(8, 1, 31, 31)
+        >>> y = depthwise_conv2d(x, weight)
+        >>> torch.allclose(y, conv2d(x, weight, padding=15, groups=8), atol=1e-3)
+        True
     """
     given = {} if bias is None else {"bias": bias}
     check_differentiable("depthwise_conv2d", x=x, weight=weight, **given)
@@ -115,6 +127,16 @@ def depthwise_conv2d_grad_x(
 
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import depthwise_conv2d_grad_x
+        >>> grad, weight = torch.zeros(1, 1, 3, 3), torch.arange(9.0).reshape(1, 1, 3, 3)
+        >>> grad[0, 0, 1, 1] = 1
+        >>> depthwise_conv2d_grad_x(grad, weight)[0, 0]  # the centre alone sees the kernel
+        tensor([[0., 1., 2.],
+                [3., 4., 5.],
+                [6., 7., 8.]])
     """
     check_differentiable("depthwise_conv2d_grad_x", grad=grad, weight=weight)
     op = torch.ops.cba_fast.depthwise_conv2d_grad_x.default
@@ -144,6 +166,13 @@ def depthwise_conv2d_grad_weight(
 
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import depthwise_conv2d_grad_weight
+        >>> grad, x = torch.randn(4, 16, 24, 24), torch.randn(4, 16, 24, 24)
+        >>> depthwise_conv2d_grad_weight(grad, x, (13, 5)).shape
+        torch.Size([16, 1, 13, 5])
     """
     check_differentiable("depthwise_conv2d_grad_weight", grad=grad, x=x)
     size = kernel_sides(kernel_size)
@@ -176,6 +205,9 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
     return launcher
 
 
+_ON_GPUS = {"triton": dwconv_triton, "cuda": dwconv_cuda, "cuda_strip": cuda_strip}
+
+
 # Kernels, fakes and derivatives. `how` is a backend's name or "auto", an algorithm and, for the
 # forward pass, an activation.
 
@@ -200,8 +232,8 @@ def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor
         return lambda image, weight, bias: _empty(image, memory_format)
     if method in COMPILED:
         return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned, relu=relu)
-    if method in ("triton", "cuda"):
-        kernels = dwconv_triton if method == "triton" else dwconv_cuda
+    if method in _ON_GPUS:
+        kernels = _ON_GPUS[method]
         if turned:
             return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
         return lambda *args: kernels.forward(*args, memory_format, relu=relu)

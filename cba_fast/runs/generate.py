@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import files
+from .. import files, locks
 from ..data import ImageRecord, ImageSet, map_names, read_image
 from ..data.reading import cut
 from ..data.score_store import is_store
@@ -20,7 +20,7 @@ from ..stages import stage
 from ..threads import Crew
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
-from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
+from .outputs import MANIFEST, NpyFolder, OverlayFolder, StoreFolder, describe_run
 from .ranks import ALONE, Ranks
 from .resolve import resolve
 from .runtime import Runtime
@@ -54,6 +54,7 @@ def map_folder(heatmap_output: Path) -> Path:
     return heatmap_output.parent / f"np_{heatmap_output.name}"
 
 
+@locks.released()
 def generate_heatmaps(
     model_config: ModelConfig,
     data: DataConfig,
@@ -88,6 +89,7 @@ def generate_heatmaps(
     Raises:
         InputError: bad settings or folders; see `open_images`.
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
+        BusyError: another run is writing there.
         CheckpointError: the weights cannot be loaded.
         ImageError: no image could be read, or one could not with `run.strict`.
         OSError: a file cannot be written; what was written before stays.
@@ -104,6 +106,8 @@ def generate_heatmaps(
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
     present = set().union(*[folder.check(overwrite) for folder in outputs.written])
+    for folder in outputs.written:
+        folder.hold()
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
@@ -144,11 +148,11 @@ class _Outputs:
 
     records: tuple[ImageRecord, ...]
     maps: NpyFolder | StoreFolder
-    overlays: Outputs
+    overlays: OverlayFolder
     drawn: bool
 
     @property
-    def written(self) -> list[Outputs | StoreFolder]:
+    def written(self) -> list[OverlayFolder | NpyFolder | StoreFolder]:
         return [self.maps, self.overlays] if self.drawn else [self.maps]
 
     def are_in(self, present: set[str], index: int) -> bool:
@@ -175,10 +179,10 @@ def _open_outputs(
             raise InputError(f"{heatmap_output}: {folder} is a store of maps, not for overlays")
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
     if store is None:
-        maps = NpyFolder(map_folder(heatmap_output), names, described)
+        maps = NpyFolder(map_folder(heatmap_output), names, described, shape)
     else:
         maps = StoreFolder(store, names, described, shape)
-    drawn = Outputs(heatmap_output / MANIFEST, overlays, described)
+    drawn = OverlayFolder(heatmap_output / MANIFEST, overlays, described)
     return _Outputs(images.records, maps, drawn, overlay)
 
 
@@ -249,7 +253,7 @@ def write_overlay(
     if png is None:
         raise OSError(f"{path}: the overlay could not be encoded as PNG")
     with stage("write"):
-        files.write_bytes(path, png)
+        files.write_bytes(path, png, durable=False)
 
 
 def encoded_overlay(pixels: np.ndarray, score_map: np.ndarray) -> bytes | None:

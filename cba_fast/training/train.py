@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import locks
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError
 from ..models import save_state_dict_file
@@ -51,6 +52,7 @@ class TrainResult(Short):
     notes: list[str] = field(default_factory=list)
 
 
+@locks.released()
 def train(
     model_config: ModelConfig,
     config: TrainConfig,
@@ -90,7 +92,7 @@ def train(
     check_config(model_config, config)
     runtime = Runtime.of(run)
     free = free_bytes(runtime.device)  # before the model takes its share
-    splits = open_splits(config.data_root, model_config.num_classes)
+    splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
     record = run_record(model_config, config, run, splits.fingerprint)
     files = RunFiles(model_config, config, record)
     state = files.open(overwrite, log)
