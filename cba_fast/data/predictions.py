@@ -69,11 +69,9 @@ def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequenc
         files.write_json(path, lists)
         return
     most = max(map(len, lists.values()), default=0)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([HEADER, *(f"top{k}" for k in range(1, most + 1))])
-    writer.writerows([image_id, *classes] for image_id, classes in lists.items())
-    files.write_text(path, out.getvalue())
+    rows = [[HEADER, *(f"top{k}" for k in range(1, most + 1))]]
+    rows += [[image_id, *classes] for image_id, classes in lists.items()]
+    files.write_text(path, files.csv_text(rows))
 
 
 def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
@@ -110,7 +108,7 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
             classes = [cell.strip() for cell in row[1:]]
             while classes and not classes[-1]:
                 classes.pop()
-            rows.append((f"{path}, line {reader.line_num}", row[0], classes))
+            rows.append((f"{path}, line {reader.line_num}", files.from_cell(row[0]), classes))
     return rows
 
 

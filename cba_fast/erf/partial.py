@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..files import atomic_path, open_regular
+from ..npy import NPY_ERRORS
 from ..resume import partial_path
 
 log = logging.getLogger("cba_fast")
@@ -49,7 +50,7 @@ class Partial:
         try:
             with open_regular(self.path) as f, np.load(f, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        except (*NPY_ERRORS, zipfile.BadZipFile) as e:
             log.warning("%s cannot be read (%s): starting from the beginning", self.path, e)
             return None
 

@@ -70,7 +70,11 @@ class MapFolder:
         if folder not in self._files:
             try:
                 with os.scandir(self.root / folder) as entries:
-                    self._files[folder] = {e.name for e in entries if e.is_file()}
+                    self._files[folder] = {  # is_file alone raises for a link to itself
+                        e.name
+                        for e in entries
+                        if e.is_file(follow_symlinks=False) or os.path.isfile(e)
+                    }
             except OSError:  # no such folder
                 self._files[folder] = set()
         return name in self._files[folder]
