@@ -300,6 +300,16 @@ def resolved(
     return found.model, found.data
 
 
+def tell_advice(model_config: ModelConfig, data_config: DataConfig, run_config: RunConfig) -> None:
+    """Tell, before a run on a CPU, whether compiling pays, if `cba-fast bench` has timed it."""
+    from ..bench.advice import advice
+    from ..runs.runtime import Runtime
+
+    found = advice(model_config, data_config, run_config)
+    if found and Runtime.of(run_config).device.type == "cpu":
+        click.echo(f"compute: {with_flags(found)}", err=True)
+
+
 def run_options(batch_size: int = RunConfig.batch_size, with_compile: bool = False) -> Callable:
     """How to compute: hands over `run_config`; `with_compile` adds the option of that name."""
     left = () if with_compile else ("compile",)

@@ -22,6 +22,7 @@ from ..options import (
     profile_option,
     resolved,
     run_options,
+    tell_advice,
     threshold_from_option,
 )
 from ..progress import bar, warn
@@ -85,6 +86,7 @@ def command(
     from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
+    tell_advice(model_config, data_config, run_config)
     used = {
         "model": settings(model_config),
         "data": settings(data_config, map_config.at(data_config.input_size)),
