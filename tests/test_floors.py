@@ -23,10 +23,10 @@ FLOORS = [
     ("wsol",),
     ("erf",),
     ("runs",),
-    ("report",),
     ("bench",),
     ("training",),
     ("analysis",),
+    ("report",),
     ("experiments",),
     ("cli",),
 ]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cba_fast.errors import InputError
-from cba_fast.experiments import demo as demo_module
 from cba_fast.experiments.demo import MODELS, DemoScale, run_demo
+from cba_fast.experiments.demo import run as demo_module
 from cba_fast.resume import OtherRunError
 
-TINY = DemoScale(2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1)
+TINY = DemoScale(2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_second_run_goes_on_and_another_is_refused(demo, monkeypatch):
     with pytest.raises(RuntimeError, match="stopped"):
         run_demo(root, scale=replace(TINY, test_per_class=1), overwrite=True)
     assert left == []
-    assert len(list((root / "gallery").rglob("*.jpg"))) == 2
+    assert len(list((root / "images").rglob("*.jpg"))) == 2
     assert (root / "weights" / "mine.txt").read_text() == "mine"
 
 

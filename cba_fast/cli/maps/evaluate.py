@@ -8,7 +8,6 @@ import click
 
 from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from ..options import (
-    FILE,
     PATH,
     box_options,
     config_option,
@@ -17,11 +16,15 @@ from ..options import (
     map_options,
     model_options,
     option,
+    report_option,
     resolved,
     run_options,
+    sheets_option,
+    tables_option,
     threshold_from_option,
 )
 from ..progress import bar, warn
+from .report import tell_written
 from .scores import (
     print_accuracies,
     print_classification,
@@ -49,7 +52,9 @@ from .scores import (
     type=PATH,
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
-@option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
+@report_option()
+@tables_option()
+@sheets_option()
 @json_option()
 def command(
     model_config,
@@ -63,6 +68,8 @@ def command(
     threshold_from,
     predictions,
     report_path,
+    tables,
+    sheets,
     json_path,
 ):
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
@@ -70,7 +77,7 @@ def command(
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
     its boxes; for other images give --cub_root or --metadata_root.
     """
-    from ...report import MapKeeper
+    from ...report import MapKeeper, page_path
     from ...runs import ranks
     from ...runs.evaluate import evaluate
     from ...runs.scoring.boxes import read_tuned
@@ -91,7 +98,9 @@ def command(
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
 
-    keeping = MapKeeper(report_path) if report_path else nullcontext()
+    written = (report_path, tables, sheets)
+    kept_by = next((page_path(path) for path in written if path is not None), None)
+    keeping = nullcontext() if kept_by is None else MapKeeper(kept_by)
     try:
         with keeping as keeper:
             found = evaluate(
@@ -111,8 +120,8 @@ def command(
                 ranks=processes,
             )
             save(found)
-            if report_path:
-                _write_report(report_path, keeper, found, used)
+            if keeper is not None:
+                _write_report(written, keeper, found, used)
     except KeyboardInterrupt:
         left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
         click.echo(f"Interrupted: {left}.", err=True)
@@ -123,17 +132,29 @@ def command(
         click.echo(f"Predictions  : {predictions}")
     if json_path:
         click.echo(f"Results      : {json_path}")
-    if report_path:
-        click.echo(f"Report       : {report_path}")
+    tell_written(*written)
 
 
-def _write_report(path: Path, keeper, found, used: dict) -> None:
-    from ...report import write_report
+def _write_report(written: tuple, keeper, found, used: dict) -> None:
+    from ...report import RunErf, Sizes, write_report
 
     name = str(used["data"]["method"])
-    told = {key: value for part in used.values() for key, value in part.items()}
-    boxes, images = found.box_config, found.paths
-    write_report({name: keeper.root}, path, boxes, images=images, more_settings=told, progress=bar)
+    page, tables, sheets = written
+    erf = {}
+    if found.erf is not None:
+        e = found.erf
+        erf[name] = RunErf(Sizes(e["mean"], e["std"], e["num_samples"]), told={"p": e["p"]})
+    write_report(
+        {name: keeper.root},
+        page,
+        found.box_config,
+        images=found.paths,
+        erf=erf,
+        tables=tables,
+        sheets=sheets,
+        more_settings={key: value for part in used.values() for key, value in part.items()},
+        progress=bar,
+    )
 
 
 def _write_predictions(path: Path | None, found) -> None:
