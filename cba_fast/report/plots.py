@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 300, 200  # of a plot, without its labels
 
 @dataclass(frozen=True)
 class Line:
-    """A run's line or point: its stroke, SVG points, a mark at (x, y) and a sentence.
+    """A run's line or point: its stroke, SVG points, a mark at (x, y) or None, and what is told.
 
     `bar` is (left, right, top, bottom) of the point's interval, or None.
     """
@@ -34,8 +34,8 @@ class Line:
     colour: str
     dash: str
     points: str
-    x: float
-    y: float
+    x: float | None
+    y: float | None
     told: str
     bar: tuple[float, float, float, float] | None = None
 
@@ -97,10 +97,9 @@ def profiles(collected: Collected) -> Plot | None:
         x = np.linspace(0, 1, len(profile)) * WIDTH
         share = np.maximum(profile / profile.max(), 10.0**-DECADES)
         y = -np.log10(share) / DECADES * HEIGHT
-        below = np.flatnonzero(share < 0.5)
-        half = below[0] / (len(profile) - 1) if len(below) else 1.0
-        told = f"falls to half of its maximum at {half:.2f}"
-        plot.lines.append(Line(run.name, *stroke(n), svg_points(x, y), x[0], y[0], told))
+        middle = share[len(share) // 2]
+        told = f"{middle:.2g} of its maximum half way, {share[-1]:.2g} at the edge"
+        plot.lines.append(Line(run.name, *stroke(n), svg_points(x, y), None, None, told))
     return plot if plot.lines else None
 
 

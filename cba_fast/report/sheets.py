@@ -199,8 +199,9 @@ def _legend(figure: "Figure") -> None:
 
 
 def _folded(image_id: str) -> str:
-    """Return an id over lines of at most 34 characters, so that it does not leave its picture."""
-    return "\n".join(image_id[n : n + 34] for n in range(0, len(image_id), 34))
+    """Return an id over several lines, folder by folder, so that it does not leave its picture."""
+    folders = image_id.replace("/", "/\n").split("\n")
+    return "\n".join(part[n : n + 42] for part in folders for n in range(0, len(part), 42))
 
 
 def _stems(ids: Sequence[str]) -> dict[str, str]:

@@ -156,7 +156,7 @@ def erf_table(collected: Collected) -> PaperTable:
             ]
         rows.append((run.name, size, images, *figures))
     heads = ("Run", "ERF size", "Images", "Map", "Images of the map", "Half in pixels")
-    heads += ("Square with 50 %", "Square with 99 %", "Sigma")
+    heads += ("50 % square", "99 % square", "Sigma")
     caption = (
         "ERF size: pixels, mean and standard deviation over the images. Half in pixels: the fewest "
         "pixels that hold half of the ERF map. Square: the share of the image's area that the "

@@ -10,7 +10,7 @@ from ...runs.settings import BoxConfig, ReportConfig
 from .parts import METHODS, MODELS, DemoRow, DemoTask
 
 LEARNED = 2  # times the top-1 of guessing, from which a model's other figures mean something
-SHEET_IMAGES = 4
+SHEET_IMAGES = 3
 
 
 def learned(rows: Sequence[DemoRow], classes: int) -> list[str]:
