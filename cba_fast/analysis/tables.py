@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\symbol{34}",
     "−": "$-$",  # noqa: RUF001
     "±": r"$\pm$",
     **{c: f"\\{c}" for c in "&%$#_"},
@@ -91,8 +92,9 @@ def write_tables(folder: Path, tables: Sequence[PaperTable]) -> list[Path]:
 
 
 def latex(text: str) -> str:
-    """Return a text as LaTeX prints it unchanged."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+    """Return a text as LaTeX prints it unchanged; the sign of a number is a minus, no hyphen."""
+    text = re.sub(r"(?<![\w.])-(?=\.?\d)", "−", " ".join(text.split()))  # noqa: RUF001
+    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def _markdown(text: str) -> str:

@@ -23,6 +23,8 @@ TABLE = PaperTable(
         ("5 % #1", r"5 \% \#1"),
         ("a\nb", "a b"),
         ("3 ± 1", r"3 $\pm$ 1"),
+        ("-6.50 [-14.00, +1.50]", "$-$6.50 [$-$14.00, +1.50]"),
+        ("lr1e-4-wd0", "lr1e-4-wd0"),
     ],
 )
 def test_latex_prints_names_as_they_are(text, told):
