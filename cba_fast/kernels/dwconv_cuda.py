@@ -22,10 +22,19 @@ def most_blocks(image: Tensor) -> int:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, memory_format: torch.memory_format
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory_format: torch.memory_format,
+    *,
+    relu: bool = False,
 ) -> Tensor:
-    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`."""
-    return _kernels(x, weight).forward(x, weight, bias, memory_format)
+    """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
+
+    Args:
+        relu: return max(0, y) instead of y.
+    """
+    return _kernels(x, weight).forward(x, weight, bias, memory_format, relu=relu)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -8,7 +8,6 @@ Each op chooses by itself how it is computed (`dwconv_choice`). The first call f
 layout checks its arguments, chooses a kernel and remembers its launcher; the next ones only launch.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -57,8 +56,8 @@ def depthwise_conv2d(
             use the same backend; with None each uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
-        activation: "relu" to return max(0, y), which the compiled CPU kernel computes while it
-            stores; or "none".
+        activation: "relu" to return max(0, y), which the compiled and the GPU kernels compute while
+            they store; or "none".
 
     Returns:
         (N, C, H, W) of x's dtype. Like the result of `conv2d`, it is channels_last if x or weight
@@ -205,7 +204,7 @@ def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor
         kernels = dwconv_triton if method == "triton" else dwconv_cuda
         if turned:
             return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
-        forward = functools.partial(kernels.forward, memory_format=memory_format)
+        return lambda *args: kernels.forward(*args, memory_format, relu=relu)
     elif method == "torch":
         forward, grad_x = dwconv_torch.forward, dwconv_torch.grad_x
     elif method == "conv2d":
