@@ -177,14 +177,13 @@ GRID = [
 
 @pytest.mark.parametrize("many", [1, 3])
 def test_names_cover_no_other_name_and_no_point(many):
-    models = [
-        model(f"{m.name}-seed{k}", m.erf.mean + k, m.maxboxacc) for m in GRID for k in range(many)
-    ]
+    seeds = [(m, k) for m in GRID for k in range(many)]
+    models = [model(f"{m.name}-{k}", m.erf.mean + k, m.maxboxacc, "slak") for m, k in seeds]
     for figure in (plots.plot_analysis(models, fit_models(models)), plots.plot_points(models)):
         figure.canvas.draw()
         (ax,) = figure.axes
         boxes = [Text.get_window_extent(t) for t in ax.texts]
-        assert len(boxes) == len(models) if many == 1 else len(boxes) > 9
+        assert len(boxes) >= len(models) * 0.8
         inside = ax.get_window_extent().padded(1)
         spots = ax.transData.transform([(m.erf.mean, m.maxboxacc) for m in models])
         for n, box in enumerate(boxes):
