@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_path, remove_leftovers
+from ..files import atomic_path
 from .labels import name_points
 from .models import Fit, ModelScore, fit_line
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
 MOST_NAMES = 60  # points that carry names; of more, those at the ends of both axes do
 MOST_FAMILIES = 20  # that a legend names
+_TIMELESS = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # equal runs, equal files
 ERF_AXIS, SCORE_AXIS = "Mean ERF size (pixels)", "MaxBoxAcc (%)"
 
 
@@ -213,9 +214,8 @@ def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
     """
     check_picture(path)
     _take_text_as_it_is(fig)
-    remove_leftovers([path])
     with atomic_path(path) as tmp:
-        fig.savefig(tmp, dpi=200)
+        fig.savefig(tmp, dpi=200, metadata=_TIMELESS.get(tmp.suffix.lower()))
 
 
 def _take_text_as_it_is(fig: "Figure") -> None:

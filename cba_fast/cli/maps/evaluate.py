@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,12 +11,14 @@ from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from ..options import (
     PATH,
     box_options,
+    cluster_options,
     config_option,
     data_options,
     json_option,
     map_options,
     model_options,
     option,
+    profile_option,
     report_option,
     resolved,
     run_options,
@@ -40,6 +43,7 @@ from .scores import (
 @data_options()
 @map_options()
 @run_options(with_compile=True)
+@cluster_options()
 @box_options(with_metadata=False, contours=False)
 @config_option(
     SizeConfig, "num_samples", type=click.IntRange(min=0), help="Images of the ERF; 0: none."
@@ -55,12 +59,14 @@ from .scores import (
 @report_option()
 @tables_option()
 @sheets_option()
+@profile_option()
 @json_option()
 def command(
     model_config,
     data_config,
     map_config,
     run_config,
+    cluster_config,
     box_config,
     num_samples,
     p,
@@ -75,10 +81,13 @@ def command(
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
 
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
-    its boxes; for other images give --cub_root or --metadata_root.
+    its boxes; for other images give --cub_root or --metadata_root. With --engine ray the workers of
+    a Ray cluster share the images (docs/cluster.md).
     """
+    from ... import locks
     from ...report import MapKeeper, page_path
     from ...runs import ranks
+    from ...runs.cluster.shards import evaluate_in_shards
     from ...runs.evaluate import evaluate
     from ...runs.scoring.boxes import read_tuned
 
@@ -89,6 +98,15 @@ def command(
         "run": settings(run_config),
     }
     saved, processes = [], ranks.join()
+    on_cluster = cluster_config.engine == "ray"
+    written = (report_path and page_path(report_path), tables, sheets)
+    kept_by = next((path for path in written if path is not None), None)
+    if on_cluster and (kept_by or not processes.alone):
+        needs = "--report, --tables and --sheets need one process"
+        what = needs if kept_by else "torchrun is another way"
+        raise click.UsageError(f"{what}: leave out --engine ray")
+    for path in filter(None, (json_path, predictions, *written)):
+        locks.hold(path)
 
     def save(found) -> None:
         if not processes.leads:
@@ -98,12 +116,14 @@ def command(
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
 
-    written = (report_path, tables, sheets)
-    kept_by = next((page_path(path) for path in written if path is not None), None)
     keeping = nullcontext() if kept_by is None else MapKeeper(kept_by)
     try:
         with keeping as keeper:
-            found = evaluate(
+            here = {"keeper": keeper, "ranks": processes, "progress": bar("evaluating")}
+            run = partial(evaluate, **here, erf_progress=bar("ERF sizes"))
+            if on_cluster:
+                run = partial(evaluate_in_shards, cluster_config, log=click.echo)
+            found = run(
                 model_config,
                 data_config,
                 run_config,
@@ -114,10 +134,6 @@ def command(
                 seed=seed,
                 tuned=read_tuned(threshold_from) if threshold_from else None,
                 scored=save,
-                keeper=keeper,
-                progress=bar("evaluating"),
-                erf_progress=bar("ERF sizes"),
-                ranks=processes,
             )
             save(found)
             if keeper is not None:

@@ -9,6 +9,7 @@ from ..options import (
     images_option,
     json_option,
     np_root_option,
+    profile_option,
     report_option,
     sheets_option,
     statistics_options,
@@ -39,6 +40,7 @@ from .scores import (
 @report_option()
 @tables_option()
 @sheets_option()
+@profile_option()
 @json_option()
 def command(
     np_root,

@@ -1,5 +1,8 @@
 """Trains and measures one model of the demo."""
 
+import multiprocessing
+import os
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,9 +33,26 @@ from ...training.config import LAYER_SCALE
 from ...training.train import TrainConfig, train
 from .parts import INPUT_SIZE, METHODS, DemoModel, DemoRow, DemoTask
 
+_said = None  # takes the lines of this process, if it runs a model for a demo
 
-def run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
+
+def begin_worker(said, stop) -> None:
+    """Keep where lines go; end this process when it is told to, or its parent has ended."""
+    global _said
+    _said = said
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        while not stop.wait(0.5) and parent.is_alive():
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_model(model: DemoModel, task: DemoTask) -> DemoRow:
     """Train and measure one model; runs in a process of its own."""
+    said = _said
     done = task.root / f"{model.slug}.json"
     if done.exists():
         said.put(f"{model.title}: done before")

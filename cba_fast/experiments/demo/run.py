@@ -1,9 +1,8 @@
 """``demo``: the whole study on generated images, in one folder, without download or GPU."""
 
-import contextlib
 import multiprocessing
 import os
-import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ... import files, resume
+from ... import files, locks, resume
 from ...analysis.models import score_points
 from ...analysis.plots import plot_points, save_figure
 from ...analysis.points import Point, append_points, read_points
@@ -23,7 +22,7 @@ from ...runs.scoring.boxes import versions
 from ...short import Short
 from ..baselines import Baselines, fixed_box_baselines
 from .answer import analysis_lines, learned, marked, report_models
-from .measure import run_model
+from .measure import begin_worker, run_model
 from .parts import FULL, IMAGE_SIZE, MODELS, DemoRow, DemoScale, DemoTask
 
 
@@ -38,6 +37,7 @@ class DemoResult(Short):
     sheets: Path
 
 
+@locks.released()
 def run_demo(
     root: Path,
     *,
@@ -126,16 +126,19 @@ def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
     """Train and measure all models, as many at a time as there are cores; tell what they say."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
     workers = min(len(MODELS), os.cpu_count() or 1)
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        said = manager.Queue()
-        futures = [pool.submit(run_model, model, task, said) for model in MODELS]
-        while not all(f.done() for f in futures) or not said.empty():
-            if any(f.done() and f.exception() is not None for f in futures):
-                pool.shutdown(cancel_futures=True)
-                break
-            with contextlib.suppress(queue.Empty):
-                step(said.get(timeout=0.2))
-        return [f.result() for f in futures]
+    said, stop = context.SimpleQueue(), context.Event()
+    with ProcessPoolExecutor(workers, context, begin_worker, (said, stop)) as pool:
+        try:
+            futures = [pool.submit(run_model, model, task) for model in MODELS]
+            while not all(f.done() for f in futures) or not said.empty():
+                if any(f.done() and f.exception() is not None for f in futures):
+                    pool.shutdown(cancel_futures=True)
+                    break
+                if said.empty():
+                    time.sleep(0.1)
+                else:
+                    step(said.get())
+            return [f.result() for f in futures]
+        except KeyboardInterrupt:
+            stop.set()  # else the block would wait until the models are trained
+            raise
