@@ -9,6 +9,7 @@ ends instead, and makes those anew that are not whole.
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
@@ -173,6 +174,39 @@ def write_npy(path: str | os.PathLike, array: np.ndarray, *, durable: bool = Tru
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getvalue(), durable=durable)
+
+
+# Texts that a spreadsheet runs as formulas, except numbers; apostrophes are those of `csv_text`.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-]([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of cells as CSV that is safe to open in a spreadsheet.
+
+    A text that it would run as a formula, such as ``=1+1``, gets an apostrophe in front, which
+    :func:`from_cell` removes. Numbers stay numbers, also those that are given as texts.
+    """
+    out = io.StringIO()
+    plain = csv.writer(out, lineterminator="\n")
+    # Before Python 3.13 the writer leaves "\r" unquoted, at which readers end the row.
+    quoted = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        cells = [_cell(value) for value in row]
+        broken = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoted if broken else plain).writerow(cells)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str) or not _FORMULA.match(value) or _NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
+
+
+def from_cell(text: str) -> str:
+    """Return the text of a CSV cell that :func:`csv_text` may have written."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def read_json(path: str | os.PathLike) -> object:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..files import atomic_path, open_regular
+from ..npy import NPY_ERRORS
 from ..resume import partial_path
 
 log = logging.getLogger("cba_fast")
@@ -25,6 +26,16 @@ class Partial:
         output: the file that the run will write; the arrays are in ``.<name>.partial.npz`` beside
             it.
         interval_s: least seconds between two writes (:meth:`save` with ``force`` writes at once).
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import Partial
+        >>> partial = Partial("sizes.npy")
+        >>> partial.load() is None
+        True
+        >>> partial.save(lambda: {"sizes": np.arange(3)}, force=True)
+        >>> Partial("sizes.npy").load()["sizes"]
+        array([0, 1, 2])
     """
 
     def __init__(self, output: str | os.PathLike, *, interval_s: float = 5.0):
@@ -39,7 +50,7 @@ class Partial:
         try:
             with open_regular(self.path) as f, np.load(f, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        except (*NPY_ERRORS, zipfile.BadZipFile) as e:
             log.warning("%s cannot be read (%s): starting from the beginning", self.path, e)
             return None
 

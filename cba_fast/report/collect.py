@@ -101,6 +101,15 @@ def collect(
     Raises:
         InputError: an ERF of no run.
         ScoreMapError, InputError: as `cba_fast.runs.scoring.boxes.score_folder`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cba_fast.report import collect
+        >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
+        >>> runs = {"sharp": Path("maps"), "wide": Path("other_maps")}
+        >>> collected = collect(runs, BoxConfig(cub_root=Path("CUB_200_2011")), ReportConfig())
+        >>> [run.name for run in collected.runs], list(collected.differences)
+        (['sharp', 'wide'], ['wide'])
     """
     if not score_maps:
         raise InputError("a report needs the score maps of at least one run")

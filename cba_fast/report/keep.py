@@ -31,6 +31,17 @@ class MapKeeper(MapWriter):
 
     Args:
         output: the report's file.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from cba_fast.report import MapKeeper
+        >>> with MapKeeper(Path("report.html")) as keeper:
+        ...     keeper.update(torch.rand(2, 8, 8), ["a/1.jpg", "a/2.jpg"])
+        ...     print(sorted(p.name for p in keeper.root.rglob("*.npy")))
+        ['1.jpg.npy', '2.jpg.npy']
+        >>> keeper.root.exists()
+        False
     """
 
     def __init__(self, output: Path):

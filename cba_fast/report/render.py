@@ -72,11 +72,15 @@ def write_report(
 
     Example:
         >>> from pathlib import Path
-        >>> write_report(  # doctest: +SKIP
-        ...     {"CAM": Path("np_cam"), "PC1": Path("np_pc1")},
+        >>> from cba_fast.report import write_report
+        >>> from cba_fast.runs.settings import BoxConfig
+        >>> made = write_report(
+        ...     {"sharp": Path("maps"), "wide": Path("other_maps")},
         ...     Path("report.html"),
         ...     BoxConfig(cub_root=Path("CUB_200_2011")),
         ... )
+        >>> len(made.runs[0].judged), Path("report.html").exists()
+        (6, True)
     """
     report = report or ReportConfig()
     collected = collect(score_maps, boxes, report, num_workers, progress, erf)
@@ -102,7 +106,17 @@ def render(
     images: Images = None,
     more_settings: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the page as text; arguments and errors as :func:`write_report`."""
+    """Return the page as text; arguments and errors as :func:`write_report`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cba_fast.report import collect, render
+        >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
+        >>> config = BoxConfig(cub_root=Path("CUB_200_2011"))
+        >>> page = render(collect({"CAM": Path("maps")}, config, ReportConfig()))
+        >>> page.startswith("<!doctype html>")
+        True
+    """
     ids, sampling = choose(collected) if collected.report.gallery else ([], "No gallery.")
     cards = list(make_cards(collected, ids, images))
     environment = Environment(

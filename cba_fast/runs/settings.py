@@ -130,6 +130,9 @@ class DataConfig:
         None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
     )
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
+    follow_links: bool = setting(
+        False, "Take images that links lead to from outside of the data folder."
+    )
     input_size: Annotated[Size, "size"] = setting(
         None,
         "Size to which images are resized, such as 384, or 224x320 (height x width).",
