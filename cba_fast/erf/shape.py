@@ -160,6 +160,8 @@ def radial_profile(erf: np.ndarray) -> np.ndarray:
         ValueError: `erf` is no ERF map.
 
     Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import radial_profile
         >>> erf = np.zeros((5, 5))
         >>> erf[2, 2], erf[2, 3] = 4.0, 8.0
         >>> radial_profile(erf).tolist()

@@ -2,18 +2,16 @@
 
 from .collect import Collected, collect
 from .erf import RunErf, Sizes, read_erf
-from .keep import MapKeeper, MapWriter
-from .render import page_path, render, write_report
+from .keep import MapKeeper
+from .render import render, write_report
 from .sheets import write_sheets
 
 __all__ = [
     "Collected",
     "MapKeeper",
-    "MapWriter",
     "RunErf",
     "Sizes",
     "collect",
-    "page_path",
     "read_erf",
     "render",
     "write_report",

@@ -55,6 +55,16 @@ def read_erf(*paths: Path) -> RunErf:
 
     Raises:
         InputError: a file is neither, or there are two of a kind; the message names it.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from cba_fast.report import read_erf
+        >>> np.save("erf_sizes.npy", np.float32([90, 110]))
+        >>> np.save("erf_map.npy", np.ones((32, 32)))
+        >>> found = read_erf(Path("erf_sizes.npy"), Path("erf_map.npy"))
+        >>> found.sizes, found.map.pixels[0.5]
+        (Sizes(mean=100.0, std=10.0, count=2), 512)
     """
     found = RunErf()
     for path in paths:

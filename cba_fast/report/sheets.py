@@ -46,6 +46,16 @@ def write_sheets(folder: Path, collected: Collected, images: Images = None) -> l
     Raises:
         InputError: none of the images is below the folder `images`, or `folder` holds other files
             of these names.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cba_fast.report import collect, write_sheets
+        >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
+        >>> config = BoxConfig(cub_root=Path("CUB_200_2011"))
+        >>> collected = collect({"CAM": Path("maps")}, config, ReportConfig(sheet_images=1))
+        >>> written = write_sheets(Path("sheets"), collected, Path("CUB_200_2011/images"))
+        >>> [path.as_posix() for path in written[:2]]
+        ['sheets/worst.png', 'sheets/worst.pdf']
     """
     count = collected.report.sheet_images
     kinds = {kind: ids[:count] for kind, ids in ranked(collected).items()}

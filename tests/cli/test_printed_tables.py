@@ -80,7 +80,8 @@ def test_files_hold_what_is_printed(capsys, tmp_path):
         f"relations.{s}" for s in ("csv", "md", "tex")
     }
     tex = (tmp_path / "t" / "relations.tex").read_text()
-    assert tex.count(INTERVAL) == 3 * len(heads)
+    assert tex.count("+0.12 [$-$0.30, +0.50]") == 3 * len(heads)
+    assert (tmp_path / "t" / "relations.md").read_text().count(INTERVAL) == 3 * len(heads)
     assert r"object\_channels" in tex
     tables.save_tables(None, {"relations": table})
     assert capsys.readouterr().out == ""

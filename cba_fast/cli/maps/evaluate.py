@@ -85,7 +85,8 @@ def command(
     a Ray cluster share the images (docs/cluster.md).
     """
     from ... import locks
-    from ...report import MapKeeper, page_path
+    from ...report import MapKeeper
+    from ...report.render import page_path
     from ...runs import ranks
     from ...runs.cluster.shards import evaluate_in_shards
     from ...runs.evaluate import evaluate

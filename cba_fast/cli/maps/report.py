@@ -86,7 +86,7 @@ def command(
 
 def tell_written(output: Path | None, tables: Path | None, sheets: Path | None) -> None:
     """Print where a report, its tables and its contact sheets are."""
-    from ...report import page_path
+    from ...report.render import page_path
 
     if output is not None:
         click.echo(f"Report       : {page_path(output)}")

@@ -14,7 +14,7 @@ from ...analysis.plots import save_figure
 from ...analysis.plots_erf import plot_erf_map
 from ...data import load_boxes
 from ...models import save_state_dict_file
-from ...report import MapWriter
+from ...report.keep import MapWriter
 from ...resume import Outputs
 from ...runs.erf.maps import compute_map
 from ...runs.erf.sizes import compute_sizes
