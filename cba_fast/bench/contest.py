@@ -1,5 +1,6 @@
 """Times functions against each other: they take turns in one process on the same threads."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,7 @@ class Contest:
             self._last[name] = time.perf_counter() - start
         self.first = dict(self._last)
         self._spent = dict.fromkeys(self.functions, 0.0)
+        self._random = random.Random(0)
 
     def leave_out(self, name: str) -> None:
         """Take a function out, such as one whose result is wrong."""
@@ -103,7 +105,7 @@ class Contest:
             share: 0 in the first round, rising to 1.
             without: a function that has no turn because the caller times it.
         """
-        for name in self.functions:
+        for name in self._random.sample(list(self.functions), len(self.functions)):
             behind = self._spent[name] <= share * self.seconds
             if name != without and (behind or not self.samples[name]):
                 self.turn(name)
