@@ -6,6 +6,8 @@ images of a batch, on which the last bits of a map can depend, nor what is writt
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from ..data.reading import Report
 from ..errors import CbaError
@@ -22,6 +25,7 @@ Value = TypeVar("Value")
 
 # A process may wait for one that has more work; `torchrun` ends all of them when one has died.
 _PATIENCE = timedelta(days=7)
+_LOOK_S = 0.05  # seconds between two looks whether all processes are there
 
 
 class RankError(CbaError):
@@ -151,8 +155,36 @@ def join(*, gradients: bool = False) -> Ranks:
         shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus
         if gradients and distributed.is_nccl_available() and not shared:
             backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
-    return Ranks(distributed.get_rank(), count)
+    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    store = distributed.PrefixStore(_meet(store, rank, count), store)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE
+    )
+    return Ranks(rank, count)
+
+
+def _meet(store: distributed.Store, rank: int, count: int) -> str:
+    """Return a name that only the processes of one start have in common.
+
+    Processes that torchrun has started again share a store with the dead ones and would wait for
+    the addresses that those have left there (PyTorch 2.14). So the first process draws a name, and
+    goes ahead with it when all others have answered to it. A name that a process of this rank has
+    answered to before is an old one.
+    """
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("cba", name)
+        store.wait([f"{name}/{other}" for other in range(1, count)], _PATIENCE)
+        store.set(f"{name}/all", "")
+        return name
+    answered: dict[str, bool] = {}
+    while True:
+        name = store.get("cba").decode()
+        if name not in answered:
+            answered[name] = store.add(f"{name}/{rank}", 1) == 1
+        if answered[name] and store.check([f"{name}/all"]):
+            return name
+        time.sleep(_LOOK_S)
 
 
 def leave() -> None:

@@ -16,7 +16,8 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models import FAMILIES
+from ..erf.recompute import uses_all_weights
+from ..models.anatomy.parts import logits_of
 from ..runs.ranks import Ranks
 from .data import cut_batches
 
@@ -46,21 +47,33 @@ def parts_of_step(
     return np.array_split(rows, -(-most // (micro_batch or most)))
 
 
-def joined(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
+def joined(model: nn.Module, size: int, device: torch.device, ranks: Ranks) -> nn.Module:
     """Return a module that computes as `model` and averages its gradients over the processes.
 
     On GPUs the batch norms of `model` are replaced by synchronized ones, which see the images of
     all processes. PyTorch has none for CPUs.
+
+    Args:
+        model: the network, on `device`.
+        size: side of its images.
+        device, ranks: where it computes, and in which processes.
     """
     if ranks.count == 1:
         return model
+
+    # Looking for weights that a step did not use costs a pass over the graph of each.
+    def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return logits_of(network, network(images))
+
+    # Synchronized norms refuse images on the CPU, where this looks, so they come later.
+    some_unused = not uses_all_weights(model, (2, 3, size, size), logits)
     if synchronized(device, ranks):
         convert_sync_batchnorm(model)
-    # Looking for weights that a step did not use costs a pass over the graph. The study's networks
-    # use all of theirs; whether those of others do is not known.
-    others = model.description.family not in FAMILIES
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=others)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.14 renames `broadcast_buffers`
+        return DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=some_unused
+        )
 
 
 def synchronized(device: torch.device, ranks: Ranks) -> bool:

@@ -73,9 +73,9 @@ class Trainer:
         self.progress = Progress()
         self.device = run.device
         self.model = model.to(self.device, memory_format=run.memory_format)
-        self._joined = joined(self.model, self.device, ranks)
         self.num_classes = len(splits.train.class_names)
         mode, size, cached = config.aug_mode, config.input_size, config.cache_images
+        self._joined = joined(self.model, size, self.device, ranks)
         vary = CropAndJitter(size) if mode == "strong" else None
         first, plain = (resize(size, m, config.preprocessing) for m in (mode, None))
         self._train = PixelReader(splits.train, first, vary, run, cached=cached)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from data_factory import write_file
 from evaluate_setup import IDS, images_and_metadata, model_arguments
 from rank_runner import files_of, run
+from torch.distributed import TCPStore
 
 import cba_fast.erf.sizes
 import cba_fast.experiments.per_image
@@ -17,6 +20,7 @@ import cba_fast.runs.evaluate
 import cba_fast.runs.generate  # the processes are forked with it
 from cba_fast.erf import Partial
 from cba_fast.errors import InputError
+from cba_fast.runs import ranks
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,21 @@ def test_commands_that_cannot_share_say_so(here):
     for status, _, err in run(2, "wsol-eval", "--np_root", "maps"):
         assert status == 1
         assert "wsol-eval runs as one process" in err
+
+
+def test_processes_that_are_started_again_do_not_meet_the_dead_ones():
+    store, names = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    stores = [store, *(TCPStore("127.0.0.1", store.port, is_master=False) for _ in range(2))]
+    with ThreadPoolExecutor(2) as pool:
+        for left in (False, False, True):
+            if left:  # a start that ended before all had answered leaves a name, too
+                store.set("cba", "left")
+                store.add("left/1", 1)
+            others = [pool.submit(ranks._meet, stores[rank], rank, 3) for rank in (1, 2)]
+            time.sleep(0.1)  # they find what the start before has left
+            names.append({ranks._meet(store, 0, 3), *(other.result(10) for other in others)})
+    assert [len(each) for each in names] == [1] * 3
+    assert len(set.union(*names)) == 3
 
 
 def erf_arguments(output):

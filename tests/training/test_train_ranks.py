@@ -11,7 +11,7 @@ from checkpoint_factory import SMALL_MODELS
 from data_factory import image_folder, write_file
 from PIL import Image
 from rank_runner import run
-from training_runs import curves
+from training_runs import curves, initial
 
 from cba_fast.data import study_transform
 from cba_fast.models import build_model
@@ -92,6 +92,13 @@ def test_the_gradients_are_those_of_one_process(trained):
         found = more["progress"]["history"][0]["scalars"]
         for key in ("train/loss", "train/top1", "train/lr"):
             assert found[key] == pytest.approx(scalars[key], rel=1e-5)
+
+
+def test_weights_that_no_step_uses_do_not_stop_the_others(trained, config):
+    """slak_flex at the ends of its mixture does not use the weights of one branch."""
+    one, two = (trained(n, str(n), "--lr", 1e-8, "--epochs", 2, family="slak_flex") for n in (1, 2))
+    assert len(first_moments(one)) < len(list(initial("slak_flex", config).parameters()))
+    assert first_moments(two).keys() == first_moments(one).keys()
 
 
 def test_the_same_run_has_the_same_weights(trained):
