@@ -83,7 +83,7 @@ def launches(shape, kernel_size, dtype) -> Iterator[Launch]:
     weight = torch.empty((shape[1], *kernel_size), dtype=dtype, device="meta")
     bias = weight[:, 0, 0].contiguous()
     forward = getattr(triton_plan, triton_plan.family(shape[2:]))
-    yield from forward(x, weight, bias, x, flip=False, upcast=False)
+    yield from forward(x, weight, bias, x, flip=False, relu=False, upcast=False)
     yield from triton_plan.band_weight(x, x, weight, upcast=False)
 
 

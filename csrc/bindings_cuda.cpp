@@ -106,8 +106,9 @@ void erf_accumulate_cuda(const GradArgument& grad, const std::string& mode, Addr
 
 // Results and true boxes that are not wanted have null addresses.
 void box_sweep_cuda(Address maps, const std::array<Int, 3>& shape, bool all_contours, Address pairs,
-                    Int num_pairs, int nodes, Address done, Address boxes, Address starts, Address counts, Address iou,
-                    Address truth, Address offsets, int device, Address stream) {
+                    Int num_pairs, int nodes, Address done, Address boxes, Address starts,
+                    Address counts, Address iou, Address truth, Address offsets, int device,
+                    Address stream) {
   const auto& [num, height, width] = shape;
   require(num >= 0 && height > 0 && width > 0 && num <= (Int{1} << 31) / 256,
           "box_sweep_cuda: a shape of " + std::to_string(num) + " maps");
@@ -170,7 +171,7 @@ void def_conv(py::module_& m, const std::string& name,
               cudaError_t (*run)(const cba::CudaConvParams&, const Tile&)) {
   const auto call = [=](const ImagesArgument& x, Address kernel, Address bias,
                         const ImagesArgument& y, const std::string& dtype,
-                        const SizesArgument& sizes, bool turned,
+                        const SizesArgument& sizes, bool turned, bool relu,
                         const std::array<int, kNumbers>& tile, int device, Address stream) {
     const auto& [n, c, h, w, kh, kw] = sizes;
     const Int pixels = checked_pixels(sizes, name);
@@ -186,6 +187,7 @@ void def_conv(py::module_& m, const std::string& name,
                                         static_cast<int>(kh),
                                         static_cast<int>(kw),
                                         turned,
+                                        relu,
                                         device,
                                         stream_at(stream)};
     const auto chosen = tile_of<Tile>(tile, std::make_index_sequence<kNumbers>{});
@@ -193,8 +195,8 @@ void def_conv(py::module_& m, const std::string& name,
     launched(name, [&] { return run(params, chosen); });
   };
   m.def(name.c_str(), call, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("y"),
-        py::arg("dtype"), py::arg("sizes"), py::arg("turned"), py::arg("tile"), py::arg("device"),
-        py::arg("stream"));
+        py::arg("dtype"), py::arg("sizes"), py::arg("turned"), py::arg("relu"), py::arg("tile"),
+        py::arg("device"), py::arg("stream"));
 }
 
 // Binds a weight gradient whose tiles have `kNumbers` numbers.
@@ -242,9 +244,8 @@ void bind_cuda(py::module_& m) {
   m.def("box_sweep_cuda_nodes", cba::box_sweep_cuda_nodes, py::arg("height"), py::arg("width"));
   m.def("box_sweep_cuda", box_sweep_cuda, py::arg("maps"), py::arg("shape"),
         py::arg("all_contours"), py::arg("pairs"), py::arg("num_pairs"), py::arg("nodes"),
-        py::arg("done"), py::arg("boxes"),
-        py::arg("starts"), py::arg("counts"), py::arg("iou"), py::arg("truth"), py::arg("offsets"),
-        py::arg("device"), py::arg("stream"));
+        py::arg("done"), py::arg("boxes"), py::arg("starts"), py::arg("counts"), py::arg("iou"),
+        py::arg("truth"), py::arg("offsets"), py::arg("device"), py::arg("stream"));
   m.def("erf_size_cuda_scratch", erf_size_cuda_scratch, py::arg("grad"));
   m.def("erf_size_cuda", erf_size_cuda, py::arg("grad"), py::arg("shares"), py::arg("sizes"),
         py::arg("scratch"), py::arg("device"), py::arg("stream"));

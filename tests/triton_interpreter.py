@@ -116,6 +116,7 @@ def passes(shape, kernel_size, dtype, layout="contiguous", seed=0, **family):
         bias = torch.randn(shape[1]).to(dtype)
         if family:
             y = dwconv_triton.forward(x, weight, bias, torch.contiguous_format, **family)
+            r = dwconv_triton.forward(x, weight, bias, torch.contiguous_format, relu=True, **family)
             gx = dwconv_triton.forward(
                 grad, weight, None, torch.contiguous_format, flip=True, **family
             )
@@ -123,9 +124,11 @@ def passes(shape, kernel_size, dtype, layout="contiguous", seed=0, **family):
         else:
             how = {"backend": "triton"}
             y = depthwise_conv2d(x, weight, bias, **how)
+            r = depthwise_conv2d(x, weight, bias, **how, activation="relu")
             gx = depthwise_conv2d_grad_x(grad, weight, **how)
             gw = depthwise_conv2d_grad_weight(grad, x, kernel_size, **how)
         check_forward(y, x, weight, bias)
+        assert torch.equal(r, y.relu())
         check_grad_x(gx, grad, weight)
         check_grad_weight(gw, grad, x)
 

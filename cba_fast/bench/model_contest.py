@@ -25,6 +25,7 @@ from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, rela
 DEFAULT, CHANNELS_LAST, MERGED = "default", "channels_last", "channels_last_merged"
 COMPILED = "channels_last_compiled"
 OURS = "ours"
+OURS_COMPILED = "ours_compiled"
 # A form with a larger relative L2 error is wrong. Rounding through up to a hundred layers of random
 # weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16) and 1e-5 to 3e-5 in gradients. A lost
 # branch or norm changes them by more than half. `layer_errors` shows kernels that are slightly off.
@@ -159,13 +160,15 @@ def training(
     """Return functions that do a training step and return the gradients of the depthwise kernels.
 
     A step is the forward pass, cross-entropy and backward pass, without an optimizer. ``default``
-    and ``channels_last`` use `torch.nn.Conv2d`, ``ours`` uses `DepthwiseConv2d` in channels_last.
+    and ``channels_last`` use `torch.nn.Conv2d`, ``ours`` uses `DepthwiseConv2d` in channels_last;
+    ``channels_last_compiled`` and ``ours_compiled`` are these two by `torch.compile`.
 
     Args:
         model: a model from `create`.
         input_size, batch: as in `inference`.
     """
-    forms = {DEFAULT: plain(model), CHANNELS_LAST: plain(model), OURS: _accelerated(model)}
+    forms = {name: plain(model) for name in (DEFAULT, CHANNELS_LAST, COMPILED)}
+    forms |= {name: _accelerated(model) for name in (OURS, OURS_COMPILED)}
     x = _images(input_size, batch)
     return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
 
@@ -276,10 +279,11 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
         model.to(memory_format=torch.channels_last)
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     labels = torch.arange(len(x))
+    network = torch.compile(model) if name in (COMPILED, OURS_COMPILED) else model
 
     def run() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(logits_of(model, model(x)), labels).backward()
+        nn.functional.cross_entropy(logits_of(model, network(x)), labels).backward()
         return [w.grad for w in kernels]
 
     return run

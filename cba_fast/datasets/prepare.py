@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import locks
 from ..choices import CUB_FOLDER
 from ..data import cub
 from ..data.boxes import load_boxes
@@ -42,6 +43,7 @@ class Prepared(Short):
     classes: int
 
 
+@locks.released()
 def prepare_cub(
     source: str | os.PathLike,
     output: str | os.PathLike = CUB_FOLDER,
@@ -71,6 +73,7 @@ def prepare_cub(
     source, output = Path(source), Path(output)
     report = progress or (lambda what, done, total: None)
     target = output / cub.FOLDER
+    locks.hold(target)
     if source.is_file():
         if not target.exists():
             _extract(source, output, report)
@@ -156,7 +159,7 @@ def _place(source: Path, target: Path, copy: bool) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if copy:
-        with atomic_path(target) as tmp:
+        with atomic_path(target, durable=False) as tmp:
             shutil.copyfile(source, tmp)
         return
     # Links go to the real file: Linux would hard-link a symbolic link itself, and a relative one

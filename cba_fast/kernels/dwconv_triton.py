@@ -29,12 +29,14 @@ def forward(
     memory_format: torch.memory_format,
     *,
     flip: bool = False,
+    relu: bool = False,
     family: str | None = None,
 ) -> Tensor:
     """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
 
     Args:
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        relu: return max(0, y) instead of y.
         family: "toeplitz" or "band"; None for the one that suits the shape.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
@@ -48,7 +50,7 @@ def forward(
     x = with_unit_columns(x) if family == "band" else _with_unit_pixels(x)
     out = y if y.is_contiguous() and not turned else x.new_empty(x.shape)
     make = plan.band if family == "band" else plan.toeplitz
-    _run(make(x, _planes(weight), bias, out, flip=flip, upcast=_upcast(x)))
+    _run(make(x, _planes(weight), bias, out, flip=flip, relu=relu, upcast=_upcast(x)))
     if out is not y:
         y.copy_(out.transpose(2, 3) if turned else out)
     return y

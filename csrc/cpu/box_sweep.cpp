@@ -31,7 +31,7 @@ Box official_box(const Box& b, const Maps& maps) {
 class MapSweep {
  public:
   MapSweep(const Maps& maps, const SweepOptions& options)
-      : maps_(maps),
+      : isa_(options.isa),
         method_(options.method),
         quantizers_(kernels_for<QuantizeKernels>(options.isa)),
         height_(static_cast<std::int32_t>(maps.height)),
@@ -39,11 +39,16 @@ class MapSweep {
         tree_(height_, width_, kernels_for<SweepKernels>(options.isa),
               options.method == Method::kSegments) {}
 
+  bool fits(const Maps& maps, const SweepOptions& options) const {
+    return height_ == maps.height && width_ == maps.width && isa_ == options.isa &&
+           method_ == options.method;
+  }
+
   // Returns the index of the first value of the map that cannot be quantized, or -1.
-  std::int64_t load(std::int64_t map) {
+  std::int64_t load(const Maps& maps, std::int64_t map) {
     for (std::int32_t y = 0; y < height_; ++y) {
       const std::int64_t first = (map * height_ + y) * width_;
-      const std::int64_t bad = read_row(first, tree_.row(y));
+      const std::int64_t bad = read_row(maps, first, tree_.row(y));
       if (bad >= 0) return first + bad;
     }
     tree_.load();
@@ -67,14 +72,14 @@ class MapSweep {
   }
 
  private:
-  std::int64_t read_row(std::int64_t first, std::uint8_t* bytes) const {
-    switch (maps_.type) {
+  std::int64_t read_row(const Maps& maps, std::int64_t first, std::uint8_t* bytes) const {
+    switch (maps.type) {
       case DType::kFloat32:
-        return quantizers_.float32(static_cast<const float*>(maps_.values) + first, bytes, width_);
+        return quantizers_.float32(static_cast<const float*>(maps.values) + first, bytes, width_);
       case DType::kFloat64:
-        return quantizers_.float64(static_cast<const double*>(maps_.values) + first, bytes, width_);
+        return quantizers_.float64(static_cast<const double*>(maps.values) + first, bytes, width_);
       default:
-        std::memcpy(bytes, static_cast<const std::uint8_t*>(maps_.values) + first, width_);
+        std::memcpy(bytes, static_cast<const std::uint8_t*>(maps.values) + first, width_);
         return -1;
     }
   }
@@ -85,13 +90,28 @@ class MapSweep {
     return *pixels_;
   }
 
-  const Maps& maps_;
+  Isa isa_;
   Method method_;
   const QuantizeKernels& quantizers_;
   std::int32_t height_, width_;
   SegmentTree tree_;
   std::unique_ptr<LevelSets> pixels_;  // made when the first map needs it
 };
+
+// Maps with more pixels leave no scratch memory behind: for noise it has 100 bytes for each pixel.
+constexpr std::int64_t kMostKept = std::int64_t{1} << 18;
+
+// Returns a sweep for maps of this size. Each thread keeps its last one, because memory that is
+// given back comes again as pages that the system must clear first, which takes as long as the
+// sweep of a small map.
+std::unique_ptr<MapSweep>& thread_sweep(const Maps& maps, const SweepOptions& options) {
+  thread_local std::unique_ptr<MapSweep> kept;
+  if (!kept || !kept->fits(maps, options)) {
+    kept.reset();
+    kept = std::make_unique<MapSweep>(maps, options);
+  }
+  return kept;
+}
 
 // Calls f(map index, MapSweep with that map) for every map before the first one that cannot be
 // quantized, and perhaps for later ones. Returns the index of the first bad value, or -1.
@@ -103,16 +123,17 @@ std::int64_t for_each_map(const Maps& maps, const SweepOptions& options, F&& f) 
               " pixels cannot be swept");
   FirstIndex first_bad;
   parallel_for(maps.num, options.num_threads, [&](std::int64_t begin, std::int64_t end) {
-    MapSweep sweep(maps, options);
+    std::unique_ptr<MapSweep>& sweep = thread_sweep(maps, options);
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t bad = sweep.load(i);
+      const std::int64_t bad = sweep->load(maps, i);
       if (bad < 0) {
-        f(i, sweep);
+        f(i, *sweep);
         continue;
       }
       first_bad.note(bad);
-      return;  // a later map of the range cannot hold the first bad value
+      break;  // a later map of the range cannot hold the first bad value
     }
+    if (maps.height * maps.width > kMostKept) sweep.reset();
   });
   return first_bad.get();
 }

@@ -19,8 +19,8 @@ struct CudaImages {
   std::int64_t stride_n, stride_c, stride_h;
 };
 
-// y = conv(x, kernel) + bias. `turned` turns the kernel by 180 degrees, which gives the input
-// gradient if x is the gradient of the output.
+// y = conv(x, kernel) + bias, or with `relu` max(0, y), in which a NaN stays one. `turned` turns
+// the kernel by 180 degrees, which gives the input gradient if x is the gradient of the output.
 struct CudaConvParams {
   CudaImages x, y;
   const void* kernel;  // [C, KH, KW], contiguous
@@ -28,7 +28,7 @@ struct CudaConvParams {
   DType type;          // of all four tensors
   std::int64_t images, channels, height, width;
   int kernel_height, kernel_width;
-  bool turned;
+  bool turned, relu;
   int device;
   cudaStream_t stream;
 };

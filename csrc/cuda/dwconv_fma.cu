@@ -175,17 +175,20 @@ __device__ void store(const CudaConvParams& p, const Plan& plan,
              block.channel * p.y.stride_c + spot.row * p.y.stride_h + spot.column;
   const std::int64_t rows = p.height - spot.row, columns = p.width - spot.column;
   const bool vector = plan.whole_vectors && columns >= kColumns;
+  const auto finished = [&](float value) {
+    return p.relu ? rectified(value + bias) : value + bias;
+  };
 #pragma unroll
   for (int i = 0; i < kRows; ++i, y += p.y.stride_h) {
     if (i >= rows) break;
     if (vector) {
-      *reinterpret_cast<float4*>(y) =
-          make_float4(sum[i][0] + bias, sum[i][1] + bias, sum[i][2] + bias, sum[i][3] + bias);
+      *reinterpret_cast<float4*>(y) = make_float4(finished(sum[i][0]), finished(sum[i][1]),
+                                                  finished(sum[i][2]), finished(sum[i][3]));
       continue;
     }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      if (j < columns) y[j] = sum[i][j] + bias;
+      if (j < columns) y[j] = finished(sum[i][j]);
     }
   }
 }

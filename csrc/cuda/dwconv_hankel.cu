@@ -19,7 +19,7 @@ struct Plan {
   std::int64_t units;  // units of work of a channel, one for each warp
   unsigned blocks;     // blocks of a channel
   int weight_stride, weight_bytes, copy_words, staged_bytes, image_bytes, warp_bytes;
-  bool turned;
+  bool turned, relu;
   int together;  // outputs that are stored at once: 8, 2 or 1
 };
 
@@ -60,11 +60,11 @@ __device__ __forceinline__ void take_row(float (&sum)[kTiles][4], int half, Half
 // Stores the first `count` elements of a row of kWords pairs.
 template <int kWords, int kLanes, class Half>
 __device__ __forceinline__ void store_row(Half* to, const std::uint32_t* pairs, int count,
-                                          bool paired, int lane) {
+                                          bool paired, bool relu, int lane) {
   auto* halves = reinterpret_cast<std::uint16_t*>(to);
 #pragma unroll 1
   for (int i = lane; i < kWords; i += kLanes) {
-    const std::uint32_t pair = pairs[i];
+    const std::uint32_t pair = relu ? rectified(pairs[i], Half{}) : pairs[i];
     if (paired && 2 * i + 1 < count) {
       *reinterpret_cast<std::uint32_t*>(halves + 2 * i) = pair;
     } else {
@@ -244,8 +244,9 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
       Half* to = y + oldest * p.y_stride[2];
       if (p.together == 8) {
         if (stores && oldest + own_row < end) {
-          *reinterpret_cast<uint4*>(to) =
+          const uint4 eight =
               reinterpret_cast<const uint4*>(finished)[kFinished / 16 * mine + place];
+          *reinterpret_cast<uint4*>(to) = p.relu ? rectified(eight, Half{}) : eight;
         }
         continue;
       }
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(32 * kHankelWarps, kBlocks) hankel_kernel(cons
       for (int i = 0; i < 2 && oldest + i < end; ++i) {
         store_row<4 * kJ, kLanes>(to + i * p.y_stride[2],
                                   finished + kFinished / 4 * mine + 4 * kJ * i,
-                                  window.width - column, p.together == 2, place);
+                                  window.width - column, p.together == 2, p.relu, place);
       }
     }
   }
@@ -321,6 +322,7 @@ Plan<Half> plan(const CudaConvParams& p, const HankelTile& tile) {
       hankel_image_bytes(kHankelStages * q.staged_bytes + 8 * q.copy_words, tile.images);
   q.warp_bytes = tile.images * (q.image_bytes + finished_bytes(tile.columns, tile.images));
   q.turned = p.turned;
+  q.relu = p.relu;
   const std::int64_t places =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(p.y.data) / 2) | p.y.stride_n |
       p.y.stride_c | p.y.stride_h;

@@ -137,8 +137,9 @@ __device__ __forceinline__ void store_sums(const float (&sum)[kColumns][4], unsi
     // Lines between images are beyond their height or width. Where images are cut, a tile has whole
     // groups.
     if (image >= images || h >= p.height) continue;
-    const uint4 eight = *reinterpret_cast<const uint4*>(
+    uint4 eight = *reinterpret_cast<const uint4*>(
         out + row * (p.standing ? L::kStandingRow : L::kLyingRow) + 16 * piece);
+    if (p.relu) eight = rectified(eight, Half{});
     store(y + image * p.y_stride[0] + h * p.y_stride[2] + w, eight, p.width - w, p.store_bytes);
   }
 }
@@ -279,6 +280,7 @@ StripPlan<Half> plan(const CudaConvParams& p, const StripTile& tile, int across)
   q.width = static_cast<int>(p.width);
   q.standing = p.kernel_height > p.kernel_width;
   q.turned = p.turned;
+  q.relu = p.relu;
   const int length = q.standing ? q.height : q.width, lines = q.standing ? q.width : q.height;
   const int taps = std::max(p.kernel_height, p.kernel_width);
   q.taps = static_cast<int>(std::min<std::int64_t>(taps, 2 * std::int64_t{length} - 1));

@@ -25,7 +25,7 @@ struct StripPlan {
   bool standing;                      // the strip is along columns
   int taps, first_tap, tap_step;      // taps along that can meet the image; tap_step in memory
   int lines, line_step, kernel_size;  // taps across
-  bool turned;
+  bool turned, relu;
   int tile_along, tile_lines, tile_images;  // what a block computes at a time
   int along_tiles, line_tiles, parts;
   int pitch;                     // lines from one image to the next

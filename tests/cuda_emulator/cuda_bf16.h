@@ -29,3 +29,12 @@ CBA_INSTRUCTION __nv_bfloat16 __float2bfloat16_rn(float value) {
 CBA_INSTRUCTION __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
+// The larger of two values, or NaN if one is.
+CBA_INSTRUCTION __nv_bfloat16 cba_max_nan(__nv_bfloat16 a, __nv_bfloat16 b) {
+  const float x = __bfloat162float(a), y = __bfloat162float(b);
+  if (x != x || y != y) return {0x7fff};
+  return x < y ? b : a;
+}
+CBA_INSTRUCTION __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {cba_max_nan(a.x, b.x), cba_max_nan(a.y, b.y)};
+}

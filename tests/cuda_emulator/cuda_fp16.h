@@ -38,3 +38,12 @@ CBA_INSTRUCTION __half __float2half_rn(float value) {
 CBA_INSTRUCTION __half2 __floats2half2_rn(float x, float y) {
   return {__float2half_rn(x), __float2half_rn(y)};
 }
+// The larger of two values, or NaN if one is.
+CBA_INSTRUCTION __half cba_max_nan(__half a, __half b) {
+  const float x = __half2float(a), y = __half2float(b);
+  if (x != x || y != y) return {0x7fff};
+  return x < y ? b : a;
+}
+CBA_INSTRUCTION __half2 __hmax2_nan(__half2 a, __half2 b) {
+  return {cba_max_nan(a.x, b.x), cba_max_nan(a.y, b.y)};
+}

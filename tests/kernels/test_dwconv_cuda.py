@@ -92,6 +92,24 @@ def test_layouts(emulated_cuda, kernels, layout):
         kernels.check(x, grad, memory_format, weight)
 
 
+@pytest.mark.parametrize("width", [8, 13, 16])  # stored by vectors, by elements, by pairs
+@each_family
+@one_order
+def test_rectified_results(emulated_cuda, kernels, width):
+    for dtype in {kernels.dtype, torch.float32 if kernels.module is fma else torch.float16}:
+        x, weight = kernels.random(3, 2, 14, width).to(dtype), kernels.weight(2).to(dtype)
+        x[0, 0, 0, 0] = torch.nan
+        bias = kernels.random(2, seed=2).to(dtype)
+        for tile in ({}, *({"using": tile} for tile in kernels.tiles)):
+            y, rectified = (
+                kernels.module.forward(x, weight, bias, NCHW, relu=relu, **tile)
+                for relu in (False, True)
+            )
+            assert y.isnan().any()
+            assert (y < 0).any()
+            torch.testing.assert_close(rectified, y.relu(), rtol=0, atol=0, equal_nan=True)
+
+
 def check_alignment(kernels, offset, width, device="cpu"):
     """Check images that lie amid NaN; their rows are aligned to nothing, each otherwise."""
     images = []

@@ -17,6 +17,7 @@ def forward(
     memory_format: torch.memory_format,
     *,
     flip: bool = False,
+    relu: bool = False,
     using: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Return the convolution of x (N,C,H,W) with weight (C,1,kh,kw), in `memory_format`.
@@ -26,6 +27,7 @@ def forward(
         choose: a function of the shape of x and (kh, kw) that returns the tile: the fields of the
             kernel's tile struct in csrc/cuda, in order.
         flip: turn the kernel by 180 degrees, which gives the input gradient for x = grad.
+        relu: return max(0, y) instead of y.
         using: the tile; None for the one of `choose`.
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
@@ -44,6 +46,7 @@ def forward(
         native.dtype_name(x.dtype),
         (*x.shape, *weight.shape[2:]),
         flip,
+        relu,
         using,
         *cuda_core.where(x),
     )

@@ -113,6 +113,7 @@ def dwconv_band_kernel(
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Compute BLOCK_M blocks of ROWS x TILE_W outputs of one channel per program."""
@@ -188,6 +189,8 @@ def dwconv_band_kernel(
             )
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)  # a NaN stays one
 
     y_plane = (n.to(tl.int64) * channels + channel) * height
     y_row = y_plane[:, None] + (h0[:, None] + row[None, :])

@@ -105,6 +105,7 @@ def band(
     y: Tensor,
     *,
     flip: bool,
+    relu: bool,
     upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by banded products.
@@ -115,6 +116,7 @@ def band(
         bias: (C,) or None.
         y: (N, C, H, W), contiguous.
         flip: turn the kernel by 180 degrees.
+        relu: max(0, y) instead of y.
         upcast: compute on float32 operands, for the interpreter.
     """
     n, c, height, width = x.shape
@@ -174,6 +176,7 @@ def band(
                 "ROWS": rows,
                 "BLOCK_M": chosen.m,
                 "HAS_BIAS": bias is not None,
+                "RELU": relu,
                 "UPCAST": upcast,
             },
             chosen,
@@ -288,6 +291,7 @@ def toeplitz(
     y: Tensor,
     *,
     flip: bool,
+    relu: bool,
     upcast: bool,
 ) -> list[Launch]:
     """Plan y = conv(x, weight) + bias by a dense matrix per channel; arguments as `band`.
@@ -341,6 +345,7 @@ def toeplitz(
                 "BLOCK_N": chosen.n,
                 "BLOCK_K": chosen.k,
                 "HAS_BIAS": bias is not None,
+                "RELU": relu,
                 "UPCAST": upcast,
             },
             chosen,

@@ -72,6 +72,7 @@ def dwconv_toeplitz_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Multiply BLOCK_M images of one channel by BLOCK_N columns of its matrix per program."""
@@ -101,5 +102,7 @@ def dwconv_toeplitz_product_kernel(
         acc = tl.dot(a, b, acc, input_precision="ieee")
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channel).to(tl.float32)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)  # a NaN stays one
     target = y_ptr + (n.to(tl.int64) * channels + channel)[:, None] * pixels + q[None, :]
     tl.store(target, acc.to(y_ptr.dtype.element_ty), mask=n_ok & (q < pixels)[None, :])

@@ -94,11 +94,12 @@ def deal(walk: Walk, partial: Partial | None, ranks: Ranks) -> None:
     """
 
     def visited() -> list[int]:
-        kept = partial and partial.gather()
+        kept = partial.gather()
         return kept["visited"].tolist() if kept else []
 
     walk.partial = partial
-    todo = left_of(cut(walk.indices, walk.batch_size), ranks.from_first(visited))
+    done = [] if partial is None else ranks.from_first(visited)
+    todo = left_of(cut(walk.indices, walk.batch_size), done)
     # Only the last batch may be short, so the walk will cut these images into the same batches.
     walk.indices = [i for batch in ranks.mine(todo) for i in batch]
 
