@@ -75,8 +75,9 @@ def main() -> None:
         n: (whole[n, args.images] - whole[n, FEW]) / (args.images - FEW)
         for n in (1, args.processes)
     }
+    print("time by the number of processes:")
     for n, per_image in each.items():
-        print(f"{n}: {1e3 * per_image:.1f} ms an image, {whole[n, FEW]:.1f} s for {FEW} of them")
+        print(f"of {n}: {1e3 * per_image:.1f} ms an image, {whole[n, FEW]:.1f} s for {FEW} of them")
     print(f"overhead: {100 * (each[args.processes] / each[1] - 1):+.1f} %")
 
 
