@@ -82,6 +82,9 @@ def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
     elif bench == "methods":
         what = f"{direction} maps of {record['case']}, {where}"
         yield what, "pytorch-grad-cam", record["speedup"]["ours"]
+    elif bench == "throughput" and "times_as_fast" in record:
+        what = f"`{direction}`, images per second, {record['model']}, {record['dtype']}, {where}"
+        yield what, "the study's scripts", record["times_as_fast"]
 
 
 _FORMS = {
