@@ -41,7 +41,7 @@ def _machine(key: tuple, records: list[dict]) -> str:
         lines.append("")
     networks = [row for record in records for row in _network_rows(record)]
     if networks:
-        head = ("network", *_FORMS, "`cba_fast`", "ratio to the best")
+        head = ("network", *_FORMS, "cba_fast", "ratio to the best")
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *networks, ""]
     return "\n".join(lines)
 
