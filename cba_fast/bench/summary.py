@@ -85,8 +85,7 @@ def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
         what = f"{direction} maps of {record['case']}, {where}"
         yield what, "pytorch-grad-cam", record["speedup"]["ours"]
     elif bench == "throughput" and "times_as_fast" in record:
-        command = {"maps": "generate-heatmap"}.get(record["case"], record["case"])
-        what = f"`cba-fast {command}`, {record['model']}, {record['precision']}, {where}"
+        what = f"`{direction}`, images per second, {record['model']}, {record['dtype']}, {where}"
         yield what, "the study's scripts", record["times_as_fast"]
 
 
