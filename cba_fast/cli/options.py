@@ -382,6 +382,33 @@ def json_option(help: str = "Write everything to this JSON file.", kind=PATH) ->
     return option("--json", "json_path", type=kind, help=help)
 
 
+def tables_option() -> Callable:
+    """Where the tables go, for papers: hands over `tables`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write each table here as CSV, Markdown and LaTeX (booktabs), such as tables."
+    return option("--tables", type=kind, metavar="DIR", help=text)
+
+
+def images_option() -> Callable:
+    """Where the images of stored maps are: hands over `images`."""
+    text = "Folder of the images, below which they lie under their ids; for pictures of a report."
+    text += "  [default: those of --cub_root; else the pictures show the maps alone]"
+    return option("--images", type=PATH, group="Images", help=text)
+
+
+def report_option() -> Callable:
+    """Where a report goes: hands over `report_path`."""
+    text = "Write a page as `report` does: an HTML file, or a folder for report.html."
+    return option("--report", "report_path", type=PATH, metavar="FILE|DIR", help=text)
+
+
+def sheets_option() -> Callable:
+    """Where contact sheets go: hands over `sheets`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write pictures of the best, worst and most changed images here, such as sheets."
+    return option("--sheets", type=kind, metavar="DIR", help=text)
+
+
 def profile_option() -> Callable:
     """Whether the command ends with where its time went; a JSON file of its results has it, too."""
     text = "End with the shares of the time: model, map, sweep, overlay, write, waiting for data."
