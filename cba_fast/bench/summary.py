@@ -85,7 +85,9 @@ def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
         what = f"{direction} maps of {record['case']}, {where}"
         yield what, "pytorch-grad-cam", record["speedup"]["ours"]
     elif bench == "throughput" and "times_as_fast" in record:
-        what = f"`{direction}`, images per second, {record['model']}, {record['dtype']}, {where}"
+        name = record["case"].partition(" ")[0]
+        command = {"maps": "generate-heatmap"}.get(name, name)
+        what = f"`cba-fast {command}`, {record['model']}, {record['precision']}, {where}"
         yield what, "the study's scripts", record["times_as_fast"]
 
 

@@ -337,11 +337,16 @@ def test_table_of_memory():
 
 def test_table_and_summary_of_whole_commands():
     record = {"bench": "throughput", "case": "maps n 64", "direction": "generate-heatmap"}
-    record |= {"model": "n", "dtype": "fp32", "times_as_fast": 0.5, "machine": made()["machine"]}
+    record |= {
+        "model": "n",
+        "precision": "fp32",
+        "times_as_fast": 0.5,
+        "machine": made()["machine"],
+    }
     record["images_per_s"] = {"study": 2.0, "ours": 1.0}
     assert "| maps n 64 | images_per_s | study: 2.0, ours: 1.0 |" in bench_tables.tables([record])
     text = summary([record])
-    assert "| `generate-heatmap`, images per second, n, fp32, " in text
+    assert "| `cba-fast generate-heatmap`, n, fp32, " in text
     assert " | the study's scripts | 1 | 0.50 | 1 |" in text
 
 
