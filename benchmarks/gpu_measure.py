@@ -25,7 +25,6 @@ from cba_fast.bench.dwconv_contest import (
     random_inputs,
     relative_error,
 )
-from cba_fast.kernels.dwconv_gpu import cuda_hankel, cuda_strip
 from cba_fast.ops import (
     depthwise_conv2d,
     depthwise_conv2d_grad_weight,
@@ -41,7 +40,7 @@ from cba_fast.ops.dwconv_choice import TABLES
 WRONG = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WRONG_OF_RIVALS = 1e-2
 CL = torch.channels_last
-BACKENDS = ("triton", "cuda")
+BACKENDS = ("triton", "cuda", "cuda_strip")
 TIMING = "timing"  # the way that is noted while all right ways take turns
 
 # The most important cases are first, because the time may run out: RepLKNet-31B at 384 pixels
@@ -337,11 +336,8 @@ def ours(case: Case, direction: str, inputs: list[Tensor]) -> dict[str, Callable
     b_cl = b.to(memory_format=CL) if direction == "grad_weight" else b
     found = {}
     for backend in BACKENDS:
-        if TABLES[direction].backends[backend].reason(a, size, "auto") is None:
+        known = TABLES[direction].backends.get(backend)
+        if known is not None and known.reason(a, size, "auto") is None:
             found[backend] = partial(run, backend, a, b)
             found[f"{backend}_channels_last"] = partial(run, backend, a_cl, b_cl)
-    if "cuda" in found and case in STRIPS and direction != "grad_weight":
-        how = (a, b, None, torch.contiguous_format, direction == "grad_x")
-        found["cuda_hankel"] = partial(cuda_hankel.forward, *how)
-        found["cuda_strip"] = partial(cuda_strip.forward, *how)
     return found

@@ -27,6 +27,10 @@ class InputError(CbaError, ValueError):
     """A file, a value or a combination of options that cannot be used."""
 
 
+class BusyError(InputError):
+    """Another run is writing the same outputs."""
+
+
 class ImageError(InputError):
     """An image that cannot be read. A run notes it and goes on, unless it is strict."""
 

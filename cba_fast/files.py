@@ -1,4 +1,12 @@
-"""Writes files so that a killed run leaves the old one or the new one, and reads JSON strictly."""
+"""Writes files so that a killed run leaves the old one or the new one, and reads JSON strictly.
+
+A file is written under a temporary name and renamed. That is enough for a killed process, because
+the kernel keeps what was written. After a power failure or a crash of the kernel a renamed file may
+be empty, so files that vouch for others or hold hours of work are *durable*: they are on the disk
+(``fsync`` of the file, then of its folder) before the call returns. SYNC_COST
+Maps and overlays, thousands of small files, are not: a run that goes on looks at their sizes or
+ends instead, and makes those anew that are not whole.
+"""
 
 import contextlib
 import csv
@@ -8,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
@@ -52,8 +61,11 @@ def is_plain_relative(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, else remove it.
+
+    A durable file is also on the disk then, and what killed writers of `path` left is removed
+    first. Give False for files of which a run writes thousands.
 
     The temporary name starts with ``.tmp-``, so that readers that list a folder can skip it. It
     ends with the name of `path`, because writers such as OpenCV choose the format by the suffix and
@@ -65,12 +77,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent / f".tmp-{uuid.uuid4().hex}-{_ending(path)}"
+    if durable:
+        remove_leftovers([path])
+    tmp = temporary_path(path)
     try:
         yield tmp
         if not os.path.lexists(tmp):
             raise OSError(errno.ENOENT, "another run writes the same file; start one alone")
+        if durable:
+            _sync(tmp)
         os.replace(tmp, path)
+        if durable:
+            with contextlib.suppress(OSError):  # some file systems do not know it for folders
+                _sync(path.parent)
     except OSError as e:
         if e.filename is None or str(e.filename) == str(tmp):
             raise OSError(e.errno, e.strerror or str(e), str(path)) from e
@@ -79,20 +98,52 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
+def is_temporary(path: str | os.PathLike) -> bool:
+    """Whether a path has a name as :func:`temporary_path` makes it."""
+    return _TEMPORARY.fullmatch(Path(path).name) is not None
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Let an `OSError` that names no file, such as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is None:
+            raise OSError(e.errno, e.strerror or str(e), str(path)) from e
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new temporary name beside `path`, which :func:`remove_leftovers` knows as its."""
+    return path.parent / f".tmp-{uuid.uuid4().hex}-{fitting_name(path)}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(paths: Iterable[str | os.PathLike]) -> None:
-    """Remove the temporary files that killed writers of `paths` left, and no other files."""
+    """Remove the temporary files and folders that killed writers of `paths` left, and no others."""
     endings: dict[Path, set[str]] = {}
     for path in map(Path, paths):
-        endings.setdefault(path.parent, set()).add(_ending(path))
+        endings.setdefault(path.parent, set()).add(fitting_name(path))
     for folder in filter(Path.is_dir, endings):
         for name in os.listdir(folder):
             found = _TEMPORARY.fullmatch(name)
             if found and found[1] in endings[folder]:
-                (folder / name).unlink(missing_ok=True)
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                else:
+                    (folder / name).unlink(missing_ok=True)
 
 
-def _ending(path: Path) -> str:
-    """Return the end of a temporary name of `path`: its name, or a digest if that is too long."""
+def fitting_name(path: Path) -> str:
+    """Return the name of `path` as a part of a longer one, or a digest if that would not fit."""
     name = os.fsencode(path.name)
     if len(name) <= _MOST_BYTES:
         return path.name
@@ -100,9 +151,9 @@ def _ending(path: Path) -> str:
     return hashlib.sha256(name).hexdigest() + suffix
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to `path` in one step."""
-    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` to `path` in one step; for `durable` see :func:`atomic_path`."""
+    with atomic_path(path, durable=durable) as tmp, open(tmp, "wb") as f:
         f.write(data)
 
 
@@ -116,13 +167,13 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
+def write_npy(path: str | os.PathLike, array: np.ndarray, *, durable: bool = True) -> None:
     """Write `array` to `path` in NumPy's format in one step; object arrays are refused."""
     # The array is written to memory first. Given a real file, NumPy writes through C's stdio and
     # does not see an error in flushing the last block: a full disk cuts the file by up to 4 KiB.
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
-    write_bytes(path, data.getvalue())
+    write_bytes(path, data.getvalue(), durable=durable)
 
 
 # Texts that a spreadsheet runs as formulas, except numbers; apostrophes are those of `csv_text`.

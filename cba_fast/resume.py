@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from . import __version__, files
+from . import __version__, files, locks
 from .errors import InputError
 
 FORMAT = 2  # raised when records, or the files that they list, change their meaning
@@ -157,7 +157,7 @@ class Outputs:
         owns_folder: bool | str = True,
     ):
         self.record, self.names = Path(record), list(names)
-        self.root = self.record.parent
+        self.root, self._lock = self.record.parent, locks.lock_path(self.record)
         self.description = {**description, "files": self.names}
         self._owns_folder = owns_folder
 
@@ -188,7 +188,7 @@ class Outputs:
             )
         if overwrite:
             return set()
-        where = self.root if self._owns_folder else self.root / self.names[0]
+        where = self._place
         if old is None:
             if any(_is_partial(n) for n in present):
                 raise OtherRunError(where, [_EARLIER])
@@ -198,15 +198,36 @@ class Outputs:
             changes = [f"it wrote {len(old['files'])} files, not these {len(self.names)}"]
         if changes:
             raise OtherRunError(where, changes)
-        return present & set(self.names)
+        return {name for name in present & set(self.names) if self.is_whole(name)}
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the file of a name that is there is whole, as far as that can be seen quickly.
+
+        All files are whole after a killed process, but perhaps not after a power failure.
+        """
+        return True
+
+    @property
+    def _place(self) -> Path:
+        return self.root if self._owns_folder else self.root / self.names[0]
+
+    def hold(self) -> None:
+        """Lock the place for this run; see `cba_fast.locks.hold` for how long.
+
+        Raises:
+            BusyError: another run is writing there.
+        """
+        locks.hold(self.record, self._place)
 
     def prepare(self, overwrite: bool = False) -> set[str]:
-        """Make the place ready: check it, remove what will not be kept, and write the record.
+        """Make the place ready: lock it, remove what will not be kept, and write the record.
 
         The files that this run wrote earlier are kept; with `overwrite` the files of any earlier
         run are removed. Temporary files of killed writes are removed in both cases. Returns and
-        raises as :meth:`check`.
+        raises as :meth:`check` and :meth:`hold`.
         """
+        self.check(overwrite)  # what cannot be used is not even locked
+        self.hold()
         kept = self.check(overwrite)
         old = self.recorded()
         if old is None or overwrite:
@@ -245,6 +266,7 @@ class Outputs:
         self._remove(old)
         self._remove_leftovers(old)
         self.record.unlink()  # last, so that after a killed removal the rest is still listed
+        self._lock.unlink(missing_ok=True)
         self._remove_empty_folders()
         if not os.listdir(self.root):
             self.root.rmdir()
@@ -277,7 +299,8 @@ class Outputs:
     def _is_own(self, name: str) -> bool:
         if not self._owns_folder and _is_partial(name):
             return True
-        return name == self.record.name or PurePosixPath(name).name.startswith(".tmp-")
+        own = (self.record.name, self._lock.name)
+        return name in own or PurePosixPath(name).name.startswith(".tmp-")
 
     def recorded(self) -> dict | None:
         """Return the record that is there, or None; one that is not of cba_fast is refused."""

@@ -11,6 +11,9 @@ os.environ["CBA_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "cba_fast_test
 
 import pytest
 
+# Waiting for the disk after each file would take much of the time of tests that write many.
+os.fsync = lambda descriptor: None
+
 
 def pytest_collection_modifyitems(config, items):
     gpu_items = [i for i in items if i.get_closest_marker("gpu")]

@@ -1,7 +1,9 @@
 """Atomic writes: a failing or killed write leaves the old file, whole, and no litter."""
 
 import contextlib
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -64,6 +66,31 @@ def test_write_error_keeps_the_old_file_and_names_it(tmp_path, write):
     assert names(tmp_path) == ["result.json"]
 
 
+def test_a_durable_file_is_on_the_disk_before_its_name_is_and_a_full_disk_shows(
+    tmp_path, monkeypatch
+):
+    synced = []
+
+    def fsync(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((path.endswith("-x.txt"), names(tmp_path) == ["x.txt"]))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_text(tmp_path / "x.txt", "text")
+    assert synced == [(True, False), (False, True)]
+    files.write_bytes(tmp_path / "x.txt", b"more", durable=False)
+    assert len(synced) == 2
+
+    def full(descriptor):  # some file systems say it then
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.txt"):
+        files.write_text(tmp_path / "x.txt", "new")
+    assert (tmp_path / "x.txt").read_bytes() == b"more"
+    assert names(tmp_path) == ["x.txt"]
+
+
 def test_small_files_pass_under_the_limit(tmp_path):
     with file_size_limit():
         files.write_bytes(tmp_path / "x", b"x" * 4096)
@@ -117,15 +144,18 @@ def test_killed_write_keeps_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
-    files.write_text(path, "new")
-    assert path.read_text() == "new"
     (left,) = [n for n in names(tmp_path) if n != "x.txt"]
     assert left.startswith(".tmp-")
     assert left.endswith("-x.txt")
     other = tmp_path / left.replace("x.txt", "y.txt")  # of a run that is still writing
     other.touch()
-    files.remove_leftovers([path, tmp_path / "none" / "z.txt"])
+    files.write_bytes(path, b"newer", durable=False)
+    assert names(tmp_path) == sorted([left, other.name, "x.txt"])
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
     assert names(tmp_path) == [other.name, "x.txt"]
+    files.remove_leftovers([other.with_name("y.txt"), tmp_path / "none" / "z.txt"])
+    assert names(tmp_path) == ["x.txt"]
 
 
 @pytest.mark.parametrize("suffix", [".png", "." + "s" * 200])

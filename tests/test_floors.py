@@ -12,7 +12,10 @@ import cba_fast
 ROOT = Path(cba_fast.__file__).parent
 # From the ground up.
 FLOORS = [
-    ("choices", "errors", "files", "npy", "resume", "shapes", "short"),
+    (
+        *("choices", "errors", "files", "locks", "npy", "resume", "shapes", "short", "signals"),
+        *("stages", "threads"),
+    ),
     ("reference",),
     ("kernels",),
     ("ops",),

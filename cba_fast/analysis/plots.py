@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_path, remove_leftovers
+from ..files import atomic_path
 from .models import Fit, ModelScore, fit_line
 
 if TYPE_CHECKING:
@@ -214,7 +214,6 @@ def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
     """
     check_picture(path)
     _take_text_as_it_is(fig)
-    remove_leftovers([path])
     with atomic_path(path) as tmp:
         fig.savefig(tmp, dpi=200)
 

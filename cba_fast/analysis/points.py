@@ -1,14 +1,14 @@
 """The CSV of (model, ERF, MaxBoxAcc) points that collecting runs append to and plots read."""
 
-import contextlib
 import csv
 import io
 import math
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from .. import locks
 from ..data.textlines import parse_float, read_text, shown, unprintable
 from ..errors import InputError
 from ..files import csv_text, from_cell, write_text
@@ -52,16 +52,16 @@ def read_points(path: str | os.PathLike) -> list[Point]:
 def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
     """Append points to the CSV, which is made with its header if it does not exist.
 
-    The file is replaced in one step while a lock on ``<path>.lock`` is held, so that several
-    processes can append to one file and a reader never sees half a line. Where the platform has no
-    ``fcntl`` only one process may append. Lines that are there stay as they are.
+    The file is replaced in one step while its lock is held (`cba_fast.locks`), so that several
+    processes can append to one file and a reader never sees half a line. Lines that are there stay
+    as they are.
 
     Raises:
         InputError: a point is not valid, or the present file is not (see :func:`read_points`).
     """
     for point in points:
         _check(point, f"point {point.model_name!r}")
-    with _locked(path):
+    with locks.waiting(path):
         text = read_text(path) if Path(path).exists() else ""
         header, _ = _parse(path, text)
         out = io.StringIO()
@@ -99,7 +99,7 @@ def put_points(
     """
     for point in points:
         _check(point, f"point {point.model_name!r}")
-    with _locked(path):
+    with locks.waiting(path):
         text = read_text(path) if Path(path).exists() else ""
         _parse(path, text)
         cells = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -163,18 +163,3 @@ def _check(point: Point, where: str) -> None:
             raise InputError(f"{where}: {name} {getattr(point, name)!r} holds {what}")
     if not math.isfinite(point.wsol) or not 0 <= point.wsol <= 1:
         raise InputError(f"{where}: wsol must lie in 0 to 1 (or be percent), got {point.wsol}")
-
-
-@contextlib.contextmanager
-def _locked(path: str | os.PathLike) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock = Path(f"{os.fspath(path)}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # A file of its own, never removed: the CSV is replaced, and a lock on the old one is worthless.
-    with open(lock, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield

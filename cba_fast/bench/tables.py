@@ -184,6 +184,18 @@ def box_sweep_table(records: list[dict]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def facts_table(records: list[dict], title: str) -> str:
+    """Return what records of whole commands found, a line for each fact."""
+    lines = [f"## {title}\n\n| case | | |\n|---|---|---|"]
+    for r in records:
+        facts = {k: v for k, v in r.items() if k not in ("bench", "case", "machine")}
+        for name, value in facts.items():
+            many = value.items() if isinstance(value, dict) else ()
+            text = ", ".join(f"{k}: {v}" for k, v in many) if many else value
+            lines.append(f"| {r['case']} | {name} | {text} |")
+    return "\n".join(lines) + "\n\n"
+
+
 _TABLES = {
     "dwconv": dwconv_table,
     "models": models_table,
@@ -191,6 +203,8 @@ _TABLES = {
     "erf": partial(op_table, title="Effective receptive field"),
     "methods": partial(op_table, title="Localization methods"),
     "box_sweep": box_sweep_table,
+    "throughput": partial(facts_table, title="Whole commands"),
+    "scale": partial(facts_table, title="wsol-eval on many maps"),
 }
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .. import locks
 from ..errors import CbaWarning, InputError
 from ..ops import choice_table
 from ..ops.choice_table import METHODS, Table
@@ -49,6 +50,7 @@ class Tuned(NamedTuple):
     left: int
 
 
+@locks.released()
 def tune(
     models: Models = None,
     *,
@@ -85,6 +87,7 @@ def tune(
     Raises:
         InputError: timm knows no such model, a case or the device cannot be used, or a kernel ended
             the use of the GPU.
+        BusyError: another run adds to the same table.
 
     Example:
         >>> tuned = cba_fast.tune(cases=["1x16x14x14_k7x7"], directions=["forward"], device="cpu")
@@ -181,6 +184,7 @@ def _open(path: Path | None, device: torch.device, overwrite: bool) -> Table:
     """Return the table that a run adds to: the one in the file if it was measured here."""
     place = place_of(device)
     path = path or choice_table.user_path(place)
+    locks.hold(path)
     if not overwrite:
         try:
             table = choice_table.read(path)
@@ -193,7 +197,7 @@ def _open(path: Path | None, device: torch.device, overwrite: bool) -> Table:
             if reason is None:
                 return table
         if reason is not None:
-            warnings.warn(f"{path} is replaced: {reason}", CbaWarning, stacklevel=3)
+            warnings.warn(f"{path} is replaced: {reason}", CbaWarning, stacklevel=4)
     return Table(place, path=path)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from .. import __version__
+from .. import __version__, locks, signals
 from ..errors import CbaError, CbaWarning, InputError, with_flags
 from .grouped import with_example
 from .moved import of_today
@@ -95,6 +95,10 @@ class LazyGroup(click.Group):
         module = f"cba_fast.cli.{COMMANDS[cmd_name][0]}.{cmd_name.replace('-', '_')}"
         return with_example(importlib.import_module(module).command, cmd_name, EXAMPLES[cmd_name])
 
+    def invoke(self, ctx):
+        with signals.ending():  # inside of click, which would print "Aborted!" and exit with 1
+            return super().invoke(ctx)
+
     def resolve_command(self, ctx, args):
         name = args[0].replace("_", "-")
         if name not in COMMANDS and not name.startswith("-"):
@@ -165,7 +169,9 @@ def main(args: list[str] | None = None) -> None:
     """
     error = "Error" if _processes() == 1 else f"Error (rank {os.environ.get('RANK')})"
     try:
-        with _one_voice(), warnings.catch_warnings():
+        if _processes() > 1:
+            signals.end_with_parent()
+        with locks.released(), _one_voice(), warnings.catch_warnings():
             warnings.simplefilter("always", CbaWarning)
             warnings.showwarning = _show(warnings.showwarning)
             cli(args, prog_name="cba-fast")

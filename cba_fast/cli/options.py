@@ -16,8 +16,17 @@ import click
 from ..choices import READERS, SCORE_RESAMPLES
 from ..errors import InputError, with_flags
 from ..runs.declare import MANY, Declared, Range, declared
-from ..runs.settings import BoxConfig, DataConfig, MapConfig, ModelConfig, RunConfig, Statistics
+from ..runs.settings import (
+    BoxConfig,
+    ClusterConfig,
+    DataConfig,
+    MapConfig,
+    ModelConfig,
+    RunConfig,
+    Statistics,
+)
 from ..shapes import MOST, map_shape, point_of, size_word
+from ..stages import profiled
 from ..training.config import TrainConfig
 from .progress import warn
 
@@ -298,6 +307,19 @@ def run_options(batch_size: int = RunConfig.batch_size, with_compile: bool = Fal
     return config_options(RunConfig, "run_config", without=left, batch_size=changed)
 
 
+def cluster_options(without: tuple[str, ...] = ()) -> Callable:
+    """Where it runs: hands over `cluster_config`, with the options of all fields but `without`."""
+
+    def make(**values) -> ClusterConfig:
+        config, others = ClusterConfig(**values), ClusterConfig()
+        given = [name for name, value in values.items() if value != getattr(others, name)]
+        if config.engine == "local" and given:
+            raise click.UsageError(f"--{given[0]} belongs to --engine ray")
+        return config
+
+    return config_options(ClusterConfig, "cluster_config", without=without, make=make)
+
+
 def checkpoint_option() -> Callable:
     """Whether input gradients recompute activations: hands over `checkpoint`."""
     return config_option(TrainConfig, "checkpoint", group="Compute")
@@ -348,6 +370,26 @@ def threshold_from_option() -> Callable:
 def json_option(help: str = "Write everything to this JSON file.", kind=PATH) -> Callable:
     """Where the results go: hands over `json_path`."""
     return option("--json", "json_path", type=kind, help=help)
+
+
+def profile_option() -> Callable:
+    """Whether the command ends with where its time went; a JSON file of its results has it, too."""
+    text = "End with the shares of the time: model, map, sweep, overlay, write, waiting for data."
+
+    def decorate(command):
+        @functools.wraps(command)
+        def wrapper(*args, profile: bool, **kwargs):
+            if not profile:
+                return command(*args, **kwargs)
+            with profiled() as found:
+                done = command(*args, **kwargs)
+            for line in found.lines():
+                click.echo(line)
+            return done
+
+        return option("--profile", is_flag=True, help=text, group="Compute")(wrapper)
+
+    return decorate
 
 
 def map_options() -> Callable:

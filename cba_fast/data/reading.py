@@ -1,18 +1,20 @@
 """Preprocess images and read them in batches; unusable ones are reported and do not end a run."""
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import (
     Compose,
     InterpolationMode,
     Normalize,
-    PILToTensor,
     Resize,
     ToTensor,
 )
@@ -21,11 +23,16 @@ from ..choices import INPUT_SIZE
 from ..errors import ImageError
 from ..shapes import Size, map_shape
 from ..short import Short
+from ..stages import WAITING, beside, staged
+from ..threads import prefetch
 from .images import read_image
 from .preprocessing import ERF_MAP, STUDY, Preprocessing
 from .records import ImageRecord
 from .textlines import counted, some
 
+# Decoded images are kept up to so many times the bytes of what the model gets, so that those which
+# wait for their turn take a memory that does not depend on the files.
+MOST_KEPT = 8
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
@@ -54,7 +61,15 @@ def resize_to_bytes(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -
 
     Its result is sent from the workers and to the device, with a quarter of the bytes of float32.
     """
-    return Compose([resize(input_size, how), PILToTensor(), Tensor.contiguous])
+    return Compose([resize(input_size, how), _planes])
+
+
+def _planes(image: Image.Image) -> Tensor:
+    """Return the pixels as (3,H,W) uint8.
+
+    NumPy copies them, because each thread in which PyTorch does so has further threads for it.
+    """
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def normalize_bytes(images: Tensor, how: Preprocessing = STUDY) -> Tensor:
@@ -101,6 +116,8 @@ class ImageDataset(Dataset):
         records: the images, in the order of the items.
         input_size: the size (H, W) of the tensors that `transform` makes, or their side.
         transform: PIL RGB image -> (3,H,W) tensor; default `study_transform(input_size)`.
+        keep: add ``decoded`` to the items of images with at most `MOST_KEPT` times the pixels of
+            `input_size`: the image's own pixels (H,W,3) uint8.
     """
 
     def __init__(
@@ -108,10 +125,12 @@ class ImageDataset(Dataset):
         records: Sequence[ImageRecord],
         input_size: Size = INPUT_SIZE,
         transform: Callable | None = None,
+        keep: bool = False,
     ):
         self.records = tuple(records)
         self.shape = map_shape(input_size, name="input_size")
         self.transform = study_transform(input_size) if transform is None else transform
+        self.most_kept = MOST_KEPT * math.prod(self.shape) if keep else 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -123,7 +142,10 @@ class ImageDataset(Dataset):
             zeros = torch.zeros(3, *self.shape)
             return {"index": index, "image": zeros, "truncated": False, "error": str(e)}
         tensor = self.transform(image)
-        return {"index": index, "image": tensor, "truncated": truncated, "error": ""}
+        item = {"index": index, "image": tensor, "truncated": truncated, "error": ""}
+        if image.width * image.height <= self.most_kept:
+            item["decoded"] = np.asarray(image)
+        return item
 
 
 @dataclass(repr=False)
@@ -193,11 +215,14 @@ class ImageBatch(Short):
         number: the batch's position among the batches asked for.
         indices: the data set indices of its readable images.
         images: (N,3,S,S), one per index; None where none is readable.
+        decoded: for each index the image's own pixels (H,W,3) uint8, or None where the data set
+            does not keep them.
     """
 
     number: int
     indices: list[int]
     images: Tensor | None
+    decoded: list[np.ndarray | None]
 
 
 def read_batches(
@@ -206,6 +231,7 @@ def read_batches(
     report: Report,
     *,
     num_workers: int = 0,
+    threads: bool = False,
     device: str | torch.device = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
     finish: Callable[[Tensor], Tensor] | None = None,
@@ -219,7 +245,10 @@ def read_batches(
             the batches of an uninterrupted one: the last bits of a result can depend on the other
             images of its batch.
         report: gets the failed and truncated images.
-        num_workers: processes that read images; 0 reads in this process.
+        num_workers: processes that read images; 0 reads in this thread.
+        threads: let threads of this process read, instead of processes. They need not send what
+            they read, which costs 3 to 4 ms for an image of 1 MB, and share Python's interpreter,
+            so that few of them gain. PyTorch should not compute in the data set's items.
         device: where the images go.
         memory_format: memory format of the image batches.
         finish: the rest of the preprocessing, applied to each batch on `device`.
@@ -227,13 +256,19 @@ def read_batches(
     Raises:
         ImageError: an unreadable image, if `report` is strict.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[[int(i) for i in batch] for batch in batches],
-        num_workers=num_workers,
-        collate_fn=_collate,
-    )
-    for number, (batch, (states, pixels)) in enumerate(zip(batches, loader, strict=True)):
+    timed, lists = _Timed(dataset), [[int(i) for i in batch] for batch in batches]
+    if threads and num_workers:
+        loader = prefetch(lambda some: _collate(timed.__getitems__(some)), lists, num_workers)
+    else:
+        loader = DataLoader(
+            timed, batch_sampler=lists, num_workers=num_workers, collate_fn=_collate
+        )
+    read = staged(WAITING if num_workers else "decode", loader)
+    for number, (batch, (states, pixels, decoded, seconds)) in enumerate(
+        zip(batches, read, strict=True)
+    ):
+        if num_workers:
+            beside("decode", seconds)
         indices, images = [], None
         for index, (error, truncated) in zip(batch, states, strict=True):
             if error:
@@ -245,20 +280,37 @@ def read_batches(
         if pixels is not None:
             images = to_device(torch.from_numpy(pixels), device).to(memory_format=memory_format)
             images = finish(images) if finish else images
-        yield ImageBatch(number, indices, images)
+        yield ImageBatch(number, indices, images, decoded)
 
 
-def _collate(items: list[dict]) -> tuple[list[tuple[str, bool]], np.ndarray | None]:
-    """Return (error, truncated) of each item, and the readable images as one array.
+class _Timed(Dataset):
+    """A data set of batches: the items of the indices, and the seconds that reading them took."""
+
+    def __init__(self, items: Dataset):
+        self._items = items
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[dict], float]:
+        """Return the items of a batch, as the loader asks for it."""
+        start = time.perf_counter()
+        return [self._items[i] for i in indices], time.perf_counter() - start
+
+
+def _collate(batch: tuple[list[dict], float]) -> tuple[list, np.ndarray | None, list, float]:
+    """Return (error, truncated) of each item, the readable images as one array, what was decoded.
+
+    The seconds come last.
 
     An array travels from a worker to the run through a pipe. A tensor would travel in a shared
     memory file; where that cannot be made (a file size limit, a full /dev/shm), the error stays in
     the worker's sending thread and the run waits for ever. The loader pins tensors only, so memory
     is pinned in `to_device`.
     """
+    items, seconds = batch
     states = [(item["error"], bool(item["truncated"])) for item in items]
-    images = [item["image"].numpy() for item in items if not item["error"]]
-    return states, np.stack(images) if images else None
+    items = [item for item in items if not item["error"]]
+    images = [item["image"].numpy() for item in items]
+    decoded = [item.get("decoded") for item in items]
+    return states, np.stack(images) if images else None, decoded, seconds
 
 
 def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:

@@ -13,6 +13,8 @@ themselves.
 """
 
 import os
+import threading
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +29,7 @@ from .textlines import duplicate, read_lines
 
 MAPS, NAMES, PRESENT = "maps.npy", "names.txt", "present.npy"
 STORE_FILES = (MAPS, NAMES, PRESENT)
+_COUNT_EVERY_S = 5.0  # between two waits for the disk; a killed run loses no more than that
 
 
 def is_store(path: str | os.PathLike) -> bool:
@@ -135,10 +138,11 @@ class ScoreStore:
 
 
 class StoreWriter:
-    """Writes the maps of a store, in any order.
+    """Writes the maps of a store, in any order and by any number of threads.
 
-    A map counts once its byte in ``present.npy`` is set, which is written after the map. So a
-    killed run leaves whole maps and missing ones, and a later writer can add the missing ones.
+    A map counts once its byte in ``present.npy`` is set. That is done every few seconds and at the
+    end, after the maps are on the disk. So a killed run, and a power failure, leaves whole maps and
+    missing ones, and a later writer can add the missing ones.
 
     Args:
         root: the folder of a store that `create_store` has made.
@@ -152,13 +156,19 @@ class StoreWriter:
         self._maps = open(self._store.root / MAPS, "r+b", buffering=0)  # noqa: SIM115
         self._present = open(self._store.root / PRESENT, "r+b", buffering=0)  # noqa: SIM115
         self._present_offset = _open_npy(self._store.root / PRESENT).offset
+        self._lock = threading.Lock()
+        self._uncounted: list[int] = []
+        self._counted_at = time.monotonic()
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *exception) -> None:
-        self._maps.close()
-        self._present.close()
+        try:
+            self._count()
+        finally:
+            self._maps.close()
+            self._present.close()
 
     def write(self, row: int, u: np.ndarray) -> None:
         """Write the map of a row.
@@ -179,8 +189,19 @@ class StoreWriter:
                 f"{store.describe(row)}: the store holds {store.shape} uint8, got {u.shape} "
                 f"{u.dtype}"
             )
-        _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
-        _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
+        with self._lock:
+            _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
+            self._uncounted.append(row)
+            if time.monotonic() - self._counted_at >= _COUNT_EVERY_S:
+                self._count()
+
+    def _count(self) -> None:
+        """Let the maps that were written count, once they are on the disk."""
+        with files.naming(self._maps.name):
+            os.fsync(self._maps.fileno())
+        for row in self._uncounted:
+            _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
+        self._uncounted, self._counted_at = [], time.monotonic()
 
 
 def create_store(root: str | os.PathLike, names: Sequence[str], shape: tuple[int, int]) -> None:
@@ -240,9 +261,7 @@ def _open_npy(path: Path) -> np.memmap:
 def _put(file, offset: int, data: np.ndarray) -> None:
     """Write all bytes of `data` at `offset`; an `OSError` names the file."""
     view = memoryview(data).cast("B")
-    try:
+    with files.naming(file.name):
         file.seek(offset)
         while len(view):
             view = view[file.write(view) :]
-    except OSError as e:
-        raise OSError(e.errno, e.strerror or str(e), file.name) from e

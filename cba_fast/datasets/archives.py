@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from .. import files
 from ..data import cub
 from ..data.image_sets import IMAGE_EXTENSIONS
 from ..data.textlines import check_relative, shown
@@ -184,7 +185,7 @@ def _write(archive: Path, member: _Member, folder: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.goal is None:
-            with open(target, "xb") as f:
+            with files.naming(target), open(target, "xb") as f:
                 _copy(archive, member, f)
         elif (folder / member.goal).is_file():
             shutil.copyfile(folder / member.goal, target)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import locks
 from ..choices import CUB_FOLDER
 from ..data import cub
 from ..data.boxes import load_boxes
@@ -43,6 +44,7 @@ class Prepared(Short):
     classes: int
 
 
+@locks.released()
 def prepare_cub(
     source: str | os.PathLike,
     output: str | os.PathLike = CUB_FOLDER,
@@ -72,6 +74,7 @@ def prepare_cub(
     source, output = Path(source), Path(output)
     report = progress or (lambda what, done, total: None)
     target = output / cub.FOLDER
+    locks.hold(target)
     if source.is_file():
         if not target.exists():
             _extract(source, output, report)
@@ -160,7 +163,7 @@ def _place(source: Path, target: Path, copy: bool) -> None:
         with contextlib.suppress(OSError):
             os.link(source.resolve(), target)  # Linux would hard-link a symbolic link itself
             return
-    with atomic_path(target) as tmp:
+    with atomic_path(target, durable=False) as tmp:
         shutil.copyfile(source, tmp)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .. import locks
 from ..choices import SYNTH_CLASSES, SYNTH_IMAGES, SYNTH_SIZE, SYNTH_TEST
 from ..data import cub
 from ..errors import InputError
@@ -44,6 +45,7 @@ def draw_image(seed: int, label: int, index: int, size: int = SYNTH_SIZE) -> Dra
     return draw(species(seed, label), size, rng)
 
 
+@locks.released()
 def generate(
     root: str | os.PathLike,
     *,
@@ -136,7 +138,7 @@ def _files(names: dict[str, tuple[int, int]], settings: dict) -> list[str]:
 def _write(root: Path, settings: dict, names: dict, workers: int, progress) -> None:
     def write(job: tuple[int, int], name: str) -> tuple[int, int, int, int]:
         drawing = draw_image(settings["seed"], *job, settings["size"])
-        with atomic_path(root / "images" / name) as tmp:
+        with atomic_path(root / "images" / name, durable=False) as tmp:
             Image.fromarray(drawing.image).save(tmp, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return drawing.box
 

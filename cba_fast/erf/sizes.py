@@ -11,6 +11,7 @@ from .. import ops
 from ..choices import ERF_SHARE
 from ..models.anatomy.features import FeatureLayout
 from ..short import Short
+from ..stages import stage
 from .gradients import finite_images, images_of, input_gradient
 from .layers import Layer, center_gradient
 from .point import Point
@@ -188,5 +189,6 @@ def _gradient(model: nn.Module, images: Tensor, layer: Layer, how: dict, **optio
 
 
 def _sizes(grad: Tensor, p: float | Sequence[float], backend: str | None) -> np.ndarray:
-    sizes = ops.erf_size(grad, p, backend=backend)
-    return sizes.cpu().numpy().astype(np.float32)
+    with stage("sizes"):
+        sizes = ops.erf_size(grad, p, backend=backend)
+        return sizes.cpu().numpy().astype(np.float32)

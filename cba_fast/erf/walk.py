@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..data.reading import ImageBatch, Report, cut, read_batches
 from ..short import Short
+from ..stages import stage
 from .gradients import finite_images
 from .partial import Partial
 
@@ -97,10 +98,12 @@ class Walk(Short):
         try:
             for batch, visited in self.progress(self._batches(position), steps):
                 if batch.images is not None:
-                    state = step(state, batch.images, batch.indices)
+                    with stage("model"):
+                        state = step(state, batch.images, batch.indices)
                 kept = self._snapshot(visited, state)
                 if self.partial:
-                    self.partial.save(kept)
+                    with stage("write"):
+                        self.partial.save(kept)
                 if until(state):
                     break
         except BaseException:

@@ -56,7 +56,7 @@ class Outcome(Short):
 
 
 @dataclass
-class _Collecting:
+class Collecting:
     """One run over a plan file.
 
     Attributes:
@@ -70,8 +70,11 @@ class _Collecting:
     plan: Plan
     overwrite: bool
     log: Callable[[str], None]
-    bar: Bar
+    bar: Bar = lambda text: lambda items, total: iter(items)
     trained: dict[str, dict | str] = field(default_factory=dict)
+
+
+Engine = Callable[[Collecting, Sequence[Step]], Iterator[tuple[Step, Outcome]]]
 
 
 def collect(
@@ -81,8 +84,9 @@ def collect(
     overwrite: bool = False,
     log: Callable[[str], None] = print,
     bar: Bar | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Outcome]:
-    """Run what the experiments need, one after the other, and yield how each ended.
+    """Run what the experiments need, and yield how each ended as soon as it has.
 
     For each experiment: train (or continue a training) unless its weights exist, score all images
     that have boxes, measure the ERF sizes, write ``erf_<name>.npy``, then ``<name>.json``, then its
@@ -98,26 +102,15 @@ def collect(
             images or versions.
         log: gets a line before each part and the lines of the training.
         bar: ``bar(description)`` returns a ``progress(iterable, total)``.
+        engine: runs the steps and yields each with its outcome; None for `one_by_one`, in this
+            process. `cba_fast.experiments.cluster` has another.
     """
-    run = _Collecting(plan, overwrite, log, bar or (lambda text: lambda items, total: iter(items)))
+    run = Collecting(plan, overwrite, log, *([bar] if bar else []))
     order = [e.name for e in plan.experiments]
     written = (result_path, erf_path, error_path)
     files.remove_leftovers([plan.csv, *(path(plan, name) for path in written for name in order)])
-    for number, step in enumerate(steps, 1):
+    for step, outcome in (engine or one_by_one)(run, steps):
         name = step.experiment.name
-        if step.need == RUN:
-            log(f"[{number}/{len(steps)}] {name}")
-            if step.change:
-                # The old sizes go first, because the result lists them as its own. The row goes
-                # before the result, because a row without a result would be taken for the user's.
-                # All go before new sizes are written, to which the old result does not belong.
-                if result_path(plan, name).exists():
-                    erf_path(plan, name).unlink(missing_ok=True)
-                put_points(plan.csv, [], order, remove={name})
-                result_path(plan, name).unlink(missing_ok=True)
-            outcome = _try(run, step.experiment)
-        else:
-            outcome = Outcome(step.experiment, "kept", step.result)
         if outcome.result is not None:
             if step.need != DONE:
                 put_points(plan.csv, [point_of(plan, step.experiment, outcome.result)], order)
@@ -125,20 +118,49 @@ def collect(
         yield outcome
 
 
-def _try(run: _Collecting, experiment: Experiment) -> Outcome:
+def one_by_one(run: Collecting, steps: Sequence[Step]) -> Iterator[tuple[Step, Outcome]]:
+    """The engine of this process: experiments run in the order of the plan."""
+    for number, step in enumerate(steps, 1):
+        if step.need == RUN:
+            run.log(f"[{number}/{len(steps)}] {step.experiment.name}")
+            yield step, run_step(run, step)
+        else:
+            yield step, kept(step)
+
+
+def kept(step: Step) -> Outcome:
+    """Return the outcome of a step that runs nothing."""
+    return Outcome(step.experiment, "kept", step.result)
+
+
+def run_step(run: Collecting, step: Step) -> Outcome:
+    """Remove what belongs to other settings, run the experiment, and write its result or error."""
+    plan, name = run.plan, step.experiment.name
+    if step.change:
+        # The old sizes go first, because the result lists them as its own. The row goes
+        # before the result, because a row without a result would be taken for the user's.
+        # All go before new sizes are written, to which the old result does not belong.
+        if result_path(plan, name).exists():
+            erf_path(plan, name).unlink(missing_ok=True)
+        put_points(plan.csv, [], [e.name for e in plan.experiments], remove={name})
+        result_path(plan, name).unlink(missing_ok=True)
     try:
-        result = _run(run, experiment)
+        result = _run(run, step.experiment)
     except Exception as e:  # any error ends this experiment only
         reason = f"{type(e).__name__}: {e}" if not isinstance(e, InputError) else str(e)
-        path = error_path(run.plan, experiment.name)
-        files.write_text(path, f"{reason}\n\n{traceback.format_exc()}")
-        run.log(f"failed: {reason}")
-        return Outcome(experiment, "failed", error=reason)
-    files.write_json(result_path(run.plan, experiment.name), result)
-    return Outcome(experiment, "done", result)
+        return failed(run, step, reason, traceback.format_exc())
+    files.write_json(result_path(plan, name), result)
+    return Outcome(step.experiment, "done", result)
 
 
-def _run(run: _Collecting, experiment: Experiment) -> dict:
+def failed(run: Collecting, step: Step, reason: str, more: str = "") -> Outcome:
+    """Note why an experiment failed, in its file and in the log."""
+    files.write_text(error_path(run.plan, step.experiment.name), f"{reason}\n\n{more}")
+    run.log(f"failed: {reason}")
+    return Outcome(step.experiment, "failed", error=reason)
+
+
+def _run(run: Collecting, experiment: Experiment) -> dict:
     settings = experiment.settings
     training = _train(run, settings) if settings.weight_path is None else None
     weights = weights_of(settings)
@@ -178,7 +200,7 @@ def _run(run: _Collecting, experiment: Experiment) -> dict:
     }
 
 
-def _train(run: _Collecting, settings: Settings) -> dict | None:
+def _train(run: Collecting, settings: Settings) -> dict | None:
     """Make sure that the experiment's weights exist; return the summary of their training."""
     config = settings.training()
     name = config.exp_name
@@ -215,7 +237,7 @@ def _train(run: _Collecting, settings: Settings) -> dict | None:
     return summary
 
 
-def _measure(run: _Collecting, experiment: Experiment, weights: Path) -> tuple[dict, list[str]]:
+def _measure(run: Collecting, experiment: Experiment, weights: Path) -> tuple[dict, list[str]]:
     """Measure the ERF sizes as ``erf-compute`` does by default: one image at a time, in float32."""
     settings = experiment.settings
     model, data = settings.model_of(weights), settings.data()

@@ -1,10 +1,10 @@
 """``demo``: the whole study on generated images, in one folder, without download or GPU."""
 
-import contextlib
 import functools
 import multiprocessing
 import os
-import queue
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import files, resume
+from .. import files, locks, resume
 from ..analysis.models import fit_models, report_lines, score_points
 from ..analysis.plots import plot_points, save_figure
 from ..analysis.plots_erf import plot_erf_map
@@ -147,6 +147,7 @@ class DemoTask:
         return call(overwrite=True) if self.overwrite else resume.continue_or_replace(call)
 
 
+@locks.released()
 def run_demo(
     root: Path,
     *,
@@ -233,23 +234,44 @@ def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
     """Train and measure all models, as many at a time as there are cores; tell what they say."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
     workers = min(len(MODELS), os.cpu_count() or 1)
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        said = manager.Queue()
-        futures = [pool.submit(_run_model, model, task, said) for model in MODELS]
-        while not all(f.done() for f in futures) or not said.empty():
-            if any(f.done() and f.exception() is not None for f in futures):
-                pool.shutdown(cancel_futures=True)
-                break
-            with contextlib.suppress(queue.Empty):
-                step(said.get(timeout=0.2))
-        return [f.result() for f in futures]
+    said, stop = context.SimpleQueue(), context.Event()
+    with ProcessPoolExecutor(workers, context, _begin_worker, (said, stop)) as pool:
+        try:
+            futures = [pool.submit(_run_model, model, task) for model in MODELS]
+            while not all(f.done() for f in futures) or not said.empty():
+                if any(f.done() and f.exception() is not None for f in futures):
+                    pool.shutdown(cancel_futures=True)
+                    break
+                if said.empty():
+                    time.sleep(0.1)
+                else:
+                    step(said.get())
+            return [f.result() for f in futures]
+        except KeyboardInterrupt:
+            stop.set()  # else the block would wait until the models are trained
+            raise
 
 
-def _run_model(model: DemoModel, task: DemoTask, said) -> DemoRow:
+_said = None  # takes the lines of this process, if it runs a model for a demo
+
+
+def _begin_worker(said, stop) -> None:
+    """Keep where lines go; end this process when it is told to, or its parent has ended."""
+    global _said
+    _said = said
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        while not stop.wait(0.5) and parent.is_alive():
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_model(model: DemoModel, task: DemoTask) -> DemoRow:
     """Train and measure one model; runs in a process of its own."""
+    said = _said
     done = task.root / f"{model.slug}.json"
     if done.exists():
         said.put(f"{model.title}: done before")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from .. import resume
+from .. import locks, resume
 from ..choices import CHECKPOINT
 from ..data import ImageRecord, ImageSet
 from ..data.reading import Report
@@ -236,6 +236,7 @@ def run_sweep(
     return sweep
 
 
+@locks.released()
 def compute_sweep(
     model: SLaKFlex,
     images: ImageSet,

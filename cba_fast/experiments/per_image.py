@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import ops, resume
+from .. import locks, ops, resume
 from ..data import ImageDataset
 from ..data.reading import Report, transform
 from ..data.textlines import counted
@@ -69,6 +69,7 @@ class Measurement(Short):
     notes: list[str]
 
 
+@locks.released()
 def measure(
     subject: Subject,
     sample: Sample,

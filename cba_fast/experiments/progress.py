@@ -166,8 +166,10 @@ def refuse_changes(steps: Sequence[Step]) -> None:
         )
 
 
-def check_inputs(steps: Sequence[Step]) -> None:
+def check_inputs(steps: Sequence[Step], devices: bool = True) -> None:
     """Make sure that everything the experiments need exists, before the first one runs.
+
+    Without `devices` these are not looked at, because the experiments run on other machines.
 
     Raises:
         InputError: one line per missing file, folder or device, with the experiment's name.
@@ -178,7 +180,7 @@ def check_inputs(steps: Sequence[Step]) -> None:
         if step.need == RUN:
             settings = step.experiment.settings
             own_boxes = settings.cub_root is None and settings.metadata_root is None
-            found = [*_input_problems(settings), images(settings.data(), own_boxes)]
+            found = [*_input_problems(settings, devices), images(settings.data(), own_boxes)]
             for problem in found:
                 if problem:
                     problems.setdefault(problem, step.experiment.name)
@@ -186,7 +188,7 @@ def check_inputs(steps: Sequence[Step]) -> None:
         raise InputError("\n".join(f"{name}: {text}" for text, name in problems.items()))
 
 
-def _input_problems(s: Settings) -> Iterator[str]:
+def _input_problems(s: Settings, devices: bool) -> Iterator[str]:
     files = {"weight_path": s.weight_path}
     if not weights_are_given(s):
         files["init_weights"] = s.init_weights
@@ -201,7 +203,8 @@ def _input_problems(s: Settings) -> Iterator[str]:
         if folder is not None and not folder.is_dir():
             yield f"{key}: no folder {folder}"
     try:
-        Runtime.of(s.run())
+        if devices:
+            Runtime.of(s.run())
     except InputError as e:
         yield f"device: {e}"
 

@@ -26,6 +26,7 @@ from ..runs.declare import Declared, Range, declared
 from ..runs.resolve import preprocessing_of
 from ..runs.settings import (
     BoxConfig,
+    ClusterConfig,
     DataConfig,
     MapConfig,
     ModelConfig,
@@ -50,6 +51,7 @@ _FIELDS = (
     (BoxConfig, "cam_curve_interval"),
     (SizeConfig, "num_samples shares seed"),
     (RunConfig, "batch_size precision channels_last compile device num_workers strict"),
+    (ClusterConfig, "cpus gpus"),
 )
 # Keys that are called otherwise than the options of the commands: there each is in its command.
 _OTHER_NAMES = {
@@ -67,7 +69,7 @@ _KEYS = {
 TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
 TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
-HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir")
+HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir", "cpus", "gpus")
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]

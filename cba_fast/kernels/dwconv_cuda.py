@@ -1,11 +1,12 @@
-"""Launches the CUDA depthwise convolution: half types on tensor cores, float32 on the FMA units."""
+"""Launches the CUDA depthwise convolution: half types on tensor cores, float32 on the FMA units.
 
-import types
+Strips have kernels of their own, which are another backend: ``dwconv_gpu/cuda_strip``.
+"""
 
 import torch
 from torch import Tensor
 
-from .dwconv_gpu import cuda_fma, cuda_hankel, cuda_strip
+from .dwconv_gpu import cuda_fma, cuda_hankel
 
 _KERNELS = {
     torch.float32: cuda_fma,
@@ -34,23 +35,14 @@ def forward(
     Args:
         relu: return max(0, y) instead of y.
     """
-    return _kernels(x, weight).forward(x, weight, bias, memory_format, relu=relu)
+    return _KERNELS[x.dtype].forward(x, weight, bias, memory_format, relu=relu)
 
 
 def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the input gradient (N,C,H,W), in `memory_format`."""
-    return _kernels(grad, weight).forward(grad, weight, None, memory_format, flip=True)
+    return _KERNELS[grad.dtype].forward(grad, weight, None, memory_format, flip=True)
 
 
 def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Return the weight gradient (C,1,kh,kw), contiguous; the same bits every time."""
     return _KERNELS[x.dtype].grad_weight(grad, x, kernel_size)
-
-
-def _kernels(image: Tensor, weight: Tensor) -> types.ModuleType:
-    """Return the module whose forward kernel takes less time, by the models of the modules."""
-    shape, kernel_size = tuple(image.shape), tuple(weight.shape[2:])
-    strips = image.dtype in cuda_strip.DTYPES and image.numel() > 0
-    if strips and cuda_strip.better(shape, kernel_size):
-        return cuda_strip
-    return _KERNELS[image.dtype]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import atomic_path
+from ..files import atomic_path, write_bytes
 from ..short import Short
 from .description import KEY, ModelDescription
 from .families.layouts import detect_layout, in_known_names
@@ -145,15 +145,24 @@ def save_state_dict_file(
     state = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()
     }
-    with atomic_path(path) as tmp:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import save
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save
 
-            said = {KEY: json.dumps(description.as_json())} if description else None
-            tmp.write_bytes(save(state, said))
-        else:
-            with open(tmp, "wb") as f:
-                torch.save(described(state, description) if description else state, f)
+        said = {KEY: json.dumps(description.as_json())} if description else None
+        write_bytes(path, save(state, said))
+    else:
+        save_pickled(described(state, description) if description else state, path)
+
+
+def save_pickled(value: object, path: str | os.PathLike) -> None:
+    """Write a value with ``torch.save``, whole or not at all; a full disk is an `OSError`."""
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+        try:
+            torch.save(value, f)
+        except RuntimeError as e:  # PyTorch fails once more when it closes its writer
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
 
 
 def load_strict(

@@ -22,7 +22,7 @@ from ..errors import CbaWarning
 
 log = logging.getLogger("cba_fast")
 
-NAMES = ("reference", "torch", "conv2d", "cpp", "triton", "cuda")
+NAMES = ("reference", "torch", "conv2d", "cpp", "triton", "cuda", "cuda_strip")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ FORMAT = 1
 FOLDER_VARIABLE = "CBA_CACHE_DIR"
 SHIPPED = Path(__file__).parent
 USER, OURS = "yours", "shipped"
-METHODS = ("fft", "direct", "conv2d", "torch", "triton", "cuda")
+METHODS = ("fft", "direct", "conv2d", "torch", "triton", "cuda", "cuda_strip")
 
 # A call that was not measured itself is of the kind of one that was. The sides of a map or a kernel
 # are rounded up, because smaller ones waste more of a kernel's work on padding. Images and channels

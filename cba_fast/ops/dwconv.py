@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import dwconv_cpp, dwconv_cuda, dwconv_torch, dwconv_triton
+from ..kernels.dwconv_gpu import cuda_strip
 from ..reference import dwconv as reference
 from . import choice_table
 from .dwconv_checks import (
@@ -50,10 +51,12 @@ def depthwise_conv2d(
         bias: (C,) of x's dtype and device, or None.
         backend: "cpp" (compiled; CPU, all dtypes but float64), "triton" (NVIDIA GPUs of compute
             capability 8.0 and later, float16 and bfloat16), "cuda" (the same GPUs, if built with
-            nvcc; all dtypes but float64), "torch" (PyTorch's own, avoiding its faults on CPUs),
-            "conv2d" (as `torch.nn.Conv2d`; no half types on CPUs), "reference" (slow), or None for
-            the fastest for these arguments by the tables of ``cba-fast tune``. The backward passes
-            use the same backend; with None each uses the fastest for itself.
+            nvcc; all dtypes but float64), "cuda_strip" (the same in half precision for kernels of
+            at most 7 taps across, such as 51x5; their weight gradients are of "cuda"), "torch"
+            (PyTorch's own, avoiding its faults on CPUs), "conv2d" (as `torch.nn.Conv2d`; no half
+            types on CPUs), "reference" (slow), or None for the fastest for these arguments by the
+            tables of ``cba-fast tune``. The backward passes use the same backend; with None each
+            uses the fastest for itself.
         algorithm: "fft" (Fourier transforms; the compiled kernel only), "direct" (sums over the
             taps) or "auto" for the faster one.
         activation: "relu" to return max(0, y), which the compiled and the GPU kernels compute while
@@ -176,6 +179,9 @@ def _remember(key: tuple, launcher: Callable[..., Tensor]) -> Callable[..., Tens
     return launcher
 
 
+_ON_GPUS = {"triton": dwconv_triton, "cuda": dwconv_cuda, "cuda_strip": cuda_strip}
+
+
 # Kernels, fakes and derivatives. `how` is a backend's name or "auto", an algorithm and, for the
 # forward pass, an activation.
 
@@ -200,8 +206,8 @@ def _image_launcher(direction, image, weight, bias, how) -> Callable[..., Tensor
         return lambda image, weight, bias: _empty(image, memory_format)
     if method in COMPILED:
         return dwconv_cpp.launcher(image, size, memory_format, method, turned=turned, relu=relu)
-    if method in ("triton", "cuda"):
-        kernels = dwconv_triton if method == "triton" else dwconv_cuda
+    if method in _ON_GPUS:
+        kernels = _ON_GPUS[method]
         if turned:
             return lambda grad, weight, _: kernels.grad_x(grad, weight, memory_format)
         return lambda *args: kernels.forward(*args, memory_format, relu=relu)

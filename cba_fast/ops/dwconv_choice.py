@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from ..kernels import dwconv_cuda, dwconv_triton, native
+from ..kernels.dwconv_gpu import cuda_strip
 from ..kernels.gpu import triton_core
 from ..reference import dwconv as reference
 from . import choice_table
 from .backends import Backend, BackendTable, expect
 from .choice_table import Call
 from .dwconv_checks import is_channels_last
-from .dwconv_gpu import refuses_cuda, refuses_triton
+from .dwconv_gpu import refuses_cuda, refuses_strip, refuses_triton
 from .library import AUTO, requested
 
 ALGORITHMS = (AUTO, "fft", "direct")
 COMPILED = ("fft", "direct")  # the methods of backend "cpp"
-_ON = {"cpu": ("fft", "direct", "conv2d", "torch"), "cuda": ("torch", "triton", "cuda")}
-_GPU_KERNELS = ("triton", "cuda")
+_GPU_KERNELS = ("triton", "cuda", "cuda_strip")
+_ON = {"cpu": ("fft", "direct", "conv2d", "torch"), "cuda": ("torch", *_GPU_KERNELS)}
 _MOST_PIXELS = 1 << 20  # some algorithms keep planes of 8 or 16 channels per thread
 _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULE = "the rule"
@@ -124,6 +125,9 @@ def _table(op: str, direction: str) -> BackendTable:
         Backend("cuda", refuses_cuda, native.cuda_unavailable, check(dwconv_cuda)),
         Backend("reference", _refuses_fft),
     ]
+    if direction != "grad_weight":
+        strips = check(cuda_strip)
+        backends.insert(-1, Backend("cuda_strip", refuses_strip, native.cuda_unavailable, strips))
     return BackendTable(op, backends)
 
 
@@ -151,6 +155,8 @@ def choose(
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
+    if direction == "grad_weight" and backend == "cuda_strip":
+        backend = "cuda"  # which computes the weight gradients of strips, too
     if backend != AUTO:
         name = TABLES[direction].resolve(requested(backend), image, kernel_size, algorithm)
         if name != "cpp":
@@ -206,6 +212,7 @@ def runnable(
         compiled = method in COMPILED
         if compiled and algorithm not in (AUTO, method):
             return False
-        return backends["cpp" if compiled else method].reason(*how) is None
+        backend = backends.get("cpp" if compiled else method)
+        return backend is not None and backend.reason(*how) is None
 
     return [m for m in _ON.get(image.device.type, ("torch",)) if can_run(m)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cuda_core, dwconv_cuda, dwconv_triton
+from ..kernels.dwconv_gpu import cuda_strip
 from ..kernels.gpu import triton_core
 
 _MOST = 1 << 30  # images, or pixels in a plane: kernels number them by 32 bits
@@ -41,6 +42,15 @@ def refuses_cuda(image: Tensor, kernel_size: tuple[int, int], algorithm: str) ->
     if dwconv_cuda.most_blocks(image) > _LONGEST_GRID:
         return f"more than {_LONGEST_GRID} blocks for shape {tuple(image.shape)}"
     return cuda_core.refuses(image.device)
+
+
+def refuses_strip(image: Tensor, kernel_size: tuple[int, int], algorithm: str) -> str | None:
+    """Return why the CUDA kernels for strips cannot run for these arguments, or None."""
+    if image.dtype not in cuda_strip.DTYPES:
+        return f"it has no kernels for {image.dtype}"
+    if min(kernel_size) > cuda_strip.MOST_ACROSS:
+        return f"a strip has at most {cuda_strip.MOST_ACROSS} taps across"
+    return refuses_cuda(image, kernel_size, algorithm)
 
 
 _NOT_HERE = "it runs on NVIDIA GPUs"

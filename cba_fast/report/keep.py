@@ -1,7 +1,6 @@
 """Keeps the maps that a run makes until its report is written."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +20,12 @@ class MapKeeper:
     """
 
     def __init__(self, output: Path):
-        self.output = output
+        self._maps = output.with_name(f"{output.name}.maps")
 
     def __enter__(self) -> "MapKeeper":
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.root = Path(tempfile.mkdtemp(prefix=".tmp-maps-", dir=self.output.parent))
+        files.remove_leftovers([self._maps])
+        self.root = files.temporary_path(self._maps)
+        self.root.mkdir(parents=True)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -34,4 +34,4 @@ class MapKeeper:
     def update(self, scoremaps: Tensor | np.ndarray, image_ids: Sequence[str]) -> None:
         """Keep the maps (N, H, W) of a batch under the ids of their images."""
         for image_id, scoremap in zip(image_ids, np.asarray(scoremaps), strict=True):
-            files.write_npy(self.root / f"{image_id}.npy", scoremap)
+            files.write_npy(self.root / f"{image_id}.npy", scoremap, durable=False)

@@ -228,5 +228,6 @@ def _settings(collected: Collected, images: Images, more: Mapping[str, object]) 
     if not isinstance(images, Mapping):
         used["images"] = images
     for run in collected.runs:
-        used[f"score maps of {run.name}"] = run.source.root
+        if not files.is_temporary(run.source.root):  # which nobody could find
+            used[f"score maps of {run.name}"] = run.source.root
     return {key: "not set" if value is None else str(value) for key, value in used.items()}

@@ -16,6 +16,7 @@ from ..data.textlines import counted
 from ..errors import CbaError, InputError, ScoreMapError
 from ..shapes import map_shape, shape_text
 from ..short import Short
+from ..stages import stage
 from ..wsol import BoxEvaluator, BoxResult, classification_scores, correct_classes
 from ..wsol.score_maps import resize_score_map
 from .erf.sizes import measure_sizes
@@ -119,7 +120,7 @@ def evaluate(
     Raises:
         CbaError: as those two commands.
     """
-    if keeper is not None and ranks.count > 1:
+    if keeper is not None and not ranks.alone:
         raise InputError("a report is made by one process, which has all maps: leave out torchrun")
     resolved = resolve(model_config, data)
     model_config = resolved.model
@@ -130,31 +131,44 @@ def evaluate(
     model = load_model(model_config, run, data.input_size, keep_layers=maps.layer is not None)
     takers = [taker for taker in (evaluator, fixed, keeper) if taker is not None]
     seen, report = score_images(model, what, run, takers, progress, ranks)
-    report.check_any(len(evaluator))
-    result = evaluator.compute(missing_as_miss=box_config.missing_as_miss)
-    done = EvaluateResult(
-        result,
-        _classification(evaluator, result, seen.top5, what.labels()),
-        None,
-        {records[i].image_id: reason for i, reason in report.failed},
-        seen.constant,
-        box_config,
-        fixed_accuracies(fixed, result),
-        transferred_accuracies(result, tuned) if tuned else None,
-        what.notes + constant_lines(seen.constant) + report.lines(),
-        seen.top5,
-        what.sources,
-        {i: record.path for i, record in zip(what.image_ids, records)},
-    )
-    if scored:
+    done = _result(what, evaluator, fixed, tuned, seen, report) if ranks.whole else None
+    if done and scored:
         scored(done)
     if num_samples > 0:
         sizes, exact = SizeConfig(num_samples, (p,), seed), Runtime.of(run.config.for_erf())
         if run.dtype != exact.dtype:
             model = load_model(model_config, exact, data.input_size)
-        done.erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress, ranks)
-        done.notes += more
+        erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress, ranks)
+        if done:
+            done.erf, done.notes = erf, done.notes + more
     return done
+
+
+def _result(
+    what: "ScoredImages",
+    evaluator: BoxEvaluator,
+    fixed: BoxEvaluator | None,
+    tuned: Tuned | None,
+    seen: "Seen",
+    report: Report,
+) -> EvaluateResult:
+    """Return the scores of all images, without the ERF."""
+    report.check_any(len(evaluator))
+    result = evaluator.compute(missing_as_miss=what.box_config.missing_as_miss)
+    return EvaluateResult(
+        result,
+        _classification(evaluator, result, seen.top5, what.labels()),
+        None,
+        {what.records[i].image_id: reason for i, reason in report.failed},
+        seen.constant,
+        what.box_config,
+        fixed_accuracies(fixed, result),
+        transferred_accuracies(result, tuned) if tuned else None,
+        what.notes + constant_lines(seen.constant) + report.lines(),
+        seen.top5,
+        what.sources,
+        {i: record.path for i, record in zip(what.image_ids, what.records)},
+    )
 
 
 def with_own_boxes(config: BoxConfig, images: ImageSet) -> BoxConfig:
@@ -264,7 +278,7 @@ def score_images(
     if progress:
         found = progress(found, len(batches))
     seen = _score(found, choose_loop(run), evaluators, what.image_ids, shape)
-    states = [e.state_dict() for e in evaluators] if ranks.count > 1 else []
+    states = [e.state_dict() for e in evaluators] if not ranks.alone else []
     parts = ranks.share((seen, states))
     for _, theirs in parts:
         for evaluator, state in zip(evaluators, theirs):
@@ -309,10 +323,12 @@ def _score(
         ids = [image_ids[i] for i in indices]
         score_maps = host_maps.u
         if shape is not None:
-            maps = host_maps.localization().maps
-            score_maps = np.stack([resize_score_map(m, shape) for m in maps])
-        for evaluator in evaluators:
-            evaluator.update(score_maps, ids)
+            with stage("map"):
+                maps = host_maps.localization().maps
+                score_maps = np.stack([resize_score_map(m, shape) for m in maps])
+        with stage("sweep"):
+            for evaluator in evaluators:
+                evaluator.update(score_maps, ids)
         seen.top5.update(zip(ids, host_maps.top5))
         seen.constant += [i for i, empty in zip(ids, host_maps.constant) if empty]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import files
+from .. import files, locks
 from ..data import ImageRecord, ImageSet, map_names, read_image
 from ..data.reading import cut
 from ..data.score_store import is_store
@@ -16,13 +16,17 @@ from ..data.textlines import some
 from ..errors import InputError
 from ..shapes import map_shape
 from ..short import Short
+from ..stages import stage
+from ..threads import Crew
 from ..wsol import Localization
 from .inference import iter_localizations, load_model, open_images, report_on
-from .outputs import MANIFEST, NpyFolder, Outputs, StoreFolder, describe_run
+from .outputs import MANIFEST, NpyFolder, OverlayFolder, StoreFolder, describe_run
 from .ranks import ALONE, Ranks
 from .resolve import resolve
 from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig, settings
+
+MOST_THREADS = 8  # that draw and write
 
 
 @dataclass(repr=False)
@@ -50,6 +54,7 @@ def map_folder(heatmap_output: Path) -> Path:
     return heatmap_output.parent / f"np_{heatmap_output.name}"
 
 
+@locks.released()
 def generate_heatmaps(
     model_config: ModelConfig,
     data: DataConfig,
@@ -84,6 +89,7 @@ def generate_heatmaps(
     Raises:
         InputError: bad settings or folders; see `open_images`.
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
+        BusyError: another run is writing there.
         CheckpointError: the weights cannot be loaded.
         ImageError: no image could be read, or one could not with `run.strict`.
         OSError: a file cannot be written; what was written before stays.
@@ -100,12 +106,15 @@ def generate_heatmaps(
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
     present = set().union(*[folder.check(overwrite) for folder in outputs.written])
+    for folder in outputs.written:
+        folder.hold()
     batches = cut(range(len(images)), run.batch_size)
     todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, todo))
     todo = ranks.mine(todo)
     report = report_on(images.records, run.strict)
-    located = iter_localizations(model, images.records, data, runtime, maps, report, todo)
+    decoded = {} if overlay else None
+    located = iter_localizations(model, images.records, data, runtime, maps, report, todo, decoded)
     # Files of an earlier run are cleared only when the first maps have been made, so that a run
     # that fails at its start does not cost them.
     first = list(itertools.islice(located, 1))
@@ -114,7 +123,8 @@ def generate_heatmaps(
         outputs.prepare(overwrite)  # every process has checked, and none has written
     ranks.share("prepared")
     results = itertools.chain(first, located)
-    made, constant = _store(progress(results, len(todo)) if progress else results, outputs)
+    results = progress(results, len(todo)) if progress else results
+    made, constant = _store(results, outputs, decoded, runtime)
     stored = ranks.share((made, constant))
     made, empty = sum(n for n, _ in stored), {i for _, constant in stored for i in constant}
     constant = [r.image_id for r in images.records if r.image_id in empty]
@@ -138,11 +148,11 @@ class _Outputs:
 
     records: tuple[ImageRecord, ...]
     maps: NpyFolder | StoreFolder
-    overlays: Outputs
+    overlays: OverlayFolder
     drawn: bool
 
     @property
-    def written(self) -> list[Outputs | StoreFolder]:
+    def written(self) -> list[OverlayFolder | NpyFolder | StoreFolder]:
         return [self.maps, self.overlays] if self.drawn else [self.maps]
 
     def are_in(self, present: set[str], index: int) -> bool:
@@ -169,29 +179,49 @@ def _open_outputs(
             raise InputError(f"{heatmap_output}: {folder} is a store of maps, not for overlays")
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
     if store is None:
-        maps = NpyFolder(map_folder(heatmap_output), names, described)
+        maps = NpyFolder(map_folder(heatmap_output), names, described, shape)
     else:
         maps = StoreFolder(store, names, described, shape)
-    drawn = Outputs(heatmap_output / MANIFEST, overlays, described)
+    drawn = OverlayFolder(heatmap_output / MANIFEST, overlays, described)
     return _Outputs(images.records, maps, drawn, overlay)
 
 
 def _store(
-    results: Iterable[tuple[list[int], Localization]], outputs: _Outputs
+    results: Iterable[tuple[list[int], Localization]],
+    outputs: _Outputs,
+    decoded: dict[int, np.ndarray] | None,
+    run: Runtime,
 ) -> tuple[int, list[str]]:
-    """Write maps and overlays; return their number and the ids of images with constant maps."""
+    """Write maps and overlays; return their number and the ids of images with constant maps.
+
+    Several threads draw and write. Beside a model on the CPU they would only take its cores, so
+    they finish a batch before the next one begins; beside a GPU they may be a batch behind.
+
+    Args:
+        results: the maps.
+        outputs: where they go.
+        decoded: the pixels of images that need not be read again to draw them.
+        run: the number of threads, and where the model computes.
+    """
     made, constant = 0, []
-    with outputs.maps.writing() as write_map:
-        for indices, result in results:
-            for index, score_map, empty in zip(indices, result.maps, result.constant, strict=True):
+    with outputs.maps.writing() as write_map, Crew(min(run.threads, MOST_THREADS)) as crew:
+
+        def write(index: int, score_map: np.ndarray, pixels: np.ndarray | None) -> None:
+            with stage("write"):
                 write_map(index, score_map)
-                record = outputs.records[index]
-                if outputs.drawn:
-                    path = outputs.overlays.root / outputs.overlays.names[index]
-                    write_overlay(path, record, score_map)
-                if empty:
-                    constant.append(record.image_id)
+            if outputs.drawn:
+                path = outputs.overlays.root / outputs.overlays.names[index]
+                write_overlay(path, outputs.records[index], score_map, pixels)
+
+        for indices, result in results:
+            for index, score_map in zip(indices, result.maps, strict=True):
+                crew.give(write, index, score_map, (decoded or {}).pop(index, None))
+            constant += [outputs.records[i].image_id for i, c in zip(indices, result.constant) if c]
             made += len(indices)
+            crew.catch_up(behind=0 if run.device.type == "cpu" else len(indices))
+            # What is left of this batch has no map.
+            for index in [i for i in decoded or () if i <= indices[-1]]:
+                del decoded[index]
     return made, constant
 
 
@@ -202,17 +232,40 @@ def constant_lines(image_ids: list[str]) -> list[str]:
     return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids, 20)}"]
 
 
-def write_overlay(path: Path, record: ImageRecord, score_map: np.ndarray) -> None:
+def write_overlay(
+    path: Path, record: ImageRecord, score_map: np.ndarray, pixels: np.ndarray | None = None
+) -> None:
     """Write an image at its own size with its score map in OpenCV's JET colours over it.
 
     As in the study, the picture is 0.8 * colours + image, scaled so that its largest value is 255.
+
+    Args:
+        path: the PNG file.
+        record: the image.
+        score_map: (H, W) float64 in [0, 1], of any size.
+        pixels: the image's pixels (H, W, 3) uint8; None to read its file.
     """
-    image, _ = read_image(record.path)
-    bgr = np.asarray(image)[:, :, ::-1]
+    if pixels is None:
+        with stage("decode"):
+            pixels = np.asarray(read_image(record.path)[0])
+    with stage("overlay"):
+        png = encoded_overlay(pixels, score_map)
+    if png is None:
+        raise OSError(f"{path}: the overlay could not be encoded as PNG")
+    with stage("write"):
+        files.write_bytes(path, png, durable=False)
+
+
+def encoded_overlay(pixels: np.ndarray, score_map: np.ndarray) -> bytes | None:
+    """Return the PNG file of an overlay, see `write_overlay`, or None if OpenCV cannot make it."""
+    bgr = pixels[:, :, ::-1]
     resized = cv2.resize(score_map, (bgr.shape[1], bgr.shape[0]))
     colours = cv2.applyColorMap((resized * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    mixed = 0.8 * colours + bgr
-    ok, png = cv2.imencode(".png", (255 * mixed / max(mixed.max(), 1)).astype(np.uint8))
-    if not ok:
-        raise OSError(f"{path}: the overlay could not be encoded as PNG")
-    files.write_bytes(path, png.tobytes())
+    # Computed in place, because new arrays of this size cost more than the arithmetic.
+    mixed = 0.8 * colours
+    mixed += bgr
+    largest = max(mixed.max(), 1)
+    mixed *= 255
+    mixed /= largest
+    ok, png = cv2.imencode(".png", mixed.astype(np.uint8))
+    return png.tobytes() if ok else None

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to
 from ..errors import ImageError, InputError, ModelError
 from ..models.anatomy.parts import named_layer, type_name, unwrapped
 from ..shapes import Size
+from ..stages import stage
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
@@ -48,7 +50,7 @@ def load_model(
         CheckpointError: the weights cannot be loaded.
     """
     run = Runtime.of(run)
-    with torch.random.fork_rng(devices=[]):
+    with stage("load"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return run.form_of(config.build(input_size=input_size), keep_layers)
 
@@ -88,6 +90,7 @@ def iter_localizations(
     maps: MapConfig,
     report: Report,
     batches: Sequence[Sequence[int]] | None = None,
+    decoded: dict[int, np.ndarray] | None = None,
 ) -> Iterator[tuple[list[int], Localization]]:
     """Make the score maps of `records`, batch by batch, in order.
 
@@ -99,6 +102,8 @@ def iter_localizations(
         data, run, maps: settings.
         report: gets the truncated images, the unreadable ones and those whose features overflow.
         batches: indices of each batch; None for all records, cut by the batch size.
+        decoded: gets the pixels (H,W,3) uint8 of the images, by index, where this process
+            reads them and `ImageDataset` keeps them; the caller takes them out.
 
     Returns:
         An iterator over the indices of the images of a batch that have a map (not empty) and their
@@ -110,10 +115,15 @@ def iter_localizations(
             at once, before the first image), maps that the method cannot make.
     """
     run = Runtime.of(run)
-    waits = iter_host_maps(model, records, data, run, maps, report, batches)
+    waits = iter_host_maps(model, records, data, run, maps, report, batches, decoded=decoded)
     depth = 1 if run.device.type == "cuda" else 0
     found = (wait() for wait in ahead(waits, depth))
-    return ((indices, host_maps.localization()) for indices, host_maps in found if indices)
+    return ((indices, _localization(host_maps)) for indices, host_maps in found if indices)
+
+
+def _localization(host_maps: HostMaps) -> Localization:
+    with stage("map"):
+        return host_maps.localization()
 
 
 def iter_host_maps(
@@ -126,11 +136,12 @@ def iter_host_maps(
     batches: Sequence[Sequence[int]] | None = None,
     *,
     scored: bool = False,
+    decoded: dict[int, np.ndarray] | None = None,
 ) -> Iterator[WaitForMaps]:
     """Make the maps of `records` as bytes, batch by batch, in order, without waiting for a GPU.
 
     Args:
-        model, records, data, run, maps, report, batches: as for `iter_localizations`.
+        model, records, data, run, maps, report, batches, decoded: as for `iter_localizations`.
         scored: make the bytes that the evaluator scores; see `DeviceMaps.send`.
 
     Returns:
@@ -153,7 +164,7 @@ def iter_host_maps(
             what = "`layer`" if maps.layer is not None else f"`method` {maps.method}"
             raise InputError(f"`compile` cannot be combined with {what}")
         model = compiled_form(model, run.config.batch_size)
-    return _queued(model, records, data, run, maps, report, batches, scored)
+    return _queued(model, records, data, run, maps, report, batches, scored, decoded)
 
 
 def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:
@@ -197,13 +208,18 @@ def _queued(
     report: Report,
     batches: Sequence[Sequence[int]],
     scored: bool,
+    decoded: dict[int, np.ndarray] | None,
 ) -> Iterator[WaitForMaps]:
     size, how = data.input_size, data.preprocessing
+    # Many readers feed a GPU, more than one interpreter keeps busy. Few do beside a CPU's model.
+    threads = run.device.type == "cpu"
+    kept = decoded is not None and (threads or not run.config.num_workers)
     read = read_batches(
-        ImageDataset(records, size, resize_to_bytes(size, how)),
+        ImageDataset(records, size, resize_to_bytes(size, how), keep=kept),
         batches,
         report,
         num_workers=run.config.num_workers,
+        threads=threads,
         device=run.device,
         memory_format=run.memory_format,
         finish=partial(normalize_bytes, how=how),
@@ -211,6 +227,8 @@ def _queued(
     for batch in read:
         if batch.images is None:
             continue
+        if decoded is not None:
+            decoded.update(zip(batch.indices, batch.decoded, strict=True))
         first = records[batch.indices[0]].image_id
         target = _target(maps, [records[i] for i in batch.indices])
         with _naming(first), run.autocast():
@@ -233,7 +251,8 @@ def _wait(
 
     Images without a map are reported.
     """
-    with _naming(first):
+    # Where a GPU computes, the work of the model is over only when its results have arrived.
+    with stage("model"), _naming(first):
         found = wait(lambda row, why: report.fail(indices[row], why))
     return [indices[row] for row in found.rows], found
 

@@ -52,16 +52,43 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 
-class NpyFolder(Outputs):
-    """A folder of score maps, one ``.npy`` file each; arguments as for `resume.Outputs`."""
+_PNG_END = bytes.fromhex("00000000 49454e44 ae426082")  # the chunk IEND
 
-    def __init__(self, root: str | os.PathLike, names: Iterable[str], description: dict):
+
+class NpyFolder(Outputs):
+    """A folder of score maps (H, W), one ``.npy`` file each; arguments as for `StoreFolder`."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        names: Iterable[str],
+        description: dict,
+        shape: tuple[int, int],
+    ):
         super().__init__(Path(root) / MANIFEST, names, description)
+        data = io.BytesIO()
+        np.save(data, np.empty(shape))
+        self._size = len(data.getvalue())
+
+    def is_whole(self, name: str) -> bool:
+        return (self.root / name).stat().st_size == self._size
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[int, np.ndarray], None]]:
         """Yield a function that writes the map (H, W) of the name of a given index."""
-        yield lambda index, score_map: files.write_npy(self.root / self.names[index], score_map)
+        yield lambda index, score_map: files.write_npy(
+            self.root / self.names[index], score_map, durable=False
+        )
+
+
+class OverlayFolder(Outputs):
+    """A folder of pictures; arguments as for `resume.Outputs`."""
+
+    def is_whole(self, name: str) -> bool:
+        with open(self.root / name, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(max(size - len(_PNG_END), 0))
+            return f.read() == _PNG_END
 
 
 class StoreFolder:
@@ -84,6 +111,10 @@ class StoreFolder:
         self._folder = Outputs(Path(root) / MANIFEST, STORE_FILES, description)
         self.root, self.names, self.shape = self._folder.root, list(names), shape
         self._stored = [name.removesuffix(".npy") for name in self.names]
+
+    def hold(self) -> None:
+        """Lock the store for this run; see `resume.Outputs.hold`."""
+        self._folder.hold()
 
     def check(self, overwrite: bool = False) -> set[str]:
         """Refuse the folder where it cannot be used; return the maps that are already there.

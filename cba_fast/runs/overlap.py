@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from ..stages import stage
+
 Item = TypeVar("Item")
 
 
@@ -32,7 +34,7 @@ def in_background(items: Iterable[Item], work: Callable[[Item], None], depth: in
             for item in _errors_last(items, waiting):
                 waiting.append(pool.submit(work, item))
                 if len(waiting) >= depth:
-                    waiting.popleft().result()
+                    _wait_for_first(waiting)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the block waits for the running call
             raise
@@ -50,6 +52,11 @@ def _errors_last(items: Iterable[Item], waiting: deque[Future]) -> Iterator[Item
 
 def _finish(waiting: deque[Future]) -> None:
     while waiting:
+        _wait_for_first(waiting)
+
+
+def _wait_for_first(waiting: deque[Future]) -> None:
+    with stage("waiting for results"):
         waiting.popleft().result()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import resume
+from .. import locks, resume
 from ..choices import READERS
 from ..data.score_store import StoreWriter, is_store
 from ..errors import InputError, ScoreMapError
@@ -24,6 +24,7 @@ class PackResult:
     nbytes: int
 
 
+@locks.released()
 def pack_maps(
     np_root: Path,
     store: Path,

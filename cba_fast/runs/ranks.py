@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import distributed
@@ -34,6 +34,14 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+
+    # Whether `share` returns what all processes found. Without it no score can be computed.
+    whole: ClassVar[bool] = True
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process computes the whole run."""
+        return self.count == 1
 
     @property
     def leads(self) -> bool:

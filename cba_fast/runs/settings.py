@@ -160,7 +160,7 @@ class RunConfig:
     group: ClassVar[str] = "Compute"
 
     batch_size: Positive = setting(8, "Images at once, such as 16.")
-    num_workers: Count = setting(2, "Processes that read images; 0: none beside this one.")
+    num_workers: Count = setting(2, "Processes or threads that read images; 0: none beside it.")
     device: str | None = setting(
         None, "Device, such as cpu, cuda or cuda:1.", otherwise="cuda where it is available"
     )
@@ -177,6 +177,38 @@ class RunConfig:
     def for_erf(self) -> "RunConfig":
         """Return how ERF sizes beside scores are measured: image by image, in float32."""
         return replace(self, batch_size=1, precision="fp32", compile=False)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where experiments or shards of the images run: in this process, or on a Ray cluster."""
+
+    group: ClassVar[str] = "Compute"
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "local: in this process; ray: on a Ray cluster."
+    )
+    address: str | None = setting(
+        None,
+        "Ray cluster to connect to, such as 10.0.0.1:6379, or auto for that of this machine.",
+        otherwise="one that is started on this machine and ends with the run",
+    )
+    cpus: Positive | None = setting(
+        None, "Ray: cores, and threads, of each experiment or shard, such as 8.", otherwise="1"
+    )
+    gpus: Annotated[float, Range(0.0)] | None = setting(
+        None,
+        "Ray: GPUs of each experiment or shard, such as 1, or 0.5 for two on one.",
+        otherwise="1 where the cluster has any and `device` is not cpu, else 0",
+    )
+    retries: Count = setting(
+        3, "Ray: how often an experiment or shard starts again whose worker died, such as 10."
+    )
+    shards: Positive | None = setting(
+        None,
+        "Ray: parts of the images, such as 64. The result does not depend on it.",
+        otherwise="as many as the cluster can compute at once",
+    )
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from .. import locks
 from ..errors import CheckpointError, InputError
-from ..files import atomic_path, open_regular, remove_leftovers
+from ..files import open_regular, remove_leftovers
 from ..models import FAMILIES
-from ..models.checkpoints import check_archive
+from ..models.checkpoints import check_archive, save_pickled
 from ..resume import OtherRunError, describe, differences, file_fingerprint, is_record
 from ..runs.settings import ModelConfig, RunConfig, settings
 from ..short import Short
@@ -55,14 +56,16 @@ class RunFiles:
         self.record = {**record, "files": [self.best.name, self.last.name, self.log.name]}
 
     def open(self, overwrite: bool, log: Callable[[str], None]) -> dict | None:
-        """Return the state to continue from, or None for a fresh start; change no file.
+        """Lock the files; return the state to continue from, or None for a fresh start.
 
         Raises:
+            BusyError: another run is writing them.
             InputError: files of these names were not written by a run, the best weights of the run
                 are missing, or it has more epochs than are asked for.
             OtherRunError: the earlier run differs from this one, and `overwrite` is False.
             CheckpointError: the last state cannot be read.
         """
+        locks.hold(self.last)
         if not self.last.exists():
             for path in (self.best, *self.log.glob("events.out.tfevents.*")):
                 if path.exists():
@@ -93,8 +96,7 @@ class RunFiles:
         state = {"written_by": WRITTEN_BY, "record": self.record, **state}
         # `save_state_dict_file` would make tensors contiguous, but those of the optimizer must keep
         # the strides of their parameters.
-        with atomic_path(self.last) as tmp, open(tmp, "wb") as f:
-            torch.save(state, f)
+        save_pickled(state, self.last)
 
     def _check_continuable(self, state: dict) -> None:
         old, new = state.get("record"), self.record

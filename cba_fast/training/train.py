@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import locks
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError
 from ..models import save_state_dict_file
@@ -51,6 +52,7 @@ class TrainResult(Short):
     notes: list[str] = field(default_factory=list)
 
 
+@locks.released()
 def train(
     model_config: ModelConfig,
     config: TrainConfig,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..data.reading import to_device
 from ..models.anatomy.parts import Layer
 from ..shapes import Size, map_shape
+from ..stages import stage
 from .device_maps import DeviceMaps, Localization
 from .heatmap import normalize, quantize_maps
 from .methods import Evidence, method_named
@@ -103,10 +104,11 @@ def localize_on_device(
     num_images = len(x)
     if not num_images:  # not every model takes an empty batch; a black image gives the shapes
         x, target = x.new_zeros((1, *x.shape[1:])), None
-    found = chosen.gather(model, x, target=target, layer=layer, layout=layout)
+    with stage("model"):
+        found = chosen.gather(model, x, target=target, layer=layer, layout=layout)
     value_range = pc1_range if method == "pc1" else chosen.value_range
     # Autocast would compute the maps' products in half precision.
-    with torch.autocast(x.device.type, enabled=False):
+    with stage("map"), torch.autocast(x.device.type, enabled=False):
         made = _quantized_maps(chosen.small_maps(found), found, target, map_size, value_range)
     return DeviceMaps(made.u[:num_images], made.facts[:num_images], made.num_classes)
 

@@ -2,14 +2,11 @@
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +16,8 @@ from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
 from ..npy import NPY_ERRORS, is_plain_shape
 from ..shapes import Size, map_shape
+from ..stages import stage
+from ..threads import prefetch
 from .score_maps import (
     DTYPES,
     MapFolder,
@@ -38,8 +37,6 @@ HEADER = 128  # bytes of the header of a two-dimensional .npy file as NumPy writ
 MapSource = MapFolder | ScoreStore
 Found = Mapping[str, Path] | Mapping[str, int]
 Run = tuple[list[str], np.ndarray]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def open_maps(root: str | os.PathLike) -> MapSource:
@@ -140,34 +137,13 @@ def read_maps(
     groups = [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def read(group: list[str]) -> list[Run]:
-        return list(_read_group(source, group, [found[i] for i in group], reading))
+        with stage("read"):
+            return list(_read_group(source, group, [found[i] for i in group], reading))
 
     read_groups: Iterable = prefetch(read, groups, reading.workers)
     if progress:
         read_groups = progress(read_groups, len(groups))
     yield from chunked(run for runs in read_groups for run in runs)
-
-
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """Yield ``function(item)`` in order, computed by threads at most 2 * `workers` items ahead.
-
-    An error is raised when its item's turn comes. Then, or when the caller stops, the remaining
-    calls are cancelled.
-    """
-    waiting: deque = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="cba-read") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def chunked(runs: Iterable[Run]) -> Iterator[Run]:

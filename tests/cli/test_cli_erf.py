@@ -268,7 +268,7 @@ def test_an_interrupted_map_continues_to_identical_files(whole, monkeypatch):
     args = erf_args(**RUN, output="sizes.npy", map="map.npy")
     with monkeypatch.context() as m:
         m.setattr(erf.Partial, "save", save_and_stop)
-        result = run(*args, code=1)
+        result = run(*args, code=130)
     assert "the same command goes on" in result.stderr
     assert Path("sizes.npy").exists()
     assert not Path("map.npy").exists()

@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_a_larger_one_measures_what_is_new(
         write(path, arrays)
 
     monkeypatch.setattr(intervene, "write_arrays", dies)
-    assert run_cli(capsys, *arguments(weights, *few)).status == 1
+    assert run_cli(capsys, *arguments(weights, *few)).status == 130
     assert written == ["untouched.npz", "outer_r1.npz"]
 
     def lives(path, arrays):

@@ -33,13 +33,13 @@ def test_every_byte():
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_read_batches_finishes_images_where_they_went(tmp_path, workers, memory_format):
+@pytest.mark.parametrize(("workers", "threads"), [(0, False), (1, False), (2, True)])
+def test_read_batches_finishes_images_where_they_went(tmp_path, workers, threads, memory_format):
     image_folder(tmp_path, ["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg", "b/5.jpg"])
     write_file(tmp_path / "a" / "2.jpg", b"not an image")
     records = open_image_set(tmp_path).records
     batches = [[0, 1, 2], [3, 4]]
-    options = {"num_workers": workers, "memory_format": memory_format}
+    options = {"num_workers": workers, "threads": threads, "memory_format": memory_format}
     whole = read_batches(ImageDataset(records, 32), batches, Report(), **options)
     report = Report()
     halves = read_batches(

@@ -199,10 +199,10 @@ def test_a_half_made_store_is_none(tmp_path, monkeypatch, at):
     fill(tmp_path, IDS, make_maps(4))
     real = files.atomic_path
 
-    def killed(path):
+    def killed(path, **how):
         if path.name == at:
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, **how)
 
     monkeypatch.setattr(files, "atomic_path", killed)
     with pytest.raises(KeyboardInterrupt):

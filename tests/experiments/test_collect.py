@@ -383,7 +383,7 @@ def test_an_interrupt_tells_how_to_go_on(here, calls, capsys, monkeypatch):
 
     monkeypatch.setattr(study, "train", interrupted)
     done = collect(capsys, three())
-    assert done.status == 1
+    assert done.status == 130
     assert "Interrupted after 1 of 3 experiments: the same command goes on" in done.err
     monkeypatch.setattr(study, "train", good)
     assert collect(capsys, three()).status == 0

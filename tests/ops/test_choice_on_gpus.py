@@ -1,5 +1,6 @@
 """Which method a GPU gets: measured ones, and PyTorch's where nothing was measured."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -57,6 +58,22 @@ def test_the_op_takes_what_was_measured(a_gpu, monkeypatch):
     y = depthwise_conv2d(large, a_gpu(512, 1, 27, 27))
     assert y.shape == large.shape
     assert y.device.type == "cuda"
+
+
+def test_strips_are_taken_where_they_were_measured_to_be_faster(a_gpu, monkeypatch):
+    for table in TABLES.values():
+        for name in {"cuda", "cuda_strip"} & table.backends.keys():
+            ready = dataclasses.replace(table.backends[name], unavailable=lambda: None)
+            monkeypatch.setitem(table.backends, name, ready)
+    x, by_name = a_gpu(64, 124, 96, 96), ("cuda_strip", "cuda_strip", "cuda")
+    assert choose(x, (51, 5), "cuda_strip", "auto") == by_name
+    times = {"torch": 3.0, "cuda": 2.0, "cuda_strip": 1.0}
+    a_table(monkeypatch, {str(Call.of(d, x, (51, 5))): times for d in TABLES})
+    assert choose(x, (51, 5), "auto", "auto") == by_name
+    with pytest.raises(ValueError, match="'cuda_strip' cannot run: .* at most 7 taps across"):
+        choose(x, (31, 31), "cuda_strip", "auto")
+    with pytest.raises(ValueError, match="no kernels for torch.float32"):
+        choose(x.float(), (51, 5), "cuda_strip", "auto")
 
 
 def test_what_the_cuda_kernels_refuse(a_gpu, monkeypatch):

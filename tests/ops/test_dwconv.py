@@ -18,7 +18,8 @@ from cba_fast.ops.dwconv_choice import TABLES
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
-ON_GPUS = ("cuda", "triton")  # test_dwconv_cuda_*.py, test_dwconv_triton.py, test_dwconv_gpu.py
+# test_dwconv_cuda*.py, test_dwconv_triton.py and test_dwconv_gpu.py test these.
+ON_GPUS = ("cuda", "cuda_strip", "triton")
 BACKENDS = tuple(b for b in TABLES["forward"].backends if b not in (*ON_GPUS, "conv2d"))
 IN_DOUBLE = tuple(b for b in BACKENDS if b != "cpp")  # float32 arithmetic
 HALF = (torch.float16, torch.bfloat16)

@@ -9,6 +9,7 @@ from tolerance import assert_forward
 
 from cba_fast.errors import CbaWarning
 from cba_fast.kernels import dwconv_cuda
+from cba_fast.kernels.dwconv_gpu import cuda_strip
 from cba_fast.ops import choice_table, depthwise_conv2d, dwconv, erf, quantize
 from cba_fast.ops.backends import BackendTable
 from cba_fast.ops.choice_table import Call, Table
@@ -47,12 +48,12 @@ def off_by_one(function):
     return run
 
 
-def takes_cpu_tensors(monkeypatch, table):
-    """Let the table's CUDA backend take CPU tensors, unchecked."""
+def takes_cpu_tensors(monkeypatch, table, name="cuda"):
+    """Let a CUDA backend of the table take CPU tensors, unchecked."""
     backend = dataclasses.replace(
-        table.backends["cuda"], refuses=lambda *args: None, unavailable=lambda: None
+        table.backends[name], refuses=lambda *args: None, unavailable=lambda: None
     )
-    monkeypatch.setitem(table.backends, "cuda", backend)
+    monkeypatch.setitem(table.backends, name, backend)
     monkeypatch.setattr(table, "_checked", {})
 
 
@@ -90,22 +91,26 @@ def test_wrong_kernels_fall_back_with_a_warning(op, fault, emulated_cuda, monkey
 
 @one_order
 @pytest.mark.parametrize("fault", [None, "wrong", "raising"])
-@pytest.mark.parametrize("direction", TABLES)
-def test_convolutions_of_a_shipped_table(direction, fault, emulated_cuda, monkeypatch):
+@pytest.mark.parametrize(
+    ("direction", "method"),
+    [*((d, "cuda") for d in TABLES), ("forward", "cuda_strip"), ("grad_x", "cuda_strip")],
+)
+def test_convolutions_of_a_shipped_table(direction, method, fault, emulated_cuda, monkeypatch):
     table, image = TABLES[direction], torch.randn(2, 32, 9, 10)
-    takes_cpu_tensors(monkeypatch, table)
+    takes_cpu_tensors(monkeypatch, table, method)
+    kernels = dwconv_cuda if method == "cuda" else cuda_strip
     name = {"grad_weight": "grad_weight", "grad_x": "grad_x"}.get(direction, "forward")
     if fault:
-        broken = raising if fault == "raising" else off_by_one(getattr(dwconv_cuda, name))
-        monkeypatch.setattr(dwconv_cuda, name, broken)
-    monkeypatch.setattr("cba_fast.ops.dwconv_choice._ON", {"cpu": ("torch", "cuda")})
-    cases = {str(Call.of(direction, image, (5, 7))): {"torch": 2.0, "cuda": 1.0}}
+        broken = raising if fault == "raising" else off_by_one(getattr(kernels, name))
+        monkeypatch.setattr(kernels, name, broken)
+    monkeypatch.setattr("cba_fast.ops.dwconv_choice._ON", {"cpu": ("torch", method)})
+    cases = {str(Call.of(direction, image, (5, 7))): {"torch": 2.0, method: 1.0}}
     shipped = Table({"kind": "cuda"}, cases, path="shipped.json", source=choice_table.OURS)
     monkeypatch.setattr(choice_table, "tables", lambda device: [shipped])
     if fault is None:
-        assert explain(direction, image, (5, 7)) == ("cuda", "shipped.json")
+        assert explain(direction, image, (5, 7)) == (method, "shipped.json")
         return
-    with pytest.warns(CbaWarning, match=f"{re.escape(table.op)}: backend 'cuda' is not used"):
+    with pytest.warns(CbaWarning, match=f"{re.escape(table.op)}: backend '{method}' is not used"):
         assert explain(direction, image, (5, 7)).method == "torch"
     if direction == "forward":
         monkeypatch.setattr(dwconv, "_launchers", {})

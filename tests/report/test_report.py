@@ -218,6 +218,7 @@ def test_evaluate_ends_with_the_report_of_its_own_maps(tmp_path, monkeypatch, ca
     assert len(page.all("li", **{"class": "card"})) == 7  # two of nine images have no file
     assert "--photo: url(data:" in page.all("li", **{"class": "card"})[0]["style"]
     assert SMALL_MODELS["replknet"] in page.text  # the model is among the settings
+    assert ".tmp-" not in page.text  # so that the same command makes the same page
 
 
 def test_several_processes_keep_no_maps_for_a_report(tmp_path):

@@ -378,7 +378,7 @@ def test_an_interrupted_evaluation_says_what_there_is(here, weights, capsys, mon
     monkeypatch.setattr(f"cba_fast.runs.evaluate.{step}", interrupted)
     args = [*model_arguments(weights), "--metadata_root", "meta", "--json", "r.json"]
     done = run_cli(capsys, "evaluate", *args)
-    assert done.status == 1
+    assert done.status == 130
     if begun:
         assert "r.json holds the box scores without ERF" in done.err
         assert read(here / "r.json")["max_box_acc"] is not None

@@ -125,15 +125,15 @@ def test_an_interrupted_run_resumes_to_the_same_files(here, weights, capsys, mon
     assert run_cli(capsys, *arguments(weights, "slak", *more, "whole")).status == 0
     real, written = files.write_npy, []
 
-    def fails_in_the_second_batch(path, array):
+    def fails_in_the_second_batch(path, array, **how):
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(path)
-        real(path, array)
+        real(path, array, **how)
 
     monkeypatch.setattr(files, "write_npy", fails_in_the_second_batch)
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))
-    assert done.status == 1
+    assert done.status == 130
     assert "the same command goes on" in done.err
     monkeypatch.setattr(files, "write_npy", real)
     assert len(list((here / "np_cut").rglob("*.npy"))) == 3
@@ -216,7 +216,7 @@ def test_a_store_takes_the_maps_that_files_would_hold(here, weights, capsys, mon
         real(self, row, u)
 
     monkeypatch.setattr(StoreWriter, "write", fails_in_the_second_batch)
-    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 1
+    assert run_cli(capsys, *arguments(weights, "slak", *more, "cut")).status == 130
     monkeypatch.setattr(StoreWriter, "write", real)
     assert ScoreStore(here / "cut").present.tolist() == [True] * 3 + [False] * 2
     done = run_cli(capsys, *arguments(weights, "slak", *more, "cut"))

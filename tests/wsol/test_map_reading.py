@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from cba_fast.data.score_store import ScoreStore, StoreWriter, create_store
 from cba_fast.errors import InputError, ScoreMapError
 from cba_fast.ops import quantize
+from cba_fast.threads import prefetch
 from cba_fast.wsol import MapReading, find_maps, map_reading, open_maps, read_maps, read_score_map
-from cba_fast.wsol.map_reading import chunked, prefetch
+from cba_fast.wsol.map_reading import chunked
 
 
 def save(root, image_id, array):

@@ -12,6 +12,7 @@ from ..options import (
     erf_options,
     option,
     overwrite_option,
+    profile_option,
     resolved,
 )
 from ..progress import bar, continuable, warn
@@ -37,6 +38,7 @@ from .erf_map import FILE, draw, measure_map, npy_file, tell_map, title_of
 )
 @option("--save_fig", type=FILE, help="Picture of --save_map.  [default: beside it, .png]")
 @overwrite_option("resume", "no_resume")
+@profile_option()
 @option("--map", "map_path", type=FILE, hidden=True)  # these four: for one release
 @option("--map_images", type=int, hidden=True)
 @option("--map_input_size", type=int, hidden=True)

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,12 +12,14 @@ from ..options import (
     FILE,
     PATH,
     box_options,
+    cluster_options,
     config_option,
     data_options,
     json_option,
     map_options,
     model_options,
     option,
+    profile_option,
     resolved,
     run_options,
     threshold_from_option,
@@ -37,6 +40,7 @@ from .scores import (
 @data_options()
 @map_options()
 @run_options(with_compile=True)
+@cluster_options()
 @box_options(with_metadata=False, contours=False)
 @config_option(
     SizeConfig, "num_samples", type=click.IntRange(min=0), help="Images of the ERF; 0: none."
@@ -50,12 +54,14 @@ from .scores import (
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
 @option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
+@profile_option()
 @json_option()
 def command(
     model_config,
     data_config,
     map_config,
     run_config,
+    cluster_config,
     box_config,
     num_samples,
     p,
@@ -68,10 +74,13 @@ def command(
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
 
     The counts equal those of generate-heatmap followed by wsol-eval. A CUB_200_2011 folder brings
-    its boxes; for other images give --cub_root or --metadata_root.
+    its boxes; for other images give --cub_root or --metadata_root. With --engine ray the workers of
+    a Ray cluster share the images (docs/cluster.md).
     """
+    from ... import locks
     from ...report import MapKeeper
     from ...runs import ranks
+    from ...runs.cluster.shards import evaluate_in_shards
     from ...runs.evaluate import evaluate
     from ...runs.scoring.boxes import read_tuned
 
@@ -82,6 +91,12 @@ def command(
         "run": settings(run_config),
     }
     saved, processes = [], ranks.join()
+    on_cluster = cluster_config.engine == "ray"
+    if on_cluster and (report_path or not processes.alone):
+        what = "--report needs one process" if report_path else "torchrun is another way"
+        raise click.UsageError(f"{what}: leave out --engine ray")
+    for path in filter(None, (json_path, predictions, report_path)):
+        locks.hold(path)
 
     def save(found) -> None:
         if not processes.leads:
@@ -94,7 +109,11 @@ def command(
     keeping = MapKeeper(report_path) if report_path else nullcontext()
     try:
         with keeping as keeper:
-            found = evaluate(
+            here = {"keeper": keeper, "ranks": processes, "progress": bar("evaluating")}
+            run = partial(evaluate, **here, erf_progress=bar("ERF sizes"))
+            if on_cluster:
+                run = partial(evaluate_in_shards, cluster_config, log=click.echo)
+            found = run(
                 model_config,
                 data_config,
                 run_config,
@@ -105,10 +124,6 @@ def command(
                 seed=seed,
                 tuned=read_tuned(threshold_from) if threshold_from else None,
                 scored=save,
-                keeper=keeper,
-                progress=bar("evaluating"),
-                erf_progress=bar("ERF sizes"),
-                ranks=processes,
             )
             save(found)
             if report_path:

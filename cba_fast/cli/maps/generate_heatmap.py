@@ -12,6 +12,7 @@ from ..options import (
     model_options,
     option,
     overwrite_option,
+    profile_option,
     resolved,
     run_options,
 )
@@ -37,6 +38,7 @@ from .scores import print_source
     help="Put the score maps into this store (one uint8 array) instead of .npy files.",
 )
 @option("--no_overlay", is_flag=True, help="Write the score maps only.")
+@profile_option()
 def command(
     model_config, data_config, map_config, run_config, heatmap_output, overwrite, store, no_overlay
 ):

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ... import files
+from ...stages import open_profile
 
 
 def print_source(label: str, source: str) -> None:
@@ -104,8 +105,10 @@ def transferred_json(rows: list[dict], source: Path) -> dict:
 
 
 def write_scores(path: Path, result, extra: dict) -> None:
-    """Write the JSON object of a run."""
-    files.write_json(path, result.to_json() | extra)
+    """Write the JSON object of a run, with where its time went up to now if that is asked for."""
+    profile = open_profile()
+    timed = {} if profile is None else {"profile": profile.to_json()}
+    files.write_json(path, result.to_json() | extra | timed)
 
 
 def print_end(result, json_path: Path | None) -> None:

@@ -8,6 +8,7 @@ from ..options import (
     box_options,
     json_option,
     np_root_option,
+    profile_option,
     statistics_options,
     threads_option,
     threshold_from_option,
@@ -30,6 +31,7 @@ from .scores import (
 @statistics_options()
 @threshold_from_option()
 @threads_option()
+@profile_option()
 @json_option()
 def command(np_root, box_config, statistics, threshold_from, num_workers, json_path):
     """Score stored heatmaps against boxes: MaxBoxAcc and MaxBoxAccV2.

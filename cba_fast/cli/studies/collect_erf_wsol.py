@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..options import option, overwrite_option
+from ..options import cluster_options, option, overwrite_option
 from ..progress import bar
 from ..tables import new_table, print_tables
 
@@ -21,30 +21,37 @@ from ..tables import new_table, print_tables
 )
 @option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
 @overwrite_option("redo", help="Run again what has results of other settings, weights or images.")
-def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
+@cluster_options(without=("shards",))
+def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -> None:
     """Train, score and measure a set of experiments, and collect the points for the plots.
 
     Each experiment ends as a row of erf_wsol_points.csv (MaxBoxAcc at IoU 0.5, mean ERF of 200
     images) and a JSON file. What is done is skipped: the same command continues an interrupted
-    run and tries failed experiments again. The exit status is 1 if any failed.
+    run and tries failed experiments again. The exit status is 1 if any failed. With --engine ray
+    they run on the machines of a Ray cluster, several at once (docs/cluster.md).
     """
+    from ... import locks
+    from ...experiments.cluster import on_cluster
     from ...experiments.collect import collect
     from ...experiments.plan import load_experiments
     from ...experiments.progress import check_inputs, find_steps, refuse_changes
 
     start = time.perf_counter()
     plan = load_experiments(config_path)
+    if not dry_run:
+        locks.hold(plan.output_dir / "collect-erf-wsol", plan.output_dir)
     steps = find_steps(plan)
     if dry_run:
         _print_steps(steps, overwrite)
     if not overwrite:
         refuse_changes(steps)
-    check_inputs(steps)
+    engine = on_cluster(cluster_config) if cluster_config.engine == "ray" else None
+    check_inputs(steps, devices=engine is None)
     if dry_run:
         return
-    outcomes = []
+    outcomes, options = [], {"overwrite": overwrite, "log": click.echo, "bar": bar}
     try:
-        for outcome in collect(plan, steps, overwrite=overwrite, log=click.echo, bar=bar):
+        for outcome in collect(plan, steps, engine=engine, **options):
             outcomes.append(outcome)
     except KeyboardInterrupt:
         click.echo(
@@ -53,6 +60,7 @@ def command(config_path: Path, dry_run: bool, overwrite: bool) -> None:
             err=True,
         )
         raise
+    outcomes.sort(key=lambda o: plan.experiments.index(o.experiment))
     _print_outcomes(outcomes)
     failed = [o for o in outcomes if o.status == "failed"]
     click.echo(f"Points       : {plan.csv}")

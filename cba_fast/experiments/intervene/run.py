@@ -12,7 +12,7 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ... import resume
+from ... import locks, resume
 from ...data import ImageRecord
 from ...errors import InputError
 from ...models import merge
@@ -216,6 +216,7 @@ class Interventions(Short):
     notes: list[str] = field(default_factory=list)
 
 
+@locks.released()
 def intervene(
     model_config: ModelConfig,
     data: DataConfig,

@@ -2,13 +2,16 @@
 
 Long kernels of at most 7 taps across, strips such as 51x5, become banded matrices;
 csrc/cuda/dwconv_strip.h explains the products and how far a NaN or an infinity reaches. This file
-chooses the tiles, and tells where they are better than those of cuda_hankel.py.
+chooses the tiles. Whether they take less time than cuda_hankel.py is what `cba-fast tune` measures.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from . import cuda_call as call
 from . import cuda_hankel as hankel
@@ -82,31 +85,19 @@ def _strip(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> _S
     return _Strip(False, w, h, min(kernel_w, 2 * w - 1), kernel_h)
 
 
-def better(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> bool:
-    """Say whether strips take less time than row-Hankel products, by the models of both."""
-    if min(kernel_size) > MOST_ACROSS:
-        return False
-    rows = hankel.time(shape, kernel_size, hankel.tile(shape, kernel_size))
-    return _chosen(shape, kernel_size)[0] < rows
-
-
+@functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
 def tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> Tile:
     """Return the tile that takes least time for images (N,C,H,W), by a model.
 
     The kernel that serves it is the first of `KERNELS` whose bands are wide enough.
     """
-    return _chosen(shape, kernel_size)[1]
-
-
-@functools.lru_cache(maxsize=4096)  # the search takes longer than a launch
-def _chosen(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> tuple[float, Tile]:
     strip = _strip(shape, kernel_size)
     found = (
         (_time(shape, strip, kernel, using), using)
         for kernel in _fitting(strip)
         for using in _tiles(shape, strip, kernel)
     )
-    return min(found, key=lambda pair: pair[0])
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _fitting(strip: _Strip) -> list[Kernel]:
@@ -214,3 +205,8 @@ def _time(shape: tuple[int, int, int, int], strip: _Strip, kernel: Kernel, using
 
 # (x, weight, bias, memory_format) -> y
 forward = functools.partial(call.forward, "dwconv_strip_cuda", tile)
+
+
+def grad_x(grad: Tensor, weight: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the input gradient (N,C,H,W), in `memory_format`."""
+    return forward(grad, weight, None, memory_format, flip=True)

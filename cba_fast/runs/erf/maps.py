@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
+from ... import locks
 from ...choices import CHECKPOINT
 from ...data import ImageRecord, ImageSet, erf_map_transform
 from ...data.preprocessing import ERF_MAP
@@ -33,6 +34,7 @@ from .shared import (
 )
 
 
+@locks.released()
 def compute_map(
     model: nn.Module,
     images: ImageSet,

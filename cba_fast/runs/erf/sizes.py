@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from torch import nn
 
-from ... import resume
+from ... import locks, resume
 from ...choices import CHECKPOINT
 from ...data import ImageRecord, ImageSet
 from ...data.reading import cut, transform
@@ -53,6 +53,7 @@ class SizeRun(Short):
     map: MapRun | None = None
 
 
+@locks.released()
 def compute_sizes(
     model: nn.Module,
     images: ImageSet,

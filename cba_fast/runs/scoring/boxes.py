@@ -17,6 +17,7 @@ from ...data.metadata import find_folder
 from ...errors import InputError
 from ...files import read_json
 from ...short import Short
+from ...stages import WAITING, stage, staged
 from ...wsol import BoxEvaluator, BoxResult, MapReading, find_maps, open_maps, read_maps
 from ...wsol.map_reading import MapSource, ambiguous_lines
 from ...wsol.scoring.box_result import MODES
@@ -173,7 +174,8 @@ def score_folder(
     """
     source = open_maps(np_root)
     predictions = read_all_predictions(statistics) if statistics else None
-    boxes = open_boxes(config)
+    with stage("load"):
+        boxes = open_boxes(config)
     evaluator = make_evaluator(boxes, config, tuned)
     fixed = fixed_evaluator(boxes, config)
     both = [e for e in (evaluator, fixed) if e is not None]
@@ -208,13 +210,15 @@ def fill_evaluator(
     Raises:
         ScoreMapError, InputError: as :func:`score_folder`.
     """
-    found = find_maps(source, evaluators[0].boxes.image_ids)
+    with stage("find maps"):
+        found = find_maps(source, evaluators[0].boxes.image_ids)
     reading = MapReading(
         config.eval_size, config.resize_maps, workers=num_workers, clip=config.clip
     )
-    for ids, maps in read_maps(source, found, reading, progress):
-        for evaluator in evaluators:
-            evaluator.update(maps, ids)
+    for ids, maps in staged(WAITING, read_maps(source, found, reading, progress)):
+        with stage("sweep"):
+            for evaluator in evaluators:
+                evaluator.update(maps, ids)
     return ambiguous_lines(source)
 
 

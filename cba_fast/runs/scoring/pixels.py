@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ...choices import READERS
 from ...data.masks import OFFICIAL_SIZE, load_masks
+from ...threads import prefetch
 from ...wsol import MapReading, PixelEvaluator, PixelResult, find_maps, open_maps, read_maps
-from ...wsol.map_reading import ambiguous_lines, prefetch
+from ...wsol.map_reading import ambiguous_lines
 from ..settings import PixelConfig
 
 

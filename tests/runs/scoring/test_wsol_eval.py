@@ -90,7 +90,7 @@ def test_packing_is_resumed_to_the_same_files(here, capsys, monkeypatch):
     monkeypatch.setattr(store_module.StoreWriter, "write", write)
     args = ["pack-maps", "--np_root", "maps", "--store", "cut"]
     done = run_cli(capsys, *args)
-    assert done.status == 1
+    assert done.status == 130
     assert "the same command goes on" in done.err
     _, found = evaluate(capsys, "cut")
     assert (found["num_images"], len(found["missing"])) == (20, 25)

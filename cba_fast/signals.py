@@ -1,0 +1,71 @@
+"""What a command does when it is told to end, or when the process that started it has ended."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from .errors import CbaError
+
+# Ctrl-C; `kill`, `timeout` and batch systems; a terminal that closes.
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+_LOOK_S = 0.5  # seconds between two looks whether the parent is there
+_GRACE_S = 20.0  # seconds for an orphan to end by itself
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: its parts are saved and workers end.
+
+    The last line on stderr names the signal, and the exit status is 128 and its number, as a shell
+    shows it. Signals that are ignored, as under ``nohup``, stay so.
+    """
+    received: list[int] = []
+    own = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != own:  # a process that reads images, which a terminal's Ctrl-C reaches
+            os._exit(0)
+        received.append(number)
+        # A batch system tells the workers, too. Their end is no error of the run then.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    old = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in _ENDING if hasattr(signal, name)):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                old[number] = signal.signal(number, end)
+    try:
+        yield
+    except BaseException as e:
+        if isinstance(e, SystemExit) or not (received or isinstance(e, KeyboardInterrupt)):
+            raise
+        if isinstance(e, CbaError | OSError):  # the finished part could not be saved, for example
+            print(f"Error: {e}", file=sys.stderr)
+        number = signal.Signals(received[0] if received else signal.SIGINT)
+        print(
+            f"Ended by {number.name}: every file is whole; start the same command again to finish.",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + number) from e
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, so that no worker is left behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="cba-parent").start()

@@ -1,0 +1,210 @@
+"""Locks against two writers: who is named, what dead processes leave; ends by signals."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cba_fast import locks, resume, signals
+from cba_fast.errors import BusyError, CbaWarning
+
+FORK = multiprocessing.get_context("fork")
+
+
+def refused(path):
+    with locks.released(), pytest.raises(BusyError) as caught:
+        locks.hold(path)
+    return str(caught.value)
+
+
+def test_a_second_writer_is_told_who_writes(tmp_path):
+    path = tmp_path / "new" / "deep" / "sizes.npy"
+    with locks.released():
+        locks.hold(path)
+        locks.hold(path)  # the same call may ask again
+        told = refused(path)
+        assert told.startswith(f"{path} is being written by process {os.getpid()} on ")
+        assert socket.gethostname() in told
+        assert str(locks.lock_path(path)) in told
+        assert list(path.parent.iterdir()) == [locks.lock_path(path)]
+    assert list(tmp_path.iterdir()) == []
+    with locks.released():
+        locks.hold(path)
+        path.touch()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_without_a_call_that_ends_and_in_other_ranks_nothing_is_locked(tmp_path, monkeypatch):
+    locks.hold(tmp_path / "x")
+    monkeypatch.setenv("RANK", "1")
+    with locks.released():
+        locks.hold(tmp_path / "x")
+        assert list(tmp_path.iterdir()) == []
+
+
+def hold_and_say(path, pipe):
+    with locks.released():
+        locks.hold(path)
+        worker = FORK.Process(target=time.sleep, args=(60,))  # as one that reads images
+        worker.start()
+        pipe.send(worker.pid)
+        worker.join()
+
+
+def test_a_killed_process_leaves_no_lock_though_its_worker_lives(tmp_path):
+    path, (here, there) = tmp_path / "x", FORK.Pipe()
+    holder = FORK.Process(target=hold_and_say, args=(path, there))
+    holder.start()
+    worker = here.recv()
+    try:
+        assert f"process {holder.pid} on" in refused(path)
+        holder.kill()
+        holder.join()
+        os.kill(worker, 0)
+        with locks.released():
+            locks.hold(path)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_waiting_lets_one_in_after_the_other(tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0")
+
+    def count():
+        for _ in range(30):
+            with locks.waiting(path):
+                path.write_text(str(int(path.read_text()) + 1))
+
+    processes = [FORK.Process(target=count) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert path.read_text() == "90"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    with (
+        pytest.warns(CbaWarning, match=r"\.x\.lock: no locks on this file system"),
+        locks.released(),
+    ):
+        locks.hold(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_lock_but_the_longest_name_fits(tmp_path):
+    with locks.released():
+        locks.hold(tmp_path / ("x" * 255))
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_outputs_are_locked_when_they_are_prepared(tmp_path):
+    def outputs():
+        return resume.Outputs(tmp_path / "out" / "manifest.json", ["a"], resume.describe({}))
+
+    with locks.released():
+        outputs().check()
+        assert not (tmp_path / "out").exists()
+        outputs().prepare()
+        with locks.released(), pytest.raises(BusyError, match=f"^{tmp_path}/out is being written"):
+            outputs().prepare()
+        outputs().check()  # the lock is no stranger's file
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.json"]
+
+
+# Signals
+
+
+CODE = """
+import sys, time
+from cba_fast import signals
+with signals.ending():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_block_as_an_interrupt_does(name):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CODE], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        number = getattr(signal, name)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, "saved\n")
+    assert err.splitlines()[-1].startswith(f"Ended by {name}: every file is whole")
+
+
+def test_errors_pass_and_the_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), signals.ending():
+        1 / 0  # noqa: B018
+    with pytest.raises(SystemExit, match="3"), signals.ending():
+        sys.exit(3)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def fail_to_save():
+    with signals.ending():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device", "x.npz")
+
+
+def test_what_fails_while_a_run_ends_is_told(capsys):
+    of_workers = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(SystemExit, match="130"):
+        fail_to_save()
+    signal.signal(signal.SIGCHLD, of_workers)
+    assert "No space left on device: 'x.npz'" in capsys.readouterr().err
+
+
+def orphan(pipe):
+    worker = FORK.Process(target=watched, args=(pipe,))
+    worker.start()
+    pipe.send(worker.pid)
+    time.sleep(60)
+
+
+def watched(pipe):
+    signals.end_with_parent()
+    time.sleep(60)
+
+
+def test_a_process_ends_soon_after_its_parent():
+    here, there = FORK.Pipe()
+    parent = FORK.Process(target=orphan, args=(there,))
+    parent.start()
+    worker = here.recv()
+    time.sleep(0.2)
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{worker}/stat") as f:
+                if f.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except OSError:
+            return
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("it lives on")
