@@ -30,6 +30,11 @@ def resolve_test_dataset(name: str | os.PathLike) -> Path:
 
     Raises:
         InputError: neither is a folder; the message names both places.
+
+    Example:
+        >>> from cba_fast.data import resolve_test_dataset
+        >>> resolve_test_dataset("CUB_200_2011").as_posix()
+        'CUB_200_2011'
     """
     tried = list(dict.fromkeys([Path("datasets") / name, Path(name)]))
     for path in tried:
@@ -69,6 +74,14 @@ def open_image_set(
             line is malformed, ids are duplicate or missing in one of the files, `metadata_root` is
             the folder of another split or data set, not one image of the set exists, or a link
             leads out of the data folder.
+
+    Example:
+        >>> from cba_fast.data import open_image_set
+        >>> images = open_image_set("CUB_200_2011", split="test")
+        >>> len(images), images.kind
+        (6, 'cub')
+        >>> images.records[0].image_id, images.records[0].label
+        ('001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.jpg', 0)
     """
     root = Path(root)
     if not root.is_dir():

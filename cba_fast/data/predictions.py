@@ -30,6 +30,11 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
         InputError: the file is not readable or has no header, an image has no classes or is given
             twice, or a class is no integer from 0 to 2**31 - 1; the message names file, line (or
             image) and value.
+
+    Example:
+        >>> from cba_fast.data import read_predictions
+        >>> list(read_predictions("predictions.csv").values())
+        [[1, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 0]]
     """
     path = Path(path)
     text = read_text(path)
@@ -52,6 +57,12 @@ def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequenc
 
     Raises:
         OSError: the file cannot be written.
+
+    Example:
+        >>> from cba_fast.data import read_predictions, write_predictions
+        >>> write_predictions("ranked.json", {"001.Wren/1.jpg": [3, 0, 7]})
+        >>> read_predictions("ranked.json")
+        {'001.Wren/1.jpg': [3, 0, 7]}
     """
     lists = {image_id: [int(c) for c in classes] for image_id, classes in predictions.items()}
     if Path(path).suffix.lower() == ".json":

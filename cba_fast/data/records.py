@@ -77,7 +77,13 @@ class ImageSet(Short):
 
 
 def map_name(image_id: str) -> str:
-    """Return the score map's name of an image id: ``<parent>/<name up to its first dot>.npy``."""
+    """Return the score map's name of an image id: ``<parent>/<name up to its first dot>.npy``.
+
+    Example:
+        >>> from cba_fast.data import map_name
+        >>> map_name("images/001.Wren/Wren_1.a.jpg")
+        '001.Wren/Wren_1.npy'
+    """
     folder, _, name = image_id.rpartition("/")
     stem = name.split(".", 1)[0]
     return f"{folder.rpartition('/')[2]}/{stem}.npy" if folder else f"{stem}.npy"
@@ -120,6 +126,14 @@ def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[s
     Raises:
         InputError: the rule is "study" and two images would write the same map (the message names
             both images and the map), or there is no such rule.
+
+    Example:
+        >>> from cba_fast.data import map_names, open_image_set
+        >>> records = open_image_set("CUB_200_2011").records
+        >>> map_names(records)[0]
+        '001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy'
+        >>> map_names(records, "official")[0]
+        '001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.jpg.npy'
     """
     if rule not in (None, *MAP_NAMES):
         raise InputError(f"`map_names` is {rule!r}, not one of {', '.join(MAP_NAMES)}")

@@ -26,6 +26,16 @@ class Partial:
         output: the file that the run will write; the arrays are in ``.<name>.partial.npz`` beside
             it.
         interval_s: least seconds between two writes (:meth:`save` with ``force`` writes at once).
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import Partial
+        >>> partial = Partial("sizes.npy")
+        >>> partial.load() is None
+        True
+        >>> partial.save(lambda: {"sizes": np.arange(3)}, force=True)
+        >>> Partial("sizes.npy").load()["sizes"]
+        array([0, 1, 2])
     """
 
     def __init__(self, output: str | os.PathLike, *, interval_s: float = 5.0):

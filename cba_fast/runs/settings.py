@@ -346,6 +346,9 @@ class ReportConfig:
     colormap: Literal["viridis", "jet"] = setting(
         "viridis", "Colours of the heatmaps; jet is that of the study's figures."
     )
+    sheet_images: Positive = setting(
+        6, "Images of each kind in the contact sheets of `sheets`, such as 10."
+    )
     num_resamples: Annotated[int, Range(2)] = setting(
         SCORE_RESAMPLES, "Resamples of the images for the intervals.", option="bootstrap"
     )

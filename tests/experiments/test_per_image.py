@@ -71,8 +71,13 @@ def rows_of(path):
 
 
 def test_one_command_measures_correlates_and_answers(here, capsys):
-    done = run(capsys, write(), "--save_fig", "mine.png")
+    done = run(capsys, write(), "--save_fig", "mine.pdf", "--tables", "t")
     assert done.status == 0, done.err
+    assert Path("mine.pdf").read_bytes().startswith(b"%PDF")
+    tables = ("means", "correlations", "correlations_by_model")
+    assert {p.name for p in Path("t").iterdir()} == {
+        f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")
+    }
     rows = rows_of("out/per_image.csv")
     assert [r["model"] for r in rows] == ["rep"] * 10 + ["flex"] * 10
     assert list(rows[0]) == ["model", "family", "image_id", *COLUMNS]
@@ -87,7 +92,7 @@ def test_one_command_measures_correlates_and_answers(here, capsys):
     for line in found["answer"]:
         assert line in done.out
     assert "2 models allow no correlation of their means" in done.out
-    for picture in ("out/scatter.png", "out/forest.png", "mine.png"):
+    for picture in ("out/scatter.png", "out/forest.png", "mine.pdf"):
         assert Path(picture).stat().st_size > 0
 
 
@@ -301,7 +306,7 @@ def test_images_without_a_box_are_left_out_and_counted(here, capsys):
         target = here / "flat" / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
-    done = run(capsys, write(test_dataset="flat", cub_root="cub"), "--num_samples", 11)
+    done = run(capsys, write(test_dataset="flat", cub_root="cub", follow_links=True), "--num_samples", 11)
     assert done.status == 0, done.err
     found = json.loads(Path("out/per_image.json").read_text())["images"]
     assert (found["drawn"], found["missing_file"]) == (11, 0)
