@@ -3,9 +3,10 @@
 A file is written under a temporary name and renamed. That is enough for a killed process, because
 the kernel keeps what was written. After a power failure or a crash of the kernel a renamed file may
 be empty, so files that vouch for others or hold hours of work are *durable*: they are on the disk
-(``fsync`` of the file, then of its folder) before the call returns. SYNC_COST
-Maps and overlays, thousands of small files, are not: a run that goes on looks at their sizes or
-ends instead, and makes those anew that are not whole.
+(``fsync`` of the file, then of its folder) before the call returns. On a virtual disk with ext4
+that takes 16 to 20 ms for a file of 4 KiB, which is written in 0.1 to 4 ms else, and 24 ms for a
+map of 1 MiB: a quarter of an hour for 50,000 maps. So maps and overlays are not durable. A run that
+goes on looks at their sizes or ends instead, and makes those anew that are not whole.
 """
 
 import contextlib
@@ -233,7 +234,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        key = next(k for k, _ in pairs if k in seen or seen.add(k))
+        key = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {key!r} is given twice")
     return found
 

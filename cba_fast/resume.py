@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import __version__, files, locks
 from .errors import InputError
@@ -123,7 +123,7 @@ def _input_change(name: str, was: dict | None, now: dict | None) -> list[str]:
 
 
 def _path(fingerprint: dict | None) -> str | None:
-    return fingerprint and fingerprint.get("path", "a list")
+    return fingerprint.get("path", "a list") if fingerprint else None
 
 
 def _flat(settings: dict) -> dict:
@@ -236,7 +236,7 @@ class Outputs:
         self._remove_leftovers(old)
         return kept
 
-    def finish(self, **result) -> None:
+    def finish(self, **result: object) -> None:
         """Note in the record that the run has ended, and the result that later calls repeat."""
         files.write_json(self.record, {**self.description, "result": result})
         self._remove_partial()
@@ -306,7 +306,7 @@ class Outputs:
         """Return the record that is there, or None; one that is not of cba_fast is refused."""
         if not self.record.is_file():
             return None
-        record = files.read_json(self.record)
+        record: Any = files.read_json(self.record)
         if not is_record(record):
             raise InputError(f"{self.record}: not a record of this version of cba_fast")
         return record

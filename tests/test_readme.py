@@ -88,3 +88,13 @@ def test_commands_are_found():
     text = "```\ncba-fast info --json\ncba-fast evaluate \\\n    --weights w.pth\n```\n"
     assert commands_of(text) == ["cba-fast info --json", "cba-fast evaluate      --weights w.pth"]
     assert len(commands_of((ROOT / "docs" / "reproduction.md").read_text())) == 8
+
+
+def test_a_summary_has_commands_but_no_heading_for_what_has_no_rival():
+    machine = {"cpu": "C", "isa": "avx2", "threads": 2, "versions": {"torch": "2"}}
+    scale = {"bench": "scale", "case": "9 maps", "machine": machine}
+    assert summary([scale]) == ""
+    run = {"bench": "throughput", "case": "maps", "model": "m", "precision": "fp32"}
+    made = summary([scale, run | {"times_as_fast": 0.9, "machine": machine}])
+    assert "| `cba-fast generate-heatmap`, m, fp32, 2 threads | the study's scripts | 1 |" in made
+    assert made.rstrip().endswith("| 0.90 | 1 |")

@@ -192,7 +192,7 @@ def _model_colors(count: int) -> list:
     from matplotlib import colormaps
 
     if count <= 10:
-        return list(colormaps["tab10"].colors[:count])
+        return list(colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]
     return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 

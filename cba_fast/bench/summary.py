@@ -25,23 +25,26 @@ def summary(records: Iterable[dict]) -> str:
         where = record["machine"]
         key = (where["cpu"], where["isa"], where["versions"]["torch"])
         machines.setdefault(key, []).append(record)
-    return "\n".join(_machine(key, group) for key, group in machines.items())
+    parts = [_machine(key, group) for key, group in machines.items()]
+    return "\n".join(part for part in parts if part)
 
 
 def _machine(key: tuple, records: list[dict]) -> str:
     cpu, isa, torch = key
     found: dict[tuple[str, str], list[float]] = {}
+    networks = [row for record in records for row in _network_rows(record)]
     for what, rival, ratio in (row for record in records for row in _rows(record)):
         found.setdefault((what, rival), []).append(ratio)
+    if not found and not networks:
+        return ""
     lines = [f"**{cpu}, {isa}, PyTorch {torch}**", ""]
     if found:
         head = ("what", "against", "cases", "ratio: mean (lowest to highest)", "worse in")
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [_row(*what, values) for what, values in found.items()]
         lines.append("")
-    networks = [row for record in records for row in _network_rows(record)]
     if networks:
-        head = ("network", *_FORMS, "`cba_fast`", "ratio to the best")
+        head = ("network", *_FORMS, "cba_fast", "ratio to the best")
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *networks, ""]
     return "\n".join(lines)
 
@@ -61,27 +64,30 @@ def _number(ratio: float) -> str:
 def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
     """Yield what was measured, its rival and the ratio, for each comparison of a record."""
     threads = record["machine"]["threads"]
-    bench, direction = record["bench"], record["direction"]
+    bench, direction = record["bench"], record.get("direction")
     where = f"{threads} thread{'s' * (threads > 1)}"
     if bench == "box_sweep" and "official_ms" in record:
         contours = "largest contour" if direction == "largest" else "all contours"
         what = f"MaxBoxAcc of a map, all thresholds, {contours}, {where}"
         yield what, "official algorithm, OpenCV", record["speedup"]
     elif bench == "dwconv":
-        what = f"depthwise convolution, {_DIRECTIONS[direction]}, {record['dtype']}"
-        for name, layout in (("best", "contiguous"), ("best_channels_last", "channels_last")):
-            if name in (found := ratios(record)):
-                yield f"{what}, {layout}, {where}", _TORCH, found[name]
+        what = f"depthwise convolution, {_DIRECTIONS[direction]}, {record['dtype']}, {where}"
+        found = ratios(record)  # both layouts are cases
+        yield from ((what, _TORCH, found[n]) for n in ("best", "best_channels_last") if n in found)
     elif bench == "memory":
         kib = record["kib"]
-        what = f"peak memory of that, {_DIRECTIONS[direction]}, channels_last"
-        yield what, "`conv2d`, channels_last", kib[CL] / kib[OURS_CL]
+        what = "peak memory of the convolution, all directions"
+        yield what, "`torch.nn.Conv2d`, channels_last", kib[CL] / kib[OURS_CL]
     elif bench == "erf" and "torch, sorted" in record.get("speedup", {}):
         ratio = record["speedup"]["torch, sorted"]
         yield f"ERF size of given gradients, {where}", "`torch.sort`", ratio
     elif bench == "methods":
         what = f"{direction} maps of {record['case']}, {where}"
         yield what, "pytorch-grad-cam", record["speedup"]["ours"]
+    elif bench == "throughput" and "times_as_fast" in record:
+        command = {"maps": "generate-heatmap"}.get(record["case"], record["case"])
+        what = f"`cba-fast {command}`, {record['model']}, {record['precision']}, {where}"
+        yield what, "the study's scripts", record["times_as_fast"]
 
 
 _FORMS = {

@@ -141,7 +141,7 @@ def type_of(found: Declared) -> click.ParamType | type:
     return PATH if found.kind is Path else found.kind
 
 
-def config_option(config: type, name: str, called: str | None = None, **changes: Any) -> Callable:
+def config_option(config: Any, name: str, called: str | None = None, **changes: Any) -> Callable:
     """Return the decorator of the option for one field of a config class.
 
     Args:
@@ -204,7 +204,7 @@ def config_options(
     return decorate
 
 
-def comma_lists(config: type, *names: str) -> dict[str, dict]:
+def comma_lists(config: type, *names: str) -> dict[str, Any]:
     """Return `changes` for `config_options`: these settings may be given as ``--x a,b``, too."""
     return {name: {"type": str, "callback": _parser(declared(config)[name])} for name in names}
 
@@ -281,7 +281,7 @@ def family_options() -> Callable:
 
 
 def data_options(
-    default: str = "sample_data", without: tuple[str, ...] = (), **changes: dict
+    default: str = "sample_data", without: tuple[str, ...] = (), **changes: Any
 ) -> Callable:
     """Which images: hands over `data_config`, with the options of all fields but `without`."""
     changes["test_dataset"] = {"default": default}
@@ -298,6 +298,16 @@ def resolved(
     click.echo(found.line, err=True)
     warn([found.warning] if found.warning else [])
     return found.model, found.data
+
+
+def tell_advice(model_config: ModelConfig, data_config: DataConfig, run_config: RunConfig) -> None:
+    """Tell, before a run on a CPU, whether compiling pays, if `cba-fast bench` has timed it."""
+    from ..bench.advice import advice
+    from ..runs.runtime import Runtime
+
+    found = advice(model_config, data_config, run_config)
+    if found and Runtime.of(run_config).device.type == "cpu":
+        click.echo(f"compute: {with_flags(found)}", err=True)
 
 
 def run_options(batch_size: int = RunConfig.batch_size, with_compile: bool = False) -> Callable:

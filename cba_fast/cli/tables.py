@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.cells import cell_len
@@ -35,7 +36,7 @@ def print_tables(*tables: Table, width: int) -> None:
     broken over two lines. Names are printed as they are: rich would take "[x]" for a style and
     ":x:" for a picture.
     """
-    plain = {"markup": False, "emoji": False}
+    plain: dict[str, Any] = {"markup": False, "emoji": False}
     console = Console(**plain)
     if not console.is_terminal:  # rich would assume 80 columns, and break names and figures
         console = Console(width=width, **plain)

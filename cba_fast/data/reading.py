@@ -269,8 +269,9 @@ def read_batches(
         report: gets the failed and truncated images.
         num_workers: processes that read images; 0 reads in this thread.
         threads: let threads of this process read, instead of processes. They need not send what
-            they read, which costs 3 to 4 ms for an image of 1 MB, and share Python's interpreter,
-            so that few of them gain. PyTorch should not compute in the data set's items.
+            they read (1 MB took 3 to 4 ms of a busy machine's processor), but share Python's
+            interpreter, so that few of them gain. The data set's items should not use PyTorch to
+            compute.
         device: where the images go.
         memory_format: memory format of the image batches.
         finish: the rest of the preprocessing, applied to each batch on `device`.

@@ -5,6 +5,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class Partial:
         """Store what `arrays` returns, unless the last write was less than `interval_s` ago."""
         if not force and time.monotonic() - self._last < self.interval_s:
             return
+        named: dict[str, Any] = arrays()
         with atomic_path(self.path) as tmp:
-            np.savez(tmp, **arrays())
+            np.savez(tmp, **named)
         self._last = time.monotonic()

@@ -1,12 +1,14 @@
 """``collect-erf-wsol --engine ray``: the experiments of a plan on the machines of a Ray cluster."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from .. import locks
 from ..runs.cluster.pool import Log, connected, spoken
 from ..runs.settings import ClusterConfig
 from .collect import Collecting, Engine, Outcome, failed, kept, run_step
 from .plan import Plan
-from .progress import RUN, Step
+from .progress import RUN, Step, result_path
 
 
 def on_cluster(config: ClusterConfig) -> Engine:
@@ -24,7 +26,7 @@ def on_cluster(config: ClusterConfig) -> Engine:
         if not todo:
             return
         with connected(config, run.log) as pool:
-            started, trained = {}, {}
+            started, trained = {}, dict[str | None, Any]()
             for label, step in todo:
                 s = step.experiment.settings
                 name = s.training().exp_name if s.weight_path is None else None
@@ -51,4 +53,6 @@ def _on_worker(
     `first` is what the experiment returned that trains for this one, too.
     """
     run = Collecting(plan, overwrite, log, spoken(log), first[1] if first else {})
-    return run_step(run, step), run.trained
+    # A worker of a run that was killed may still be at it, for seconds.
+    with locks.waiting(result_path(plan, step.experiment.name)):
+        return run_step(run, step), run.trained

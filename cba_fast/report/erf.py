@@ -106,7 +106,7 @@ def _add_map(found: RunErf, path: Path, array: np.ndarray) -> None:
 
 def _flat(settings: Mapping[str, object]) -> dict[str, object]:
     """Return settings with those of an inner mapping under ``outer.inner``."""
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in settings.items():
         inner = value.items() if isinstance(value, dict) else ()
         flat |= {f"{key}.{k}": v for k, v in inner} if inner else {key: value}

@@ -154,7 +154,7 @@ def predict_boxes(
             scale = np.array([*size, *size]) / [*shape, *shape]
             out.without_contour += not boxes.any()
             for box in (boxes * scale).tolist():
-                out.boxes.append(PredictedBox(image_id, *box, *size, t))
+                out.boxes.append(PredictedBox(image_id, *box, *size, t))  # type: ignore[call-arg]
     if out.without_contour:
         count = counted(out.without_contour, "map")
         out.notes.append(f"{count} without a pixel above the threshold: the box is 0, 0, 0, 0")

@@ -96,7 +96,7 @@ class Trainer:
         torch.manual_seed(plan.model_seed)
         self.model.train()
         started = time.perf_counter()
-        losses, hits, counts, lr = [], [], [], 0.0
+        losses, hits, counts, lr = list[Tensor](), list[Tensor](), list[int](), 0.0
         batches = self._train.batches(plan.batches, plan.seeds)
         for batch in progress(batches, len(plan.batches)) if progress else batches:
             if batch.pixels is None:

@@ -96,7 +96,7 @@ def command(
 def _measure_sizes(used, config, output, save_map, save_fig, options) -> None:
     from ...runs.erf.sizes import as_rows, compute_sizes
 
-    found = compute_sizes(
+    found = compute_sizes(  # type: ignore[call-arg]
         *used, config, output, save_map=save_map, progress=bar("ERF sizes"), **options
     )
     warn(found.notes)

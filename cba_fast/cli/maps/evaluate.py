@@ -24,6 +24,7 @@ from ..options import (
     run_options,
     sheets_option,
     tables_option,
+    tell_advice,
     threshold_from_option,
 )
 from ..progress import bar, warn
@@ -93,6 +94,7 @@ def command(
     from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
+    tell_advice(model_config, data_config, run_config)
     used = {
         "model": settings(model_config),
         "data": settings(data_config, map_config.at(data_config.input_size)),

@@ -1,6 +1,6 @@
 """Plot localization against the ERF along the changes of a network."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...analysis.plots import make_figure
 from .answer import KINDS
@@ -71,11 +71,19 @@ def _line(ax: "Axes", kind: str, rows: list[Row], metric: str, start: tuple) -> 
     line = [start[0], *x], [start[1], *y]
     ax.plot(*line, "-", color=color, lw=2 if kind == "outer" else 1.2, alpha=0.6, zorder=2)
     for row, a, b in zip(rows, x, y, strict=True):
-        bars = {"xerr": _bar(row, metric, a, start[0]), "yerr": _bar(row, BOX, b, start[1])}
+        bars: dict[str, Any] = {
+            "xerr": _bar(row, metric, a, start[0]),
+            "yerr": _bar(row, BOX, b, start[1]),
+        }
         ax.errorbar(a, b, fmt="none", ecolor=color, elinewidth=0.9, alpha=0.5, zorder=2, **bars)
         ax.plot(a, b, marker, color=color, mec="w", mew=0.6, ms=11, zorder=above)
         if row.setting.radius is not None:
-            text = {"ha": "center", "va": "center_baseline", "fontsize": 7, "color": "w"}
+            text: dict[str, Any] = {
+                "ha": "center",
+                "va": "center_baseline",
+                "fontsize": 7,
+                "color": "w",
+            }
             ax.text(a, b, str(row.setting.radius), zorder=above + 0.5, clip_on=True, **text)
     ax.plot([], [], f"-{marker}", color=color, label=KINDS[kind])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ..evaluate import EvaluateResult, evaluate
 from ..ranks import Ranks
@@ -16,10 +16,12 @@ Value = TypeVar("Value")
 class _Part(Ranks):
     """A worker's part of a run, which notes what it found for the process that merges.
 
-    The parts do not wait for each other, so one that dies is computed again alone.
+    The parts do not wait for each other, so one that dies is computed again alone. Each leads: what
+    the first process would find out for all, it finds out for itself.
     """
 
     noted: list = field(default_factory=list)
+    leads: ClassVar[bool] = True
     alone: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 
@@ -52,7 +54,7 @@ def evaluate_in_shards(
     *,
     scored: Callable[[EvaluateResult], None] | None = None,
     log: Log = print,
-    **options,
+    **options: Any,
 ) -> EvaluateResult:
     """Evaluate on a Ray cluster, with the result of one process of as many threads as `cpus`.
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -112,7 +113,7 @@ def compute_sizes(
             found.map = read_array(save_map)
     else:
         partial = Partial(output)
-        options = {"with_map": save_map is not None, "checkpoint": checkpoint}
+        options: dict[str, Any] = {"with_map": save_map is not None, "checkpoint": checkpoint}
         found = measure_sizes(model, records, data, run, config, partial, progress, **options)
         write_npy(output, found.sizes)
     if save_map is not None:
@@ -179,8 +180,11 @@ def measure_sizes(
     walk.partial = partial
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
-    where = {"layer": one_layer(config.layer, model), "point": point_of(config.point)}
-    options = {"with_map": with_map, "checkpoint": level}
+    where: dict[str, Any] = {
+        "layer": one_layer(config.layer, model),
+        "point": point_of(config.point),
+    }
+    options: dict[str, Any] = {"with_map": with_map, "checkpoint": level}
     try:
         with run.autocast():
             found = measure_erf_sizes(model, walk, p, config.score, **where, **options)
