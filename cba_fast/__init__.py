@@ -7,14 +7,18 @@ list: ``errors``, ``files``, ``shapes``, ``short``, ``resume``, ``reference``, `
 """
 
 import importlib
+from typing import Any
 
-__version__ = "0.1.0"
+try:
+    from ._version import __version__  # written by the installation, from the tags of git
+except ImportError:
+    __version__ = "0+unknown"  # a checkout on PYTHONPATH
 
 _LAZY = ("ops", "nn", "models", "data", "wsol", "erf", "errors", "files")
 _FUNCTIONS = ("accelerate", "restore")  # of `nn`
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _FUNCTIONS:
@@ -24,5 +28,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY, *_FUNCTIONS, "tune"])

@@ -22,7 +22,7 @@ from .files import fitting_name
 try:
     import fcntl
 except ImportError:  # a platform without such locks
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _descriptors: set[int] = set()

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 LONG = 100  # the most characters in one line
 
@@ -18,7 +18,7 @@ class Short:
     figures: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
-        names = (*self.figures, *(f.name for f in fields(self)))
+        names = (*self.figures, *(f.name for f in fields(self)))  # type: ignore[arg-type]
         return call(type(self).__name__, {name: getattr(self, name) for name in names})
 
 
@@ -31,7 +31,7 @@ def call(name: str, values: Mapping[str, object]) -> str:
     return f"{name}(\n" + textwrap.indent(",\n".join(parts), "  ") + "\n)"
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """Return the repr of a value, or a short description of it where the repr is long."""
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):  # an array or a tensor
         return f"<{tuple(value.shape)} {value.dtype}>"

@@ -43,7 +43,7 @@ class Profile:
     def _turn(self) -> None:
         """Give the time since the last change of stage to the stage that the run is in."""
         now = time.perf_counter()
-        self.seconds[self._stack[-1]] += now - self._since
+        self.seconds[self._stack[-1]] += now - self._since  # type: ignore[assignment]
         self._since = now
 
     @contextmanager
@@ -67,7 +67,7 @@ class Profile:
     def add_beside(self, name: str, seconds: float) -> None:
         """Add what another thread or process spent in a stage."""
         with self._lock:
-            self.beside[name] += seconds
+            self.beside[name] += seconds  # type: ignore[assignment]
 
     def to_json(self) -> dict:
         """Return ``seconds``, the whole, and those of the stages, the longest first."""
@@ -130,4 +130,4 @@ def staged(name: str, items: Iterable[Item]) -> Iterator[Item]:
             item = next(source, end)
         if item is end:
             return
-        yield item
+        yield item  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .stages import stage
 
@@ -57,7 +57,7 @@ class Crew:
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def give(self, work: Callable, *args) -> None:
+    def give(self, work: Callable, *args: Any) -> None:
         """Let a thread call ``work(*args)``."""
         self._waiting.append(self._pool.submit(work, *args))
 

@@ -214,7 +214,7 @@ def correlate(
     contrasts = []
     if contrast is not None:
         first, second = (asked.questions.index(q) for q in contrast)
-        contrasts = [run.contrast(i, *level, first, second) for i, level in enumerate(levels)]
+        contrasts = [run.contrast(i, *level, first, second) for i, level in enumerate(levels)]  # type: ignore[call-arg]
     return Correlations(
         outcome,
         relations,
@@ -276,14 +276,14 @@ class _Run:
             ]
         r2 = self._value(self.estimate[at, k], self.draws[:, at, k], 2, reason)
         chance = None if reason else len(question.xs) / left
-        return Relation(level, model, question, *signed, r2, chance, reason)
+        return Relation(level, model, question, *signed, r2, chance, reason)  # type: ignore[call-arg]
 
     def contrast(self, at: int, level: str, model: str | None, first: int, second: int) -> Contrast:
         """Return the adjusted r2 of question `second` minus that of question `first`."""
         pair = [self.asked.questions[k] for k in (first, second)]
         left = [self._left(at, level, q) for q in pair]
         if any(n <= len(q.xs) for n, q in zip(left, pair)):
-            return Contrast(level, model, *pair, Value(None, None, None))
+            return Contrast(level, model, *pair, Value(None, None, None))  # type: ignore[call-arg]
         adjusted = [
             [
                 1 - (1 - r2) * n / (n - len(q.xs))
@@ -292,7 +292,7 @@ class _Run:
             for k, q, n in zip((first, second), pair, left)
         ]
         own, draws = (b - a for a, b in zip(*adjusted))
-        return Contrast(level, model, *pair, self._value([own], draws[:, None], 0, False))
+        return Contrast(level, model, *pair, self._value([own], draws[:, None], 0, False))  # type: ignore[call-arg]
 
     def _left(self, at: int, level: str, question: Question) -> int:
         """Return the degrees of freedom that means and controls leave."""
@@ -330,10 +330,23 @@ def _between_models(
         x = question.xs[0]
         if len(question.xs) > 1 or question.given or not {x, outcome} <= varying:
             continue
-        test = stats.pearsonr(means[x], means[outcome])
-        low = high = None
-        if m > 3:
-            interval = test.confidence_interval(confidence)
-            low, high = float(interval.low), float(interval.high)
-        found.append(BetweenModels(x, float(test.statistic), low, high, float(test.pvalue), m))
+        found.append(between_models(x, means[x], means[outcome], confidence))
     return found
+
+
+def between_models(
+    name: str, x: np.ndarray, y: np.ndarray, confidence: float = CONFIDENCE
+) -> BetweenModels:
+    """Correlate two figures of at least three models, which are taken as a sample of models.
+
+    Args:
+        name: of `x`.
+        x, y: (M,), neither of them constant.
+        confidence: of the interval.
+    """
+    test = stats.pearsonr(x, y)
+    low = high = None
+    if len(x) > 3:
+        interval = test.confidence_interval(confidence)
+        low, high = float(interval.low), float(interval.high)
+    return BetweenModels(name, float(test.statistic), low, high, float(test.pvalue), len(x))

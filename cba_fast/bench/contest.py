@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 QUICK = 0.1  # seconds; longer calls need no untimed call before, which warms the caches
 
@@ -59,7 +60,7 @@ class Contest:
         self.functions = dict(functions)
         self.seconds, self.most = seconds, most
         self.samples: dict[str, list[float]] = {name: [] for name in self.functions}
-        self.results: dict[str, object] = {}
+        self.results: dict[str, Any] = {}
         self._last: dict[str, float] = {}
         for name, function in self.functions.items():
             start = time.perf_counter()

@@ -118,7 +118,7 @@ def _models(models: Models, cases: Sequence) -> Sequence[str | nn.Module]:
     return [models] if isinstance(models, str | nn.Module) else models
 
 
-def seconds_for(models, cases: Sequence, seconds: float | None) -> float:
+def seconds_for(models: Models, cases: Sequence, seconds: float | None) -> float:
     """Return the time for these models and cases (see `tune`)."""
     return seconds or SECONDS_PER_MODEL * len(_models(models, cases)) or math.inf
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from multiprocessing.pool import Pool
 
 import torch
 
@@ -29,7 +30,7 @@ def compiled_ahead(jobs: Iterable[Job], device: torch.device) -> Iterator[Job]:
         yield from in_chunks(iter(jobs), device, pool)
 
 
-def in_chunks(jobs: Iterator[Job], device: torch.device, pool) -> Iterator[Job]:
+def in_chunks(jobs: Iterator[Job], device: torch.device, pool: Pool) -> Iterator[Job]:
     """Yield the jobs, a chunk at a time after `pool` has compiled it, if that takes no minutes."""
     helps = True
     while chunk := list(islice(jobs, CHUNK)):

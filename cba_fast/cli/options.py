@@ -141,7 +141,7 @@ def type_of(found: Declared) -> click.ParamType | type:
     return PATH if found.kind is Path else found.kind
 
 
-def config_option(config: type, name: str, called: str | None = None, **changes: Any) -> Callable:
+def config_option(config: Any, name: str, called: str | None = None, **changes: Any) -> Callable:
     """Return the decorator of the option for one field of a config class.
 
     Args:
@@ -204,7 +204,7 @@ def config_options(
     return decorate
 
 
-def comma_lists(config: type, *names: str) -> dict[str, dict]:
+def comma_lists(config: type, *names: str) -> dict[str, Any]:
     """Return `changes` for `config_options`: these settings may be given as ``--x a,b``, too."""
     return {name: {"type": str, "callback": _parser(declared(config)[name])} for name in names}
 
@@ -281,7 +281,7 @@ def family_options() -> Callable:
 
 
 def data_options(
-    default: str = "sample_data", without: tuple[str, ...] = (), **changes: dict
+    default: str = "sample_data", without: tuple[str, ...] = (), **changes: Any
 ) -> Callable:
     """Which images: hands over `data_config`, with the options of all fields but `without`."""
     changes["test_dataset"] = {"default": default}
@@ -380,6 +380,33 @@ def threshold_from_option() -> Callable:
 def json_option(help: str = "Write everything to this JSON file.", kind=PATH) -> Callable:
     """Where the results go: hands over `json_path`."""
     return option("--json", "json_path", type=kind, help=help)
+
+
+def tables_option() -> Callable:
+    """Where the tables go, for papers: hands over `tables`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write each table here as CSV, Markdown and LaTeX (booktabs), such as tables."
+    return option("--tables", type=kind, metavar="DIR", help=text)
+
+
+def images_option() -> Callable:
+    """Where the images of stored maps are: hands over `images`."""
+    text = "Folder of the images, below which they lie under their ids; for pictures of a report."
+    text += "  [default: those of --cub_root; else the pictures show the maps alone]"
+    return option("--images", type=PATH, group="Images", help=text)
+
+
+def report_option() -> Callable:
+    """Where a report goes: hands over `report_path`."""
+    text = "Write a page as `report` does: an HTML file, or a folder for report.html."
+    return option("--report", "report_path", type=PATH, metavar="FILE|DIR", help=text)
+
+
+def sheets_option() -> Callable:
+    """Where contact sheets go: hands over `sheets`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write pictures of the best, worst and most changed images here, such as sheets."
+    return option("--sheets", type=kind, metavar="DIR", help=text)
 
 
 def profile_option() -> Callable:

@@ -5,6 +5,7 @@ boxes does not import torch.
 """
 
 import importlib
+from typing import Any
 
 _WHERE = {
     "ImageRecord": "records",
@@ -33,11 +34,11 @@ _WHERE = {
 __all__ = sorted(_WHERE)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

@@ -99,7 +99,7 @@ class _CutInTables(Exception):
 
 def _decode(file) -> tuple[Image.Image, bool]:
     with Image.open(file) as image:
-        supplied = [] if image.format in ("JPEG", "MPO") else None
+        supplied: list[bool] | None = [] if image.format in ("JPEG", "MPO") else None
         if supplied is not None:
             image.load_read = _finishing_reader(image, supplied)
         try:
@@ -118,7 +118,7 @@ def _finishing_reader(image: Image.Image, supplied: list[bool]):
     """
 
     def load_read(count: int) -> bytes:
-        data = image.fp.read(count)
+        data = image.fp.read(count)  # type: ignore[attr-defined]
         if data or supplied:
             return data
         supplied.append(True)

@@ -288,7 +288,7 @@ def _by_id(folder: Path, path: Path, ids: tuple[str, ...], owners: tuple, values
     found = dict(zip(owners, values))
     if len(found) != len(owners):
         seen: set[str] = set()
-        row = next(i for i, owner in enumerate(owners) if owner in seen or seen.add(owner))
+        row = next(i for i, owner in enumerate(owners) if owner in seen or seen.add(owner))  # type: ignore[func-returns-value]
         raise duplicate(path, _line(path, row)[0], repr(owners[row]))
     check_same_ids(folder / "image_ids.txt", dict.fromkeys(ids), path, found)
     return found

@@ -85,10 +85,10 @@ class _StrictInfo(tarfile.TarInfo):
     """A tar header that raises where it is damaged; tarfile alone would end the archive there."""
 
     @classmethod
-    def fromtarfile(cls, tar):
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
         try:
             return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(e)) from e
 
 

@@ -161,7 +161,7 @@ def _bird(kind: Species, rng) -> list[Tube]:
     nape, front = head - (0.03, 0), head + (0.03, 0.01)
     parts.append(_tube(_turn([nape, front], head, nod), [radius, 0.95 * radius], coats["head"]))
     eye = _turn([head + (0.35 * radius, -0.2 * radius)], head, nod)[0]
-    parts += _eye(*eye, 0.028)
+    parts += _eye(*eye, 0.028)  # type: ignore[call-arg]
     wing = _turn([(0.22, -0.04), (-0.05, 0), (-0.32, 0.05), (-0.56, 0.07)], (0.15, -0.04), lift)
     parts.append(_tube(wing, [0.07, 0.15, 0.11, 0.02], coats["wing"], 1.05))
     return parts
@@ -214,7 +214,7 @@ def _hound(kind: Species, rng) -> list[Tube]:
     nose = _turn([snout + (0.02, -0.02), snout + (0.035, -0.01)], head, nod)
     parts.append(_tube(nose, [0.03, 0.025], Coat((0.08, 0.07, 0.07), (0.08, 0.07, 0.07))))
     parts.append(_tube(_turn(ears, head, nod), [0.045, 0.05, 0.01], coats["head"], 0.85))
-    parts += _eye(*_turn([head + (0.055, -0.3 * size)], head, nod)[0], 0.022)
+    parts += _eye(*_turn([head + (0.055, -0.3 * size)], head, nod)[0], 0.022)  # type: ignore[call-arg]
     legs(False)
     return parts
 
@@ -253,7 +253,7 @@ def _lizard(kind: Species, rng) -> list[Tube]:
     parts.append(_tube(face, [0.7 * fat, size, 0.4 * size], coats["head"]))
     for side in (-1, 1):
         eye = _turn([neck + (0.13, side * 0.75 * size)], neck, turn)[0]
-        parts += _eye(*eye, 0.02)
+        parts += _eye(*eye, 0.02)  # type: ignore[call-arg]
     return parts
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def erf_map(
                [0. , 0. , 0. , 0. , 0. ]])
     """
     layers = [layer if features is None else partial(features)]
-    how = {"point": point, "layout": layout, "checkpoint": checkpoint}
+    how: dict[str, Any] = {"point": point, "layout": layout, "checkpoint": checkpoint}
     return _maps(model, images, layers, backend, how)[0]
 
 
@@ -133,7 +133,7 @@ def erf_depth(
 
 
 def _maps(model, images, layers: Sequence, backend: str | None, how: dict) -> list[ErfMap]:
-    total, count, seen, skipped = None, 0, 0, []
+    total, count, seen, skipped = None, 0, 0, list[int]()
     for x in [images] if isinstance(images, Tensor) else images:
         if total is None:
             total, layers = _zeros(layers, x), with_last(model, x, layers)
@@ -206,7 +206,12 @@ def measure_erf_map(
         (4, (64, 64))
     """
     layers = [layer if features is None else partial(features)]
-    how = {"point": point, "layout": layout, "checkpoint": checkpoint, "backend": backend}
+    how: dict[str, Any] = {
+        "point": point,
+        "layout": layout,
+        "checkpoint": checkpoint,
+        "backend": backend,
+    }
     return measure_erf_maps(model, walk, layers, num_images, **how)[0]
 
 
@@ -217,7 +222,7 @@ def measure_erf_maps(
     num_images: int = 50,
     *,
     backend: str | None = None,
-    **how,
+    **how: Any,
 ) -> list[ErfMap]:
     """Return the ERF map of each of `layers` over the first `num_images` usable images.
 

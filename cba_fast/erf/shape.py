@@ -145,6 +145,36 @@ def shape_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(sum(wasserstein_distance(x[0], y[0], x[1], y[1]) for x, y in pairs))
 
 
+def radial_profile(erf: np.ndarray) -> np.ndarray:
+    """Return the mean of an ERF map over rings of one pixel around its central pixel.
+
+    Ring r holds the pixels whose distance from (H // 2, W // 2), rounded, is r.
+
+    Args:
+        erf: (H,W), non-negative and not zero everywhere.
+
+    Returns:
+        (R,) float64, r from 0 to min(H, W) // 2.
+
+    Raises:
+        ValueError: `erf` is no ERF map.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import radial_profile
+        >>> erf = np.zeros((5, 5))
+        >>> erf[2, 2], erf[2, 3] = 4.0, 8.0
+        >>> radial_profile(erf).tolist()
+        [4.0, 1.0, 0.0]
+    """
+    erf = checked_map(erf)
+    dy, dx = _offsets(erf.shape, tuple(n // 2 for n in erf.shape))
+    ring = np.rint(np.hypot(dy, dx)).astype(int).ravel()
+    last = min(erf.shape) // 2
+    total, count = (np.bincount(ring, w)[: last + 1] for w in (erf.ravel(), None))
+    return total / count
+
+
 def _median(marginal: np.ndarray) -> float:
     """Return where the cumulative sum of a marginal, taken as piecewise linear, is half its total.
 

@@ -1,6 +1,7 @@
 """``collect-erf-wsol --engine ray``: the experiments of a plan on the machines of a Ray cluster."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .. import locks
 from ..runs.cluster.pool import Log, connected, spoken
@@ -25,7 +26,7 @@ def on_cluster(config: ClusterConfig) -> Engine:
         if not todo:
             return
         with connected(config, run.log) as pool:
-            started, trained = {}, {}
+            started, trained = {}, dict[str | None, Any]()
             for label, step in todo:
                 s = step.experiment.settings
                 name = s.training().exp_name if s.weight_path is None else None

@@ -165,8 +165,8 @@ def _run(run: Collecting, experiment: Experiment) -> dict:
     training = _train(run, settings) if settings.weight_path is None else None
     weights = weights_of(settings)
     images = open_images(settings.data()).records
-    found = resume.list_fingerprint((r.image_id, r.path) for r in images)
-    record = record_of(run.plan, experiment, found)
+    listed = resume.list_fingerprint((r.image_id, r.path) for r in images)
+    record = record_of(run.plan, experiment, listed)
     run.log(resolve(settings.model_of(weights), settings.data()).line)
     if settings.compile:
         # PyTorch compiles eight forms of a class of models and runs any later one uncompiled, so

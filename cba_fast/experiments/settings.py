@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import timm
 from pydantic import (
@@ -124,9 +124,13 @@ class _Experiment(BaseModel):
 
     model_config = STRICT
 
+    if TYPE_CHECKING:  # the fields are those of `Settings`
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def unused(self) -> dict[str, str]:
         """Return the keys that mean nothing beside the others, and why."""
-        found = {}
+        found: dict[str, str] = {}
         if self.weight_path is not None:
             found |= dict.fromkeys(TRAINING, "nothing is trained where weight_path is given")
         if self.model_family != "slak_flex":

@@ -6,6 +6,7 @@ hold the kernels. They and Triton are imported at the first call.
 
 import functools
 import importlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _upcast(x: Tensor) -> bool:
 
 
 @functools.cache
-def load(kernel: str):
+def load(kernel: str) -> Any:
     """Return the Triton kernel of that name."""
     module = next(m for prefix, m in _KERNELS.items() if kernel.startswith(prefix))
     return getattr(importlib.import_module(f"cba_fast.kernels.dwconv_gpu.{module}"), kernel)

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
@@ -33,7 +34,7 @@ def build_model(
     alpha: float | None = None,
     beta: float | None = None,
     output_stride: int | None = None,
-    **model_kwargs,
+    **model_kwargs: Any,
 ) -> nn.Module:
     """Build a classifier in evaluation mode, on the CPU in the default dtype.
 

@@ -137,7 +137,7 @@ def described(state: dict[str, Tensor], description: ModelDescription) -> dict[s
     ``load_state_dict`` of any module ignores that description.
     """
     state, metadata = OrderedDict(state), getattr(state, "_metadata", {})
-    state._metadata = OrderedDict(metadata, **{KEY: description.as_json()})
+    state._metadata = OrderedDict(metadata, **{KEY: description.as_json()})  # type: ignore[attr-defined]
     return state
 
 

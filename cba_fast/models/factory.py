@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
     return found
 
 
-def model_from_factory(name: str, num_classes: int | None = None, **arguments) -> nn.Module:
+def model_from_factory(name: str, num_classes: int | None = None, **arguments: Any) -> nn.Module:
     """Return the model that the function `name` makes of `arguments`, on the CPU in float32.
 
     `DataParallel` and `torch.compile` around it are taken off: the commands choose how to run.

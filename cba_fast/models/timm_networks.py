@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -65,7 +66,7 @@ def create_network(
     pretrained: bool = False,
     output_stride: int | None = None,
     input_size: Size = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     """Build timm's model.
 

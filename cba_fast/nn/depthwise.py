@@ -82,7 +82,7 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x)
         return _convolve(x, self.weight, self.bias, self.algorithm)
 
-    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
+    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:  # type: ignore[override]
         """Call `fn` on this module; counters of FLOPs come this way."""
         count_as(DepthwiseConv2d, nn.Conv2d)
         return super().apply(fn)

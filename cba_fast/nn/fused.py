@@ -142,7 +142,9 @@ def fused_conv(
 AT_ONCE = 16 << 20
 
 
-def fused_mlp(first: nn.Module, activation: str, second: nn.Module, x: Tensor, add: Tensor):
+def fused_mlp(
+    first: nn.Module, activation: str, second: nn.Module, x: Tensor, add: Tensor
+) -> Tensor:
     """Return second(activation(first(x))) + add, by `fused_conv`.
 
     Both layers treat each position alone: where the map between them would be large, they take

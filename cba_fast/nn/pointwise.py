@@ -34,7 +34,7 @@ class MapLinear(nn.Linear):
             return super().forward(x)
         return _conv(x, self.weight, self.bias)
 
-    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
+    def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:  # type: ignore[override]
         """Call `fn` on this module; counters of FLOPs come this way."""
         count_as(MapLinear, nn.Linear)
         return super().apply(fn)

@@ -42,7 +42,7 @@ class AccelerateReport(list[str]):
         super().__init__(layer.name for layer in layers if layer.state == "swapped")
         self.layers, self.others = layers, others
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.layers, self.others)
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Backend:
     unavailable: Callable[[], str | None] = lambda: None
     self_check: Callable[[torch.device], None] | None = None
 
-    def reason(self, *args) -> str | None:
+    def reason(self, *args: Any) -> str | None:
         """Return why this backend cannot run for `args`, or None."""
         return self.unavailable() or self.refuses(*args)
 
@@ -76,7 +77,7 @@ class BackendTable:
         self._checked: dict[tuple[str, torch.device], str | None] = {}
         BackendTable.registry[op] = self
 
-    def resolve(self, requested: str | None, *args) -> str:
+    def resolve(self, requested: str | None, *args: Any) -> str:
         """Return the name of the backend to run.
 
         Args:
@@ -109,7 +110,7 @@ class BackendTable:
                 log.info("%s: backend %r not used: %s", self.op, name, reason)
         raise ValueError(f"{self.op}: no backend can run: " + "; ".join(reasons))
 
-    def reason_unless_named(self, name: str, *args) -> str | None:
+    def reason_unless_named(self, name: str, *args: Any) -> str | None:
         """Return why ``backend=None`` does not take the backend `name` for `args`, or None."""
         backend = self.backends[name]
         reason = backend.reason(*args)

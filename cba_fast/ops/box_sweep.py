@@ -325,7 +325,7 @@ def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend)
         iou = _KERNELS[chosen].best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
     else:
         arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
-        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))
+        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))  # type: ignore[call-arg]
     return iou.to(scoremaps.device)
 
 

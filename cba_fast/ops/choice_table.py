@@ -83,7 +83,7 @@ class Call(NamedTuple):
         if dtype not in _KINDS or not _are_dense(image, channels_last):
             return None
         layout = "channels_last" if channels_last else "contiguous"
-        return cls(direction, dtype, layout, *image.shape, *kernel_size)
+        return cls(direction, dtype, layout, *image.shape, *kernel_size)  # type: ignore[call-arg]
 
     def kinds(self, aligned: bool) -> list[str]:
         """Return the names of this call's kind, and of those with fewer images.

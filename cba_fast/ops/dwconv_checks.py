@@ -29,14 +29,14 @@ def _check_like(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(f"{name} is on {value.device}, {other_name} on {other.device}")
 
 
-def kernel_sides(kernel_size) -> list[int]:
+def kernel_sides(kernel_size: int | Sequence[int]) -> list[int]:
     """Return one integer or two as [kh, kw]; raise a `TypeError` for anything else."""
     if isinstance(kernel_size, Sequence):
         return [operator.index(k) for k in kernel_size]
     return [operator.index(kernel_size)] * 2
 
 
-def check_kernel_size(kernel_size) -> None:
+def check_kernel_size(kernel_size: Sequence[int]) -> None:
     """Refuse what is not two odd numbers from 1 to `MAX_KERNEL`."""
     size = tuple(kernel_size)
     if len(size) != 2 or any(k % 2 == 0 or not 1 <= k <= MAX_KERNEL for k in size):

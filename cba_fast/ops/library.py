@@ -63,14 +63,14 @@ def register(
         register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
 
 
-def check_tensors(**arguments) -> None:
+def check_tensors(**arguments: object) -> None:
     """Raise a `TypeError` that names the first argument that is no tensor."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def check_differentiable(op: str, **arguments) -> None:
+def check_differentiable(op: str, **arguments: Tensor) -> None:
     """Refuse arguments that are no tensors or carry a tangent, which the op would drop.
 
     The autograd of an op registered from Python has no forward mode: it returns zeros silently.

@@ -1,6 +1,7 @@
 """Quantization of score maps to bytes, the first step of MaxBoxAcc."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
     return torch.ops.cba_fast.quantize.default(scoremaps, backend_argument(backend))
 
 
-def as_tensor(value, name: str) -> Tensor:
+def as_tensor(value: Any, name: str) -> Tensor:
     """Return a tensor as it is, and an array as a tensor that shares its memory if possible.
 
     Raises:
@@ -70,7 +71,7 @@ def as_tensor(value, name: str) -> Tensor:
         raise TypeError(f"{name} has the dtype {value.dtype}, which cannot be used") from e
 
 
-def as_scoremaps(scoremaps) -> Tensor:
+def as_scoremaps(scoremaps: object) -> Tensor:
     """Return `scoremaps` as a tensor without autograd history, after checking shape and dtype.
 
     Raises:

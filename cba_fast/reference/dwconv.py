@@ -5,7 +5,7 @@ included. Half types are accumulated in float32 and rounded once; float64 is acc
 Each tap costs a pass over the image. Results have no particular memory format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _windows(x: Tensor, kernel_size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+def _windows(x: Tensor, kernel_size: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (i, j, window): what tap (i, j) reads at each output pixel, (N, C, H, W)."""
     kh, kw = kernel_size
     padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))

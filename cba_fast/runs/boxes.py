@@ -154,7 +154,7 @@ def predict_boxes(
             scale = np.array([*size, *size]) / [*shape, *shape]
             out.without_contour += not boxes.any()
             for box in (boxes * scale).tolist():
-                out.boxes.append(PredictedBox(image_id, *box, *size, t))
+                out.boxes.append(PredictedBox(image_id, *box, *size, t))  # type: ignore[call-arg]
     if out.without_contour:
         count = counted(out.without_contour, "map")
         out.notes.append(f"{count} without a pixel above the threshold: the box is 0, 0, 0, 0")
@@ -240,9 +240,11 @@ def _own_threshold(u: np.ndarray, rule: ThresholdRule) -> float:
 def write_boxes(path: Path, predicted: Predictions, settings: dict) -> None:
     """Write boxes as CSV or as COCO JSON, by the suffix of `path`.
 
-    The CSV has the columns of `PredictedBox`. The JSON has COCO's images, annotations (bbox is x,
-    y, width, height, where the width is x1 - x0) and one category; its `info` holds `settings`,
-    versions, and whose pixels the coordinates count.
+    The CSV has the columns of `PredictedBox`. The JSON is a COCO data set: images (`file_name` is
+    the image's id), annotations (bbox is x, y, width, height, where the width is x1 - x0) and one
+    category; its `info` holds `settings`, versions, and whose pixels the coordinates count. It is
+    what FiftyOne imports as a ``COCODetectionDataset``; the list of annotations alone is what
+    pycocotools' ``loadRes`` takes as results.
 
     Raises:
         InputError: another suffix.
@@ -291,6 +293,7 @@ def _coco(boxes: Iterable[PredictedBox]) -> dict:
                 "bbox": [_plain(v) for v in (b.x0, b.y0, w, h)],
                 "area": _plain(w * h),
                 "iscrowd": 0,
+                "score": 1.0,  # readers of results demand one; no box is surer than another
                 "threshold": b.threshold,
             }
         )

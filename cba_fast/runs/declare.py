@@ -70,7 +70,7 @@ def setting(
     return dataclasses.field(default=default, metadata=text)
 
 
-def same(config: type, name: str, **changes: Any) -> Any:
+def same(config: Any, name: str, **changes: Any) -> Any:
     """Declare a field as another config class does; `changes` may give another default."""
     field = config.__dataclass_fields__[name]
     return dataclasses.field(**{"default": field.default, **changes}, metadata=field.metadata)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -260,7 +260,7 @@ def score_images(
     model: nn.Module,
     what: ScoredImages,
     run: Runtime,
-    evaluators: Sequence[TakesMaps],
+    evaluators: Sequence[Any],
     progress: Callable | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Seen, Report]:
@@ -433,7 +433,7 @@ def _erf_summary(
     That is one image at a time and in float32. If it is not possible, the summary is None and a
     note says why, because the scores of the boxes are valid without it.
     """
-    options = {"progress": progress} if progress else {}
+    options: dict[str, Any] = {"progress": progress} if progress else {}
     try:
         found = measure_sizes(model, records, data, run, config, ranks=ranks, **options)
     except RankError:

@@ -113,7 +113,7 @@ def generate_heatmaps(
     kept = len(images) - sum(map(len, todo))
     todo = ranks.mine(todo)
     report = report_on(images.records, run.strict)
-    decoded = {} if overlay else None
+    decoded: dict[int, np.ndarray] | None = {} if overlay else None
     located = iter_localizations(model, images.records, data, runtime, maps, report, todo, decoded)
     # Files of an earlier run are cleared only when the first maps have been made, so that a run
     # that fails at its start does not cost them.

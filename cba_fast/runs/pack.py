@@ -67,8 +67,8 @@ def pack_maps(
     first = read_score_map(np_root / names[0], eval_size, resize, clip)
     settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
     settings["clip"] = clip
-    maps = resume.list_fingerprint((name, np_root / name) for name in names)
-    folder = StoreFolder(store, names, resume.describe(settings, {"maps": maps}), first.shape)
+    inputs = {"maps": resume.list_fingerprint((name, np_root / name) for name in names)}
+    folder = StoreFolder(store, names, resume.describe(settings, inputs), first.shape)
     present = folder.prepare(overwrite)
     todo = {name: np_root / name for name in names if name not in present}
     rows = {name: row for row, name in enumerate(names)}

@@ -6,7 +6,7 @@ from a declaration.
 
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from ..choices import (
     CAM_CURVE_INTERVAL,
@@ -27,6 +27,9 @@ from ..data.preprocessing import STUDY, Preprocessing
 from ..data.records import DEFAULT_SPLIT
 from ..shapes import Size
 from .declare import Count, Positive, PositiveNumber, Range, Seed, Share, same, setting
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class ModelConfig:
         # A factory's name is that of its function.
         return (self.name or self.family or "").rpartition(":")[2]
 
-    def build(self, **options):
+    def build(self, **options: Any) -> "nn.Module":
         """Build the model on the CPU, as it was trained.
 
         Args:
@@ -346,6 +349,9 @@ class ReportConfig:
     colormap: Literal["viridis", "jet"] = setting(
         "viridis", "Colours of the heatmaps; jet is that of the study's figures."
     )
+    sheet_images: Positive = setting(
+        6, "Images of each kind in the contact sheets of `sheets`, such as 10."
+    )
     num_resamples: Annotated[int, Range(2)] = setting(
         SCORE_RESAMPLES, "Resamples of the images for the intervals.", option="bootstrap"
     )
@@ -452,7 +458,7 @@ class InterveneConfig:
     score: Score = same(SizeConfig, "score")
 
 
-def settings(*configs) -> dict:
+def settings(*configs: Any) -> dict:
     """Return the fields of the configs in one dict of JSON values, for manifests and results."""
     merged = {k: v for config in configs for k, v in asdict(config).items()}
     if "split" in merged and merged["split"] is None:

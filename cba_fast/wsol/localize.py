@@ -1,5 +1,7 @@
 """Make score maps by any method, for the commands and for users with their own models."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -199,7 +201,7 @@ def heatmap(
         >>> heatmap(model, torch.randn(2, 3, 64, 96), target=3, method="grad-cam").shape
         torch.Size([2, 64, 96])
     """
-    options = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    options: dict[str, Any] = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     found = localize_on_device(model, x, method=method, target=target, layer=layer, **options)
     found.check(found.facts.cpu().numpy())
     return normalize(found.u)
@@ -251,5 +253,5 @@ def pc1(
         >>> pc1(model, torch.randn(2, 3, 128, 128), map_size=224, pc1_range="clip").shape
         torch.Size([2, 224, 224])
     """
-    more = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
+    more: dict[str, Any] = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     return heatmap(model, x, target, layer, method="pc1", **more)

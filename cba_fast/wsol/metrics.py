@@ -6,6 +6,7 @@ deals to two processes counts once, and the counts are those of a single process
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,12 @@ class _ImageMetric(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    rows: list[Tensor]
+    places: list[Tensor]
 
-    def __init__(self, image_ids: Sequence[str], no_rows: Tensor, missing_as_miss: bool, **kwargs):
+    def __init__(
+        self, image_ids: Sequence[str], no_rows: Tensor, missing_as_miss: bool, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.image_ids, self.missing_as_miss = image_ids, missing_as_miss
         self._place_of = {image_id: n for n, image_id in enumerate(image_ids)}
@@ -79,7 +84,7 @@ class _ImageMetric(Metric):
             self.places = [torch.empty(0, dtype=torch.int64, device=self.device)]
         super()._sync_dist(*args, **kwargs)
 
-    def forward(self, *args, **kwargs) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Add a batch and return its own score (images outside of it do not count as missing)."""
         missing_as_miss, self.missing_as_miss = self.missing_as_miss, False
         try:
@@ -102,9 +107,9 @@ class _BoxMetric(_ImageMetric):
         iou_thresholds: Iterable[float] = V2_IOUS,
         clip: float = 0.0,
         missing_as_miss: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
-        self._options = {
+        self._options: dict[str, Any] = {
             "thresholds": thresholds,
             "cam_curve_interval": cam_curve_interval,
             "iou_thresholds": list(iou_thresholds),
@@ -211,7 +216,7 @@ class PxAP(_ImageMetric):
         cam_curve_interval: float = CAM_CURVE_INTERVAL,
         clip: float = 0.0,
         missing_as_miss: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         empty = PixelEvaluator(masks, cam_curve_interval=cam_curve_interval, clip=clip)
         no_rows = torch.empty((0, *empty.histograms.shape), dtype=torch.int32)

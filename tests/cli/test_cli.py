@@ -82,7 +82,7 @@ def test_many_options_are_grouped(capsys):
     computing = ["Compute", "Options"]
     assert titles("erf-compute") == ["Model", "Images", "ERF", *computing]
     assert titles("generate-heatmap") == ["Model", "Images", "Map", *computing]
-    assert titles("wsol-eval") == ["Map", "Score", *computing]
+    assert titles("wsol-eval") == ["Images", "Map", "Score", *computing]
     assert titles("info") == ["Options"]
 
 

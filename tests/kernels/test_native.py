@@ -1,16 +1,20 @@
 """The compiled core: what it reports, what it refuses, and the rules its sources keep."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import csrc_rules
 import pytest
 import torch
 from click.testing import CliRunner
 
+import cba_fast
 from cba_fast import ops
 from cba_fast.cli.tools.info import command as info
 from cba_fast.kernels import native
@@ -44,6 +48,27 @@ def test_build_info():
     assert built == hasattr(native.load(), "quantize_cuda")
     if not built:
         assert native.cuda_unavailable() == f"no CUDA kernels in this build: {info['cuda_reason']}"
+
+
+def test_the_stub_names_the_arguments_of_the_core():
+    # pybind11 writes signatures into docstrings: name(first: type, second: type = value) -> type
+    core = native.load()
+    stub = ast.parse(Path(cba_fast.__file__).with_name("_C.pyi").read_text()).body
+    functions = [node for node in stub if isinstance(node, ast.FunctionDef)]
+    classes = [node for node in stub if isinstance(node, ast.ClassDef)]
+    public = {name for name in vars(core) if not name.startswith("_")}
+    assert public - {node.name for node in [*functions, *classes]} == set()
+    checked = [(getattr(core, f.name), f) for f in functions if hasattr(core, f.name)]
+    for node in classes:
+        own = getattr(core, node.name)
+        members = [f for f in node.body if isinstance(f, ast.FunctionDef) and not f.decorator_list]
+        checked += [(getattr(own, f.name), f) for f in members]
+    assert len(checked) >= 11
+    for function, node in checked:
+        names = [a.arg for a in node.args.args]
+        said = re.findall(r"[(,] ?(\w+):", function.__doc__.splitlines()[0])
+        if "arg0" not in said:  # its arguments have names in C++
+            assert [n for n in said if n != "self"] == [n for n in names if n != "self"]
 
 
 @pytest.mark.parametrize(

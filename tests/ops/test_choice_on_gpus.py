@@ -99,7 +99,7 @@ def test_what_the_cuda_kernels_refuse(a_gpu, monkeypatch):
 @pytest.mark.parametrize("op", ["depthwise_conv2d", "erf_size", "erf_accumulate", "quantize"])
 def test_gpus_that_the_build_is_not_for(op, a_gpu, monkeypatch):
     image = a_gpu(2, 3, 4, 5, dtype=FP32)
-    args = {"depthwise_conv2d": (image, (3, 3), "auto"), "quantize": (image[:, 0],)}
+    args = {"depthwise_conv2d": (image, (3, 3), "auto"), "quantize": (a_gpu(2, 4, 5, dtype=FP32),)}
     refuses = BackendTable.registry[op].backends["cuda"].refuses
     assert refuses(*args.get(op, (image,))) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))

@@ -208,6 +208,6 @@ def test_three_shards_score_as_one_process(ray, here, capsys):
     assert refused.status == 1
     assert refused.err.splitlines()[-1].startswith("Error: jay/jay_0.v1.jpg: cannot read")
     assert (
-        "--report needs one process"
+        "--report, --tables and --sheets need one process"
         in run_cli(capsys, *args, "--engine", "ray", "--report", "r.html").err
     )

@@ -100,7 +100,7 @@ def measure_map(used, config: ErfMapConfig, output: Path, options):
     """Measure the map of ``(model, images, *configs)``, write it, and print what it tells."""
     from ...runs.erf.maps import compute_map
 
-    found = compute_map(*used, config, output, progress=bar("ERF map"), **options)
+    found = compute_map(*used, config, output, progress=bar("ERF map"), **options)  # type: ignore[call-arg]
     warn(found.notes)
     tell_map(found, output)
     return found

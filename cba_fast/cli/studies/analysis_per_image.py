@@ -7,9 +7,9 @@ import click
 
 from ...choices import CORRELATION_RESAMPLES
 from ...runs.settings import SizeConfig, Statistics
-from ..options import config_option, option, overwrite_option
+from ..options import config_option, option, overwrite_option, tables_option
 from ..progress import bar, continuable, warn
-from ..tables import new_table, print_tables
+from ..tables import new_table, print_tables, save_tables
 
 
 @click.command()
@@ -50,6 +50,7 @@ from ..tables import new_table, print_tables
 )
 @config_option(Statistics, "seed", called="bootstrap_seed")
 @config_option(Statistics, "confidence")
+@tables_option()
 @overwrite_option("resume", "no_resume", help="Measure anew and replace earlier results.")
 def command(
     config: Path,
@@ -62,6 +63,7 @@ def command(
     resamples: int,
     bootstrap_seed: int,
     confidence: float,
+    tables: Path | None,
     overwrite: bool,
 ) -> None:
     """Ask image by image what goes with localization: the ERF size or the feature maps.
@@ -81,6 +83,7 @@ def command(
         write_findings,
     )
     from ...experiments.per_image_sample import draw_sample, load_subjects
+    from ...runs import ranks
     from ...runs.resolve import resolve
 
     if save_fig:
@@ -94,7 +97,7 @@ def command(
     used = {"score": score, "num_samples": subjects[0].settings.num_samples}
     used |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
     outputs = check_findings(output, {**used, "models": [s.name for s in subjects]}, overwrite)
-    models = []
+    models, processes = [], ranks.join()
     for subject in subjects:
         of_model = subject.settings.model_of(subject.weights)
         click.echo(resolve(of_model, subject.settings.data()).line, err=True)
@@ -106,15 +109,18 @@ def command(
                 score=score,
                 overwrite=overwrite,
                 progress=bar(subject.name),
+                ranks=processes,
             )
         models.append(model_columns(subject, sample, found))
         warn(_of_model(subject.name, found.notes))
+    if not processes.leads:
+        return
     findings = find(
         models, sample, num_resamples=resamples, confidence=confidence, seed=bootstrap_seed
     )
     warn(findings.notes)
     answer = answer_lines(findings)
-    _print_tables(findings)
+    _print_tables(findings, tables)
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
@@ -148,7 +154,7 @@ def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, 
     return paths
 
 
-def _print_tables(found) -> None:
+def _print_tables(found, folder: Path | None) -> None:
     from ...analysis.correlations import BETWEEN, POOLED, WITHIN
     from ...experiments.per_image_answer import text_of, title_of
     from ...experiments.per_image_report import COLUMNS, TITLES
@@ -181,7 +187,10 @@ def _print_tables(found) -> None:
             for m in found.models
         ]
         each.add_row(title_of(question), *cells)
-    print_tables(models, related, *([each] if c.num_models > 1 else []), width=200)
+    tables = {"means": models, "correlations": related}
+    tables |= {"correlations_by_model": each} if c.num_models > 1 else {}
+    print_tables(*tables.values(), width=200)
+    save_tables(folder, tables)
 
 
 def _mean(values) -> float:

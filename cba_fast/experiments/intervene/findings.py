@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +187,7 @@ class _Comparison:
             )
         scores = compare(*map(self._evaluator, (a, b)), **self.how)
         for name in (BOX, V2):
-            d = scores.find(name)
+            d: Any = scores.find(name)
             effects[name] = Effect(d.a, d.estimate, d.low, d.high)
         sizes, squares = (
             [_take(getattr(m, name), m.erf_ids, self.erf_ids) for m in (a, b)]
@@ -194,7 +195,7 @@ class _Comparison:
         )
         effects[SIZE] = self._effect(self.erf_counts, *sizes)
         side = self.found.what.data.input_size
-        effects[AREA] = self._effect(self.erf_counts, *squares, lambda s: area_of(s, side))
+        effects[AREA] = self._effect(self.erf_counts, *squares, lambda s: area_of(s, side))  # type: ignore[call-arg]
         return effects
 
     def _evaluator(self, m: Measured):

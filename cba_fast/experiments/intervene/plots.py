@@ -1,6 +1,6 @@
 """Plot localization against the ERF along the changes of a network."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...analysis.plots import make_figure
 from .answer import KINDS
@@ -19,7 +19,7 @@ _STYLES = {
 }
 
 
-def plot_interventions(found: Findings, title: str = "", *, show: bool = False) -> "Figure":
+def plot_interventions(found: Findings, *, show: bool = False) -> "Figure":
     """Draw MaxBoxAcc against ERF size, ERF area and dose, one line per kind of change.
 
     Each line begins at the untouched network, a star at the crossing of the dashed lines, and goes
@@ -29,7 +29,6 @@ def plot_interventions(found: Findings, title: str = "", *, show: bool = False) 
 
     Args:
         found: the comparisons.
-        title: what the network is.
         show: make the figure in a window's backend, for `cba_fast.analysis.plots.show_figures`.
     """
     fig = make_figure((14, 5.2), show)
@@ -45,7 +44,6 @@ def plot_interventions(found: Findings, title: str = "", *, show: bool = False) 
     )
     legend = {"title": note, "title_fontsize": 8.5, "fontsize": 9, "ncols": 6}
     fig.legend(handles, labels, loc="outside lower center", **legend)
-    fig.suptitle("Localization along changes of the ERF" + (f": {title}" if title else ""))
     return fig
 
 
@@ -73,11 +71,19 @@ def _line(ax: "Axes", kind: str, rows: list[Row], metric: str, start: tuple) -> 
     line = [start[0], *x], [start[1], *y]
     ax.plot(*line, "-", color=color, lw=2 if kind == "outer" else 1.2, alpha=0.6, zorder=2)
     for row, a, b in zip(rows, x, y, strict=True):
-        bars = {"xerr": _bar(row, metric, a, start[0]), "yerr": _bar(row, BOX, b, start[1])}
+        bars: dict[str, Any] = {
+            "xerr": _bar(row, metric, a, start[0]),
+            "yerr": _bar(row, BOX, b, start[1]),
+        }
         ax.errorbar(a, b, fmt="none", ecolor=color, elinewidth=0.9, alpha=0.5, zorder=2, **bars)
         ax.plot(a, b, marker, color=color, mec="w", mew=0.6, ms=11, zorder=above)
         if row.setting.radius is not None:
-            text = {"ha": "center", "va": "center_baseline", "fontsize": 7, "color": "w"}
+            text: dict[str, Any] = {
+                "ha": "center",
+                "va": "center_baseline",
+                "fontsize": 7,
+                "color": "w",
+            }
             ax.text(a, b, str(row.setting.radius), zorder=above + 0.5, clip_on=True, **text)
     ax.plot([], [], f"-{marker}", color=color, label=KINDS[kind])
 

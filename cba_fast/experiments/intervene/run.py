@@ -261,7 +261,7 @@ def intervene(
         output.check(overwrite)
     for output in outputs:
         output.prepare(overwrite)
-    exact, networks = Runtime.of(run.config.for_erf()), None
+    exact, networks = Runtime.of(run.config.for_erf()), None  # type: ignore[attr-defined]
     found = Interventions({}, what, config, describe.used)
     for setting, output in progress(zip(plan, outputs, strict=True), len(plan)):
         path = folder / setting.file

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class FeatureLayout:
 
 
 def layout_of(
-    features: object,
+    features: Any,
     image_size: Sequence[int],
     *,
     model: nn.Module | None = None,

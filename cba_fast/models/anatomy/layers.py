@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def map_of(
     features = main_tensor(output)
     if getattr(features, "ndim", 0) == 3:
         model = with_tokens(model)
-    known = {"model": model, "last": last, "layout": layout, "where": where}
+    known: dict[str, Any] = {"model": model, "last": last, "layout": layout, "where": where}
     try:
         found = layout_of(features, image_size, **known)
     except ValueError:

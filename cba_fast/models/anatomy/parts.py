@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Call:
     name: str
     module: nn.Module
     given: object
-    result: object
+    result: Any
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

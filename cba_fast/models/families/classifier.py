@@ -37,7 +37,9 @@ class Classifier(nn.Module):
         """Drop all stages but the first `count`."""
         raise NotImplementedError
 
-    def make_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float):
+    def make_head(
+        self, num_features: int, num_classes: int, global_pool: str, drop_rate: float
+    ) -> None:
         """Add the pooling, the dropout and the linear layer (0 classes: none) of the head.
 
         Args:

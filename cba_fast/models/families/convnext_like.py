@@ -1,6 +1,6 @@
 """The stem and stages that SLaK and slak_flex share with ConvNeXt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from timm.layers import Conv2dSame, LayerNorm2d
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class ConvNeXtLikeBackbone(nn.Module):
         )
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
 
-    def stage_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+    def stage_modules(self) -> list[Sequence[nn.Module]]:
         """Return each stage's downsampling layers and its blocks."""
         return list(zip(self.downsample_layers, self.stages, strict=True))
 
@@ -76,7 +76,7 @@ def group_matcher(prefix: str, coarse: bool) -> dict:
     return {"stem": rf"^{prefix}downsample_layers\.0", "blocks": stages if coarse else blocks}
 
 
-def check_stages(kernel_sizes, depths, dims) -> None:
+def check_stages(kernel_sizes: Sequence[int], depths: Sequence[int], dims: Sequence[int]) -> None:
     """Raise ValueError unless there is one kernel size, depth and width per stage."""
     if not len(kernel_sizes) == len(depths) == len(dims):
         raise ValueError(

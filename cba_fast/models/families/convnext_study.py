@@ -1,5 +1,7 @@
 """ConvNeXt in the study's layout: timm's stem and stages, average pooling, a linear layer."""
 
+from typing import Any
+
 import timm
 from torch import nn
 
@@ -43,7 +45,7 @@ class ConvNeXtStudy(BackboneWithHead):
         pretrained: bool = False,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         base = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
         backbone = _StemAndStages(base.stem, base.stages)

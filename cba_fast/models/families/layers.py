@@ -12,7 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def conv_bn(
-    in_chs: int, out_chs: int, kernel_size: int, *, stride: int = 1, groups: int = 1, relu=False
+    in_chs: int,
+    out_chs: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    relu: bool = False,
 ) -> nn.Sequential:
     """Return a convolution without bias, a batch norm and, with `relu`, a ReLU.
 

@@ -1,5 +1,8 @@
 """RepLKNet in its variants 31B, 31L and XL, and a small one for tests and the demo."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -71,7 +74,16 @@ class ConvFFN(nn.Module):
 class RepLKNetStage(nn.Module):
     """A stage: :class:`RepLKBlock` and :class:`ConvFFN` in turn, a pair per drop path rate."""
 
-    def __init__(self, dim, rates, kernel_size, small_kernel, dw_ratio, ffn_ratio, merged):
+    def __init__(
+        self,
+        dim: int,
+        rates: Sequence[float],
+        kernel_size: int,
+        small_kernel: int,
+        dw_ratio: float,
+        ffn_ratio: float,
+        merged: bool,
+    ):
         super().__init__()
         blocks = []
         for rate in rates:
@@ -167,7 +179,7 @@ class RepLKNet(Classifier):
         self.norm = nn.BatchNorm2d(channels[-1])
         self.make_head(channels[-1], num_classes, global_pool, drop_rate)
 
-    def stage_modules(self) -> list[tuple[nn.Module, nn.Module]]:
+    def stage_modules(self) -> list[Sequence[nn.Module]]:
         return list(zip((self.stem, *self.transitions), self.stages, strict=True))
 
     def keep_stages(self, count: int) -> None:
@@ -203,19 +215,19 @@ def _create(variant: str, pretrained: bool, arch: dict, kwargs: dict) -> RepLKNe
 
 
 @register_model
-def replknet_31b(pretrained: bool = False, **kwargs) -> RepLKNet:
+def replknet_31b(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31B, the study's model: channels (128, 256, 512, 1024)."""
     return _create("replknet_31b", pretrained, {}, kwargs)
 
 
 @register_model
-def replknet_31l(pretrained: bool = False, **kwargs) -> RepLKNet:
+def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-31L: channels (192, 384, 768, 1536)."""
     return _create("replknet_31l", pretrained, {"channels": (192, 384, 768, 1536)}, kwargs)
 
 
 @register_model
-def replknet_xl(pretrained: bool = False, **kwargs) -> RepLKNet:
+def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """RepLKNet-XL: kernels (27, 27, 27, 13) 1.5 times as wide as their stage, no small kernel."""
     arch = {
         "kernel_sizes": (27, 27, 27, 13),
@@ -227,7 +239,7 @@ def replknet_xl(pretrained: bool = False, **kwargs) -> RepLKNet:
 
 
 @register_model
-def replknet_nano(pretrained: bool = False, **kwargs) -> RepLKNet:
+def replknet_nano(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """A RepLKNet of one block pair per stage, for tests and the demo; not a published model."""
     arch = {
         "kernel_sizes": (13, 11, 9, 7),

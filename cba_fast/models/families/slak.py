@@ -1,5 +1,7 @@
 """SLaK in its variants tiny to large, and a small one for tests and the demo."""
 
+from typing import Any
+
 from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -28,7 +30,15 @@ class SLaKBlock(LayerScaleBlock):
     """
 
     def __init__(
-        self, dim, kernel_size, small_kernel, drop_path_rate, layer_scale, Decom, bn, merged
+        self,
+        dim: int,
+        kernel_size: int,
+        small_kernel: int | None,
+        drop_path_rate: float,
+        layer_scale: float | None,
+        Decom: bool,
+        bn: bool,
+        merged: bool,
     ):
         super().__init__(dim, drop_path_rate, layer_scale)
         self.large_kernel = ReparamLargeKernelConv(
@@ -143,32 +153,32 @@ def _create(variant: str, pretrained: bool, arch: dict, kwargs: dict) -> SLaK:
 
 
 @register_model
-def slak_tiny(pretrained: bool = False, **kwargs) -> SLaK:
+def slak_tiny(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """SLaK-T: depths (3, 3, 9, 3), dims (96, 192, 384, 768) * 1.3."""
     arch = {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)}
     return _create("slak_tiny", pretrained, arch, kwargs)
 
 
 @register_model
-def slak_small(pretrained: bool = False, **kwargs) -> SLaK:
+def slak_small(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """SLaK-S: depths (3, 3, 27, 3), dims (96, 192, 384, 768) * 1.3."""
     return _create("slak_small", pretrained, {"dims": (96, 192, 384, 768)}, kwargs)
 
 
 @register_model
-def slak_base(pretrained: bool = False, **kwargs) -> SLaK:
+def slak_base(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """SLaK-B: depths (3, 3, 27, 3), dims (128, 256, 512, 1024) * 1.3."""
     return _create("slak_base", pretrained, {}, kwargs)
 
 
 @register_model
-def slak_large(pretrained: bool = False, **kwargs) -> SLaK:
+def slak_large(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """SLaK-L: depths (3, 3, 27, 3), dims (192, 384, 768, 1536) * 1.3."""
     return _create("slak_large", pretrained, {"dims": (192, 384, 768, 1536)}, kwargs)
 
 
 @register_model
-def slak_nano(pretrained: bool = False, **kwargs) -> SLaK:
+def slak_nano(pretrained: bool = False, **kwargs: Any) -> SLaK:
     """A SLaK of one block per stage, for tests and the demo; not a published model."""
     arch = {
         "depths": (1, 1, 1, 1),

@@ -1,6 +1,7 @@
 """slak_flex: the study's model whose ERF can be varied from SLaK's cross to RepLKNet's disk."""
 
 import math
+from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
@@ -106,7 +107,14 @@ class MixedLargeKernel(Mergeable):
 class SLaKFlexBlock(LayerScaleBlock):
     """slak_flex's residual block: :class:`MixedLargeKernel` in a :class:`LayerScaleBlock`."""
 
-    def __init__(self, dim, kernel_size, drop_path_rate, layer_scale, merged):
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        drop_path_rate: float,
+        layer_scale: float | None,
+        merged: bool,
+    ):
         super().__init__(dim, drop_path_rate, layer_scale)
         self.dwconv = MixedLargeKernel(dim, kernel_size, merged)
 
@@ -208,13 +216,13 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def slak_flex_base(pretrained: bool = False, **kwargs) -> SLaKFlex:
+def slak_flex_base(pretrained: bool = False, **kwargs: Any) -> SLaKFlex:
     """The study's slak_flex: ConvNeXt-B's depths and dims, kernels (51, 49, 47, 13)."""
     return create(SLaKFlex, "slak_flex_base", pretrained, kwargs)
 
 
 @register_model
-def slak_flex_nano(pretrained: bool = False, **kwargs) -> SLaKFlex:
+def slak_flex_nano(pretrained: bool = False, **kwargs: Any) -> SLaKFlex:
     """A slak_flex of one block per stage, for tests and the demo; not a published model."""
     arch = {
         "depths": (1, 1, 1, 1),

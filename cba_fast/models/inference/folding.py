@@ -92,7 +92,7 @@ def fold(
         >>> type(folded[1]).__name__
         'Identity'
     """
-    keep, wrong = dict.fromkeys(keep, "it is to be kept"), {}
+    keep, wrong = dict.fromkeys(keep, "it is to be kept"), dict[str, str]()
     exact = copy.deepcopy(model).double()
     steps, left = _next(exact, strips, keep)
     if not steps:

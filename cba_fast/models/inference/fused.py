@@ -1,5 +1,7 @@
 """The blocks of the four families with no elementwise pass of their own (CPUs, inference)."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from timm.layers import Mlp
 from timm.layers.activations import GELU, GELUTanh
@@ -30,7 +32,7 @@ def fuse_blocks(model: nn.Module) -> list[str]:
     """
     changed = []
     for name, module in model.named_modules():
-        fused = _FUSED.get(type(module))
+        fused: Any = _FUSED.get(type(module))
         if fused is not None and fused.fits(module):
             module.__class__ = fused
             changed.append(name)
@@ -47,7 +49,13 @@ def activation_name(module: nn.Module) -> str | None:
     return _ACTIVATIONS.get(type(module))
 
 
-class _Fused:
+if TYPE_CHECKING:
+    _Module = nn.Module  # whose attributes the fused classes use
+else:
+    _Module = object
+
+
+class _Fused(_Module):
     """A module that computes ``run`` where its layers can be fused, else what its base class does.
 
     A subclass gives ``fits(module)``, whether a module of the base class can be changed to it,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ class Needs:
 class Pool:
     """A connection to a Ray cluster, from :func:`connected`."""
 
-    def __init__(self, ray, config: ClusterConfig, log: Log):
+    def __init__(self, ray: Any, config: ClusterConfig, log: Log):
         self._ray, self._config, self._log = ray, config, log
         self._lines = ray.remote(num_cpus=0, max_restarts=-1)(_Lines).remote()
         self._begun: Counter[str] = Counter()
@@ -76,7 +77,7 @@ class Pool:
         """Return how many functions with these needs the cluster can run at once."""
         return sum(map(needs.places, self._ray.nodes()))
 
-    def start(self, name: str, needs: Needs, function: Callable, *args):
+    def start(self, name: str, needs: Needs, function: Callable, *args: Any) -> Any:
         """Let a worker call ``function(*args, log=...)`` as soon as its needs are met.
 
         Args:

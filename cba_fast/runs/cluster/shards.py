@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ..evaluate import EvaluateResult, evaluate
 from ..ranks import Ranks
@@ -54,7 +54,7 @@ def evaluate_in_shards(
     *,
     scored: Callable[[EvaluateResult], None] | None = None,
     log: Log = print,
-    **options,
+    **options: Any,
 ) -> EvaluateResult:
     """Evaluate on a Ray cluster, with the result of one process of as many threads as `cpus`.
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def find_statistics(
         found.classification = classification_scores(evaluator, result, correct)
     if asked.per_class:
         found.per_class = evaluator.per_class(result)
-    options = {
+    options: dict[str, Any] = {
         "num_resamples": asked.num_resamples,
         "confidence": asked.confidence,
         "seed": asked.seed,

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,12 +182,15 @@ class _Look:
             features, logits = self._run(name, module)
         check_is_map(features, where)
         targets, top5 = _targets(logits, target)
-        found = {"logits": logits.detach(), "targets": targets, "top5": top5}
+        found: dict[str, Any] = {"logits": logits.detach(), "targets": targets, "top5": top5}
         size, map_ = self.x.shape[2:], features.detach()
         if self.head:
             found |= self._over_head(map_, logits, where, module)
         else:
-            told = {"model": self.model if last else with_tokens(self.model), "last": last}
+            told: dict[str, Any] = {
+                "model": self.model if last else with_tokens(self.model),
+                "last": last,
+            }
             layout = layout_of(map_, size, layout=self.layout, where=where, **told)
             found |= {"layout": layout, "features": layout.to_nchw(map_)}
         if self.grad:
@@ -225,7 +229,7 @@ class _Look:
 
     def _run(self, name: str, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Return a layer's output and the logits; keep the calls that end after the layer's."""
-        seen: list[object] = []
+        seen: list[Any] = []
 
         def record(call: Call) -> Tensor | None:
             if call.module is module:
@@ -258,7 +262,10 @@ class _Look:
                 f"{weight.shape[1]} channels"
             )
         head = pooling_of(_behind(model, x[:1], behind), call.module)
-        told = {"model": with_tokens(model) if behind else model, "last": behind is None}
+        told: dict[str, Any] = {
+            "model": with_tokens(model) if behind else model,
+            "last": behind is None,
+        }
         told |= {"channels": weight.shape[1], "head": head, "where": where}
         layout = layout_of(features, x.shape[2:], layout=self.layout, **told)
         if layout.kind == "NLC" and not pools_the_map(head, features, layout):

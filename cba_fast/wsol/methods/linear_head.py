@@ -106,7 +106,9 @@ def pooling_of(run: Callable[[Tensor], object], classifier: nn.Module) -> Callab
     return pooling
 
 
-def pools_the_map(head: Callable[[Tensor], Tensor], features: Tensor, layout: FeatureLayout):
+def pools_the_map(
+    head: Callable[[Tensor], Tensor], features: Tensor, layout: FeatureLayout
+) -> bool:
     """Whether a head's result depends on the map's tokens, but not on their order."""
     probe = random_like(features)
     maps = layout.to_nchw(probe)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Method(Short):
     needs: frozenset[str]
     value_range: Pc1Range = "minmax"
 
-    def gather(self, model: nn.Module, x: Tensor, **options) -> Evidence:
+    def gather(self, model: nn.Module, x: Tensor, **options: Any) -> Evidence:
         """Return what `cba_fast.wsol.methods.gather` finds of `needs`; the options are its own.
 
         Raises:

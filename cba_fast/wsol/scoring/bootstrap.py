@@ -147,7 +147,7 @@ def bootstrap(
     weights = _weights(total, len(run.ids), run.num_counts, num_resamples, seed)
     draws = [run.scores(w, total) for w in weights]
     drawn = {key: np.concatenate([d[key] for d in draws]) for key in point}
-    intervals = [Interval(*key, *_summary(point[key][0], drawn[key], confidence)) for key in point]
+    intervals = [Interval(*key, *_summary(point[key][0], drawn[key], confidence)) for key in point]  # type: ignore[call-arg]
     return BootstrapResult(num_resamples, confidence, seed, total, intervals)
 
 
@@ -221,7 +221,7 @@ def compare(
         drawn = np.concatenate([d[key] for d in draws])
         side = 1 + min(np.count_nonzero(drawn <= TIE), np.count_nonzero(drawn >= -TIE))
         p = min(1.0, 2 * side / (1 + num_resamples))
-        differences.append(Difference(*key, *_summary(x - y, drawn, confidence), x, y, p))
+        differences.append(Difference(*key, *_summary(x - y, drawn, confidence), x, y, p))  # type: ignore[call-arg]
     return BootstrapResult(num_resamples, confidence, seed, total, differences)
 
 
