@@ -3,12 +3,14 @@
 A file is written under a temporary name and renamed. That is enough for a killed process, because
 the kernel keeps what was written. After a power failure or a crash of the kernel a renamed file may
 be empty, so files that vouch for others or hold hours of work are *durable*: they are on the disk
-(``fsync`` of the file, then of its folder) before the call returns. SYNC_COST
-Maps and overlays, thousands of small files, are not: a run that goes on looks at their sizes or
-ends instead, and makes those anew that are not whole.
+(``fsync`` of the file, then of its folder) before the call returns. On a virtual disk with ext4
+that takes 16 to 20 ms for a file of 4 KiB, which is written in 0.1 to 4 ms else, and 24 ms for a
+map of 1 MiB: a quarter of an hour for 50,000 maps. So maps and overlays are not durable. A run that
+goes on looks at their sizes or ends instead, and makes those anew that are not whole.
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
@@ -173,6 +175,39 @@ def write_npy(path: str | os.PathLike, array: np.ndarray, *, durable: bool = Tru
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getvalue(), durable=durable)
+
+
+# Texts that a spreadsheet runs as formulas, except numbers; apostrophes are those of `csv_text`.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-]([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of cells as CSV that is safe to open in a spreadsheet.
+
+    A text that it would run as a formula, such as ``=1+1``, gets an apostrophe in front, which
+    :func:`from_cell` removes. Numbers stay numbers, also those that are given as texts.
+    """
+    out = io.StringIO()
+    plain = csv.writer(out, lineterminator="\n")
+    # Before Python 3.13 the writer leaves "\r" unquoted, at which readers end the row.
+    quoted = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        cells = [_cell(value) for value in row]
+        broken = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoted if broken else plain).writerow(cells)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str) or not _FORMULA.match(value) or _NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
+
+
+def from_cell(text: str) -> str:
+    """Return the text of a CSV cell that :func:`csv_text` may have written."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def read_json(path: str | os.PathLike) -> object:

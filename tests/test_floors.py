@@ -26,10 +26,10 @@ FLOORS = [
     ("wsol",),
     ("erf",),
     ("runs",),
-    ("report",),
     ("bench",),
     ("training",),
     ("analysis",),
+    ("report",),
     ("experiments",),
     ("cli",),
 ]

@@ -330,10 +330,23 @@ def _between_models(
         x = question.xs[0]
         if len(question.xs) > 1 or question.given or not {x, outcome} <= varying:
             continue
-        test = stats.pearsonr(means[x], means[outcome])
-        low = high = None
-        if m > 3:
-            interval = test.confidence_interval(confidence)
-            low, high = float(interval.low), float(interval.high)
-        found.append(BetweenModels(x, float(test.statistic), low, high, float(test.pvalue), m))
+        found.append(between_models(x, means[x], means[outcome], confidence))
     return found
+
+
+def between_models(
+    name: str, x: np.ndarray, y: np.ndarray, confidence: float = CONFIDENCE
+) -> BetweenModels:
+    """Correlate two figures of at least three models, which are taken as a sample of models.
+
+    Args:
+        name: of `x`.
+        x, y: (M,), neither of them constant.
+        confidence: of the interval.
+    """
+    test = stats.pearsonr(x, y)
+    low = high = None
+    if len(x) > 3:
+        interval = test.confidence_interval(confidence)
+        low, high = float(interval.low), float(interval.high)
+    return BetweenModels(name, float(test.statistic), low, high, float(test.pvalue), len(x))

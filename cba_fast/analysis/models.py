@@ -14,6 +14,7 @@ from ..files import read_json
 from ..npy import read_npy
 from ..runs.erf.statistics import SizeStats, size_stats
 from .points import Point
+from .tables import PaperTable
 
 # Larger whole numbers are not exact in float64; no image has as many pixels, and the squares of
 # sizes near the largest float would overflow.
@@ -204,6 +205,25 @@ def report_lines(models: Sequence[ModelScore], fit: Fit | None) -> list[str]:
         f"Linear fit: MaxBoxAcc = {fit.slope:.6g} * ERF mean + {fit.intercept:.6g}",
         f"R2: {fit.r2:.4f}",
     ]
+
+
+def models_table(models: Sequence[ModelScore], fit: Fit | None) -> PaperTable:
+    """Return the models' figures as a table, with the fit in its caption."""
+    heads = ("Model", "ERF mean", "ERF std", "Images", "MaxBoxAcc %")
+    rows = [
+        (
+            m.name,
+            f"{m.erf.mean:.2f}",
+            f"{m.erf.std:.2f}",
+            str(m.erf.count),
+            f"{m.maxboxacc:.2f}",
+        )
+        for m in models
+    ]
+    told = "ERF size (pixels) and localization." + "".join(
+        f" {line}." for line in report_lines(models, fit)[len(models) :]
+    )
+    return PaperTable("erf_vs_wsol", told, heads, rows)
 
 
 def _entry(entry: object, where: str) -> ModelScore:

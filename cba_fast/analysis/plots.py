@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_path
+from .labels import name_points
 from .models import Fit, ModelScore, fit_line
 
 if TYPE_CHECKING:
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAMILY_COLORS = {"replknet": "#ff7f0e", "convnext": "#2ca02c"}
-# So many points carry names; more would cover each other, and laying them out takes minutes.
-MOST_NAMES, MOST_NAMES_OF_ANALYSIS = 12, 60
+MOST_NAMES = 60  # points that carry names; of more, those at the ends of both axes do
 MOST_FAMILIES = 20  # that a legend names
+_TIMELESS = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # equal runs, equal files
+ERF_AXIS, SCORE_AXIS = "Mean ERF size (pixels)", "MaxBoxAcc (%)"
 
 
 def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool = False) -> "Figure":
     """Draw mean ERF size (x, standard deviation as error bar) against MaxBoxAcc (y, percent).
 
-    The fitted line spans the points' range, with R2 in the legend. Up to `MOST_NAMES_OF_ANALYSIS`
-    points carry their models' names, else those with the lowest and highest sizes and scores.
+    Each model has a colour of its own, which its bar shares. The fitted line spans the points'
+    range, with R2 in the legend. Up to `MOST_NAMES` points carry their models' names, else those
+    with the lowest and highest sizes and scores; a name that finds no free place is left out.
 
     Args:
         models: at least one.
@@ -36,33 +39,26 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
         InputError: `show` without a display.
     """
     fig, ax = _figure(show)
-    x = np.array([m.erf.mean for m in models])
-    ax.errorbar(
-        x,
-        [m.maxboxacc for m in models],
-        xerr=[m.erf.std for m in models],
-        fmt="o",
-        ecolor="0.6",
-        capsize=4,
-        label="models (bar: std over images)",
-    )
-    named = models if len(models) <= MOST_NAMES_OF_ANALYSIS else extremes(models)
-    _name_points(ax, x, [(m.name, m.erf.mean, m.maxboxacc) for m in named])
+    x, y = _places(models)
+    colors = _model_colors(len(models))
+    ax.errorbar(x, y, xerr=[m.erf.std for m in models], fmt="none", ecolor=colors, alpha=0.6)
+    label = "models (bar: std over images)"
+    ax.scatter(x, y, s=36, c=colors, label=label, zorder=3)
     if fit is not None:
         ends = np.array([x.min(), x.max()])
-        ax.plot(
-            ends, fit.slope * ends + fit.intercept, "--", label=f"linear fit (R² = {fit.r2:.2f})"
-        )
-    _dress(ax, "Mean ERF size (pixels)", "MaxBoxAcc (%)", "ERF size and localization")
+        label = f"linear fit (R² = {fit.r2:.2f})"
+        ax.plot(ends, fit.slope * ends + fit.intercept, "--", c="0.3", label=label, zorder=1)
+    _dress(ax, ERF_AXIS, SCORE_AXIS)
+    _name_models(ax, models)
     return fig
 
 
 def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure":
-    """Draw MaxBoxAcc (x, percent) against mean ERF size (y), one colour per family.
+    """Draw mean ERF size (x) against MaxBoxAcc (y, percent), one colour per family.
 
     RepLKNet is orange and ConvNeXt green, as in the study; other families take the colours of
-    matplotlib's cycle that are left, in the order of their names. Up to `MOST_NAMES` points carry
-    their models' names; more would cover each other.
+    matplotlib's cycle that are left, in the order of their names. Names as in
+    :func:`plot_analysis`.
 
     Args:
         models: at least one.
@@ -74,18 +70,22 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
     groups = {family: [m for m in models if m.family == family] for family in shown}
     groups |= {f"and {len(rest)} more": [m for m in models if m.family in rest]} if rest else {}
     for label, group in groups.items():
-        ax.scatter(
-            [m.maxboxacc for m in group],
-            [m.erf.mean for m in group],
-            s=40,
-            color=colors.get(label) or [colors[m.family] for m in group],
-            label=_legend_text(label),
-        )
-    if len(models) <= MOST_NAMES:
-        scores = [m.maxboxacc for m in models]
-        _name_points(ax, scores, [(m.name, m.maxboxacc, m.erf.mean) for m in models])
-    _dress(ax, "MaxBoxAcc (%)", "Mean ERF size (pixels)", "ERF size and localization, by family")
+        color = colors.get(label) or [colors[m.family] for m in group]
+        ax.scatter(*_places(group), s=40, color=color, label=_legend_text(label))
+    _dress(ax, ERF_AXIS, SCORE_AXIS)
+    _name_models(ax, models)
     return fig
+
+
+def _name_models(ax: "Axes", models: Sequence[ModelScore]) -> None:
+    named = models if len(models) <= MOST_NAMES else extremes(models)
+    _take_text_as_it_is(ax.figure)  # the legend is drawn to find free places
+    name_points(ax, [(m.name, m.erf.mean, m.maxboxacc) for m in named], _places(models))
+
+
+def _places(models: Sequence[ModelScore]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the models' places in both scatter plots: mean ERF size (x) and MaxBoxAcc (y)."""
+    return np.array([m.erf.mean for m in models]), np.array([m.maxboxacc for m in models])
 
 
 def plot_images(
@@ -115,7 +115,7 @@ def plot_images(
         ends = np.array([x.min(), x.max()])
         r = "undefined" if fit.pearson is None else f"{fit.pearson:+.2f}"
         ax.plot(ends, fit.slope * ends + fit.intercept, "-", color=color, label=f"{label}, r {r}")
-    _dress(ax, xlabel, ylabel, "Each image and model, and a line within each model")
+    _dress(ax, xlabel, ylabel)
     _legend_below(fig, ax, 2)
     return fig
 
@@ -169,7 +169,7 @@ def plot_forest(
     ax.set_ylim(y - 0.5, -1)
     ax.set_xlim(-1, 1)
     label = "correlation with the IoU (after |: what is held fixed), and its interval"
-    _dress(ax, label, "", "What goes with localization")
+    _dress(ax, label, "")
     ax.grid(False, axis="y")
     _legend_below(fig, ax, 4)
     return fig
@@ -215,7 +215,7 @@ def save_figure(fig: "Figure", path: str | os.PathLike) -> None:
     check_picture(path)
     _take_text_as_it_is(fig)
     with atomic_path(path) as tmp:
-        fig.savefig(tmp, dpi=200)
+        fig.savefig(tmp, dpi=200, metadata=_TIMELESS.get(tmp.suffix.lower()))
 
 
 def _take_text_as_it_is(fig: "Figure") -> None:
@@ -279,30 +279,13 @@ def _figure(show: bool, figsize: tuple[float, float] = (7, 5)) -> tuple["Figure"
     return fig, fig.add_subplot()
 
 
-def _dress(ax: "Axes", xlabel: str, ylabel: str, title: str) -> None:
+def _dress(ax: "Axes", xlabel: str, ylabel: str) -> None:
+    """Label the axes; a figure has no title, because its caption is the paper's."""
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    ax.set_title(title)
     ax.grid(True, linestyle="--", alpha=0.4)
     ax.set_axisbelow(True)
     ax.legend()
-
-
-def _name_points(
-    ax: "Axes", xs: Sequence[float], named: Sequence[tuple[str, float, float]]
-) -> None:
-    """Write each (name, x, y) beside its point, towards the middle of `xs`: inside of the axes."""
-    middle = (min(xs) + max(xs)) / 2
-    for name, x, y in named:
-        left = x > middle
-        ax.annotate(
-            name,
-            (x, y),
-            xytext=(-4 if left else 4, 5),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=9,
-        )
 
 
 def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:

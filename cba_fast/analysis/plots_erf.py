@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.textlines import counted
 from ..erf.maps import checked_map, log_scaled
 from .plots import make_figure
 
@@ -28,7 +29,7 @@ def plot_erf_map(
     Args:
         erf: (H,W), as :func:`cba_fast.erf.erf_map` gives it.
         ratios: of :func:`cba_fast.erf.area_ratio`; those without a square are left out.
-        title: stands before the figure's own.
+        title: what the map is of, for the line below it.
         show: make the figure in a window's backend.
 
     Raises:
@@ -37,9 +38,7 @@ def plot_erf_map(
     fig = make_figure((6, 5), show)
     ax = fig.add_subplot()
     _published(ax, erf, ratios, "best")
-    h, w = erf.shape
-    lead = f"{title}: e" if title else "E"
-    ax.set_title(f"{lead}ffective receptive field, {h} x {w} pixels")
+    ax.set_xlabel(_told(title, erf))
     return fig
 
 
@@ -52,7 +51,7 @@ def plot_map(found: "MapRun", title: str = "") -> "Figure":
 
     Args:
         found: of :func:`~cba_fast.runs.erf.maps.compute_map`.
-        title: of the figure.
+        title: what the map is of, for the line below it.
     """
     fig = make_figure((12, 5.8))
     published, free = fig.subplots(1, 2)
@@ -70,9 +69,7 @@ def plot_map(found: "MapRun", title: str = "") -> "Figure":
         f" roundness {s.roundness:.2f}\n{s.cross_share:.0%} on the central cross,"
         f" fourfold {s.fourfold:+.2f}, participation {s.participation:.1%}"
     )
-    h, w = found.erf.map.shape
-    lead = f"{title}: " if title else ""
-    fig.suptitle(f"{lead}effective receptive field, {h} x {w} pixels, {found.erf.count} images")
+    published.set_xlabel(_told(title, found.erf.map, found.erf.count))
     return fig
 
 
@@ -82,20 +79,19 @@ def plot_side_by_side(runs: Mapping[str, "MapRun"]) -> "Figure":
     Args:
         runs: the maps by the titles of their panels; their sizes may differ.
     """
-    fig = make_figure((3.4 * len(runs) + 0.6, 4.2))
+    fig = make_figure((3.4 * len(runs) + 0.6, 4.0))
     for ax, (title, run) in zip(fig.subplots(1, len(runs), squeeze=False)[0], runs.items()):
         image = ax.imshow(
             decades(run.erf.map), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest"
         )
         _squares(ax, [r for r in run.scale_free if r.threshold in (0.5, 0.99)], run.erf.map.shape)
         ax.set_title(title)
-        h, w = run.erf.map.shape
+        share = run.pixels[0.5] / run.erf.map.size
         ax.set_xlabel(
-            f"{h} x {w} pixels, half in {run.pixels[0.5] / (h * w):.1%} of them\n"
+            f"{_told('', run.erf.map, run.erf.count)}\nhalf in {share:.1%} of the pixels\n"
             f"sigma {run.shape.sigma_major:.0f} and {run.shape.sigma_minor:.0f} px"
         )
     fig.colorbar(image, ax=fig.axes, label="log10(map / maximum)", shrink=0.8, pad=0.01)
-    fig.suptitle("effective receptive fields")
     return fig
 
 
@@ -130,8 +126,14 @@ def plot_depth(runs: Mapping[str, "DepthRun"]) -> "Figure":
         area.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     else:
         area.set_xlabel("relative depth")
-    size.set_title("effective receptive field from layer to layer")
     return fig
+
+
+def _told(title: str, erf: np.ndarray, count: int | None = None) -> str:
+    """Return what a map is of: the model, its size, and the number of its images."""
+    h, w = erf.shape
+    images = "" if count is None else counted(count, "image")
+    return ", ".join(filter(None, [title, f"{h} x {w} pixels", images]))
 
 
 def _colors(count: int) -> list:

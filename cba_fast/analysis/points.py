@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import locks
 from ..data.textlines import parse_float, read_text, shown, unprintable
 from ..errors import InputError
-from ..files import write_text
+from ..files import csv_text, from_cell, write_text
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,11 @@ def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
         out.write(text)
         if text and not text.endswith("\n"):
             out.write("\n")
-        writer = csv.writer(out, lineterminator="\n")
+        added = [dict(zip(COLUMNS, astuple(point), strict=True)) for point in points]
         if header is None:
             header = COLUMNS
-            writer.writerow(header)
-        for point in points:
-            row = dict(zip(COLUMNS, astuple(point), strict=True))
-            writer.writerow([row[name] for name in header])
+            out.write(csv_text([header]))
+        out.write(csv_text([row[name] for name in header] for row in added))
         write_text(path, out.getvalue())
 
 
@@ -104,7 +102,8 @@ def put_points(
     with locks.waiting(path):
         text = read_text(path) if Path(path).exists() else ""
         _parse(path, text)
-        rows = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if any(r)]
+        cells = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [[from_cell(cell) for cell in row] for row in cells if any(row)]
         header = [cell.strip() for cell in rows[0]] if rows else list(COLUMNS)
         names = [row[header.index("model_name")].strip() for row in rows[1:]]
         own = {name: row for name, row in zip(names, rows[1:]) if name in order}
@@ -115,11 +114,8 @@ def put_points(
         # The caller's rows fill the places that they had, then follow at the end; a place too many
         # (the same name twice) goes.
         placed = [next(ordered, None) if name in own else row for name, row in zip(names, rows[1:])]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([row for row in [*placed, *ordered] if row is not None])
-        write_text(path, out.getvalue())
+        kept = [row for row in [*placed, *ordered] if row is not None]
+        write_text(path, csv_text([header, *kept]))
 
 
 def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[Point]]:
@@ -130,7 +126,7 @@ def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[P
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
-            row = [cell.strip() for cell in row]
+            row = [from_cell(cell.strip()) for cell in row]
             where = f"{path}, line {reader.line_num}"
             if header is None:
                 if sorted(row) != sorted(COLUMNS):

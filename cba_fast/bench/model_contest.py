@@ -139,15 +139,15 @@ def inference(
     format. ``channels_last_merged`` also merges branches and folds norms, where
     `cba_fast.models.merge` knows the model. ``channels_last_compiled`` is ``channels_last`` by
     `torch.compile` with weights as constants (``freezing``), which compiles in the first call.
-    ``ours`` is `cba_fast.models.inference_form`. With `bfloat16` the last three also run under
-    autocast, as ``..._bf16``.
+    ``ours`` is `cba_fast.models.inference_form`, ``ours_compiled`` the same by `torch.compile`.
+    With `bfloat16` the last four also run under autocast, as ``..._bf16``.
 
     Args:
         model: a model from `create`.
         input_size: the side of the images.
         batch: the number of images.
         bfloat16: whether to add the forms in bfloat16.
-        compiled: whether to add the compiled form, which takes minutes and needs a C++ compiler.
+        compiled: whether to add the compiled forms, which take minutes and need a C++ compiler.
     """
     x = _images(input_size, batch)
     forms = _forms(model, bfloat16, compiled)
@@ -300,9 +300,13 @@ def _forms(model: nn.Module, bfloat16: bool, compiled: bool) -> dict[str, nn.Mod
     if compiled:
         forms[COMPILED] = forms[CHANNELS_LAST]
     forms[OURS] = inference_form(model)
+    if compiled:
+        forms[OURS_COMPILED] = forms[OURS]
     if bfloat16:
         forms |= {f"{n}_bf16": forms[n] for n in (MERGED, COMPILED) if n in forms}
         forms[f"{OURS}_bf16"] = inference_form(model, dtype=torch.bfloat16)
+        if compiled:
+            forms[f"{OURS_COMPILED}_bf16"] = forms[f"{OURS}_bf16"]
     return forms
 
 
@@ -323,7 +327,7 @@ def _features(form: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor
     """Return a function that computes the features of `x`, or a model's output if it has none."""
     x = x if name == DEFAULT else x.to(memory_format=torch.channels_last)
     function = getattr(form, "forward_features", form)
-    if name.startswith(COMPILED):
+    if name.startswith((COMPILED, OURS_COMPILED)):
         function = compile_frozen(function)
 
     def run() -> list[Tensor]:

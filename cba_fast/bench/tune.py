@@ -90,7 +90,10 @@ def tune(
         BusyError: another run adds to the same table.
 
     Example:
-        >>> tuned = cba_fast.tune(cases=["1x16x14x14_k7x7"], directions=["forward"], device="cpu")
+        >>> from pathlib import Path
+        >>> import cba_fast
+        >>> how = {"directions": ["forward"], "dtypes": ["float32"], "device": "cpu"}
+        >>> tuned = cba_fast.tune(cases=["1x16x14x14_k7x7"], **how, path=Path("table.json"))
         >>> tuned.left
         0
     """

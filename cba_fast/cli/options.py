@@ -300,6 +300,16 @@ def resolved(
     return found.model, found.data
 
 
+def tell_advice(model_config: ModelConfig, data_config: DataConfig, run_config: RunConfig) -> None:
+    """Tell, before a run on a CPU, whether compiling pays, if `cba-fast bench` has timed it."""
+    from ..bench.advice import advice
+    from ..runs.runtime import Runtime
+
+    found = advice(model_config, data_config, run_config)
+    if found and Runtime.of(run_config).device.type == "cpu":
+        click.echo(f"compute: {with_flags(found)}", err=True)
+
+
 def run_options(batch_size: int = RunConfig.batch_size, with_compile: bool = False) -> Callable:
     """How to compute: hands over `run_config`; `with_compile` adds the option of that name."""
     left = () if with_compile else ("compile",)
@@ -370,6 +380,33 @@ def threshold_from_option() -> Callable:
 def json_option(help: str = "Write everything to this JSON file.", kind=PATH) -> Callable:
     """Where the results go: hands over `json_path`."""
     return option("--json", "json_path", type=kind, help=help)
+
+
+def tables_option() -> Callable:
+    """Where the tables go, for papers: hands over `tables`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write each table here as CSV, Markdown and LaTeX (booktabs), such as tables."
+    return option("--tables", type=kind, metavar="DIR", help=text)
+
+
+def images_option() -> Callable:
+    """Where the images of stored maps are: hands over `images`."""
+    text = "Folder of the images, below which they lie under their ids; for pictures of a report."
+    text += "  [default: those of --cub_root; else the pictures show the maps alone]"
+    return option("--images", type=PATH, group="Images", help=text)
+
+
+def report_option() -> Callable:
+    """Where a report goes: hands over `report_path`."""
+    text = "Write a page as `report` does: an HTML file, or a folder for report.html."
+    return option("--report", "report_path", type=PATH, metavar="FILE|DIR", help=text)
+
+
+def sheets_option() -> Callable:
+    """Where contact sheets go: hands over `sheets`."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    text = "Write pictures of the best, worst and most changed images here, such as sheets."
+    return option("--sheets", type=kind, metavar="DIR", help=text)
 
 
 def profile_option() -> Callable:

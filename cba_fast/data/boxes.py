@@ -111,6 +111,15 @@ def load_boxes(
             folder of another split or data set.
         BoxError: a box is negative or reversed, an id of `image_ids` is not in the split, or more
             than a tenth of the boxes lie wholly outside of their images.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> image_id = boxes.image_ids[0]
+        >>> boxes.boxes[image_id], boxes.sizes[image_id]
+        (array([[10,  2, 41, 24]]), (64, 64))
+        >>> boxes.scaled(image_id, (224, 224))
+        array([[ 35,   7, 143,  84]])
     """
     if (cub_root is None) == (metadata_root is None):
         raise InputError("boxes come from either a CUB folder or a metadata folder: give one")

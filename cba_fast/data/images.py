@@ -37,6 +37,12 @@ def read_image(path: str | os.PathLike) -> tuple[Image.Image, bool]:
             is truncated in another format than JPEG, it has more pixels than Pillow's limit against
             decompression bombs, it has 32-bit grey values of another range, or it would become one
             constant colour although its pixels differ; the message names the file.
+
+    Example:
+        >>> from cba_fast.data import open_image_set, read_image
+        >>> image, truncated = read_image(open_image_set("CUB_200_2011").records[0].path)
+        >>> image.mode, image.size, truncated
+        ('RGB', (64, 64), False)
     """
     path = Path(path)
     try:

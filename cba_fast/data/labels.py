@@ -15,6 +15,11 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
 
     Raises:
         InputError: no such file, no names, or a name that is given twice.
+
+    Example:
+        >>> from cba_fast.data import read_class_names
+        >>> read_class_names("class_names.txt")
+        ('001.Wren', '002.Jay')
     """
     names: dict[str, None] = {}
     for number, name in read_lines(Path(path)):
@@ -55,6 +60,12 @@ def model_labels(
     Raises:
         InputError: no rule applies, or a label is outside of the model's classes; the message says
             what would help.
+
+    Example:
+        >>> from cba_fast.data import model_labels, open_image_set
+        >>> labels = model_labels(open_image_set("CUB_200_2011"), num_classes=2)
+        >>> sorted(labels.values())
+        [0, 0, 0, 1, 1, 1]
     """
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(

@@ -98,6 +98,13 @@ def load_masks(
     Raises:
         InputError: a file of the metadata is missing or malformed, or describes boxes; there is no
             folder `mask_root`; an id of `image_ids` is not in the split.
+
+    Example:
+        >>> from cba_fast.data import load_masks
+        >>> masks = load_masks("metadata/OpenImages/test", "OpenImages", size=64)
+        >>> mask = masks.read(masks.image_ids[0])
+        >>> mask.shape, mask.dtype
+        ((64, 64), dtype('uint8'))
     """
     folder = metadata.find_folder(metadata_root, dataset_name, split)
     root = Path(mask_root)

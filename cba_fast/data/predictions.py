@@ -30,6 +30,11 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[int]]:
         InputError: the file is not readable or has no header, an image has no classes or is given
             twice, or a class is no integer from 0 to 2**31 - 1; the message names file, line (or
             image) and value.
+
+    Example:
+        >>> from cba_fast.data import read_predictions
+        >>> list(read_predictions("predictions.csv").values())
+        [[1, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 0]]
     """
     path = Path(path)
     text = read_text(path)
@@ -52,17 +57,21 @@ def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequenc
 
     Raises:
         OSError: the file cannot be written.
+
+    Example:
+        >>> from cba_fast.data import read_predictions, write_predictions
+        >>> write_predictions("ranked.json", {"001.Wren/1.jpg": [3, 0, 7]})
+        >>> read_predictions("ranked.json")
+        {'001.Wren/1.jpg': [3, 0, 7]}
     """
     lists = {image_id: [int(c) for c in classes] for image_id, classes in predictions.items()}
     if Path(path).suffix.lower() == ".json":
         files.write_json(path, lists)
         return
     most = max(map(len, lists.values()), default=0)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([HEADER, *(f"top{k}" for k in range(1, most + 1))])
-    writer.writerows([image_id, *classes] for image_id, classes in lists.items())
-    files.write_text(path, out.getvalue())
+    rows = [[HEADER, *(f"top{k}" for k in range(1, most + 1))]]
+    rows += [[image_id, *classes] for image_id, classes in lists.items()]
+    files.write_text(path, files.csv_text(rows))
 
 
 def _json_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
@@ -99,7 +108,7 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, str, list]]:
             classes = [cell.strip() for cell in row[1:]]
             while classes and not classes[-1]:
                 classes.pop()
-            rows.append((f"{path}, line {reader.line_num}", row[0], classes))
+            rows.append((f"{path}, line {reader.line_num}", files.from_cell(row[0]), classes))
     return rows
 
 

@@ -46,7 +46,15 @@ def transform(input_size: Size = INPUT_SIZE, how: Preprocessing = STUDY) -> Comp
 
 
 def study_transform(input_size: Size = INPUT_SIZE) -> Compose:
-    """Return the study's preprocessing: bilinear, mean and std 0.5; values in [-1, 1]."""
+    """Return the study's preprocessing: bilinear, mean and std 0.5; values in [-1, 1].
+
+    Example:
+        >>> from PIL import Image
+        >>> from cba_fast.data import study_transform
+        >>> x = study_transform((64, 96))(Image.new("RGB", (300, 200), "white"))
+        >>> x.shape, x.max().item()
+        (torch.Size([3, 64, 96]), 1.0)
+    """
     return transform(input_size, STUDY)
 
 
@@ -99,6 +107,12 @@ def erf_map_transform(size: int = 1024) -> Compose:
     Resize to (size, size) (bicubic, antialiased), scale to [0, 1], ImageNet mean and std.
 
     Source: DingXiaoH/RepLKNet-pytorch, erf/visualize_erf.py.
+
+    Example:
+        >>> from PIL import Image
+        >>> from cba_fast.data import erf_map_transform
+        >>> erf_map_transform(64)(Image.new("RGB", (300, 200))).shape
+        torch.Size([3, 64, 64])
     """
     return transform(size, ERF_MAP)
 
@@ -118,6 +132,14 @@ class ImageDataset(Dataset):
         transform: PIL RGB image -> (3,H,W) tensor; default `study_transform(input_size)`.
         keep: add ``decoded`` to the items of images with at most `MOST_KEPT` times the pixels of
             `input_size`: the image's own pixels (H,W,3) uint8.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from cba_fast.data import ImageDataset, open_image_set
+        >>> dataset = ImageDataset(open_image_set("CUB_200_2011").records, input_size=64)
+        >>> batch = next(iter(DataLoader(dataset, batch_size=4)))
+        >>> batch["image"].shape, batch["index"], batch["error"]
+        (torch.Size([4, 3, 64, 64]), tensor([0, 1, 2, 3]), ['', '', '', ''])
     """
 
     def __init__(
@@ -247,14 +269,26 @@ def read_batches(
         report: gets the failed and truncated images.
         num_workers: processes that read images; 0 reads in this thread.
         threads: let threads of this process read, instead of processes. They need not send what
-            they read, which costs 3 to 4 ms for an image of 1 MB, and share Python's interpreter,
-            so that few of them gain. PyTorch should not compute in the data set's items.
+            they read (1 MB took 3 to 4 ms of a busy machine's processor), but share Python's
+            interpreter, so that few of them gain. The data set's items should not use PyTorch to
+            compute.
         device: where the images go.
         memory_format: memory format of the image batches.
         finish: the rest of the preprocessing, applied to each batch on `device`.
 
     Raises:
         ImageError: an unreadable image, if `report` is strict.
+
+    Example:
+        >>> from cba_fast.data import ImageDataset, Report, open_image_set, read_batches
+        >>> dataset = ImageDataset(open_image_set("CUB_200_2011").records, input_size=64)
+        >>> report = Report()
+        >>> for batch in read_batches(dataset, [[0, 1, 2, 3], [4, 5]], report):
+        ...     print(batch.indices, tuple(batch.images.shape))
+        [0, 1, 2, 3] (4, 3, 64, 64)
+        [4, 5] (2, 3, 64, 64)
+        >>> report.failed
+        []
     """
     timed, lists = _Timed(dataset), [[int(i) for i in batch] for batch in batches]
     if threads and num_workers:

@@ -9,11 +9,12 @@ from typing import get_args
 from ..choices import MapNames
 from ..errors import InputError
 from ..short import Short
-from .textlines import check_relative
+from .textlines import check_relative, shown, unprintable
 
 log = logging.getLogger("cba_fast")
 DEFAULT_SPLIT = "test"  # what a split that is not given means
 MAP_NAMES = get_args(MapNames)
+_MOST_BYTES = 255  # of a file name
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,13 @@ class ImageSet(Short):
 
 
 def map_name(image_id: str) -> str:
-    """Return the score map's name of an image id: ``<parent>/<name up to its first dot>.npy``."""
+    """Return the score map's name of an image id: ``<parent>/<name up to its first dot>.npy``.
+
+    Example:
+        >>> from cba_fast.data import map_name
+        >>> map_name("images/001.Wren/Wren_1.a.jpg")
+        '001.Wren/Wren_1.npy'
+    """
     folder, _, name = image_id.rpartition("/")
     stem = name.split(".", 1)[0]
     return f"{folder.rpartition('/')[2]}/{stem}.npy" if folder else f"{stem}.npy"
@@ -86,12 +93,15 @@ def check_image_id(image_id: str, where: str) -> None:
     """Refuse an image id whose score map would lie outside of the map folder, or be hidden.
 
     Raises:
-        InputError: the id is not a plain relative path, or has nothing before its first dot; the
-            message starts with `where` (file and line).
+        InputError: the id is not a plain relative path, has nothing before its first dot, or holds
+            a control character or what is not UTF-8; the message starts with `where` (file and
+            line).
     """
     check_relative(image_id, where, "image id")
     if image_id.rpartition("/")[2].startswith("."):
         raise InputError(f"{where}: image id {image_id!r} has nothing before its first dot")
+    if not image_id.isprintable() and (what := unprintable(image_id)):
+        raise InputError(f"{where}: image id {shown(image_id)} holds {what}; rename the file")
 
 
 def make_record(image_id: str, root: Path, label: int | None, where: str) -> ImageRecord:
@@ -116,6 +126,14 @@ def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[s
     Raises:
         InputError: the rule is "study" and two images would write the same map (the message names
             both images and the map), or there is no such rule.
+
+    Example:
+        >>> from cba_fast.data import map_names, open_image_set
+        >>> records = open_image_set("CUB_200_2011").records
+        >>> map_names(records)[0]
+        '001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy'
+        >>> map_names(records, "official")[0]
+        '001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.jpg.npy'
     """
     if rule not in (None, *MAP_NAMES):
         raise InputError(f"`map_names` is {rule!r}, not one of {', '.join(MAP_NAMES)}")
@@ -137,5 +155,17 @@ def map_names(records: Sequence[ImageRecord], rule: str | None = None) -> list[s
                     "`map_names` official keeps the whole name"
                 )
         else:
-            return list(seen)
-    return [f"{record.image_id}.npy" for record in records]
+            return _short_enough(list(seen))
+    return _short_enough([f"{record.image_id}.npy" for record in records])
+
+
+def _short_enough(names: list[str]) -> list[str]:
+    for name in names:
+        if len(name) * 4 > _MOST_BYTES:  # at most four bytes a character
+            length = max(len(part.encode()) for part in name.split("/"))
+            if length > _MOST_BYTES:
+                raise InputError(
+                    f"the score map {shown(name)} would have a name of {length} bytes, and file "
+                    f"systems take {_MOST_BYTES}; rename its image"
+                )
+    return names

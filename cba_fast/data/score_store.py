@@ -51,6 +51,15 @@ class ScoreStore:
     Raises:
         ScoreMapError: a file of the store is missing or does not fit the others.
         InputError: a name is duplicate or not a plain relative path.
+
+    Example:
+        >>> from cba_fast.data import ScoreStore, load_boxes
+        >>> store = ScoreStore("maps_store")
+        >>> store.shape, len(store.names)
+        ((64, 64), 6)
+        >>> row = store.find(load_boxes(cub_root="CUB_200_2011").image_ids[0])
+        >>> store.read([row]).dtype
+        dtype('uint8')
     """
 
     def __init__(self, root: str | os.PathLike):

@@ -1,5 +1,6 @@
 """Lay out CUB_200_2011, given as an archive or a folder, as the study's commands expect it."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -61,8 +62,8 @@ def prepare_cub(
         source: CUB_200_2011.tgz (or .tar, .zip), the extracted folder, or the folder that holds it.
             Only the lists and the images of an archive are unpacked.
         output: the data set's folder.
-        copy: copy the images. Otherwise they are hard links, or relative symbolic links where the
-            file system has no hard links or the source lies on another one.
+        copy: copy the images. Otherwise they are hard links, or copies where the file system has
+            no hard links or the source lies on another one.
         progress: called as ``progress(what, done, total)``.
 
     Raises:
@@ -158,17 +159,12 @@ def _place(source: Path, target: Path, copy: bool) -> None:
             raise InputError(f"{target} is in the way: it differs from {source}")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if copy:
-        with atomic_path(target, durable=False) as tmp:
-            shutil.copyfile(source, tmp)
-        return
-    # Links go to the real file: Linux would hard-link a symbolic link itself, and a relative one
-    # breaks in another folder.
-    source = source.resolve()
-    try:
-        os.link(source, target)
-    except OSError:
-        target.symlink_to(os.path.relpath(source, target.parent.resolve()))
+    if not copy:
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), target)  # Linux would hard-link a symbolic link itself
+            return
+    with atomic_path(target, durable=False) as tmp:
+        shutil.copyfile(source, tmp)
 
 
 def _refuse_strangers(folder: Path, names: set[str]) -> None:

@@ -15,7 +15,7 @@ from .maps import (
 from .memory import CHECKPOINTS, choose_checkpoint
 from .partial import Partial
 from .recompute import LEVELS, kept_bytes
-from .shape import ErfShape, erf_shape, shape_distance
+from .shape import ErfShape, erf_shape, radial_profile, shape_distance
 from .sizes import SizeResult, erf_sizes, measure_erf_sizes, sample_indices
 from .walk import Walk
 
@@ -41,6 +41,7 @@ __all__ = [
     "measure_erf_map",
     "measure_erf_maps",
     "measure_erf_sizes",
+    "radial_profile",
     "sample_indices",
     "scale_free_area_ratio",
     "shape_distance",

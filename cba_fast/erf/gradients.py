@@ -149,6 +149,14 @@ def input_gradient(
         A softmax that saturates at 1 in float32 has a zero gradient; ``logit`` does not saturate.
         Batches of different sizes agree within rounding only, because convolutions may be computed
         by different algorithms.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.erf import input_gradient
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> grad = input_gradient(model, torch.randn(2, 3, 64, 64), score="logit")
+        >>> grad.shape
+        torch.Size([2, 3, 64, 64])
     """
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")

@@ -59,6 +59,16 @@ def center_gradient(
             on it, `checkpoint` is unknown, or the model has no blocks to recompute.
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.erf import center_gradient
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+        >>> grad = center_gradient(model, torch.rand(1, 3, 9, 9), layer="0")
+        >>> rows, columns = grad[0].abs().sum(0).nonzero(as_tuple=True)
+        >>> rows.unique(), columns.unique()  # the centre and its neighbours
+        (tensor([3, 4, 5]), tensor([3, 4, 5]))
     """
     (grad,) = layer_gradients(
         model,

@@ -71,6 +71,19 @@ def erf_map(
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), the ERF script of its code,
     which keeps float32 sums and leaves out only NaN.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.erf import erf_map
+        >>> model = nn.Conv2d(3, 4, 3, padding=1)
+        >>> model.weight.data[:] = model.bias.data[:] = 0.1
+        >>> erf_map(model, torch.ones(2, 3, 5, 5)).map.round(1)
+        array([[0. , 0. , 0. , 0. , 0. ],
+               [0. , 1.2, 1.2, 1.2, 0. ],
+               [0. , 1.2, 1.2, 1.2, 0. ],
+               [0. , 1.2, 1.2, 1.2, 0. ],
+               [0. , 0. , 0. , 0. , 0. ]])
     """
     layers = [layer if features is None else partial(features)]
     how = {"point": point, "layout": layout, "checkpoint": checkpoint}
@@ -100,6 +113,16 @@ def erf_depth(
         The forward pass keeps its graph, and each layer has a backward pass. The memory is that of
         the last layer's map alone, the time of L equally deep layers about L / 2 times its
         backward pass. An image counts if the gradient of the last layer is finite.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.erf import erf_depth, erf_shape
+        >>> model = timm.create_model("test_convnext", num_classes=10).eval()
+        >>> maps = erf_depth(model, torch.randn(2, 3, 64, 64))
+        >>> list(maps)[:3]
+        ['stem', 'stages.0.blocks.0', 'stages.1.downsample']
+        >>> {found.map.shape for found in maps.values()}
+        {(64, 64)}
     """
     images = iter([images] if isinstance(images, Tensor) else images)
     first = next(images)
@@ -170,6 +193,17 @@ def measure_erf_map(
     Raises:
         ImageError: a failed image in a strict walk.
         ValueError: no image has a finite gradient.
+
+    Example:
+        >>> import timm
+        >>> from cba_fast.data import ImageDataset, erf_map_transform, open_image_set
+        >>> from cba_fast.erf import Walk, measure_erf_map
+        >>> records = open_image_set("CUB_200_2011").records
+        >>> images = ImageDataset(records, 64, erf_map_transform(64))
+        >>> model = timm.create_model("test_resnet", num_classes=10).eval()
+        >>> found = measure_erf_map(model, Walk(images, range(len(images))), num_images=4)
+        >>> found.count, found.map.shape
+        (4, (64, 64))
     """
     layers = [layer if features is None else partial(features)]
     how = {"point": point, "layout": layout, "checkpoint": checkpoint, "backend": backend}
@@ -191,6 +225,17 @@ def measure_erf_maps(
         layers: names of layers in the order in which they run; see :func:`erf_depth`.
         model, walk, num_images, backend: see :func:`measure_erf_map`.
         how: `point`, `layout` and `checkpoint`, see :func:`erf_map`.
+
+    Example:
+        >>> import timm
+        >>> from cba_fast.data import ImageDataset, erf_map_transform, open_image_set
+        >>> from cba_fast.erf import Walk, measure_erf_maps
+        >>> records = open_image_set("CUB_200_2011").records
+        >>> images = ImageDataset(records, 64, erf_map_transform(64))
+        >>> model = timm.create_model("test_resnet", num_classes=10).eval()
+        >>> walk = Walk(images, range(len(images)))
+        >>> [m.count for m in measure_erf_maps(model, walk, ["layer1", "layer3"], num_images=4)]
+        [4, 4]
     """
 
     layers = list(layers)
@@ -255,6 +300,16 @@ def area_ratio(erf: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> lis
 
     Source: X. Ding et al., "Scaling Up Your Kernels to 31x31" (2022), table 11 and the analysis
     script of its code; differs from it in that everything is float64.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import area_ratio
+        >>> erf = np.zeros((9, 9))
+        >>> erf[2:7, 2:7] = 1
+        >>> for found in area_ratio(erf, [0.3, 0.99]):
+        ...     print(found.threshold, found.side, round(found.ratio, 3))
+        0.3 3 0.111
+        0.99 5 0.309
     """
     return _squares(log_scaled(erf), thresholds)
 
@@ -269,6 +324,16 @@ def scale_free_area_ratio(
 
     Args:
         erf, thresholds: as :func:`area_ratio`, also for the result and the errors.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import scale_free_area_ratio
+        >>> y, x = np.mgrid[-32:33, -32:33]
+        >>> erf = np.exp(-(x**2 + y**2) / (2 * 6.0**2))
+        >>> [found.side for found in scale_free_area_ratio(erf)]
+        [9, 11, 13, 35]
+        >>> [found.side for found in scale_free_area_ratio(1000 * erf)]
+        [9, 11, 13, 35]
     """
     x = checked_map(erf)
     return _squares(x / x.max(), thresholds)

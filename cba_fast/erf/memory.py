@@ -38,6 +38,13 @@ def choose_checkpoint(
 
     Returns:
         One of `LEVELS`; ``none`` for models without blocks that are known here.
+
+    Example:
+        >>> import timm
+        >>> from cba_fast.erf import choose_checkpoint
+        >>> model = timm.create_model("test_convnext", num_classes=10)
+        >>> choose_checkpoint(model, (8, 3, 64, 64), limit=2**30)
+        'none'
     """
     try:
         parts_of(model, "block")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.reading import Report
 from ..files import atomic_path, open_regular
+from ..npy import NPY_ERRORS
 from ..resume import partial_path, parts_of_ranks
 
 log = logging.getLogger("cba_fast")
@@ -28,6 +29,16 @@ class Partial:
             it, those of the further processes of a run in ``.<name>.partial.rank<n>.npz``.
         rank: number of this process among those of the run.
         interval_s: least seconds between two writes (:meth:`save` with ``force`` writes at once).
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import Partial
+        >>> partial = Partial("sizes.npy")
+        >>> partial.load() is None
+        True
+        >>> partial.save(lambda: {"sizes": np.arange(3)}, force=True)
+        >>> Partial("sizes.npy").load()["sizes"]
+        array([0, 1, 2])
     """
 
     def __init__(self, output: str | os.PathLike, rank: int = 0, *, interval_s: float = 5.0):
@@ -60,7 +71,7 @@ class Partial:
         try:
             with open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        except (*NPY_ERRORS, zipfile.BadZipFile) as e:
             log.warning("%s cannot be read (%s): starting from the beginning", path, e)
             return None
 

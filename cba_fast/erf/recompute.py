@@ -147,6 +147,14 @@ def kept_bytes(
 
     Raises:
         ValueError: see :func:`parts_of`.
+
+    Example:
+        >>> import timm
+        >>> from cba_fast.erf import kept_bytes
+        >>> model = timm.create_model("test_convnext", num_classes=10)
+        >>> kept = {level: kept_bytes(model, (1, 3, 64, 64), level) for level in ("none", "block")}
+        >>> kept["block"] < kept["none"]
+        True
     """
     shadow = _shadow(model, "meta", lambda p: False).eval()
     with torch.inference_mode(False), lean_convolutions(shadow):

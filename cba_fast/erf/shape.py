@@ -76,6 +76,17 @@ def erf_shape(erf: np.ndarray) -> ErfShape:
     Notes:
         All computations are in float64. There are two harmonics because the second one cannot tell
         a cross from a disk, and the fourth can.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import erf_shape
+        >>> y, x = np.mgrid[-32:33, -32:33]
+        >>> gaussian = erf_shape(np.exp(-(x**2 + y**2) / (2 * 6.0**2)))
+        >>> cross = erf_shape(1.0 * ((x == 0) | (y == 0)))
+        >>> print(f"{gaussian.sigma_major:.2f} {gaussian.roundness:.2f} {gaussian.cross_share:.2f}")
+        6.00 0.99 0.36
+        >>> print(f"{cross.roundness:.2f} {cross.cross_share:.2f}")
+        0.00 1.00
     """
     w = checked_map(erf)
     # The map is scaled by its maximum first, because the squares of values below 1e-160 are zero.
@@ -121,9 +132,47 @@ def shape_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     Notes:
         Each number is counted in 256 bins, which limits the accuracy to about 0.01.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import shape_distance
+        >>> y, x = np.mgrid[-32:33, -32:33]
+        >>> small, large = (np.exp(-(x**2 + y**2) / (2 * s**2)) for s in (4.0, 8.0))
+        >>> round(shape_distance(small, 5 * small), 2), round(shape_distance(small, large), 2)
+        (0.0, 0.24)
     """
     pairs = zip(_profiles(a), _profiles(b), strict=True)
     return float(sum(wasserstein_distance(x[0], y[0], x[1], y[1]) for x, y in pairs))
+
+
+def radial_profile(erf: np.ndarray) -> np.ndarray:
+    """Return the mean of an ERF map over rings of one pixel around its central pixel.
+
+    Ring r holds the pixels whose distance from (H // 2, W // 2), rounded, is r.
+
+    Args:
+        erf: (H,W), non-negative and not zero everywhere.
+
+    Returns:
+        (R,) float64, r from 0 to min(H, W) // 2.
+
+    Raises:
+        ValueError: `erf` is no ERF map.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.erf import radial_profile
+        >>> erf = np.zeros((5, 5))
+        >>> erf[2, 2], erf[2, 3] = 4.0, 8.0
+        >>> radial_profile(erf).tolist()
+        [4.0, 1.0, 0.0]
+    """
+    erf = checked_map(erf)
+    dy, dx = _offsets(erf.shape, tuple(n // 2 for n in erf.shape))
+    ring = np.rint(np.hypot(dy, dx)).astype(int).ravel()
+    last = min(erf.shape) // 2
+    total, count = (np.bincount(ring, w)[: last + 1] for w in (erf.ravel(), None))
+    return total / count
 
 
 def _median(marginal: np.ndarray) -> float:

@@ -30,6 +30,11 @@ def sample_indices(n: int, num_samples: int, seed: int = 0) -> np.ndarray:
 
     Raises:
         ValueError: `n` or `num_samples` is not positive.
+
+    Example:
+        >>> from cba_fast.erf import sample_indices
+        >>> sample_indices(5794, 5, seed=0)  # the test images of CUB_200_2011
+        array([1840, 1826, 5769, 2030, 3214])
     """
     if n < 1 or num_samples < 1:
         raise ValueError(f"n and num_samples must be positive, got {n} and {num_samples}")
@@ -79,6 +84,14 @@ def erf_sizes(
         ValueError: a shape or option does not fit, or an image's gradient is not finite.
 
     Source: the study's ``erf_compute.py``; differs from it in that the sums are float64.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.erf import erf_sizes
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> sizes = erf_sizes(model, torch.randn(2, 3, 64, 64), p=[0.2, 0.5, 1.0], score="logit")
+        >>> sizes.shape, bool((sizes[:, 0] < sizes[:, 1]).all())
+        ((2, 3), True)
     """
     how = {"score": score, "study_softmax": study_softmax}
     how = how if layer is None else {"layout": layout}
@@ -142,6 +155,17 @@ def measure_erf_sizes(
 
     Raises:
         ImageError: a failed image in a strict walk.
+
+    Example:
+        >>> import timm
+        >>> from cba_fast.data import ImageDataset, open_image_set
+        >>> from cba_fast.erf import Walk, measure_erf_sizes, sample_indices
+        >>> images = ImageDataset(open_image_set("CUB_200_2011").records, input_size=64)
+        >>> model = timm.create_model("test_resnet", num_classes=2).eval()
+        >>> walk = Walk(images, sample_indices(len(images), 4))
+        >>> result = measure_erf_sizes(model, walk, score="logit")
+        >>> result.indices, result.sizes.shape
+        (array([5, 2, 1, 3]), (4,))
     """
 
     how = {"score": score} if layer is None else {}

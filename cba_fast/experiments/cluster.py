@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from .. import locks
 from ..runs.cluster.pool import Log, connected, spoken
 from ..runs.settings import ClusterConfig
 from .collect import Collecting, Engine, Outcome, failed, kept, run_step
 from .plan import Plan
-from .progress import RUN, Step
+from .progress import RUN, Step, result_path
 
 
 def on_cluster(config: ClusterConfig) -> Engine:
@@ -51,4 +52,6 @@ def _on_worker(
     `first` is what the experiment returned that trains for this one, too.
     """
     run = Collecting(plan, overwrite, log, spoken(log), first[1] if first else {})
-    return run_step(run, step), run.trained
+    # A worker of a run that was killed may still be at it, for seconds.
+    with locks.waiting(result_path(plan, step.experiment.name)):
+        return run_step(run, step), run.trained

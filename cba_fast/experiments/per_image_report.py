@@ -1,7 +1,5 @@
 """Turn measured images into columns, correlate them, and write the files of the results."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +10,6 @@ import numpy as np
 from .. import files, resume
 from ..analysis.correlations import Correlations, Question, correlate
 from ..choices import CONFIDENCE, CORRELATION_RESAMPLES
-from ..data.textlines import some
 from ..errors import InputError
 from ..runs.scoring.boxes import versions
 from ..short import Short
@@ -166,8 +163,6 @@ def find(
     for i, m in enumerate(models):
         if not (whole & (of_model == i)).any():
             raise InputError(f"{m.name}: no image has all measures ({', '.join(predictors)})")
-    if run := sorted({i for i in ids if i[0] in "=+-@"}):
-        notes.append(f"in per_image.csv a spreadsheet would run these ids as formulas: {some(run)}")
     quality = [q for q in QUALITY if q in predictors]
     questions, contrast = _questions(predictors, quality)
     correlations = correlate(
@@ -243,16 +238,14 @@ def write_findings(
     The CSV has one row per image and model; empty cells are undefined measures. The JSON holds
     everything else: settings, versions, models, relations with intervals, and `answer`.
     """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["model", "family", "image_id", *COLUMNS])
+    rows = [["model", "family", "image_id", *COLUMNS]]
     for m in found.models:
         for i, image_id in enumerate(m.image_ids):
             values = [float(m.columns[name][i]) for name in COLUMNS]
             cells = ["" if np.isnan(v) else repr(v) for v in values]
-            rows.writerow([m.name, m.family, image_id, *cells])
+            rows.append([m.name, m.family, image_id, *cells])
     table, document = folder / "per_image.csv", folder / "per_image.json"
-    files.write_text(table, text.getvalue())
+    files.write_text(table, files.csv_text(rows))
     files.write_json(
         document,
         {

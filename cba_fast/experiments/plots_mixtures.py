@@ -13,12 +13,14 @@ from .erf_shape import Mixture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 def plot_mixtures(
     mixtures: Sequence[Mixture],
     match: Mixture | None = None,
     target: np.ndarray | None = None,
+    title: str = "",
 ) -> "Figure":
     """Draw one panel per mixture of slak_flex, and how the descriptors change with it.
 
@@ -26,35 +28,40 @@ def plot_mixtures(
         mixtures: at least one mixture of a sweep, in the order of their share of the square kernel.
         match: the mixture nearest to `target`, for another panel and a line in the curves; or None.
         target: an ERF map (H,W) for the last panel, or None.
+        title: what the maps are of, such as the model and the number of its images.
     """
     panels = [(m.map, m.shape, f"alpha {m.alpha:.3g}, beta {m.beta:.3g}") for m in mixtures]
     if match is not None:
-        title = f"nearest: alpha {match.alpha:.3g}, beta {match.beta:.3g}"
-        panels.append((match.map, match.shape, title))
+        nearest = f"nearest: alpha {match.alpha:.3g}, beta {match.beta:.3g}"
+        panels.append((match.map, match.shape, nearest))
     if target is not None:
         panels.append((target, erf_shape(target), "target"))
     columns = min(len(panels), 5)
     rows = -(-len(panels) // columns)
-    fig = make_figure((2.5 * columns + 0.6, 2.8 * rows + 3.4))
-    above, below = fig.subfigures(2, 1, height_ratios=(2.8 * rows, 3.4))
-    axes = above.subplots(rows, columns, squeeze=False).ravel()
+    fig = make_figure((2.5 * columns + 1.1, 3.1 * rows + 3.4))
+    above, below = fig.subfigures(2, 1, height_ratios=(3.1 * rows, 3.4))
+    maps, scale = above.subfigures(1, 2, width_ratios=(2.5 * columns, 1.1))
+    axes = maps.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels):
-        _panel(ax, *panel)
+        image = _panel(ax, *panel)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    above.suptitle(f"log10(map / maximum), {DECADES} decades")
+    # Beside them in a figure of its own: an axis between the panels would push them together.
+    scale.colorbar(image, cax=scale.subplots(), label="log10(map / maximum)")
+    maps.supxlabel(title, fontsize=9)
     _curves(below.subplots(), mixtures, match)
     return fig
 
 
-def _panel(ax: "Axes", erf: np.ndarray, shape: ErfShape, title: str) -> None:
-    ax.imshow(decades(erf), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest")
+def _panel(ax: "Axes", erf: np.ndarray, shape: ErfShape, title: str) -> "AxesImage":
+    drawn = ax.imshow(decades(erf), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(
         f"on the cross {shape.cross_share:.0%}\nroundness {shape.roundness:.2f}", fontsize=8
     )
     ax.set_xticks([])
     ax.set_yticks([])
+    return drawn
 
 
 def _curves(ax: "Axes", mixtures: Sequence[Mixture], match: Mixture | None) -> None:

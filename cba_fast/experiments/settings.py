@@ -45,7 +45,7 @@ _FIELDS = (
     (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
     (TrainConfig, "checkpoint micro_batch"),
     (MapConfig, "method layer pc1_range target map_size"),
-    (DataConfig, "test_dataset split classes"),
+    (DataConfig, "test_dataset split classes follow_links"),
     (BoxConfig, "cub_root"),
     (DataConfig, "metadata_root dataset_name"),
     (BoxConfig, "cam_curve_interval"),

@@ -71,6 +71,15 @@ def build_model(
             fails, weights that cannot be downloaded.
         CheckpointError: see `read_checkpoint`; a file of another family or model, or with missing,
             unexpected or mis-shaped keys.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import build_model
+        >>> model = build_model("replknet", model="replknet_nano", num_classes=10)
+        >>> model(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
+        >>> model.family, model.description.model
+        ('replknet', 'replknet_nano')
     """
     read = None if checkpoint is None else read_checkpoint(checkpoint)
     resolved = resolve_description(

@@ -37,6 +37,13 @@ def load_state_dict_file(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: as `read_checkpoint`.
+
+    Example:
+        >>> from torch import nn
+        >>> from cba_fast.models import load_state_dict_file, save_state_dict_file
+        >>> save_state_dict_file(nn.Linear(4, 2).state_dict(), "head.pth")
+        >>> {key: tuple(value.shape) for key, value in load_state_dict_file("head.pth").items()}
+        {'weight': (2, 4), 'bias': (2,)}
     """
     return _read(path, False)[0].state
 
@@ -89,6 +96,15 @@ def read_checkpoint(path: str | os.PathLike, *, mapped: bool = False) -> Checkpo
         CheckpointError: the file is missing, damaged or no checkpoint, it needs unpickling, it
             holds something else than dense tensors, or a description of wrong types; the message
             names the file.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.models import read_checkpoint
+        >>> torch.save({"model": nn.Linear(4, 2).state_dict(), "epoch": 3}, "run.pth")
+        >>> found = read_checkpoint("run.pth")
+        >>> sorted(found.state), found.description
+        (['bias', 'weight'], None)
     """
     found, said = _read(path, mapped)
     if said is None:
@@ -140,6 +156,13 @@ def save_state_dict_file(
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
+
+    Example:
+        >>> from cba_fast.models import build_model, read_checkpoint, save_state_dict_file
+        >>> model = build_model("slak", model="slak_nano", num_classes=10)
+        >>> save_state_dict_file(model.state_dict(), "slak.safetensors", model.description)
+        >>> read_checkpoint("slak.safetensors").description.num_classes
+        10
     """
     # Tensors are cloned because a view would be saved with its whole storage.
     state = {

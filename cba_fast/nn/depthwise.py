@@ -38,6 +38,15 @@ class DepthwiseConv2d(nn.Conv2d):
         dtypes and accumulation. ONNX export, `torch.jit.trace`, forward-mode derivatives,
         `torch.func` transforms and devices other than CPUs and CUDA GPUs get PyTorch's convolution.
         The module cannot be scripted.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.nn import DepthwiseConv2d
+        >>> conv = DepthwiseConv2d(16, 16, 31, padding=15, groups=16)
+        >>> conv(torch.randn(1, 16, 48, 48)).shape
+        torch.Size([1, 16, 48, 48])
+        >>> [name for name, _ in conv.named_parameters()]
+        ['weight', 'bias']
     """
 
     algorithm = "auto"

@@ -29,6 +29,16 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     Raises:
         ValueError: `bn` keeps no running statistics, or its width is not `conv.out_channels`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.nn import fuse_conv_bn
+        >>> conv, norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8).eval()
+        >>> norm.running_mean[:], norm.running_var[:] = torch.rand(8), 0.5 + torch.rand(8)
+        >>> x = torch.randn(1, 3, 16, 16)
+        >>> torch.allclose(fuse_conv_bn(conv, norm)(x), norm(conv(x)), atol=1e-5)
+        True
     """
     return _like(conv, *_folded(conv, bn))
 
@@ -81,6 +91,16 @@ def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
     Raises:
         ValueError: `conv` is not 1x1 or pads, `bn` keeps no running statistics, or its width is not
             `conv.in_channels`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.nn import fold_bn_before_conv1x1
+        >>> norm, conv = nn.BatchNorm2d(8).eval(), nn.Conv2d(8, 4, 1)
+        >>> norm.running_mean[:] = torch.rand(8)
+        >>> x = torch.randn(1, 8, 16, 16)
+        >>> torch.allclose(fold_bn_before_conv1x1(norm, conv)(x), conv(norm(x)), atol=1e-5)
+        True
     """
     padding = true_padding(conv)
     padded = padding not in ("same", "valid") and any(padding)
@@ -116,6 +136,14 @@ def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: the target is smaller, or differs by an odd number so that there is no centre.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.nn import pad_kernel
+        >>> pad_kernel(torch.ones(1, 1, 1, 3), (3, 5))[0, 0]
+        tensor([[0., 0., 0., 0., 0.],
+                [0., 1., 1., 1., 0.],
+                [0., 0., 0., 0., 0.]])
     """
     target = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
     kh, kw = weight.shape[-2:]

@@ -11,6 +11,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode; restore the mode of each module at the end, also on errors.
 
     In training mode batch norms mix the images of a batch and change their running statistics.
+
+    Example:
+        >>> from torch import nn
+        >>> from cba_fast.nn import eval_mode
+        >>> model = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
+        >>> with eval_mode(model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
     """
     training = [m for m in model.modules() if m.training]
     try:
@@ -28,6 +38,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
     If weights were not frozen, ``autograd.grad(score, x)`` would compute their gradients as well.
     Eval mode keeps the images of a batch independent, so that the gradient of the batch's summed
     score is each image's own gradient. Modes and flags are restored one by one, on errors too.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.nn import frozen
+        >>> model, x = nn.Conv2d(3, 1, 3), torch.ones(1, 3, 8, 8, requires_grad=True)
+        >>> with frozen(model):
+        ...     (grad,) = torch.autograd.grad(model(x).sum(), x)
+        >>> grad.shape, model.weight.grad
+        (torch.Size([1, 3, 8, 8]), None)
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:

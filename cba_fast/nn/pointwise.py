@@ -20,6 +20,12 @@ class MapLinear(nn.Linear):
     `torch.nn.Linear`, and so are the results up to the order of summation.
 
     Shape: (N, H, W, C) -> (N, H, W, O), or (..., C) -> (..., O).
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.nn import MapLinear
+        >>> MapLinear(8, 16)(torch.randn(2, 7, 7, 8)).shape
+        torch.Size([2, 7, 7, 16])
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +52,12 @@ def linears_as_convs(model: nn.Module) -> list[str]:
 
     Returns:
         The names of the changed modules.
+
+    Example:
+        >>> from torch import nn
+        >>> from cba_fast.nn import linears_as_convs
+        >>> linears_as_convs(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
+        ['0', '2']
     """
     changed = []
     for name, module in model.named_modules():
@@ -63,6 +75,11 @@ def conv1x1_is_faster() -> bool:
     The first linear layer of ConvNeXt-B's third stage at 384 pixels is measured once per process
     and number of threads, which takes tens of milliseconds. Differences below a quarter count as
     none, so that two runs on one machine choose the same.
+
+    Example:
+        >>> from cba_fast.nn import conv1x1_is_faster
+        >>> conv1x1_is_faster() in (True, False)  # depends on the processor
+        True
     """
     return _conv1x1_is_faster(torch.get_num_threads())
 

@@ -90,8 +90,10 @@ def accelerate(model: nn.Module, *, algorithm: str = "auto") -> AccelerateReport
         A depthwise convolution that is left is also logged (logger ``cba_fast``, level info).
 
     Example:
+        >>> from torch import nn
+        >>> import cba_fast
         >>> model = nn.Sequential(nn.Conv2d(8, 8, 31, padding=15, groups=8), nn.Conv2d(8, 4, 1))
-        >>> print(accelerate(model))
+        >>> print(cba_fast.accelerate(model))
         swapped    1 x Conv2d 31x31, first '0'
         left       1 x other convolutions: they are not depthwise
     """
@@ -134,6 +136,17 @@ def restore(model: nn.Module) -> list[str]:
     Raises:
         ValueError: a module's class was changed by someone else in between, as
             `torch.nn.utils.parametrize` does; nothing is changed.
+
+    Example:
+        >>> from torch import nn
+        >>> import cba_fast
+        >>> model = nn.Sequential(nn.Conv2d(8, 8, 31, padding=15, groups=8), nn.ReLU())
+        >>> cba_fast.accelerate(model)[:]
+        ['0']
+        >>> cba_fast.restore(model)
+        ['0']
+        >>> type(model[0]) is nn.Conv2d
+        True
     """
     swapped = {n: m for n, m in model.named_modules() if _BEFORE in vars(m)}
     for name, module in swapped.items():

@@ -62,6 +62,18 @@ def box_sweep(
     Source:
         Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of
         clovaai/wsolevaluation (which orders the boxes of a map as OpenCV does).
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import box_sweep
+        >>> scoremaps = torch.zeros(1, 8, 8)
+        >>> scoremaps[0, 2:6, 1:4] = torch.tensor([0.4, 1.0, 0.4])
+        >>> box_sweep(scoremaps, [0.1, 0.5])  # x0, y0, x1, y1 at each threshold
+        tensor([[[1, 2, 4, 6],
+                 [2, 2, 3, 6]]], dtype=torch.int32)
+        >>> boxes, offsets = box_sweep(scoremaps, [0.1, 0.5], contours="all")
+        >>> offsets.tolist()
+        [0, 1, 2]
     """
     _check_contours(contours)
     ops = torch.ops.cba_fast
@@ -98,6 +110,14 @@ def best_box_iou(
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``calculate_multiple_iou`` of clovaai/wsolevaluation.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import best_box_iou
+        >>> scoremaps = torch.zeros(1, 8, 8)
+        >>> scoremaps[0, 2:6, 1:4] = torch.tensor([0.4, 1.0, 0.4])
+        >>> best_box_iou(scoremaps, [torch.tensor([[1, 2, 4, 6]])], [0.1, 0.5])
+        tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
     _check_contours(contours)
     maps = as_scoremaps(scoremaps)

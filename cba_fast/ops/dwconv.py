@@ -90,6 +90,15 @@ def depthwise_conv2d(
         gradient as well if `weight` requires grad, because PyTorch does not tell an op registered
         from Python which gradients were asked for: freeze the weights (``requires_grad_(False)``)
         for receptive fields and activation maps.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import conv2d
+        >>> from cba_fast.ops import depthwise_conv2d
+        >>> x, weight = torch.randn(2, 8, 32, 32), torch.randn(8, 1, 31, 31)
+        >>> y = depthwise_conv2d(x, weight)
+        >>> torch.allclose(y, conv2d(x, weight, padding=15, groups=8), atol=1e-3)
+        True
     """
     given = {} if bias is None else {"bias": bias}
     check_differentiable("depthwise_conv2d", x=x, weight=weight, **given)
@@ -118,6 +127,16 @@ def depthwise_conv2d_grad_x(
 
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import depthwise_conv2d_grad_x
+        >>> grad, weight = torch.zeros(1, 1, 3, 3), torch.arange(9.0).reshape(1, 1, 3, 3)
+        >>> grad[0, 0, 1, 1] = 1
+        >>> depthwise_conv2d_grad_x(grad, weight)[0, 0]  # the centre alone sees the kernel
+        tensor([[0., 1., 2.],
+                [3., 4., 5.],
+                [6., 7., 8.]])
     """
     check_differentiable("depthwise_conv2d_grad_x", grad=grad, weight=weight)
     op = torch.ops.cba_fast.depthwise_conv2d_grad_x.default
@@ -147,6 +166,13 @@ def depthwise_conv2d_grad_weight(
 
     Raises:
         TypeError, ValueError: as `depthwise_conv2d`.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import depthwise_conv2d_grad_weight
+        >>> grad, x = torch.randn(4, 16, 24, 24), torch.randn(4, 16, 24, 24)
+        >>> depthwise_conv2d_grad_weight(grad, x, (13, 5)).shape
+        torch.Size([16, 1, 13, 5])
     """
     check_differentiable("depthwise_conv2d_grad_weight", grad=grad, x=x)
     size = kernel_sides(kernel_size)

@@ -56,6 +56,13 @@ def erf_size(
 
     Source:
         The ERF measure of the reproduction of S. Yasuki and M. Taki (2024), "CAM Back Again".
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import erf_size
+        >>> grad = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 1, 2, 2)
+        >>> erf_size(grad, [0.4, 0.5, 0.9, 1.0])  # 4, 4 + 3, 4 + 3 + 2 and all of 10
+        tensor([[1, 2, 3, 4]])
     """
     check_tensors(grad=grad)
     several = not isinstance(p, Real)
@@ -104,6 +111,18 @@ def erf_accumulate(
     Source:
         X. Ding et al. (2022), "Scaling Up Your Kernels to 31x31"; differs from its script, which
         sums in the gradient's own dtype.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import erf_accumulate
+        >>> total = torch.zeros(2, 2, dtype=torch.float64)
+        >>> grad = torch.tensor([1.0, -2.0, 3.0, -4.0]).reshape(1, 1, 2, 2)
+        >>> erf_accumulate(grad, total)
+        tensor([[1., 0.],
+                [3., 0.]], dtype=torch.float64)
+        >>> erf_accumulate(grad, total, mode="square")
+        tensor([[ 2.,  4.],
+                [12., 16.]], dtype=torch.float64)
     """
     check_tensors(grad=grad, out=out)
     if out.requires_grad:

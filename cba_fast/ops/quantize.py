@@ -37,6 +37,12 @@ def quantize(scoremaps: Tensor | np.ndarray, *, backend: str | None = None) -> T
 
     Source:
         Bit-exact with ``(scoremap * 255).astype(numpy.uint8)`` of clovaai/wsolevaluation.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.ops import quantize
+        >>> quantize(torch.tensor([[[0.0, 0.5, 0.999, 1.0]]]))
+        tensor([[[  0, 127, 254, 255]]], dtype=torch.uint8)
     """
     scoremaps = as_scoremaps(scoremaps)
     if scoremaps.dtype == torch.uint8:

@@ -40,7 +40,31 @@ def find_claims(collected: Collected) -> list[Claim]:
             )
     for run in collected.runs:
         claims += _about(run, collected)
-    return claims
+    return claims + _about_erf(collected)
+
+
+def _about_erf(collected: Collected) -> list[Claim]:
+    both = collected.erf_and_scores()
+    if both is None:
+        return []
+    question = "Whether a larger effective receptive field goes with better localization"
+    if both.found is None:
+        return [Claim(False, f"{question}: {both.reason}.")]
+    found = both.found
+    r = f"r = {found.r:+.2f} over {found.count} runs"
+    if found.low is None:
+        return [Claim(False, f"{question}: {r} are too few for an interval.")]
+    r += f", interval {found.low:+.2f} to {found.high:+.2f} with the runs as a sample of networks"
+    if found.low <= 0 <= found.high:
+        return [Claim(False, f"{question}: {r}, which may be 0.")]
+    better = "higher" if found.r > 0 else "lower"
+    return [
+        Claim(
+            True,
+            f"A larger effective receptive field goes with a {better} MaxBoxAcc ({r}). That does "
+            "not show that it is the cause.",
+        )
+    ]
 
 
 def _compared(a: str, b: str, d: Difference) -> Claim:

@@ -25,6 +25,7 @@ from ..wsol import (
 )
 from ..wsol.map_reading import Found, MapSource
 from .causes import Judged, judge
+from .erf import RunErf, Together, check_names, together
 
 
 @dataclass(repr=False)
@@ -38,6 +39,7 @@ class ReportRun(Short):
         intervals: bootstrap intervals of the scores.
         threshold: the best threshold of the largest contour at the report's IoU threshold.
         judged: by image, the box at `threshold` and how well it fits.
+        map_sizes: by image, width and height of the map as it is scored.
         notes: what the report says about this run.
     """
 
@@ -49,6 +51,7 @@ class ReportRun(Short):
     intervals: BootstrapResult
     threshold: float
     judged: dict[str, Judged] = field(default_factory=dict)
+    map_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -60,6 +63,7 @@ class Collected(Short):
         runs: in the order in which they were given.
         differences: of the first run and each other run, by the other's name; or the reason why
             the two cannot be compared.
+        erf: the effective receptive fields of those runs of which they are known.
     """
 
     boxes: Boxes
@@ -68,6 +72,12 @@ class Collected(Short):
     reading: MapReading
     runs: list[ReportRun]
     differences: dict[str, BootstrapResult | str] = field(default_factory=dict)
+    erf: Mapping[str, RunErf] = field(default_factory=dict)
+
+    def erf_and_scores(self) -> Together | None:
+        """Return ERF sizes and MaxBoxAcc of the runs that have both; None for fewer than two."""
+        scores = {run.name: run.result.max_box_acc for run in self.runs}
+        return together(self.erf, scores, self.report.confidence)
 
 
 def collect(
@@ -76,6 +86,7 @@ def collect(
     report: ReportConfig,
     num_workers: int = READERS,
     progress: Callable[[str], Callable] | None = None,
+    erf: Mapping[str, RunErf] | None = None,
 ) -> Collected:
     """Score stored maps of one or more methods for a report.
 
@@ -85,19 +96,31 @@ def collect(
         report: the intervals' settings.
         num_workers: number of threads that read.
         progress: called with what is done, returns ``progress(iterable, total)``.
+        erf: the effective receptive field by the name of the run, where it is known.
 
     Raises:
+        InputError: an ERF of no run.
         ScoreMapError, InputError: as `cba_fast.runs.scoring.boxes.score_folder`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cba_fast.report import collect
+        >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
+        >>> runs = {"sharp": Path("maps"), "wide": Path("other_maps")}
+        >>> collected = collect(runs, BoxConfig(cub_root=Path("CUB_200_2011")), ReportConfig())
+        >>> [run.name for run in collected.runs], list(collected.differences)
+        (['sharp', 'wide'], ['wide'])
     """
     if not score_maps:
         raise InputError("a report needs the score maps of at least one run")
+    check_names(erf or {}, score_maps)
     config = replace(config, contours="both")
     reading = MapReading(
         config.eval_size, config.resize_maps, workers=num_workers, clip=config.clip
     )
     boxes = open_boxes(config)
     sources = {name: open_maps(root) for name, root in score_maps.items()}
-    found = Collected(boxes, config, report, reading, [])
+    found = Collected(boxes, config, report, reading, [], erf=dict(erf or {}))
     for name, source in sources.items():
         found.runs.append(_read_run(name, source, found, num_workers, progress))
     first, *others = found.runs
@@ -139,6 +162,7 @@ def _read_run(
     for ids, maps in read_maps(source, run.found, common.reading, shown):
         predicted = box_sweep(maps, [run.threshold]).numpy()[:, 0]
         for image_id, box in zip(ids, predicted, strict=True):
+            run.map_sizes[image_id] = maps.shape[:0:-1]
             truth = common.boxes.scaled(image_id, maps.shape[:0:-1])
             run.judged[image_id] = judge(box, truth, config.iou_thr)
     return run

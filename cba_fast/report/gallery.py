@@ -1,7 +1,7 @@
 """The gallery of a report: pictures, heatmaps, and the boxes of all thresholds of some images."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..analysis.plots_erf import DECADES, decades
 from ..data.images import read_image
 from ..data.textlines import counted
 from ..errors import ImageError, InputError
@@ -19,7 +20,12 @@ from .collect import Collected
 
 JPEG_QUALITY = 82
 Images = Path | Mapping[str, Path] | None
-COLORMAPS = {"viridis": cv2.COLORMAP_VIRIDIS, "jet": cv2.COLORMAP_JET}
+ERF_COLORS = "magma"
+COLORMAPS = {
+    "viridis": cv2.COLORMAP_VIRIDIS,
+    "jet": cv2.COLORMAP_JET,
+    ERF_COLORS: cv2.COLORMAP_MAGMA,
+}
 
 
 @dataclass(repr=False)
@@ -56,6 +62,24 @@ class Card(Short):
     shown: list[Shown | None]
 
 
+def ranked(collected: Collected) -> dict[str, list[str]]:
+    """Return all images of the first run in the orders worst and best, and changed with two runs.
+
+    The last is by how much the IoU of the first two runs differs, over the images of both.
+    """
+    first, *others = collected.runs
+    iou = {i: judged.iou for i, judged in first.judged.items()}
+    orders = {
+        "worst": sorted(iou, key=lambda i: iou[i]),
+        "best": sorted(iou, key=lambda i: -iou[i]),
+    }
+    if others:
+        other = others[0].judged
+        both = [i for i in iou if i in other]
+        orders["changed"] = sorted(both, key=lambda i: -abs(iou[i] - other[i].iou))
+    return orders
+
+
 def choose(collected: Collected) -> tuple[list[str], str]:
     """Choose the images of the gallery; return them and a sentence on how they were chosen."""
     first, *others = collected.runs
@@ -64,29 +88,39 @@ def choose(collected: Collected) -> tuple[list[str], str]:
     if len(ids) <= count:
         return ids, f"All {counted(len(ids), 'image')} that {first.name} has a map of."
     rng = np.random.default_rng(collected.report.seed)
-    lists = [
-        sorted(ids, key=lambda i: iou[i]),
-        sorted(ids, key=lambda i: -iou[i]),
-        sorted(ids, key=lambda i: abs(iou[i] - collected.config.iou_thr)),
-        [ids[k] for k in rng.permutation(len(ids))],
-    ]
-    near = f"those closest to IoU {collected.config.iou_thr:g}"
-    kinds = ["the worst", "the best", near, "some drawn at random"]
+    orders, near = ranked(collected), collected.config.iou_thr
+    lists = {
+        "the worst": orders["worst"],
+        "the best": orders["best"],
+        f"those closest to IoU {near:g}": sorted(ids, key=lambda i: abs(iou[i] - near)),
+        "some drawn at random": [ids[k] for k in rng.permutation(len(ids))],
+    }
     if others:
-        other = others[0].judged
-        both = [i for i in ids if i in other]
-        lists.append(sorted(both, key=lambda i: -abs(iou[i] - other[i].iou)))
-        kinds.append(f"those that differ most from {others[0].name}")
+        lists[f"those that differ most from {others[0].name}"] = orders["changed"]
     chosen: dict[str, None] = {}
     for n in range(len(ids)):  # one of each kind in turn, so that all kinds get their share
-        for one in lists:
+        for one in lists.values():
             if len(chosen) < count and n < len(one):
                 chosen.setdefault(one[n])
     text = (
         f"{counted(len(chosen), 'image')} of {len(ids)}, by the IoU of {first.name}: in equal "
-        f"parts {', '.join(kinds)}. They are not a fair sample; the tables count all images."
+        f"parts {', '.join(lists)}. They are not a fair sample; the tables count all images."
     )
     return list(chosen), text
+
+
+def image_paths(ids: Iterable[str], images: Images) -> Mapping[str, Path]:
+    """Return the file of each image, as far as it is known.
+
+    Raises:
+        InputError: none of the images lies below the folder `images`.
+    """
+    if not isinstance(images, Path):
+        return images or {}
+    paths = {i: images / i for i in ids}
+    if paths and not any(path.is_file() for path in paths.values()):
+        raise InputError(f"{images}: holds none of the images, such as {next(iter(paths))}")
+    return paths
 
 
 def make_cards(collected: Collected, ids: list[str], images: Images) -> Iterator[Card]:
@@ -101,11 +135,7 @@ def make_cards(collected: Collected, ids: list[str], images: Images) -> Iterator
     Raises:
         InputError: none of the images lies below the folder `images`.
     """
-    paths = images
-    if isinstance(images, Path):
-        paths = {i: images / i for i in ids}
-        if ids and not any(path.is_file() for path in paths.values()):
-            raise InputError(f"{images}: holds none of the images, such as {ids[0]}")
+    paths = image_paths(ids, images)
     shown: dict[str, list[Shown | None]] = {i: [None] * len(collected.runs) for i in ids}
     for n, run in enumerate(collected.runs):
         found = {i: run.found[i] for i in ids if i in run.found}
@@ -116,7 +146,7 @@ def make_cards(collected: Collected, ids: list[str], images: Images) -> Iterator
     for image_id in ids:
         size = tuple(int(v) for v in collected.boxes.sizes[image_id])
         photo = None
-        if paths is not None and image_id in paths:
+        if image_id in paths:
             photo = _photo(paths[image_id], collected.report.thumbnail)
         folder = image_id.rpartition("/")[0].rpartition("/")[2]
         yield Card(image_id, folder, photo, size, shown[image_id])
@@ -142,6 +172,15 @@ def _heat(u: np.ndarray, longest: int, colormap: int) -> str:
     small = cv2.resize(u, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     stretched = (255 * small / max(float(u.max()), 1.0)).round().clip(0, 255).astype(np.uint8)
     return _jpeg(cv2.applyColorMap(stretched, colormap))
+
+
+def erf_picture(erf: np.ndarray, longest: int) -> str:
+    """Return log10 of an ERF map over its maximum, coloured, as a data URI."""
+    scale = min(1.0, longest / max(erf.shape))
+    size = [max(1, round(side * scale)) for side in erf.shape[::-1]]
+    small = decades(cv2.resize(erf, size, interpolation=cv2.INTER_AREA))
+    levels = (255 * (1 + small / DECADES)).round().astype(np.uint8)
+    return _jpeg(cv2.applyColorMap(levels, COLORMAPS[ERF_COLORS]))
 
 
 def _photo(path: Path, longest: int) -> str | None:

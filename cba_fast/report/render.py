@@ -1,44 +1,47 @@
 """The HTML page of a report: one file that needs no network."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import files
+from ..analysis.tables import write_tables
 from ..choices import READERS
 from ..runs.scoring.boxes import box_settings, versions
 from ..runs.settings import BoxConfig, ReportConfig, settings
-from ..wsol import BootstrapResult
-from ..wsol.scoring.box_result import V2_IOUS
 from .causes import DEFINITIONS, HIT, SOURCE
-from .claims import find_claims, title
-from .collect import Collected, class_names, collect
-from .gallery import Card, Images, choose, colour_bar, make_cards
-
-# Strokes that differ in dash and in brightness, so that colour alone tells nothing.
-STROKES = (
-    ("#0059a8", ""),
-    ("#b34700", "7 3"),
-    ("#00704e", "2 3"),
-    ("#7d3c98", "9 3 2 3"),
-    ("#333333", "5 2"),
-    ("#8a6d00", "1 4"),
+from .claims import find_claims
+from .collect import Collected, collect
+from .erf import RunErf
+from .gallery import (
+    ERF_COLORS,
+    Card,
+    Images,
+    choose,
+    colour_bar,
+    erf_picture,
+    make_cards,
 )
-WIDTH, HEIGHT = 300, 200  # of a plot, without its labels
+from .plots import curves, erf_and_score, profiles, stroke
+from .sheets import write_sheets
+from .tables import classes, differences, erf_table, headline, make_tables, write_per_image
 
 
 def write_report(
     score_maps: Mapping[str, Path],
-    output: Path,
+    output: Path | None,
     boxes: BoxConfig,
     report: ReportConfig | None = None,
     *,
     images: Images = None,
+    erf: Mapping[str, RunErf] | None = None,
+    tables: Path | None = None,
+    sheets: Path | None = None,
     more_settings: Mapping[str, object] | None = None,
     num_workers: int = READERS,
     progress: Callable[[str], Callable] | None = None,
@@ -47,12 +50,15 @@ def write_report(
 
     Args:
         score_maps: by name of the run, a folder of maps or a store.
-        output: the HTML file.
+        output: the HTML file, or a folder, in which it is ``report.html``; None for no page.
         boxes: ground truth and protocol.
         report: what is shown; None for the defaults.
         images: folder of the images, below which they lie under their ids, or the file of each
             id; None for those of ``boxes.cub_root`` if it is given, else the gallery shows the maps
             alone.
+        erf: the effective receptive field by the name of the run, see `read_erf`.
+        tables: folder for the tables as CSV, Markdown and LaTeX, and for ``per_image.csv``.
+        sheets: folder for contact sheets, see `write_sheets`.
         more_settings: settings that the page tells beside its own, such as the model's.
         num_workers: number of threads that read maps.
         progress: called with what is done, returns ``progress(iterable, total)``.
@@ -66,17 +72,33 @@ def write_report(
 
     Example:
         >>> from pathlib import Path
-        >>> write_report(  # doctest: +SKIP
-        ...     {"CAM": Path("np_cam"), "PC1": Path("np_pc1")},
+        >>> from cba_fast.report import write_report
+        >>> from cba_fast.runs.settings import BoxConfig
+        >>> made = write_report(
+        ...     {"sharp": Path("maps"), "wide": Path("other_maps")},
         ...     Path("report.html"),
         ...     BoxConfig(cub_root=Path("CUB_200_2011")),
         ... )
+        >>> len(made.runs[0].judged), Path("report.html").exists()
+        (6, True)
     """
-    collected = collect(score_maps, boxes, report or ReportConfig(), num_workers, progress)
+    report = report or ReportConfig()
+    collected = collect(score_maps, boxes, report, num_workers, progress, erf)
     if images is None and boxes.cub_root is not None:
         images = Path(boxes.cub_root) / "images"
-    files.write_text(output, render(collected, images, more_settings))
+    if output is not None:
+        files.write_text(page_path(output), render(collected, images, more_settings))
+    if tables is not None:
+        write_tables(tables, make_tables(collected))
+        write_per_image(tables / "per_image.csv", collected)
+    if sheets is not None:
+        write_sheets(sheets, collected, images)
     return collected
+
+
+def page_path(output: Path) -> Path:
+    """Return the HTML file of a report: `output` itself, or ``report.html`` in this folder."""
+    return output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
 
 
 def render(
@@ -84,7 +106,17 @@ def render(
     images: Images = None,
     more_settings: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the page as text; arguments and errors as :func:`write_report`."""
+    """Return the page as text; arguments and errors as :func:`write_report`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cba_fast.report import collect, render
+        >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
+        >>> config = BoxConfig(cub_root=Path("CUB_200_2011"))
+        >>> page = render(collect({"CAM": Path("maps")}, config, ReportConfig()))
+        >>> page.startswith("<!doctype html>")
+        True
+    """
     ids, sampling = choose(collected) if collected.report.gallery else ([], "No gallery.")
     cards = list(make_cards(collected, ids, images))
     environment = Environment(
@@ -98,14 +130,18 @@ def render(
     return environment.get_template("report.html").render(
         style=Markup((pages / "report.css").read_text("utf-8")),
         script=Markup((pages / "report.js").read_text("utf-8")),
-        runs=[_stroked(n, run.name) for n, run in enumerate(collected.runs)],
+        runs=[
+            {"name": run.name, "colour": colour, "dash": dash}
+            for run, (colour, dash) in zip(collected.runs, map(stroke, itertools.count()))
+        ],
         boxes=collected.boxes,
         config=collected.config,
         report=collected.report,
-        headline=_headline(collected),
-        differences=_differences(collected),
-        plots=_plots(collected),
-        classes=_classes(collected),
+        headline=headline(collected),
+        differences=differences(collected),
+        plots=curves(collected),
+        erf=_erf(collected),
+        classes=classes(collected),
         causes=_causes(collected),
         cause_source=SOURCE,
         claims=find_claims(collected),
@@ -119,77 +155,20 @@ def render(
     )
 
 
-def _stroked(n: int, name: str) -> dict:
-    colour, dash = STROKES[n % len(STROKES)]
-    return {"name": name, "colour": colour, "dash": dash}
-
-
-def _headline(collected: Collected) -> list[dict]:
-    """Return a row of scores for each run: MaxBoxAcc, MaxBoxAccV2 and its parts."""
-    rows = []
-    for run in collected.runs:
-        parts = [run.intervals.find("box_acc", "all", iou) for iou in V2_IOUS]
-        scores = [run.intervals.find("max_box_acc"), run.intervals.find("max_box_acc_v2"), *parts]
-        result = run.result
-        at = result.iou_thresholds.index(0.5)
-        rows.append(
-            {
-                "name": run.name,
-                "scores": scores,
-                "threshold": result.modes["largest"].optimal_threshold[at],
-                "num_images": result.num_images,
-            }
-        )
-    return rows
-
-
-def _differences(collected: Collected) -> list[dict]:
-    rows = []
-    for name, found in collected.differences.items():
-        pair = f"{collected.runs[0].name} − {name}"  # noqa: RUF001
-        if not isinstance(found, BootstrapResult):
-            rows.append({"pair": pair, "reason": found})
-            continue
-        for d in found.intervals:
-            largest_v1 = (d.contours, d.iou) == ("largest", 0.5)
-            if d.metric == "max_box_acc_v2" or largest_v1 or d.iou == collected.config.iou_thr:
-                name = title(d.metric, d.contours, d.iou)
-                rows.append({"pair": pair, "reason": "", "score": name, "d": d})
-    return rows
-
-
-def _plots(collected: Collected) -> list[dict]:
-    """Return a plot of accuracy against threshold for each contour mode and IoU threshold."""
-    plots = []
-    for mode in ("largest", "all"):
-        for iou in sorted({*V2_IOUS, collected.config.iou_thr}):
-            lines = []
-            for n, run in enumerate(collected.runs):
-                thresholds = np.array(run.result.thresholds)
-                curve = run.result.curve(mode, iou)
-                x, y = thresholds * WIDTH, HEIGHT - curve / 100 * HEIGHT
-                best = int(np.flatnonzero(curve == curve.max())[0])
-                points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-                line = {"points": points, "x": x[best], "y": y[best], "best": curve[best]}
-                lines.append(_stroked(n, run.name) | line | {"threshold": thresholds[best]})
-            contours = "largest contour" if mode == "largest" else "all contours"
-            plots.append({"title": f"IoU {iou:g}, {contours}", "lines": lines})
-    return plots
-
-
-def _classes(collected: Collected) -> list[dict] | None:
-    """Return a row for each class with the accuracy of each run; None without class labels."""
-    if collected.boxes.labels is None:
+def _erf(collected: Collected) -> dict | None:
+    """Return the section on effective receptive fields; None where no run has one."""
+    if not collected.erf:
         return None
-    rows: dict[int, dict] = {}
-    for n, run in enumerate(collected.runs):
-        at = run.result.iou_thresholds.index(collected.config.iou_thr)
-        for found in run.evaluator.per_class(run.result):
-            row = {"num_images": found.num_images, "accuracy": [None] * len(collected.runs)}
-            row = rows.setdefault(found.label, row)
-            row["accuracy"][n] = found.box_acc["largest"][at]
-    names = class_names(collected.boxes, list(rows))
-    return [{"name": names[label], **rows[label]} for label in sorted(rows)]
+    both, longest = collected.erf_and_scores(), collected.report.thumbnail
+    maps = {n: e.map for n, e in collected.erf.items() if e.map is not None}
+    plots = [profiles(collected)] if maps else []
+    return {
+        "table": erf_table(collected),
+        "maps": [{"name": n, "picture": erf_picture(m.erf.map, longest)} for n, m in maps.items()],
+        "plots": plots + ([erf_and_score(collected, both)] if both else []),
+        "both": both,
+        "colour_bar": colour_bar(ERF_COLORS),
+    }
 
 
 def _causes(collected: Collected) -> list[dict]:
@@ -230,4 +209,6 @@ def _settings(collected: Collected, images: Images, more: Mapping[str, object]) 
     for run in collected.runs:
         if not files.is_temporary(run.source.root):  # which nobody could find
             used[f"score maps of {run.name}"] = run.source.root
+    for name, erf in collected.erf.items():
+        used |= {f"ERF of {name}: {key}": value for key, value in erf.told.items()}
     return {key: "not set" if value is None else str(value) for key, value in used.items()}

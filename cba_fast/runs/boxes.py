@@ -1,7 +1,5 @@
 """The command ``boxes``: find the boxes of stored maps at a threshold, write CSV or COCO JSON."""
 
-import csv
-import io
 import itertools
 import math
 import re
@@ -104,6 +102,7 @@ def predict_boxes(
     config: BoxConfig,
     *,
     test_dataset: str | None = None,
+    follow_links: bool = False,
     pixels: str | None = None,
     num_workers: int = READERS,
     progress: Callable | None = None,
@@ -121,6 +120,7 @@ def predict_boxes(
         config: how maps are read, and the ground truth, from which the images, their sizes and the
             optimum come. Without ground truth all maps are taken, under the names of their files.
         test_dataset: images that give ids and sizes instead of ground truth.
+        follow_links: as in `DataConfig`.
         pixels: "image" or "map"; None for "image" if the sizes of the images are known, else "map".
         num_workers: number of threads that read.
         progress: called with an iterable and its length, returns an iterable.
@@ -133,7 +133,7 @@ def predict_boxes(
     if config.contours not in ("largest", "all"):
         raise InputError(f"`contours` must be largest or all, got {config.contours!r}")
     source = open_maps(np_root)
-    known = _Known(source, config, test_dataset)
+    known = _Known(source, config, test_dataset, follow_links)
     if pixels == "image" and known.sizes is None:
         raise InputError(
             "the sizes of the images are not known: give `cub_root`, `metadata_root` or "
@@ -165,7 +165,9 @@ def predict_boxes(
 class _Known:
     """What is known of the images: where the map of each is, and their sizes (None if unknown)."""
 
-    def __init__(self, source: MapSource, config: BoxConfig, test_dataset: str | None):
+    def __init__(
+        self, source: MapSource, config: BoxConfig, test_dataset: str | None, follow_links: bool
+    ):
         self.sizes: Mapping[str, tuple[int, int]] | None = None
         self.boxes = None
         given = config.cub_root is not None or config.metadata_root is not None
@@ -176,7 +178,8 @@ class _Known:
             self.found = find_maps(source, self.boxes.image_ids)
             self.sizes = self.boxes.sizes
         elif test_dataset is not None:
-            records = {r.image_id: r for r in open_images(DataConfig(test_dataset)).records}
+            images = open_images(DataConfig(test_dataset, follow_links=follow_links))
+            records = {r.image_id: r for r in images.records}
             self.found = find_maps(source, list(records))
             self.sizes = {i: read_size(records[i].path) for i in self.found}
         elif isinstance(source, ScoreStore):
@@ -237,9 +240,11 @@ def _own_threshold(u: np.ndarray, rule: ThresholdRule) -> float:
 def write_boxes(path: Path, predicted: Predictions, settings: dict) -> None:
     """Write boxes as CSV or as COCO JSON, by the suffix of `path`.
 
-    The CSV has the columns of `PredictedBox`. The JSON has COCO's images, annotations (bbox is x,
-    y, width, height, where the width is x1 - x0) and one category; its `info` holds `settings`,
-    versions, and whose pixels the coordinates count.
+    The CSV has the columns of `PredictedBox`. The JSON is a COCO data set: images (`file_name` is
+    the image's id), annotations (bbox is x, y, width, height, where the width is x1 - x0) and one
+    category; its `info` holds `settings`, versions, and whose pixels the coordinates count. It is
+    what FiftyOne imports as a ``COCODetectionDataset``; the list of annotations alone is what
+    pycocotools' ``loadRes`` takes as results.
 
     Raises:
         InputError: another suffix.
@@ -264,11 +269,8 @@ def check_suffix(path: Path) -> None:
 
 
 def _csv(boxes: Iterable[PredictedBox]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(PredictedBox.__dataclass_fields__)
-    rows.writerows([_plain(value) for value in vars(box).values()] for box in boxes)
-    return text.getvalue()
+    rows = ([_plain(value) for value in vars(box).values()] for box in boxes)
+    return files.csv_text([PredictedBox.__dataclass_fields__, *rows])
 
 
 def _plain(value: object) -> object:
@@ -291,6 +293,7 @@ def _coco(boxes: Iterable[PredictedBox]) -> dict:
                 "bbox": [_plain(v) for v in (b.x0, b.y0, w, h)],
                 "area": _plain(w * h),
                 "iscrowd": 0,
+                "score": 1.0,  # readers of results demand one; no box is surer than another
                 "threshold": b.threshold,
             }
         )

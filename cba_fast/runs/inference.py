@@ -74,6 +74,7 @@ def open_images(data: DataConfig) -> ImageSet:
         split=data.split,
         metadata_root=data.metadata_root,
         dataset_name=data.dataset_name,
+        follow_links=data.follow_links,
     )
     if images.kind == "imagefolder":
         return images

@@ -14,6 +14,7 @@ from .. import files, resume
 from ..data import ImageRecord
 from ..data.score_store import STORE_FILES, ScoreStore, StoreWriter, create_store
 from ..errors import InputError
+from ..npy import NPY_ERRORS
 from ..ops import quantize
 from ..resume import MANIFEST, Outputs
 
@@ -47,7 +48,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with files.open_regular(path) as f, np.load(f, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except (*NPY_ERRORS, zipfile.BadZipFile) as e:
         raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 

@@ -130,6 +130,9 @@ class DataConfig:
         None, "wsolevaluation metadata: the folder with image_ids.txt, or the root above it."
     )
     dataset_name: str | None = setting(None, "Folder below the metadata root, such as CUB.")
+    follow_links: bool = setting(
+        False, "Take images that links lead to from outside of the data folder."
+    )
     input_size: Annotated[Size, "size"] = setting(
         None,
         "Size to which images are resized, such as 384, or 224x320 (height x width).",
@@ -342,6 +345,9 @@ class ReportConfig:
     )
     colormap: Literal["viridis", "jet"] = setting(
         "viridis", "Colours of the heatmaps; jet is that of the study's figures."
+    )
+    sheet_images: Positive = setting(
+        6, "Images of each kind in the contact sheets of `sheets`, such as 10."
     )
     num_resamples: Annotated[int, Range(2)] = setting(
         SCORE_RESAMPLES, "Resamples of the images for the intervals.", option="bootstrap"

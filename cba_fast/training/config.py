@@ -33,6 +33,7 @@ class TrainConfig:
         Path("datasets/cub-200-2011/CUB_200_2011/images_splitted"),
         "Holds {train,test}/<class>/<image>, or is a CUB_200_2011 folder.",
     )
+    follow_links: bool = same(DataConfig, "follow_links")
     epochs: Positive = setting(100, "Passes over the training images, such as 10.")
     lr: PositiveNumber = setting(
         1e-4, "Learning rate at the peak of the schedule, which takes a step after each batch."

@@ -40,12 +40,15 @@ class Splits:
         return list_fingerprint((r.image_id, r.path) for r in records)
 
 
-def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
+def open_splits(
+    data_root: Path, num_classes: int | None = None, follow_links: bool = False
+) -> Splits:
     """List ``<data_root>/{train,test}/<class>/<image>``, or the splits of a CUB_200_2011 folder.
 
     Args:
         data_root: the folder.
         num_classes: the number of classes that there must be; None for any.
+        follow_links: see :func:`cba_fast.data.open_image_set`.
 
     Raises:
         InputError: a folder is missing or has no class folders, a class folder is empty, there is
@@ -54,7 +57,9 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
     """
     data_root = Path(data_root)
     if cub.is_cub(data_root):
-        train, test = (open_image_set(data_root, split=s) for s in SPLITS)
+        train, test = (
+            open_image_set(data_root, split=s, follow_links=follow_links) for s in SPLITS
+        )
     else:
         missing = [f"no folder {data_root / s}" for s in SPLITS if not (data_root / s).is_dir()]
         if missing:
@@ -62,7 +67,7 @@ def open_splits(data_root: Path, num_classes: int | None = None) -> Splits:
                 f"{' and '.join(missing)}: images are expected at {data_root}/train/<class>/ and "
                 f"{data_root}/test/<class>/"
             )
-        train, test = (open_image_set(data_root / s) for s in SPLITS)
+        train, test = (open_image_set(data_root / s, follow_links=follow_links) for s in SPLITS)
     only = [
         f"{some(sorted(set(a) - set(b)), 10)} only in {s}"
         for s, a, b in (

@@ -100,7 +100,7 @@ def train(
     check_config(model_config, config)
     runtime = Runtime.of(run)
     free = _free(runtime, ranks)  # before the model takes its share
-    splits = open_splits(config.data_root, model_config.num_classes)
+    splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
     record = run_record(model_config, config, run, splits.fingerprint)
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)

@@ -1,46 +1,65 @@
-"""Weakly supervised object localization: maps from a classifier, and their scores."""
+"""Weakly supervised object localization: maps from a classifier, and their scores.
 
-from .heatmap import finish_maps
-from .localize import Localization, cam, heatmap, localize, pc1
-from .map_reading import MapReading, find_maps, open_maps, read_maps
-from .methods import METHODS, cam_from_features, pc1_from_features, register_method
-from .score_maps import MapFolder, check_score_map, read_score_map
-from .scoring.bootstrap import BootstrapResult, Difference, Interval, bootstrap, compare
-from .scoring.box_result import BoxResult, ClassResult
-from .scoring.classification import classification_scores, correct_classes
-from .scoring.evaluator import BoxEvaluator
-from .scoring.official import evaluate_wsol
-from .scoring.pixel_evaluator import PixelEvaluator, PixelResult
+Public names are imported from here, each when it is first used, so that scoring stored maps imports
+neither timm nor torchvision, which take 200 MB and some seconds.
+"""
 
-__all__ = [
-    "METHODS",
-    "BootstrapResult",
-    "BoxEvaluator",
-    "BoxResult",
-    "ClassResult",
-    "Difference",
-    "Interval",
-    "Localization",
-    "MapFolder",
-    "MapReading",
-    "PixelEvaluator",
-    "PixelResult",
-    "bootstrap",
-    "cam",
-    "cam_from_features",
-    "check_score_map",
-    "classification_scores",
-    "compare",
-    "correct_classes",
-    "evaluate_wsol",
-    "find_maps",
-    "finish_maps",
-    "heatmap",
-    "localize",
-    "open_maps",
-    "pc1",
-    "pc1_from_features",
-    "read_maps",
-    "read_score_map",
-    "register_method",
-]
+import importlib
+import sys
+from types import ModuleType
+
+_WHERE = {
+    "finish_maps": "heatmap",
+    "Localization": "device_maps",
+    "cam": "localize",
+    "heatmap": "localize",
+    "localize": "localize",
+    "pc1": "localize",
+    "MapReading": "map_reading",
+    "find_maps": "map_reading",
+    "open_maps": "map_reading",
+    "read_maps": "map_reading",
+    "METHODS": "methods",
+    "cam_from_features": "methods",
+    "pc1_from_features": "methods",
+    "register_method": "methods",
+    "MapFolder": "score_maps",
+    "check_score_map": "score_maps",
+    "read_score_map": "score_maps",
+    "BootstrapResult": "scoring.bootstrap",
+    "Difference": "scoring.bootstrap",
+    "Interval": "scoring.bootstrap",
+    "bootstrap": "scoring.bootstrap",
+    "compare": "scoring.bootstrap",
+    "BoxResult": "scoring.box_result",
+    "ClassResult": "scoring.box_result",
+    "classification_scores": "scoring.classification",
+    "correct_classes": "scoring.classification",
+    "BoxEvaluator": "scoring.evaluator",
+    "evaluate_wsol": "scoring.official",
+    "PixelEvaluator": "scoring.pixel_evaluator",
+    "PixelResult": "scoring.pixel_evaluator",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """This package, in which `localize` and `heatmap` are functions and not the files so named."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -33,6 +33,16 @@ def finish_maps(maps: np.ndarray, size: Size = INPUT_SIZE, value_range: str = "c
 
     Raises:
         ValueError: a wrong rank or dtype, NaN or infinite values, or an unknown `value_range`.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.wsol import finish_maps
+        >>> maps = finish_maps(np.float32([[[0, 0], [0, 1]]]), size=4)
+        >>> maps.round(2)
+        array([[[0.  , 0.  , 0.  , 0.  ],
+                [0.  , 0.06, 0.18, 0.25],
+                [0.  , 0.18, 0.56, 0.75],
+                [0.  , 0.25, 0.75, 1.  ]]])
     """
     if maps.ndim != 3 or maps.dtype != np.float32:
         raise ValueError(f"maps must be (N, h, w) float32, got {maps.shape} {maps.dtype}")

@@ -57,6 +57,14 @@ def localize(
         Everything is computed on the device of `x`, the maps in float32 and the axis of PC1 in
         float64, also under autocast. The host waits for it once, at the end. On a GPU maps are
         resized by `resize_bilinear` instead of OpenCV.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import localize
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> found = localize(model, torch.randn(2, 3, 64, 64), method="layer-cam")
+        >>> found.maps.shape, found.top5.shape
+        ((2, 64, 64), (2, 5))
     """
     found = localize_on_device(
         model,
@@ -186,7 +194,8 @@ def heatmap(
 
     Example:
         >>> import timm, torch
-        >>> model = timm.create_model("resnet18", num_classes=10)
+        >>> from cba_fast.wsol import heatmap
+        >>> model = timm.create_model("test_resnet", num_classes=10)
         >>> heatmap(model, torch.randn(2, 3, 64, 96), target=3, method="grad-cam").shape
         torch.Size([2, 64, 96])
     """
@@ -208,6 +217,14 @@ def cam(
     """Make class activation maps of any classifier with pooling and a linear head.
 
     Arguments, result and errors are those of :func:`heatmap`.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import cam
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> maps = cam(model, torch.randn(2, 3, 64, 64), target=3)
+        >>> maps.shape, maps.dtype
+        (torch.Size([2, 64, 64]), torch.float64)
     """
     return heatmap(model, x, target, layer, map_size=map_size, layout=layout)
 
@@ -226,6 +243,13 @@ def pc1(
 
     Arguments, result and errors are those of :func:`heatmap`. A map is the principal axis, divided
     by its maximum, instead of a rectified mean.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol import pc1
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> pc1(model, torch.randn(2, 3, 128, 128), map_size=224, pc1_range="clip").shape
+        torch.Size([2, 224, 224])
     """
     more = {"map_size": map_size, "pc1_range": pc1_range, "layout": layout}
     return heatmap(model, x, target, layer, method="pc1", **more)

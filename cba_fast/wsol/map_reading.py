@@ -44,6 +44,11 @@ def open_maps(root: str | os.PathLike) -> MapSource:
 
     Raises:
         ScoreMapError: no such folder, or a store whose files do not fit together.
+
+    Example:
+        >>> from cba_fast.wsol import open_maps
+        >>> type(open_maps("maps")).__name__, type(open_maps("maps_store")).__name__
+        ('MapFolder', 'ScoreStore')
     """
     return ScoreStore(root) if is_store(root) else MapFolder(root)
 
@@ -55,6 +60,14 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
 
     Raises:
         InputError: no image has a map, two images share one, or an id is no plain relative path.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import find_maps, open_maps
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> found = find_maps(open_maps("maps"), boxes.image_ids)
+        >>> len(found), found[boxes.image_ids[0]].as_posix()
+        (6, 'maps/001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy')
     """
     found = {i: key for i in image_ids if (key := source.find(i)) is not None}
     if not found:
@@ -129,6 +142,15 @@ def read_maps(
     Raises:
         ScoreMapError: a map cannot be read, is not valid or has another size; the message names the
             first such map.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import MapReading, find_maps, open_maps, read_maps
+        >>> source = open_maps("maps")
+        >>> found = find_maps(source, load_boxes(cub_root="CUB_200_2011").image_ids)
+        >>> for image_ids, maps in read_maps(source, found, MapReading()):
+        ...     print(len(image_ids), maps.shape, maps.dtype)
+        6 (6, 64, 64) uint8
     """
     ids = list(found)
     size = GROUP

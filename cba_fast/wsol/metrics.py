@@ -27,6 +27,8 @@ except ImportError as e:
         "the metrics need torchmetrics: pip install torchmetrics, or cba_fast[metrics]"
     ) from e
 
+__all__ = ["MaxBoxAcc", "MaxBoxAccV2", "PxAP"]
+
 
 class _ImageMetric(Metric):
     """A metric that gathers one row per image.
@@ -144,7 +146,8 @@ class MaxBoxAcc(_BoxMetric):
 
     Example:
         >>> import torch
-        >>> from cba_fast.data.boxes import Boxes
+        >>> from cba_fast.data import Boxes
+        >>> from cba_fast.wsol.metrics import MaxBoxAcc
         >>> box = {"a.jpg": torch.tensor([[2, 2, 6, 6]]).numpy()}
         >>> metric = MaxBoxAcc(Boxes(("a.jpg",), box, {"a.jpg": (8, 8)}, None))
         >>> scoremap = torch.zeros(1, 8, 8)
@@ -161,6 +164,17 @@ class MaxBoxAccV2(_BoxMetric):
     """MaxBoxAccV2 in percent (mean over IoU 0.3, 0.5, 0.7, all contours), as a torchmetrics metric.
 
     Arguments and errors are those of `MaxBoxAcc`.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_boxes, map_name
+        >>> from cba_fast.wsol.metrics import MaxBoxAccV2
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> metric = MaxBoxAccV2(boxes)
+        >>> for image_id in boxes.image_ids:
+        ...     metric.update(np.load(f"maps/{map_name(image_id)}")[None], [image_id])
+        >>> round(metric.compute().item(), 2)
+        94.44
     """
 
     contours, figure = "all", "max_box_acc_v2"
@@ -177,6 +191,17 @@ class PxAP(_ImageMetric):
 
     Notes:
         Memory is 8 bytes per image and threshold.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_masks, map_name
+        >>> from cba_fast.wsol.metrics import PxAP
+        >>> masks = load_masks("metadata/OpenImages/test", "OpenImages", size=64)
+        >>> metric = PxAP(masks)
+        >>> for image_id in masks.image_ids:
+        ...     metric.update(np.load(f"maps/{map_name(image_id)}")[None], [image_id])
+        >>> round(metric.compute().item(), 1)
+        64.7
     """
 
     def __init__(

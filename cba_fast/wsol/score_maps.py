@@ -29,6 +29,13 @@ class MapFolder:
 
     Raises:
         ScoreMapError: `root` is not a folder.
+
+    Example:
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import MapFolder
+        >>> image_id = load_boxes(cub_root="CUB_200_2011").image_ids[0]
+        >>> MapFolder("maps").find(image_id).as_posix()
+        'maps/001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy'
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -63,7 +70,11 @@ class MapFolder:
         if folder not in self._files:
             try:
                 with os.scandir(self.root / folder) as entries:
-                    self._files[folder] = {e.name for e in entries if e.is_file()}
+                    self._files[folder] = {  # is_file alone raises for a link to itself
+                        e.name
+                        for e in entries
+                        if e.is_file(follow_symlinks=False) or os.path.isfile(e)
+                    }
             except OSError:  # no such folder
                 self._files[folder] = set()
         return name in self._files[folder]
@@ -90,6 +101,13 @@ def read_score_map(
     Raises:
         ScoreMapError: not readable as ``.npy``, or refused by :func:`check_score_map`; the message
             names the file.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.wsol import read_score_map
+        >>> np.save("map.npy", np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4))
+        >>> read_score_map("map.npy", eval_size=224, resize=True).shape
+        (224, 224)
     """
     try:
         scoremap = read_npy(path)
@@ -128,6 +146,12 @@ def check_score_map(scoremap: np.ndarray, name: str, clip: float = 0.0) -> np.nd
             NaN, or values outside [0, 1]; the message says which value is farthest outside, by how
             much and where.
         InputError: `clip` is outside of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.wsol import check_score_map
+        >>> check_score_map(np.array([[0.0, 1.000001]]), "a.npy", clip=1e-5)
+        array([[0., 1.]])
     """
     check_clip(clip)
     if scoremap.ndim != 2 or scoremap.size == 0:

@@ -11,13 +11,17 @@ struct Factor {
   int cost;  // vector operations of its transform; a fused operation counts as two
 };
 
+#ifdef CBA_THIN  // those of dft_axes_body.h
+constexpr Factor kFactors[] = {{2, 4}, {3, 14}, {5, 36}, {8, 56}};
+constexpr std::int64_t kLongest = 120;
+#else
 constexpr Factor kFactors[] = {{2, 4},  {3, 14},  {4, 16},   {5, 36},   {7, 66},
                                {8, 56}, {9, 112}, {11, 160}, {13, 222}, {16, 170}};
-// The cost of loads, stores and offsets for an element on each axis.
-constexpr int kMoveCost = 6;
-
 // Longer transforms work on several megabytes at a time, so that tiles are cheaper.
 constexpr std::int64_t kLongest = 360;
+#endif
+// The cost of loads, stores and offsets for an element on each axis.
+constexpr int kMoveCost = 6;
 
 struct Length {
   int n;

@@ -99,6 +99,13 @@ void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const Conv
 
 }  // namespace
 
+#if defined(CBA_THIN) && CBA_X86
+// Builds with sanitizers have one copy of the largest kernels. Those of AVX-512 read and write parts
+// of vectors by masked instructions, which sanitizers do not see.
+const ConvKernels ConvKernels::kAvx2 = ConvKernels::kBaseline;
+const ConvKernels ConvKernels::kAvx512 = ConvKernels::kBaseline;
+#endif
+
 ConvAlgorithm parse_conv_algorithm(const std::string& name) {
   if (name == "fft") return ConvAlgorithm::kFft;
   if (name == "direct") return ConvAlgorithm::kDirect;

@@ -36,8 +36,12 @@ struct Product {
 // hold elements of A and one an element of B; 24 of 32 are sums. More than 12 sums in a row are no
 // faster.
 constexpr int kMostRows = 4;
+#ifdef CBA_THIN  // fewer sizes of the same code, for builds with sanitizers
+constexpr int kTileColumns[kMostRows + 1] = {0, 2, 2, 2, 2};
+#else
 constexpr int kTileColumns[kMostRows + 1] = {0, 12, kLanes == 16 ? 12 : 6, kLanes == 16 ? 8 : 4,
                                              kLanes == 16 ? 6 : 3};
+#endif
 
 // The sums of a tile. A row of A meets row `q` of B for the first row of the tile, row q - 1 for
 // the second, and so on. Column d of B meets column d + shift + c of A for column c of the tile.

@@ -14,7 +14,9 @@
 // Everything is in unnamed namespaces and no C++ library header is included, see csrc/README.md.
 #pragma once
 
+#ifndef CBA_INLINE  // empty in builds with sanitizers
 #define CBA_INLINE __attribute__((always_inline))
+#endif
 
 namespace cba {
 namespace {

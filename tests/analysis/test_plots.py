@@ -6,11 +6,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 
 from cba_fast.analysis import plots, plots_erf
 from cba_fast.analysis.models import ModelScore, SizeStats, fit_models
-from cba_fast.cli import progress, tables
+from cba_fast.cli import progress
 from cba_fast.erf import AreaRatio, area_ratio
 from cba_fast.errors import InputError
 
@@ -31,8 +32,12 @@ def test_analysis_draws_points_bars_and_fit():
     fit = fit_models(MODELS)
     ax = plots.plot_analysis(MODELS, fit).axes[0]
     (bars,) = ax.containers
-    assert bars.lines[0].get_xydata().tolist() == [[10, 80], [20, 60], [30, 90], [40, 70]]
+    points = next(c for c in ax.collections if c.get_label().startswith("models"))
+    assert points.get_offsets().tolist() == [[10, 80], [20, 60], [30, 90], [40, 70]]
     assert bars.lines[2][0].get_segments()[0][:, 0].tolist() == [8, 12]
+    colors = bars.lines[2][0].get_colors()[:, :3]
+    assert (colors == points.get_facecolors()[:, :3]).all()  # each bar is seen to be its point's
+    assert len({tuple(c) for c in colors.tolist()}) == 4
     line = ax.lines[-1].get_xydata()
     np.testing.assert_allclose(line[:, 1], fit.slope * line[:, 0] + fit.intercept)
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
@@ -49,19 +54,19 @@ def test_points_are_coloured_by_family():
     ax = plots.plot_points(MODELS).axes[0]
     drawn = {c.get_label(): c for c in ax.collections}
     assert set(drawn) == {"replknet", "convnext", "slak"}
-    assert drawn["replknet"].get_offsets().tolist() == [[80, 10], [70, 40]]  # x is MaxBoxAcc
+    assert drawn["replknet"].get_offsets().tolist() == [[10, 80], [40, 70]]
     assert to_hex(drawn["replknet"].get_facecolor()[0]) == "#ff7f0e"
     assert to_hex(drawn["convnext"].get_facecolor()[0]) == "#2ca02c"
     assert to_hex(drawn["slak"].get_facecolor()[0]) not in ("#ff7f0e", "#2ca02c")
 
 
-def test_a_few_points_are_named():
-    ax = plots.plot_points(MODELS).axes[0]
-    assert {t.get_text(): t.xy for t in ax.texts} == {
-        m.name: (m.maxboxacc, m.erf.mean) for m in MODELS
-    }
-    many = [model(f"m{i}", i, i, "slak") for i in range(plots.MOST_NAMES + 1)]
-    assert not plots.plot_points(many).axes[0].texts
+def test_both_scatter_plots_have_the_same_axes():
+    axes = [plots.plot_analysis(MODELS, None).axes[0], plots.plot_points(MODELS).axes[0]]
+    assert len({(ax.get_xlabel(), ax.get_ylabel()) for ax in axes}) == 1
+    for ax in axes:
+        assert {t.get_text(): t.xy for t in ax.texts} == {
+            m.name: (m.erf.mean, m.maxboxacc) for m in MODELS
+        }
 
 
 def test_family_colours_do_not_depend_on_the_order_of_points():
@@ -81,9 +86,9 @@ def test_erf_map_draws_the_squares_on_their_pixels():
     fig = plots_erf.plot_erf_map(erf, [*area_ratio(erf, (0.5,)), AreaRatio(0.99, None, None)])
     (square,) = fig.axes[0].patches
     assert square.get_bbox().extents.tolist() == [2.5, 2.5, 5.5, 5.5]
-    assert fig.axes[0].get_title() == "Effective receptive field, 9 x 9 pixels"
-    named = plots_erf.plot_erf_map(erf, title="a model").axes[0].get_title()
-    assert named == "a model: effective receptive field, 9 x 9 pixels"
+    assert fig.axes[0].get_xlabel() == "9 x 9 pixels"
+    named = plots_erf.plot_erf_map(erf, title="a model").axes[0].get_xlabel()
+    assert named == "a model, 9 x 9 pixels"
     with pytest.raises(ValueError, match="zero everywhere"):
         plots_erf.plot_erf_map(np.zeros((4, 4)))
 
@@ -139,25 +144,52 @@ def test_names_are_drawn_as_they_are(suffix, tmp_path):
     assert sum("_hidden" in t.get_text() for t in figures[2].legends[0].get_texts()) == 1
 
 
+def test_no_picture_has_a_title():
+    columns, bars = {"a": (np.arange(3.0), np.arange(3.0))}, {"a": [plots.Bar("a", 0.1, 0, 0.2)]}
+    figures = [
+        plots.plot_analysis(MODELS, fit_models(MODELS)),
+        plots.plot_points(MODELS),
+        plots.plot_images(columns, "x", "y"),
+        plots.plot_forest(bars, ["a"]),
+        plots_erf.plot_erf_map(np.eye(9), title="a model"),
+    ]
+    for figure in figures:
+        assert figure.get_suptitle() == ""
+        assert [ax.get_title() for ax in figure.axes if ax.get_title()] == []
+
+
 def test_thousands_of_models_name_the_ends_alone():
     models = [model(f"m{i}", i % 997, i % 89, f"f{i}") for i in range(5000)]
-    named = {t.get_text() for t in plots.plot_analysis(models, None).axes[0].texts}
-    assert named == {"m0", "m996", "m88"}
-    few = models[: plots.MOST_NAMES_OF_ANALYSIS]
-    assert len(plots.plot_analysis(few, None).axes[0].texts) == len(few)
+    for figure in (plots.plot_analysis(models, None), plots.plot_points(models)):
+        assert {t.get_text() for t in figure.axes[0].texts} <= {"m0", "m996", "m88"}
     ax = plots.plot_points(models).axes[0]
-    assert not ax.texts
     assert len(ax.collections) == plots.MOST_FAMILIES + 1
     assert ax.get_legend().get_texts()[-1].get_text() == "and 4980 more"
     assert sum(len(c.get_offsets()) for c in ax.collections) == 5000
 
 
-def test_tables_print_names_as_they_are(capsys):
-    table = tables.new_table("[/red]", ":smile:", title="[b]t")
-    table.add_row("[bold]a", "<b>")
-    tables.print_tables(table, width=80)
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in ("[/red]", ":smile:", "[b]t", "[bold]a", "<b>"))
+GRID = [
+    model(f"convnext_tiny-lr{lr}-wd{wd}-{aug}", 900 + 20 * i + j, 50 + i / 3 + j / 9, "convnext")
+    for i, (lr, wd) in enumerate([("1e-4", "0.05"), ("1e-4", "1e-4"), ("3e-4", "0.05")])
+    for j, aug in enumerate(["light", "strong", "strong-long"])
+]
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_names_cover_no_other_name_and_no_point(many):
+    seeds = [(m, k) for m in GRID for k in range(many)]
+    models = [model(f"{m.name}-{k}", m.erf.mean + k, m.maxboxacc, "slak") for m, k in seeds]
+    for figure in (plots.plot_analysis(models, fit_models(models)), plots.plot_points(models)):
+        figure.canvas.draw()
+        (ax,) = figure.axes
+        boxes = [Text.get_window_extent(t) for t in ax.texts]
+        assert len(boxes) >= len(models) * 0.8
+        inside = ax.get_window_extent().padded(1)
+        spots = ax.transData.transform([(m.erf.mean, m.maxboxacc) for m in models])
+        for n, box in enumerate(boxes):
+            assert all(inside.contains(*corner) for corner in box.corners())
+            assert not any(box.padded(-0.5).overlaps(other) for other in boxes[:n])
+            assert not any(box.padded(-0.5).contains(*spot) for spot in spots)
 
 
 def test_progress_bars_take_any_name(monkeypatch, capsys):

@@ -32,7 +32,8 @@ def test_both_pictures_of_a_map_have_their_squares_on_the_pixels(tmp_path):
         extents = [p.get_bbox().extents.tolist() for p in ax.patches]
         assert extents[-1] == [7.5, 7.5, 12.5, 12.5]  # 99 % lies in the block of 5 x 5 pixels
         assert len(extents) == 4
-    assert "a model" in fig.get_suptitle()
+    assert published.get_xlabel() == "a model, 21 x 21 pixels, 3 images"
+    assert fig.get_suptitle() == ""
     save_figure(fig, tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 10000
 
@@ -46,8 +47,11 @@ def test_decades_end_at_the_floor_and_at_the_maximum():
 
 def test_a_panel_for_each_mixture_and_the_curves(tmp_path):
     shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 0.5, 1.0))]
-    fig = plot_mixtures(shapes)
-    titles = [ax.get_title() for sub in fig.subfigs for ax in sub.axes if ax.images]
+    fig = plot_mixtures(shapes, title="slak_flex_nano: 4 images")
+    maps, scale = fig.subfigs[0].subfigs
+    assert maps.get_supxlabel() == "slak_flex_nano: 4 images"
+    assert scale.axes[0].get_ylabel() == "log10(map / maximum)"
+    titles = [ax.get_title() for ax in maps.axes if ax.images]
     assert titles == ["alpha 1, beta 0", "alpha 0.5, beta 0.5", "alpha 0, beta 1"]
     (curves,) = fig.subfigs[1].axes
     drawn = {line.get_label(): line.get_ydata() for line in curves.lines}
@@ -58,7 +62,7 @@ def test_a_match_adds_two_panels_and_a_line():
     shapes = [mixture(s, block(half=2 + i)) for i, s in enumerate((0.0, 1.0))]
     near = mixture(0.3, block(half=3))
     fig = plot_mixtures(shapes, near, block(half=4))
-    titles = [ax.get_title() for ax in fig.subfigs[0].axes if ax.images]
+    titles = [ax.get_title() for ax in fig.subfigs[0].subfigs[0].axes if ax.images]
     assert titles[-2:] == ["nearest: alpha 0.7, beta 0.3", "target"]
     (curves,) = fig.subfigs[1].axes
     assert [0.3, 0.3] in [list(line.get_xdata()) for line in curves.lines]

@@ -1,19 +1,23 @@
 """The command line itself: what it imports, how it spells options, how it refuses."""
 
 import ast
+import io
+import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
 import pytest
 from cli_runner import run_cli
+from rich.console import Console
 
 import cba_fast
 from cba_fast.cli.main import COMMANDS, EXAMPLES, LazyGroup
 from cba_fast.cli.moved import of_today
-from cba_fast.cli.progress import continuable
+from cba_fast.cli.progress import bar, continuable
 from cba_fast.errors import InputError, with_flags
 
 NO_TORCH = """
@@ -78,7 +82,7 @@ def test_many_options_are_grouped(capsys):
     computing = ["Compute", "Options"]
     assert titles("erf-compute") == ["Model", "Images", "ERF", *computing]
     assert titles("generate-heatmap") == ["Model", "Images", "Map", *computing]
-    assert titles("wsol-eval") == ["Map", "Score", *computing]
+    assert titles("wsol-eval") == ["Images", "Map", "Score", *computing]
     assert titles("info") == ["Options"]
 
 
@@ -228,3 +232,28 @@ def test_commands_that_go_on_say_so_when_interrupted(capsys):
     with pytest.raises(InputError), continuable():
         raise InputError("x")
     assert not capsys.readouterr().err
+
+
+def test_a_bug_report_can_be_pasted(capsys, monkeypatch):
+    monkeypatch.setenv("CBA_ISA", "avx2")
+    monkeypatch.setenv("HOME", "/nobody")
+    monkeypatch.setenv("CBA_CACHE_DIR", "/nobody/tables")
+    done = run_cli(capsys, "info", "--bug-report")
+    facts = json.loads(re.search(r"```json\n(.*)\n```", done.out, re.DOTALL)[1])
+    assert facts["environment"]["CBA_ISA"] == "avx2"
+    assert facts["versions"]["cba_fast"] == cba_fast.__version__
+    assert facts["environment"]["CBA_CACHE_DIR"] == "~/tables"
+
+
+def test_a_bar_tells_rate_and_time_left(monkeypatch):
+    shown = io.StringIO()
+    screen = Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr("cba_fast.cli.progress.Console", lambda **_: screen)
+    for _ in bar("maps [x] {y}")(range(30), 30):
+        time.sleep(0.01)
+    assert re.search(r"maps \[x\] \{y\} .*30/30.*/s.*0:00:00", shown.getvalue())
+
+
+def test_no_bar_where_it_is_no_terminal(capsys):
+    assert list(bar("maps")(range(3), 3)) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")

@@ -373,6 +373,11 @@ def test_analysis_prints_and_draws(three_models):
     assert "R2: 0.2500" in out
     assert out.splitlines()[-1].endswith("a.png")
     assert Image.open("a.png").size == (1400, 1000)
+    args = ["--config", "models.json", "--save_fig", "a.pdf", "--tables", "t"]
+    out = run("analysis-erf-vs-wsol", *args)
+    assert Path("a.pdf").read_bytes().startswith(b"%PDF")
+    assert "Tables       : t" in out.output
+    assert Path("t/erf_vs_wsol.tex").read_text().count(r" \\") == 1 + len(three_models)
 
 
 def test_analysis_of_one_model_draws_without_a_fit(three_models):
@@ -390,6 +395,8 @@ def test_plot_reads_the_csv(three_models):
     for name in ("--save_fig", "--save"):  # today's name and the study's
         assert "2 points: p.png" in run("plot-erf-vs-wsol", "--csv", "p.csv", name, "p.png").output
         Path("p.png").unlink()
+    run("plot-erf-vs-wsol", "--csv", "p.csv", "--save_fig", "p.pdf")
+    assert Path("p.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_errors_of_the_plots_leave_nothing(three_models):

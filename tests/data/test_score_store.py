@@ -1,10 +1,13 @@
 """The compact store: what it holds, how it is filled and continued, what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 from broken_npy import BROKEN
 
 from cba_fast import files
+from cba_fast.data import score_store
 from cba_fast.data.score_store import (
     MAPS,
     NAMES,
@@ -61,6 +64,23 @@ def test_missing_maps_are_not_found_and_a_later_writer_goes_on(tmp_path):
             writer.write(int(row), maps[row])
     for name in (MAPS, NAMES, PRESENT):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_maps_count_when_they_are_on_the_disk(tmp_path, monkeypatch):
+    maps, synced = make_maps(4), []
+    create_store(tmp_path, IDS, maps.shape[1:])
+    present = ScoreStore(tmp_path).read_present
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(present().sum()))
+    with StoreWriter(tmp_path) as writer:
+        writer.write(0, maps[0])
+        assert (present().sum(), synced) == (0, [])
+        monkeypatch.setattr(score_store, "_COUNT_EVERY_S", 0)
+        writer.write(1, maps[1])
+        assert (present().sum(), synced) == (2, [0])
+        monkeypatch.setattr(score_store, "_COUNT_EVERY_S", 60)
+        writer.write(2, maps[2])
+        assert present().sum() == 2
+    assert (present().sum(), synced) == (3, [0, 2])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

@@ -2,15 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from cli_runner import run_cli
 
+from cba_fast.analysis.models import ModelScore, SizeStats
 from cba_fast.errors import InputError
-from cba_fast.experiments import demo as demo_module
-from cba_fast.experiments.demo import MODELS, DemoScale, run_demo
+from cba_fast.experiments.demo import MODELS, DemoRow, DemoScale, run_demo
+from cba_fast.experiments.demo import run as demo_module
+from cba_fast.experiments.demo.answer import analysis_lines, learned, marked
 from cba_fast.resume import OtherRunError
 
-TINY = DemoScale(2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1)
+TINY = DemoScale(2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +41,40 @@ def test_the_folder_holds_what_the_demo_promises(demo):
     assert len(results["models"]) == len(MODELS)
     assert results["baselines"]["full_image"] == result.baselines.full_image
     assert (root / "erf_vs_wsol.png").stat().st_size > 1000
+    assert result.report == root / "report.html"
+    page = result.report.read_text()
+    assert all(f"ERF map of {model.title}" in page for model in MODELS)  # none learned: all
+    assert all((result.sheets / f"{kind}.pdf").is_file() for kind in ("worst", "best", "changed"))
+    assert (root / "tables" / "erf.tex").is_file()
+    assert result.analysis == ["No line is fitted: 0 of 4 models learned. It takes three."]
     for model in MODELS:
         assert (root / "weights" / f"{model.slug}_best.pth").is_file()
         assert (root / f"erf_map_{model.slug}.png").is_file()
         for method in ("cam", "pc1"):
             assert len(list((root / f"heatmap_{model.slug}_{method}").glob("*.png"))) == 2
+
+
+def test_models_that_did_not_learn_say_nothing():
+    tops = dict(zip("abcd", (12.0, 20.0, 50.0, 90.0)))
+    rows = [DemoRow(name, top1, {}, {}, 1.0, 0.0, None, 0.0) for name, top1 in tops.items()]
+    titles = learned(rows, classes=10)
+    assert titles == ["b", "c", "d"]
+    sizes = [SizeStats(10.0 * n, 1, 0, 99, 20) for n in range(4)]
+    points = [ModelScore(t, s, 50 + s.mean) for t, s in zip("abcd", sizes)]
+    lines = analysis_lines(points, titles)
+    assert "3 models" in lines[3]
+    assert not any(line.startswith("a") for line in lines)
+    assert "2 of 4 models learned: b, c" in analysis_lines(points, titles[:2])[0]
+    assert [marked(p, titles).name for p in points] == ["a: did not learn", "b", "c", "d"]
+
+
+def test_the_command_ends_with_what_to_open(demo, monkeypatch, capsys, tmp_path):
+    root, result, _ = demo
+    monkeypatch.setattr("cba_fast.experiments.demo.run_demo", lambda *args, **options: result)
+    out = run_cli(capsys, "demo", "--output", tmp_path).out.splitlines()
+    assert out[-1] == f"Open in a browser: {root / 'report.html'}"
+    pictures = out[-2].split(": ")[1].split(", ")
+    assert all(Path(p).is_file() for p in pictures[:2])
 
 
 def test_a_second_run_goes_on_and_another_is_refused(demo, monkeypatch):
@@ -69,7 +102,7 @@ def test_a_second_run_goes_on_and_another_is_refused(demo, monkeypatch):
     with pytest.raises(RuntimeError, match="stopped"):
         run_demo(root, scale=replace(TINY, test_per_class=1), overwrite=True)
     assert left == []
-    assert len(list((root / "gallery").rglob("*.jpg"))) == 2
+    assert len(list((root / "images").rglob("*.jpg"))) == 2
     assert (root / "weights" / "mine.txt").read_text() == "mine"
 
 

@@ -311,7 +311,7 @@ def test_the_answer_warns_of_few_images():
 
 
 def test_the_picture_has_axes_with_units_and_a_line_for_each_kind():
-    fig = plot_interventions(findings(*(row(k, 2, -5, -9) for k in KINDS)), "a name")
+    fig = plot_interventions(findings(*(row(k, 2, -5, -9) for k in KINDS)))
     axes = fig.get_axes()
     labels = ["ERF size (pixels)", "ERF area (% of the input)", "radius r (taps)"]
     assert [ax.get_xlabel() for ax in axes] == labels

@@ -71,8 +71,13 @@ def rows_of(path):
 
 
 def test_one_command_measures_correlates_and_answers(here, capsys):
-    done = run(capsys, write(), "--save_fig", "mine.png")
+    done = run(capsys, write(), "--save_fig", "mine.pdf", "--tables", "t")
     assert done.status == 0, done.err
+    assert Path("mine.pdf").read_bytes().startswith(b"%PDF")
+    tables = ("means", "correlations", "correlations_by_model")
+    assert {p.name for p in Path("t").iterdir()} == {
+        f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")
+    }
     rows = rows_of("out/per_image.csv")
     assert [r["model"] for r in rows] == ["rep"] * 10 + ["flex"] * 10
     assert list(rows[0]) == ["model", "family", "image_id", *COLUMNS]
@@ -87,7 +92,7 @@ def test_one_command_measures_correlates_and_answers(here, capsys):
     for line in found["answer"]:
         assert line in done.out
     assert "2 models allow no correlation of their means" in done.out
-    for picture in ("out/scatter.png", "out/forest.png", "mine.png"):
+    for picture in ("out/scatter.png", "out/forest.png", "mine.pdf"):
         assert Path(picture).stat().st_size > 0
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from report_factory import report_data
 
+from cba_fast.erf import ErfMap
+from cba_fast.erf.report import with_figures
 from cba_fast.ops import box_sweep
-from cba_fast.report import write_report
+from cba_fast.report import RunErf, Sizes, write_report
 from cba_fast.runs.settings import BoxConfig, ReportConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -26,7 +28,10 @@ def written(tmp_path_factory):
     root = report_data(tmp_path_factory.mktemp("report"))
     runs = {"sharp": root / "sharp", "<wide>": root / "<wide>"}
     config, report = BoxConfig(metadata_root=root / "meta"), ReportConfig(num_resamples=20)
-    made = write_report(runs, root / "r.html", config, report, images=root / "images")
+    field = with_figures(ErfMap(np.eye(48) + np.ones((48, 48)), 4, []), [])
+    erf = {n: RunErf(Sizes(90.0 + k, 5.0, 10), field) for k, n in enumerate(runs)}
+    images = root / "images"
+    made = write_report(runs, root / "r.html", config, report, images=images, erf=erf)
     return root, made
 
 
@@ -146,11 +151,14 @@ def test_the_page_fits_the_screen(page, screen):
     width, height = screen
     page.set_viewport_size({"width": width, "height": height})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for selector in ("#threshold", "#sort", "#text", ".card figure"):
+    for selector in ("#threshold", "#sort", "#text", ".card figure", ".maps img", "#erf svg"):
         page.locator(selector).first.scroll_into_view_if_needed()
         box = page.locator(selector).first.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+    maps = page.eval_on_selector_all(".maps img", EACH.format("e.offsetTop"))
+    assert len(maps) == 2
+    assert maps[0] == maps[1]  # side by side on every screen
     stages = page.eval_on_selector_all(".card:first-child .stage", EACH.format("e.offsetTop"))
     assert (stages[0] == stages[1]) == (width > 500)  # two runs side by side where there is room
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -76,6 +77,11 @@ def collect(capsys, *args):
     return run_cli(capsys, "collect-erf-wsol", "--config", "e.yaml", *args)
 
 
+def wait_for(process, pattern):
+    while not list(Path().glob(pattern)) and process.poll() is None:
+        time.sleep(0.02)
+
+
 def results():
     """Return what a run left, without times, and take it away."""
     found = {}
@@ -115,8 +121,10 @@ def test_plans_end_with_the_same_files_whoever_dies(ray, planned, capsys):
     with open("driver.txt", "w") as out:
         where = ("--engine", "ray", "--address", address)
         driver = subprocess.Popen([*command, *where], stdout=out, stderr=out)
-        while not list(Path("erf_wsol").glob("x*.json")) and driver.poll() is None:
-            time.sleep(0.02)
+        wait_for(driver, "erf_wsol/.collect-erf-wsol.lock")
+        busy = collect(capsys, "--engine", "ray")
+        assert "erf_wsol is being written by process " in busy.err
+        wait_for(driver, "erf_wsol/x*.json")
         driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, Path("driver.txt").read_text()
     done = collect(capsys, "--engine", "ray")
@@ -147,6 +155,8 @@ def test_what_no_machine_has_is_refused(ray, planned, capsys):
     done = collect(capsys, "--engine", "ray", "--cpus", 9999)
     assert done.status == 1
     assert "this machine has not 9999 CPUs and 0 GPUs (--cpus, --gpus)" in done.err
+    done = collect(capsys, "--engine", "ray", "--gpus", 1.5)
+    assert "--gpus above 1 must be a whole number, got 1.5" in done.err
     assert "--retries belongs to --engine ray" in collect(capsys, "--retries", 1).err
 
 
@@ -166,6 +176,14 @@ def test_without_ray_one_line_says_how_to_get_it(planned, capsys, monkeypatch):
     assert done.status == 1
     assert done.err.startswith("Error: --engine ray needs Ray (")
     assert done.err.endswith('pip install "cba_fast[ray]"\n')
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(planned, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    done = collect(capsys, "--engine", "ray", "--address", "127.0.0.1:1")
+    assert done.status == 1
+    assert done.err.startswith("Error: --address 127.0.0.1:1: no Ray cluster answers: ")
     assert len(done.err.splitlines()) == 1
 
 
@@ -190,6 +208,6 @@ def test_three_shards_score_as_one_process(ray, here, capsys):
     assert refused.status == 1
     assert refused.err.splitlines()[-1].startswith("Error: jay/jay_0.v1.jpg: cannot read")
     assert (
-        "--report needs one process"
+        "--report, --tables and --sheets need one process"
         in run_cli(capsys, *args, "--engine", "ray", "--report", "r.html").err
     )

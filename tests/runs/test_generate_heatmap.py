@@ -271,6 +271,18 @@ def test_a_killed_process_resumes_to_the_same_files(here, weights, capsys):
     assert snapshot(here / "np_heatmap_output") == resumed
 
 
+def test_files_that_a_power_failure_cut_are_made_anew(here, weights, capsys):
+    args = arguments(weights, "replknet", "--batch_size", 1)
+    assert run_cli(capsys, *args).status == 0
+    whole = [snapshot(here / name) for name in ("np_heatmap_output", "heatmap_output")]
+    for name, size in (("a/1.npy", 0), ("b/1.npy", 1000)):
+        os.truncate(here / "np_heatmap_output" / name, size)
+    os.truncate(here / "heatmap_output" / "heatmap_0000004.png", 500)
+    done = run_cli(capsys, *args)
+    assert "3 made, 2 were there" in done.out
+    assert [snapshot(here / name) for name in ("np_heatmap_output", "heatmap_output")] == whole
+
+
 def test_unreadable_images_are_reported_and_do_not_end_the_run(here, weights, capsys):
     root = here / "datasets" / "tiny"
     write_file(root / "b" / "1.jpg", b"not an image")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -181,6 +183,19 @@ def test_the_profile_of_erf_sizes(here, weights, capsys):
     assert done.status == 0, done.err
     line = next(line for line in done.out.splitlines() if line.startswith("Time"))
     assert all(f"{name} " in line for name in ("load", "decode", "model", "sizes"))
+
+
+def test_scoring_stored_maps_imports_no_networks():
+    """They take 100 MB and some seconds; and public names stay functions, not files so named."""
+    code = (
+        "import sys, cba_fast.cli.maps.wsol_eval, cba_fast.runs.scoring.boxes\n"
+        "assert not {'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules)\n"
+        "import cba_fast.wsol.localize, cba_fast.wsol.heatmap\n"
+        "from cba_fast.wsol import heatmap, localize\n"
+        "assert callable(heatmap) and callable(localize)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_memory_of_a_score_does_not_depend_on_the_number_of_maps(tmp_path, monkeypatch):

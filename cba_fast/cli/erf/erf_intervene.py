@@ -22,9 +22,10 @@ from ..options import (
     resolved,
     run_options,
     sized,
+    tables_option,
 )
 from ..progress import bar, continuable, warn
-from ..tables import new_table, print_tables
+from ..tables import new_table, print_tables, save_tables
 
 
 @click.command()
@@ -56,6 +57,7 @@ from ..tables import new_table, print_tables
     default=Path("erf_intervene"),
     help="Folder of the results.",
 )
+@tables_option()
 @overwrite_option(help="Measure anew and replace earlier results.")
 def command(
     model_config,
@@ -67,6 +69,7 @@ def command(
     bootstrap,
     confidence,
     output,
+    tables,
     overwrite,
 ):
     """Change the ERF of a trained network, and look what localization does.
@@ -101,19 +104,19 @@ def command(
         )
     findings = find(found, num_resamples=bootstrap, confidence=confidence, seed=config.seed)
     warn(findings.notes)
-    _print_table(findings)
+    _print_table(findings, tables)
     answer = answer_lines(findings)
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
     paths = write_findings(output, findings, answer, found.used)
     picture = output / FILES[2]
-    save_figure(plot_interventions(findings, model_config.name or ""), picture)
+    save_figure(plot_interventions(findings), picture)
     told = ", ".join(map(str, (*paths, picture)))
     click.echo(f"Results: {told} ({time.perf_counter() - start:.1f} s)")
 
 
-def _print_table(findings) -> None:
+def _print_table(findings, folder: Path | None) -> None:
     from ...experiments.intervene.answer import cell_of
     from ...experiments.intervene.findings import METRICS, TITLES, UNITS
 
@@ -132,6 +135,7 @@ def _print_table(findings) -> None:
         own = [cell_of(m, row.effects[m], row is findings.untouched) for m in metrics]
         table.add_row(row.setting.kind, _dose(row), _energy(row.energy), f"{row.change:.1%}", *own)
     print_tables(table, width=200)
+    save_tables(folder, {"interventions": table})
 
 
 def _energy(share: float | None) -> str:

@@ -20,6 +20,7 @@ from ..options import (
     resolved,
 )
 from ..progress import bar, continuable, warn
+from .erf_map import title_of
 
 
 @click.command()
@@ -75,6 +76,7 @@ def command(
     beta / (alpha + beta) counts, since a norm follows the mixture. Each mixture's ERF map is that
     of `erf-map` at --input_size, with the weights as they are.
     """
+    from ...data.textlines import counted
     from ...experiments import erf_shape
     from ...runs.inference import open_images
 
@@ -109,13 +111,15 @@ def command(
             progress=bar("ERF map"),
             **options,
         )
-    _show(found, match, target, save_fig)
+    images = counted(config.num_images, "image")
+    title = f"{title_of(model_config)}: {data_config.input_size} pixels, {images}"
+    _show(found, match, target, save_fig, title)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"
     )
 
 
-def _show(found, match: Path | None, target, save_fig: Path) -> None:
+def _show(found, match: Path | None, target, save_fig: Path, title: str) -> None:
     """Print the table of a sweep, and draw it."""
     from ...analysis.plots import save_figure
     from ...experiments.erf_shape import table
@@ -127,7 +131,7 @@ def _show(found, match: Path | None, target, save_fig: Path) -> None:
     if found.best is not None:
         click.echo(f"Nearest to {match}, of {len(found.mixtures) + len(found.tried)} mixtures:")
         click.echo(table([found.best])[1])
-    save_figure(plot_mixtures(found.mixtures, found.best, target), save_fig)
+    save_figure(plot_mixtures(found.mixtures, found.best, target, title), save_fig)
 
 
 def _check(match: Path | None, family: str | None, name: str | None, save_fig: Path) -> None:

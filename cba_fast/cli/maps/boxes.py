@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ..options import FILE, box_options, np_root_option, option, threads_option
+from ...runs.settings import DataConfig
+from ..options import FILE, box_options, config_option, np_root_option, option, threads_option
 from ..progress import bar, warn
 
 
@@ -23,6 +24,7 @@ from ..progress import bar, warn
     group="Images",
     help="The images, for their names and sizes, without ground truth.",
 )
+@config_option(DataConfig, "follow_links")
 @box_options(with_metadata=True, contours=True, scored=False)
 @option(
     "--pixels",
@@ -38,7 +40,9 @@ from ..progress import bar, warn
     default=[Path("boxes.csv")],
     help="File to write: .csv, or .json for COCO's format; may be repeated.",
 )
-def command(np_root, threshold, test_dataset, box_config, pixels, num_workers, outputs):
+def command(
+    np_root, threshold, test_dataset, follow_links, box_config, pixels, num_workers, outputs
+):
     """Write the boxes that stored heatmaps predict, as MaxBoxAcc counts them.
 
     The CSV has the columns image_id, x0, y0, x1, y1, width, height (of what the box lies in) and
@@ -55,6 +59,7 @@ def command(np_root, threshold, test_dataset, box_config, pixels, num_workers, o
         threshold_rule(threshold),
         box_config,
         test_dataset=test_dataset,
+        follow_links=follow_links,
         pixels=pixels,
         num_workers=num_workers,
         progress=bar("boxes"),

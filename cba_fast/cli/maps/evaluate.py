@@ -9,7 +9,6 @@ import click
 
 from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from ..options import (
-    FILE,
     PATH,
     box_options,
     cluster_options,
@@ -20,11 +19,16 @@ from ..options import (
     model_options,
     option,
     profile_option,
+    report_option,
     resolved,
     run_options,
+    sheets_option,
+    tables_option,
+    tell_advice,
     threshold_from_option,
 )
 from ..progress import bar, warn
+from .report import tell_written
 from .scores import (
     print_accuracies,
     print_classification,
@@ -53,7 +57,9 @@ from .scores import (
     type=PATH,
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
-@option("--report", "report_path", type=FILE, help="Write a page as `report` does, such as r.html.")
+@report_option()
+@tables_option()
+@sheets_option()
 @profile_option()
 @json_option()
 def command(
@@ -69,6 +75,8 @@ def command(
     threshold_from,
     predictions,
     report_path,
+    tables,
+    sheets,
     json_path,
 ):
     """Images in; MaxBoxAcc, MaxBoxAccV2, top-1, localization and ERF out, no files between.
@@ -79,12 +87,14 @@ def command(
     """
     from ... import locks
     from ...report import MapKeeper
+    from ...report.render import page_path
     from ...runs import ranks
     from ...runs.cluster.shards import evaluate_in_shards
     from ...runs.evaluate import evaluate
     from ...runs.scoring.boxes import read_tuned
 
     model_config, data_config = resolved(model_config, data_config)
+    tell_advice(model_config, data_config, run_config)
     used = {
         "model": settings(model_config),
         "data": settings(data_config, map_config.at(data_config.input_size)),
@@ -92,10 +102,13 @@ def command(
     }
     saved, processes = [], ranks.join()
     on_cluster = cluster_config.engine == "ray"
-    if on_cluster and (report_path or not processes.alone):
-        what = "--report needs one process" if report_path else "torchrun is another way"
+    written = (report_path and page_path(report_path), tables, sheets)
+    kept_by = next((path for path in written if path is not None), None)
+    if on_cluster and (kept_by or not processes.alone):
+        needs = "--report, --tables and --sheets need one process"
+        what = needs if kept_by else "torchrun is another way"
         raise click.UsageError(f"{what}: leave out --engine ray")
-    for path in filter(None, (json_path, predictions, report_path)):
+    for path in filter(None, (json_path, predictions, *written)):
         locks.hold(path)
 
     def save(found) -> None:
@@ -106,7 +119,7 @@ def command(
             write_scores(json_path, found.result, _json(found, used, threshold_from))
             saved.append(json_path)
 
-    keeping = MapKeeper(report_path) if report_path else nullcontext()
+    keeping = nullcontext() if kept_by is None else MapKeeper(kept_by)
     try:
         with keeping as keeper:
             here = {"keeper": keeper, "ranks": processes, "progress": bar("evaluating")}
@@ -126,8 +139,8 @@ def command(
                 scored=save,
             )
             save(found)
-            if report_path:
-                _write_report(report_path, keeper, found, used)
+            if keeper is not None:
+                _write_report(written, keeper, found, used)
     except KeyboardInterrupt:
         left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
         click.echo(f"Interrupted: {left}.", err=True)
@@ -138,17 +151,29 @@ def command(
         click.echo(f"Predictions  : {predictions}")
     if json_path:
         click.echo(f"Results      : {json_path}")
-    if report_path:
-        click.echo(f"Report       : {report_path}")
+    tell_written(*written)
 
 
-def _write_report(path: Path, keeper, found, used: dict) -> None:
-    from ...report import write_report
+def _write_report(written: tuple, keeper, found, used: dict) -> None:
+    from ...report import RunErf, Sizes, write_report
 
     name = str(used["data"]["method"])
-    told = {key: value for part in used.values() for key, value in part.items()}
-    boxes, images = found.box_config, found.paths
-    write_report({name: keeper.root}, path, boxes, images=images, more_settings=told, progress=bar)
+    page, tables, sheets = written
+    erf = {}
+    if found.erf is not None:
+        e = found.erf
+        erf[name] = RunErf(Sizes(e["mean"], e["std"], e["num_samples"]), told={"p": e["p"]})
+    write_report(
+        {name: keeper.root},
+        page,
+        found.box_config,
+        images=found.paths,
+        erf=erf,
+        tables=tables,
+        sheets=sheets,
+        more_settings={key: value for part in used.values() for key, value in part.items()},
+        progress=bar,
+    )
 
 
 def _write_predictions(path: Path | None, found) -> None:

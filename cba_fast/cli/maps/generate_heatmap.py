@@ -15,6 +15,7 @@ from ..options import (
     profile_option,
     resolved,
     run_options,
+    tell_advice,
 )
 from ..progress import bar, continuable, warn
 from .scores import print_source
@@ -53,6 +54,7 @@ def command(
 
     start = time.perf_counter()
     model_config, data_config = resolved(model_config, data_config)
+    tell_advice(model_config, data_config, run_config)
     with continuable():
         result = generate_heatmaps(
             model_config,

@@ -5,8 +5,18 @@ from pathlib import Path
 import click
 
 from ...runs.settings import BoxConfig, ReportConfig
-from ..options import FILE, PATH, config_options, option, sized, threads_option
+from ..options import (
+    PATH,
+    config_options,
+    images_option,
+    option,
+    sheets_option,
+    sized,
+    tables_option,
+    threads_option,
+)
 from ..progress import bar, warn
+from ..tables import tell_tables
 
 
 @click.command()
@@ -20,18 +30,30 @@ from ..progress import bar, warn
     help="Folder of maps, or a store of them; repeat it to compare runs, such as"
     " --scoremaps CAM=np_cam --scoremaps PC1=np_pc1.",
 )
+@images_option()
 @option(
-    "--images",
-    type=PATH,
-    group="Images",
-    help="Folder of the images, below which they lie under their ids.  [default: those of"
-    " --cub_root; else the gallery shows the maps alone]",
+    "--erf",
+    "erf_files",
+    group="ERF",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="ERF sizes or an ERF map of a run's network, as erf-compute and erf-map write them; repeat"
+    " it, such as --erf CAM=erf_sizes.npy --erf CAM=erf_map.npy.",
 )
 @config_options(BoxConfig, "box_config", without=("contours", "threshold"), make=sized(BoxConfig))
 @config_options(ReportConfig, "report_config")
 @threads_option()
-@option("--output", type=FILE, default=Path("report.html"), help="HTML file to write.")
-def command(scoremaps, images, box_config, report_config, num_workers, output):
+@option(
+    "--output",
+    type=PATH,
+    default=Path("report.html"),
+    help="HTML file to write, or a folder for report.html.",
+)
+@tables_option()
+@sheets_option()
+def command(
+    scoremaps, images, erf_files, box_config, report_config, num_workers, output, tables, sheets
+):
     """Show what stored heatmaps are worth: one HTML page that opens without a network.
 
     The page has the scores with their intervals and differences, accuracy against threshold, causes
@@ -40,12 +62,16 @@ def command(scoremaps, images, box_config, report_config, num_workers, output):
     """
     from ...report import write_report
 
+    runs = named(scoremaps)
     made = write_report(
-        named(scoremaps),
+        runs,
         output,
         box_config,
         report_config,
         images=images,
+        erf=erf_of(erf_files, list(runs)),
+        tables=tables,
+        sheets=sheets,
         num_workers=num_workers,
         progress=bar,
     )
@@ -55,7 +81,34 @@ def command(scoremaps, images, box_config, report_config, num_workers, output):
             f"{run.name}: MaxBoxAcc {run.result.max_box_acc:.2f}%, "
             f"MaxBoxAccV2 {run.result.max_box_acc_v2:.2f}%"
         )
-    click.echo(f"Report       : {output}")
+    tell_written(output, tables, sheets)
+
+
+def tell_written(output: Path | None, tables: Path | None, sheets: Path | None) -> None:
+    """Print where a report, its tables and its contact sheets are."""
+    from ...report.render import page_path
+
+    if output is not None:
+        click.echo(f"Report       : {page_path(output)}")
+    if tables is not None:
+        tell_tables(tables)
+    if sheets is not None:
+        click.echo(f"Sheets       : {sheets} (.png, .pdf)")
+
+
+def erf_of(files: tuple[str, ...], runs: list[str]) -> dict:
+    """Return the effective receptive field of each run that files are given for."""
+    from ...report import read_erf
+
+    found: dict[str, list[Path]] = {}
+    for text in files:
+        name, equals, file = text.partition("=")
+        if not equals or Path(text).exists():
+            if len(runs) > 1:
+                raise click.UsageError(f"--erf {text}: say whose it is, such as {runs[0]}={text}")
+            name, file = runs[0], text
+        found.setdefault(name, []).append(Path(file))
+    return {name: read_erf(*paths) for name, paths in found.items()}
 
 
 def named(scoremaps: tuple[str, ...]) -> dict[str, Path]:

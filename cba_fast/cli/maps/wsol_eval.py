@@ -6,14 +6,19 @@ import click
 
 from ..options import (
     box_options,
+    images_option,
     json_option,
     np_root_option,
     profile_option,
+    report_option,
+    sheets_option,
     statistics_options,
+    tables_option,
     threads_option,
     threshold_from_option,
 )
 from ..progress import bar, warn
+from .report import tell_written
 from .scores import (
     print_accuracies,
     print_end,
@@ -31,9 +36,24 @@ from .scores import (
 @statistics_options()
 @threshold_from_option()
 @threads_option()
+@images_option()
+@report_option()
+@tables_option()
+@sheets_option()
 @profile_option()
 @json_option()
-def command(np_root, box_config, statistics, threshold_from, num_workers, json_path):
+def command(
+    np_root,
+    box_config,
+    statistics,
+    threshold_from,
+    num_workers,
+    images,
+    report_path,
+    tables,
+    sheets,
+    json_path,
+):
     """Score stored heatmaps against boxes: MaxBoxAcc and MaxBoxAccV2.
 
     The maps are <class>/<stem>.npy or <image_id>.npy below NP_ROOT, or a store made of such files;
@@ -66,6 +86,35 @@ def command(np_root, box_config, statistics, threshold_from, num_workers, json_p
             extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
         write_scores(json_path, result, extra)
     print_end(result, json_path)
+    written = (report_path, tables, sheets)
+    if any(path is not None for path in written):
+        _write_report(np_root, box_config, statistics, images, written, num_workers)
+        tell_written(*written)
+
+
+def _write_report(np_root: Path, boxes, statistics, images, written: tuple, num_workers) -> None:
+    """Write the report of the maps, and of those that they are compared with."""
+    from ...report import write_report
+    from ...runs.settings import ReportConfig
+
+    roots = [path for path in (np_root, statistics.compare) if path is not None]
+    names = [path.resolve().name for path in roots]
+    runs = dict(zip(names if len(set(names)) == len(roots) else map(str, roots), roots))
+    asked = {"confidence": statistics.confidence, "seed": statistics.seed}
+    if statistics.num_resamples:
+        asked["num_resamples"] = statistics.num_resamples
+    page, tables, sheets = written
+    write_report(
+        runs,
+        page,
+        boxes,
+        ReportConfig(**asked),
+        images=images,
+        tables=tables,
+        sheets=sheets,
+        num_workers=num_workers,
+        progress=bar,
+    )
 
 
 def _statistics_settings(statistics, np_root: Path) -> dict:

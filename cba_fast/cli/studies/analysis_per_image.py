@@ -7,9 +7,9 @@ import click
 
 from ...choices import CORRELATION_RESAMPLES
 from ...runs.settings import SizeConfig, Statistics
-from ..options import config_option, option, overwrite_option
+from ..options import config_option, option, overwrite_option, tables_option
 from ..progress import bar, continuable, warn
-from ..tables import new_table, print_tables
+from ..tables import new_table, print_tables, save_tables
 
 
 @click.command()
@@ -50,6 +50,7 @@ from ..tables import new_table, print_tables
 )
 @config_option(Statistics, "seed", called="bootstrap_seed")
 @config_option(Statistics, "confidence")
+@tables_option()
 @overwrite_option("resume", "no_resume", help="Measure anew and replace earlier results.")
 def command(
     config: Path,
@@ -62,6 +63,7 @@ def command(
     resamples: int,
     bootstrap_seed: int,
     confidence: float,
+    tables: Path | None,
     overwrite: bool,
 ) -> None:
     """Ask image by image what goes with localization: the ERF size or the feature maps.
@@ -118,7 +120,7 @@ def command(
     )
     warn(findings.notes)
     answer = answer_lines(findings)
-    _print_tables(findings)
+    _print_tables(findings, tables)
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
@@ -152,7 +154,7 @@ def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, 
     return paths
 
 
-def _print_tables(found) -> None:
+def _print_tables(found, folder: Path | None) -> None:
     from ...analysis.correlations import BETWEEN, POOLED, WITHIN
     from ...experiments.per_image_answer import text_of, title_of
     from ...experiments.per_image_report import COLUMNS, TITLES
@@ -185,7 +187,10 @@ def _print_tables(found) -> None:
             for m in found.models
         ]
         each.add_row(title_of(question), *cells)
-    print_tables(models, related, *([each] if c.num_models > 1 else []), width=200)
+    tables = {"means": models, "correlations": related}
+    tables |= {"correlations_by_model": each} if c.num_models > 1 else {}
+    print_tables(*tables.values(), width=200)
+    save_tables(folder, tables)
 
 
 def _mean(values) -> float:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ..options import cluster_options, option, overwrite_option
+from ..options import cluster_options, option, overwrite_option, tables_option
 from ..progress import bar
-from ..tables import new_table, print_tables
+from ..tables import new_table, print_tables, save_tables
 
 
 @click.command()
@@ -20,9 +20,12 @@ from ..tables import new_table, print_tables
     help="YAML file of experiments and grids; docs/experiments.md describes it.",
 )
 @option("--dry_run", is_flag=True, help="Print the experiments and what each needs.")
+@tables_option()
 @overwrite_option("redo", help="Run again what has results of other settings, weights or images.")
 @cluster_options(without=("shards",))
-def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -> None:
+def command(
+    config_path: Path, dry_run: bool, tables: Path | None, overwrite: bool, cluster_config
+) -> None:
     """Train, score and measure a set of experiments, and collect the points for the plots.
 
     Each experiment ends as a row of erf_wsol_points.csv (MaxBoxAcc at IoU 0.5, mean ERF of 200
@@ -61,7 +64,7 @@ def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -
         )
         raise
     outcomes.sort(key=lambda o: plan.experiments.index(o.experiment))
-    _print_outcomes(outcomes)
+    _print_outcomes(outcomes, tables)
     failed = [o for o in outcomes if o.status == "failed"]
     click.echo(f"Points       : {plan.csv}")
     click.echo(f"Results      : {plan.output_dir} ({time.perf_counter() - start:.1f} s)")
@@ -74,7 +77,7 @@ def command(config_path: Path, dry_run: bool, overwrite: bool, cluster_config) -
         sys.exit(1)
 
 
-def _print_outcomes(outcomes) -> None:
+def _print_outcomes(outcomes, folder: Path | None) -> None:
     table = new_table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
     for o in outcomes:
         figures = [""] * 3
@@ -84,6 +87,7 @@ def _print_outcomes(outcomes) -> None:
             figures = [top1, f"{o.result['max_box_acc']:.2f}", f"{o.result['erf']['mean']:.1f}"]
         table.add_row(o.experiment.name, o.experiment.settings.model_family, o.status, *figures)
     print_tables(table, width=140)
+    save_tables(folder, {"experiments": table})
     for o in outcomes:
         if o.error:
             click.echo(f"{o.experiment.name}: {o.error}")

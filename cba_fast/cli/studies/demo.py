@@ -18,7 +18,7 @@ def command(output, seed, quick, overwrite):
     """Run the whole study on generated data: no download, no GPU, minutes on two cores.
 
     Draws a CUB-like data set, trains small models of three families from scratch, and takes them
-    through heatmaps, MaxBoxAcc and ERF to the scatter plot.
+    through heatmaps, MaxBoxAcc and ERF to the scatter plot and a report.
     """
     from ...experiments.demo import FULL, QUICK, run_demo
 
@@ -39,6 +39,9 @@ def command(output, seed, quick, overwrite):
     for line in result.analysis:
         click.echo(line)
     click.echo(f"All files    : {output} ({time.perf_counter() - start:.0f} s)")
+    sheets = ", ".join(str(result.sheets / f"{kind}.png") for kind in ("worst", "best"))
+    click.echo(f"Pictures     : {sheets}, {output / 'erf_vs_wsol.png'}")
+    click.echo(f"Open in a browser: {result.report}")
 
 
 def _print_table(result) -> None:

@@ -3,6 +3,7 @@
 import click
 
 from ..options import option
+from ..progress import warn
 
 
 @click.command()
@@ -24,7 +25,7 @@ from ..options import option
 )
 @option("--show", is_flag=True, help="Open the plot in a window, too.")
 def command(csv_path: str, save_fig: str, show: bool) -> None:
-    """Plot MaxBoxAcc (x) against mean ERF size (y), one colour per family."""
+    """Plot mean ERF size (x) against MaxBoxAcc (y), one colour per family."""
     from ...analysis.models import score_points
     from ...analysis.plots import (
         MOST_NAMES,
@@ -43,7 +44,8 @@ def command(csv_path: str, save_fig: str, show: bool) -> None:
     models = score_points(points)
     figure = plot_points(models, show=show)
     save_figure(figure, save_fig)
-    unnamed = f" (no names: more than {MOST_NAMES})" if len(models) > MOST_NAMES else ""
-    click.echo(f"{len(models)} points: {save_fig}{unnamed}")
+    if len(models) > MOST_NAMES:
+        warn([f"{len(models)} points: the picture names those at the ends alone"])
+    click.echo(f"{len(models)} points: {save_fig}")
     if show:
         show_figures()

@@ -83,10 +83,12 @@ def command(
 
     Candidates take turns in one process on random data, and their results are checked first.
     Printed are medians in milliseconds with the 20th and 80th percentiles, and ratios; the JSON
-    file gets one line per measurement, in place of an older line of the same.
+    file gets one line per measurement, in place of an older line of the same. What was found for a
+    whole network is kept for `evaluate` and `generate-heatmap`, which say whether --compile pays.
     """
     import torch
 
+    from ...bench import advice
     from ...bench import layers_and_models as bench
     from ...bench.dwconv_contest import Case
     from ...bench.model_contest import create
@@ -99,6 +101,7 @@ def command(
     if what == "model":
         network = create(model, factory=model_factory)
         record = bench.bench_model(name, network, input_size, batch_size, dtype, seconds, compiled)
+        advice.keep(record)
         found = iter([record])
     else:
         chosen = [Case.parse(c) for c in cases]

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 
 import click
 import torch
@@ -36,6 +37,7 @@ DISTRIBUTIONS = {
 
 @click.command()
 @option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@option("--bug-report", "bug_report", is_flag=True, help="Print what a bug report needs, to paste.")
 @option(
     "--case",
     "cases",
@@ -43,13 +45,15 @@ DISTRIBUTIONS = {
     metavar="NxCxHxW_kKHxKW",
     help="Also show how a convolution, such as 1x128x96x96_k31x31, is computed; may be repeated.",
 )
-def command(as_json: bool, cases: tuple[str, ...]):
+def command(as_json: bool, bug_report: bool, cases: tuple[str, ...]):
     """Show versions, what was built, and which backend each op uses, and why.
 
     For the convolution it names the table of measurements (`cba-fast tune`) that is asked.
     """
     info = collect(cases)
-    if as_json:
+    if bug_report:
+        click.echo(report_of(info))
+    elif as_json:
         click.echo(json.dumps(info, indent=1))
     else:
         show(info)
@@ -81,6 +85,19 @@ def collect(cases: Sequence[str] = ()) -> dict:
         },
         "choices": chosen,
     }
+
+
+def report_of(info: dict) -> str:
+    """Return Markdown for a bug report: `collect`'s facts, environment variables, what to add."""
+    names = ("CBA_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_")
+    info = info | {"environment": {k: v for k, v in os.environ.items() if k.startswith(names)}}
+    facts = json.dumps(info, indent=1).replace(str(Path.home()), "~")
+    return (
+        "**What I ran** (the whole command, or a few lines of Python):\n\n"
+        "**What I expected, and what happened** (the whole message):\n\n"
+        "<details><summary>cba-fast info</summary>\n\n"
+        f"```json\n{facts}\n```\n\n</details>"
+    )
 
 
 def devices() -> list[str]:

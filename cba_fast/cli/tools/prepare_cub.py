@@ -17,7 +17,7 @@ from ..options import option
 @option(
     "--link/--copy",
     default=True,
-    help="Link the images (hard, else symbolic links) or copy them.",
+    help="Link the images (hard links, where the file system has them) or copy them.",
 )
 def command(source: str, output: str, link: bool) -> None:
     """Lay out CUB_200_2011 for the other commands.

@@ -1,7 +1,5 @@
 """Differences between changed and untouched networks, with paired intervals over the images."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -240,13 +238,11 @@ def write_findings(
     The CSV has one row per network: for each metric its value, the difference to the untouched
     network with its interval, and for controls the difference of the outer cut to the control.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     parts = ("difference", "low", "high")
     names = [f"{m}{p}" for m in METRICS for p in ("", *(f"_{p}" for p in parts))]
     names += [f"outer_minus_this_{m}{p}" for m in METRICS for p in ("", "_low", "_high")]
     doses = ("energy", "sigma", "dropped", "change")
-    table.writerow(["kind", "radius", *doses, *names])
+    table = [["kind", "radius", *doses, *names]]
     for row in findings.rows:
         cells = [row.setting.kind, row.setting.radius, *(getattr(row, d) for d in doses)]
         for metric in METRICS:
@@ -255,8 +251,8 @@ def write_findings(
         for metric in METRICS:
             e = row.against.get(metric)
             cells += [getattr(e, p, None) for p in parts]
-        table.writerow(["" if c is None else c for c in cells])
-    files.write_text(folder / FILES[1], text.getvalue())
+        table.append(["" if c is None else c for c in cells])
+    files.write_text(folder / FILES[1], files.csv_text(table))
     document = asdict(findings) | {"answer": answer, "settings": settings, "versions": versions()}
     files.write_json(folder / FILES[0], document)
     return folder / FILES[0], folder / FILES[1]

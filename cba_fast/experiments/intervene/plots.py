@@ -19,7 +19,7 @@ _STYLES = {
 }
 
 
-def plot_interventions(found: Findings, title: str = "", *, show: bool = False) -> "Figure":
+def plot_interventions(found: Findings, *, show: bool = False) -> "Figure":
     """Draw MaxBoxAcc against ERF size, ERF area and dose, one line per kind of change.
 
     Each line begins at the untouched network, a star at the crossing of the dashed lines, and goes
@@ -29,7 +29,6 @@ def plot_interventions(found: Findings, title: str = "", *, show: bool = False) 
 
     Args:
         found: the comparisons.
-        title: what the network is.
         show: make the figure in a window's backend, for `cba_fast.analysis.plots.show_figures`.
     """
     fig = make_figure((14, 5.2), show)
@@ -45,7 +44,6 @@ def plot_interventions(found: Findings, title: str = "", *, show: bool = False) 
     )
     legend = {"title": note, "title_fontsize": 8.5, "fontsize": 9, "ncols": 6}
     fig.legend(handles, labels, loc="outside lower center", **legend)
-    fig.suptitle("Localization along changes of the ERF" + (f": {title}" if title else ""))
     return fig
 
 

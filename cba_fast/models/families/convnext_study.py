@@ -23,6 +23,15 @@ class ConvNeXtStudy(BackboneWithHead):
 
     Raises:
         RuntimeError: timm does not know the tag.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import ConvNeXtStudy
+        >>> model = ConvNeXtStudy("test_convnext", num_classes=10)
+        >>> model(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
+        >>> list(model.state_dict())[-1]
+        '1.fc.bias'
     """
 
     family = "convnext"

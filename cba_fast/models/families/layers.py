@@ -148,5 +148,12 @@ class Mergeable(nn.Module):
 
 
 def mergeable(model: nn.Module) -> list[Mergeable]:
-    """Return the modules of `model` that are still in their training form."""
+    """Return the modules of `model` that are still in their training form.
+
+    Example:
+        >>> from cba_fast.models import build_model, mergeable
+        >>> model = build_model("replknet", model="replknet_nano", num_classes=10)
+        >>> len(mergeable(model)), type(mergeable(model)[0]).__name__
+        (4, 'ReparamLargeKernelConv')
+    """
     return [m for m in model.modules() if isinstance(m, Mergeable) and not m.is_merged]

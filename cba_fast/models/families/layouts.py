@@ -26,7 +26,14 @@ class Layout(Short):
 
 
 def detect_layout(state: dict[str, Tensor]) -> Layout | None:
-    """Return the layout whose characteristic keys `state` has, or None."""
+    """Return the layout whose characteristic keys `state` has, or None.
+
+    Example:
+        >>> from cba_fast.models import build_model, detect_layout
+        >>> layout = detect_layout(build_model("replknet", model="replknet_nano").state_dict())
+        >>> layout.family, layout.name, layout.classifier
+        ('replknet', 'official', 'head.weight')
+    """
 
     def has(pattern: str) -> bool:
         return any(re.search(pattern, key) for key in state)

@@ -108,6 +108,16 @@ class RepLKNet(Classifier):
     Source: Ding et al., Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs
     (CVPR 2022). The official option to normalize intermediate features serves detection backbones
     without a classifier and is left out.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import RepLKNet
+        >>> small = {"kernel_sizes": (9, 7), "layers": (1, 1), "channels": (16, 32)}
+        >>> model = RepLKNet(**small, num_classes=10)
+        >>> model(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
+        >>> model.forward_features(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 32, 8, 8])
     """
 
     family = "replknet"

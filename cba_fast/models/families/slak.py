@@ -65,6 +65,13 @@ class SLaK(Classifier, ConvNeXtLikeBackbone):
 
     Source: Liu et al., More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity
     (ICLR 2023). `kernel_size`, `width_factor`, `Decom` and `bn` are the official names.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import SLaK
+        >>> model = SLaK((1, 1, 1, 1), (8, 16, 24, 32), (13, 11, 9, 7, 3), num_classes=10)
+        >>> model(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
     """
 
     family = "slak"

@@ -136,6 +136,14 @@ class SLaKFlex(BackboneWithHead):
 
     Raises:
         ValueError: alpha or beta is not finite, or lists of different lengths.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import SLaKFlex
+        >>> model = SLaKFlex(0.5, 0.5, (1, 1, 1, 1), (8, 16, 24, 32), (13, 11, 9, 7))
+        >>> model.set_mixing(0, 1)  # the round kernel alone
+        >>> model.forward_features(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 32, 2, 2])
     """
 
     family = "slak_flex"

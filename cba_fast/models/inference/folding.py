@@ -80,6 +80,17 @@ def fold(
 
     Returns:
         The copy, and the report.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cba_fast.models import fold
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> folded, report = fold(model)
+        >>> print(report)
+        folded    1 norms, first '1'
+        >>> type(folded[1]).__name__
+        'Identity'
     """
     keep, wrong = dict.fromkeys(keep, "it is to be kept"), {}
     exact = copy.deepcopy(model).double()

@@ -61,6 +61,15 @@ def inference_form(
 
     Raises:
         ValueError: another dtype.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.models import inference_form
+        >>> model = timm.create_model("test_resnet", num_classes=10).eval()
+        >>> fast = inference_form(model)
+        >>> x = torch.randn(1, 3, 64, 64)
+        >>> torch.allclose(fast(x.to(memory_format=torch.channels_last)), model(x), atol=1e-4)
+        True
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")

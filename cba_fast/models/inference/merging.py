@@ -35,6 +35,17 @@ def merge(model: nn.Module, *, strips: bool = True) -> nn.Module:
 
     Raises:
         TypeError: another kind of model.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.models import build_model, merge
+        >>> model = build_model("replknet", model="replknet_nano", num_classes=10)
+        >>> merged = merge(model)
+        >>> len(list(merged.parameters())) < len(list(model.parameters()))
+        True
+        >>> x = torch.randn(1, 3, 64, 64)
+        >>> torch.allclose(merged(x), model(x), atol=1e-4)
+        True
     """
     if not isinstance(model, Classifier | ConvNeXt):
         raise TypeError(

@@ -23,6 +23,8 @@ from ..settings import ClusterConfig
 Log = Callable[[str], None]
 
 _LOOK_S = 0.2  # seconds between two looks for lines of the workers
+_PATIENCE_S = 30.0  # seconds to wait for lines, which their machine may have lost
+_REACH_S = 10.0  # seconds for a connection to the cluster
 _SAY_S = 30.0  # seconds between two lines on how far a loop of a worker is
 # For Ray's copies of results. A local cluster would take a third of the memory, in which images and
 # models shall fit; more results than this go to the disk.
@@ -58,7 +60,6 @@ class Pool:
     def __init__(self, ray, config: ClusterConfig, log: Log):
         self._ray, self._config, self._log = ray, config, log
         self._lines = ray.remote(num_cpus=0, max_restarts=-1)(_Lines).remote()
-        self._names: dict = {}
         self._begun: Counter[str] = Counter()
 
     def needs(self, cpus: int | None, gpus: float | None, device: str | None) -> Needs:
@@ -67,7 +68,9 @@ class Pool:
         gpus = self._config.gpus if gpus is None else gpus
         if gpus is None:
             gpus = float(device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0)
-        return Needs(cpus, int(gpus) if gpus >= 1 else gpus)
+        if gpus > 1 and gpus % 1:
+            raise InputError(f"`gpus` above 1 must be a whole number, got {gpus:g}")
+        return Needs(cpus, gpus)
 
     def places(self, needs: Needs) -> int:
         """Return how many functions with these needs the cluster can run at once."""
@@ -94,9 +97,7 @@ class Pool:
         options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
         task = self._ray.remote(**options, max_retries=self._config.retries)(_on_worker)
         place = (__version__, os.getcwd(), needs.cpus)
-        reference = task.remote(name, place, self._lines, function, *args)
-        self._names[reference] = name
-        return reference
+        return task.remote(name, place, self._lines, function, *args)
 
     def finished(self, references: Iterable) -> Iterator[tuple]:
         """Yield each reference with what its function returned, or with its error, as they end.
@@ -129,7 +130,7 @@ class Pool:
 
     def _pass_on(self) -> None:
         with suppress(self._ray.exceptions.RayError):  # its machine died; it starts anew elsewhere
-            for name, text, begins in self._ray.get(self._lines.take.remote()):
+            for name, text, begins in self._ray.get(self._lines.take.remote(), timeout=_PATIENCE_S):
                 again = "its worker died; again " if begins and self._begun[name] else ""
                 self._begun[name] += begins
                 self._log(f"{name}: {again}{text}")
@@ -144,7 +145,8 @@ def connected(config: ClusterConfig, log: Log) -> Iterator[Pool]:
     Raises:
         InputError: Ray is not installed, or no cluster answers.
     """
-    for name, value in _QUIET.items():
+    # Ray counts workers apart that were killed for memory, and by default never gives up on them.
+    for name, value in {**_QUIET, "RAY_task_oom_retries": str(config.retries)}.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -156,15 +158,23 @@ def connected(config: ClusterConfig, log: Log) -> Iterator[Pool]:
     own = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     where = {"address": config.address} if config.address else own
     try:
+        _reach(config.address or "")
         with _own_signals():
             ray.init(**where, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         reason = str(e).splitlines()[0]
         raise InputError(f"`address` {config.address}: no Ray cluster answers: {reason}") from e
     try:
         yield Pool(ray, config, log)
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise an `OSError` at once where nothing listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
 
 
 @contextmanager

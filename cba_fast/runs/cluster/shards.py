@@ -16,10 +16,12 @@ Value = TypeVar("Value")
 class _Part(Ranks):
     """A worker's part of a run, which notes what it found for the process that merges.
 
-    The parts do not wait for each other, so one that dies is computed again alone.
+    The parts do not wait for each other, so one that dies is computed again alone. Each leads: what
+    the first process would find out for all, it finds out for itself.
     """
 
     noted: list = field(default_factory=list)
+    leads: ClassVar[bool] = True
     alone: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 

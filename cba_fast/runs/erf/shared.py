@@ -15,7 +15,7 @@ from ...erf import Partial, Walk, choose_checkpoint
 from ...erf.report import json_beside
 from ...erf.walk import left_of
 from ...errors import ImageError, InputError
-from ...files import open_regular
+from ...npy import read_npy
 from ...resume import Outputs
 from ...shapes import Size, map_shape
 from ..inference import report_on
@@ -139,9 +139,8 @@ def claim(outputs: Sequence[Outputs], overwrite: bool, run: Runtime) -> dict | N
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
     try:
-        with open_regular(path) as f:
-            return np.load(f, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+        return read_npy(path)
+    except (OSError, ValueError) as e:
         raise InputError(f"{path}: not what its run wrote ({e}); `overwrite` starts anew") from e
 
 

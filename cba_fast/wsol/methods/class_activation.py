@@ -25,6 +25,14 @@ def cam_from_features(features: Tensor, weights: Tensor) -> Tensor:
         Zhou et al. 2016, "Learning Deep Features for Discriminative Localization". The mean over
         the channels, instead of the sum, cancels in the division; it is kept because it rounds as
         in the study of Yasuki and Taki 2024, "CAM Back Again".
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.wsol import cam_from_features
+        >>> features = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]])
+        >>> cam_from_features(features, torch.tensor([[2.0, 1.0]]))
+        tensor([[[1.0000, 0.0000],
+                 [0.0000, 0.5000]]])
     """
     means = weighted_features(features, weights).mean(dim=1)
     maps = means.relu()

@@ -92,6 +92,14 @@ def classify(
     """Return what class activation maps are made of: features, logits and classifier (K, C).
 
     Arguments and errors are those of :func:`gather`.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol.methods import classify
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> features, logits, classifier = classify(model, torch.randn(2, 3, 64, 64))
+        >>> logits.shape, classifier.shape[1] == features.shape[1]
+        (torch.Size([2, 10]), True)
     """
     found = gather(model, x, {"weights"}, layer=layer, layout=layout)
     return found.features, found.logits, found.classifier
@@ -133,6 +141,14 @@ def gather(
             over all positions, or logits that depend on the features.
         ValueError: `layer` does not exist, its output is not a feature map, or the layout of the
             map cannot be known.
+
+    Example:
+        >>> import timm, torch
+        >>> from cba_fast.wsol.methods import gather
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> found = gather(model, torch.randn(2, 3, 64, 64), {"features", "gradients"})
+        >>> found.features.shape == found.gradients.shape, found.targets.shape
+        (True, torch.Size([2]))
     """
     model = unwrapped(model)
     with frozen(model), torch.inference_mode(False), torch.no_grad():

@@ -34,6 +34,13 @@ def pc1_from_features(features: Tensor, weights: Tensor) -> Tensor:
 
     Source:
         Yasuki and Taki 2024, "CAM Back Again" (arXiv 2403.06676), the PC1 localization method.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.wsol import pc1_from_features
+        >>> features, weights = torch.rand(2, 16, 7, 7), torch.randn(2, 16)
+        >>> pc1_from_features(features, weights).shape
+        torch.Size([2, 7, 7])
     """
     maps = weighted_features(features, weights)
     n, c, h, w = maps.shape

@@ -116,10 +116,15 @@ def register_method(
         InputError: a parameter of `make` is none of these.
 
     Example:
-        >>> from cba_fast.wsol import register_method
+        >>> import timm, torch
+        >>> from cba_fast.wsol import METHODS, heatmap, register_method
         >>> @register_method("activation")
         ... def activation(features):
         ...     return features.mean(1).relu()
+        >>> model = timm.create_model("test_resnet", num_classes=10)
+        >>> heatmap(model, torch.randn(2, 3, 64, 64), method="activation").shape
+        torch.Size([2, 64, 64])
+        >>> del METHODS["activation"]
     """
     if make is None:
         return lambda function: register_method(name, function, value_range=value_range)
@@ -141,6 +146,11 @@ def method_named(name: str) -> Method:
 
     Raises:
         InputError: there is none.
+
+    Example:
+        >>> from cba_fast.wsol.methods import method_named
+        >>> sorted(method_named("grad-cam").needs)
+        ['features', 'gradients']
     """
     if name not in METHODS:
         raise InputError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}")

@@ -128,6 +128,17 @@ def bootstrap(
 
     Source:
         Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (percentile interval).
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_boxes, map_name
+        >>> from cba_fast.wsol import BoxEvaluator, bootstrap
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> evaluator = BoxEvaluator(boxes)
+        >>> maps = [np.load(f"maps/{map_name(i)}") for i in boxes.image_ids]
+        >>> evaluator.update(maps, boxes.image_ids)
+        >>> bootstrap(evaluator, num_resamples=200).find("max_box_acc_v2")
+        <max_box_acc_v2: 94.44 [83.33, 100.00]>
     """
     check_resampling(num_resamples, confidence)
     run = _Run(evaluator, list(evaluator.table.index), correct)
@@ -170,6 +181,21 @@ def compare(
     Raises:
         InputError: the runs hold different images (with `missing_as_miss`: their ground truths
             do; one is named), other ground truth, or nothing that both have.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_boxes, map_name
+        >>> from cba_fast.wsol import BoxEvaluator, compare
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> runs = {}
+        >>> for folder in ("maps", "other_maps"):
+        ...     runs[folder] = BoxEvaluator(boxes)
+        ...     maps = [np.load(f"{folder}/{map_name(i)}") for i in boxes.image_ids]
+        ...     runs[folder].update(maps, boxes.image_ids)
+        >>> difference = compare(runs["maps"], runs["other_maps"], num_resamples=200)
+        >>> found = difference.find("max_box_acc_v2")
+        >>> print(f"{found.estimate:.1f} points, p = {found.p_value:.2f}")
+        -5.6 points, p = 0.65
     """
     check_resampling(num_resamples, confidence)
     a.check_boxes(b.boxes)

@@ -27,6 +27,12 @@ def correct_classes(
 
     Raises:
         InputError: there are no labels, or an image (which is named) has no prediction.
+
+    Example:
+        >>> from cba_fast.wsol import correct_classes
+        >>> predictions = {"a.jpg": [1, 0], "b.jpg": [0, 1]}
+        >>> correct_classes(["a.jpg", "b.jpg"], predictions, {"a.jpg": 1, "b.jpg": 1})
+        {'top1': array([ True, False]), 'top5': array([ True,  True])}
     """
     if labels is None:
         raise InputError("the ground truth has no class labels (class_labels.txt)")
@@ -59,6 +65,20 @@ def classification_scores(
 
     Raises:
         InputError: the contour mode "largest" was not run.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_boxes, map_name, read_predictions
+        >>> from cba_fast.wsol import BoxEvaluator, classification_scores, correct_classes
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> evaluator = BoxEvaluator(boxes)
+        >>> maps = [np.load(f"maps/{map_name(i)}") for i in boxes.image_ids]
+        >>> evaluator.update(maps, boxes.image_ids)
+        >>> predictions = read_predictions("predictions.csv")
+        >>> correct = correct_classes(evaluator.table.index, predictions, boxes.labels)
+        >>> scores = classification_scores(evaluator, evaluator.compute(), correct)
+        >>> print(f"{scores['top1']:.1f} {scores['top1_localization']:.1f}")
+        83.3 83.3
     """
     if "largest" not in result.modes:
         raise InputError("top-1 localization needs the contour mode 'largest'")

@@ -48,6 +48,20 @@ class BoxEvaluator:
     Source:
         Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", and the
         official code clovaai/wsolevaluation.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_boxes, map_name
+        >>> from cba_fast.wsol import BoxEvaluator
+        >>> boxes = load_boxes(cub_root="CUB_200_2011")
+        >>> evaluator = BoxEvaluator(boxes, cam_curve_interval=0.001)
+        >>> for image_id in boxes.image_ids:
+        ...     evaluator.update(np.load(f"maps/{map_name(image_id)}")[None], [image_id])
+        >>> result = evaluator.compute()
+        >>> print(f"{result.max_box_acc:.2f} {result.max_box_acc_v2:.2f}")
+        100.00 94.44
+        >>> print(f"{result.accuracy_at('largest', 0.5, threshold=0.5):.2f}")
+        83.33
     """
 
     def __init__(

@@ -73,6 +73,25 @@ def evaluate_wsol(
         Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. The official code
         converts all maps to float64; the bytes are the same, because 255 * m in float32 never
         rounds up to an integer.
+
+    Example:
+        >>> import torch
+        >>> from cba_fast.data import load_boxes
+        >>> from cba_fast.wsol import evaluate_wsol
+        >>> image_ids = load_boxes(metadata_root="metadata/CUB/test").image_ids
+        >>> maps = torch.ones(len(image_ids), 224, 224)  # the whole image
+        >>> score = evaluate_wsol(
+        ...     [(maps, image_ids)],
+        ...     metadata_root="metadata",
+        ...     mask_root=None,
+        ...     dataset_name="CUB",
+        ...     split="test",
+        ...     multi_contour_eval=True,
+        ...     multi_iou_eval=True,
+        ...     iou_threshold_list=[30, 50, 70],
+        ... )
+        >>> round(score, 2)  # MaxBoxAccV2
+        27.78
     """
     evaluator: BoxEvaluator | PixelEvaluator
     folder = Path(metadata_root) / dataset_name / split

@@ -67,6 +67,17 @@ class PixelEvaluator:
     Source:
         Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", and
         MaskEvaluator of the official code clovaai/wsolevaluation, whose result it equals.
+
+    Example:
+        >>> import numpy as np
+        >>> from cba_fast.data import load_masks, map_name
+        >>> from cba_fast.wsol import PixelEvaluator
+        >>> masks = load_masks("metadata/OpenImages/test", "OpenImages", size=64)
+        >>> evaluator = PixelEvaluator(masks)
+        >>> for image_id in masks.image_ids:
+        ...     evaluator.update(np.load(f"maps/{map_name(image_id)}")[None], [image_id])
+        >>> round(evaluator.compute().px_ap, 1)
+        64.7
     """
 
     def __init__(

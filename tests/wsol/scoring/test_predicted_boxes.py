@@ -148,6 +148,28 @@ def test_coco_has_what_its_readers_need(here, capsys):
         assert (a["iscrowd"], a["category_id"]) == (0, found["categories"][0]["id"])
 
 
+def test_coco_has_the_types_that_its_readers_need(here, capsys):
+    """What pycocotools' COCO and loadRes, and FiftyOne's importer, index by and compute with."""
+    boxes(capsys, *META, "--output", "b.json", "--contours", "all")
+    found = json.loads((here / "b.json").read_text())
+    assert {"info", "images", "annotations", "categories"} == set(found)
+    assert isinstance(found["info"], dict)
+    whole = {"images": ("id", "width", "height"), "categories": ("id",)}
+    whole["annotations"] = ("id", "image_id", "category_id", "iscrowd")
+    for kind, keys in whole.items():
+        assert all(type(one[key]) is int for one in found[kind] for key in keys)
+        ids = [one["id"] for one in found[kind]]
+        assert sorted(ids) == list(range(1, len(ids) + 1))  # 0 would count as no match in COCOeval
+    assert all(isinstance(c["name"], str) for c in found["categories"])
+    sizes = {i["id"]: (i["width"], i["height"]) for i in found["images"]}
+    for a in found["annotations"]:
+        x, y, w, h = a["bbox"]
+        width, height = sizes[a["image_id"]]  # each annotation has its image
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+        assert 0 <= a["score"] <= 1
+
+
 def test_ids_and_sizes_come_from_the_ground_truth_the_images_or_the_files(here, capsys):
     _, want = boxes(capsys, *META)
     done, rows = boxes(capsys)

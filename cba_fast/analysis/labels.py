@@ -1,0 +1,77 @@
+"""Writes names beside the points of a plot such that none covers a point or another name."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FONT, GAP, STEP = 8, 5, 10  # in points: of the text, to its own marker, between places to try
+FARTHEST = 6  # steps that a name may stand away from its point
+_TEXT = {"fontsize": FONT, "va": "bottom", "parse_math": False}
+_LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
+
+
+def name_points(
+    ax: "Axes", names: Sequence[tuple[str, float, float]], points: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Write each name beside its point, or away from it with a thin line to it.
+
+    Where no place is free, the name is left out, which is better than two that nobody can read.
+
+    Args:
+        ax: finished axes: their limits and their legend stay as they are.
+        names: text, x and y.
+        points: x and y of all points, which no name may cover.
+    """
+    from matplotlib.patheffects import withStroke
+
+    fig = ax.figure
+    fig.draw_without_rendering()  # the layout is known only then
+    pixel = fig.dpi / 72
+    inside = ax.get_window_extent().extents
+    spots = ax.transData.transform(np.column_stack(points))
+    taken = [np.hstack([spots - 0.8 * GAP * pixel, spots + 0.8 * GAP * pixel])]
+    if ax.get_legend() is not None:
+        taken.append(ax.get_legend().get_window_extent().extents[None])
+    taken = np.vstack(taken)
+    for name, x, y in names:
+        size = _size(ax, name)
+        spot = ax.transData.transform((x, y))
+        for corner, end in _corners(*(size / pixel)):
+            low = spot + np.array(corner) * pixel
+            box = np.hstack([low, low + size])
+            free = (box[:2] >= taken[:, 2:]) | (box[2:] <= taken[:, :2])
+            within = (low >= inside[:2]).all() and (box[2:] <= inside[2:]).all()
+            if within and free.any(axis=1).all():
+                line = {} if end is None else {"arrowprops": _LEADER | {"relpos": end}}
+                text = ax.annotate(
+                    name, (x, y), corner, textcoords="offset points", **line, **_TEXT
+                )
+                text.set_path_effects([withStroke(linewidth=2, foreground="w")])
+                taken = np.vstack([taken, box])
+                break
+
+
+def _size(ax: "Axes", name: str) -> np.ndarray:
+    """Return width and height of a name in pixels."""
+    text = ax.text(0, 0, name, **_TEXT)
+    size = np.array(text.get_window_extent().size)
+    text.remove()
+    return size
+
+
+def _corners(width: float, height: float) -> Iterator[tuple]:
+    """Yield places of a name, the nearest first.
+
+    Each is the lower left corner, in points from the spot, and where on the text a line to the spot
+    ends, as shares of its width and height; None for no line.
+    """
+    sides = ((GAP, 0.0), (-GAP - width, 1.0), (-width / 2, 0.5))
+    for step in range(FARTHEST + 1):
+        for dy, edge in ((GAP + STEP * step, 0.0), (-GAP - STEP * step - height, 1.0)):
+            yield from (((dx, dy), (side, edge) if step else None) for dx, side in sides)
+        if step == 0:
+            yield from (((dx, -height / 2), None) for dx, _ in sides[:2])

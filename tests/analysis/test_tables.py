@@ -1,0 +1,71 @@
+"""Tables for papers: names are text in Markdown and LaTeX, figures stand at the right."""
+
+import csv
+import io
+
+import pytest
+
+from cba_fast.analysis.models import ModelScore, SizeStats, fit_models, models_table
+from cba_fast.analysis.tables import PaperTable, latex, write_tables
+
+NAMES = ["a_b & c", "100 % #1", r"\input{x}", "$x^2$ ~", "<b>|</b>", "[x](http:y)", 'q"d']
+TABLE = PaperTable(
+    "scores", "50 % of a_b.", ("Run", "MaxBoxAcc"), [(n, "81.2 [80.0, 82.5]") for n in NAMES]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a_b & c", r"a\_b \& c"),
+        (r"\input{x}", r"\textbackslash{}input\{x\}"),
+        ("$x^2$ ~", r"\$x\textasciicircum{}2\$ \textasciitilde{}"),
+        ("5 % #1", r"5 \% \#1"),
+        ("a\nb", "a b"),
+        ("3 ± 1", r"3 $\pm$ 1"),
+        ("-6.50 [-14.00, +1.50]", "$-$6.50 [$-$14.00, +1.50]"),
+        ("lr1e-4-wd0", "lr1e-4-wd0"),
+    ],
+)
+def test_latex_prints_names_as_they_are(text, told):
+    assert latex(text) == told
+
+
+def test_latex_uses_booktabs_and_has_a_cell_for_each():
+    lines = TABLE.to_latex().splitlines()
+    assert [w for w in lines if w.startswith("\\") and w.endswith("rule")] == [
+        "\\toprule",
+        "\\midrule",
+        "\\bottomrule",
+    ]
+    assert "\\begin{tabular}{lr}" in lines
+    rows = lines[lines.index("\\midrule") + 1 : lines.index("\\bottomrule")]
+    assert len(rows) == len(NAMES)
+    # What separates cells is a bare ampersand; those of names are escaped.
+    assert all(row.replace("\\&", "").count("&") == 1 for row in rows)
+    assert all(row.endswith(r"\\") for row in rows)
+    assert "\\caption{50 \\% of a\\_b.}" in lines
+
+
+def test_markdown_has_a_cell_for_each_and_no_link():
+    lines = TABLE.to_markdown().splitlines()
+    assert lines[1] == "| --- | ---: |"
+    assert all(line.replace("\\|", "").count("|") == 3 for line in lines[: 2 + len(NAMES)])
+    assert "](" not in TABLE.to_markdown()
+    assert "<b>" not in TABLE.to_markdown().replace("\\<", "")
+
+
+def test_files_of_each_kind_are_written(tmp_path):
+    paths = write_tables(tmp_path / "new", [TABLE])
+    assert [p.name for p in paths] == ["scores.csv", "scores.md", "scores.tex"]
+    rows = list(csv.reader(io.StringIO(paths[0].read_text())))
+    assert rows == [list(TABLE.heads), *map(list, TABLE.rows)]
+
+
+def test_the_models_of_the_study_are_a_table():
+    models = [
+        ModelScore(f"m{i}", SizeStats(100.0 * i, 5, 0, 300, 20), 50.0 + i, "") for i in range(3)
+    ]
+    table = models_table(models, fit_models(models))
+    assert table.rows[2] == ("m2", "200.00", "5.00", "20", "52.00")
+    assert "R2: 1.0000" in table.caption
