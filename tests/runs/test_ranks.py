@@ -136,21 +136,30 @@ def killing(monkeypatch, module, name, rank, at):
     monkeypatch.setitem(Partial.__init__.__kwdefaults__, "interval_s", 0)
 
 
-def test_erf_sizes_of_several_processes_are_those_of_one(here, monkeypatch):
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def sizes_of_one(here):
+    """The files of one process."""
     (one,) = run(1, *erf_arguments("one/s.npy"))
     assert one[0] == 0, one[2]
-    wanted = {Path(p).name: data for p, data in files_of(here / "one").items()}
+    wanted = contents(here / "one")
     assert wanted.keys() == {"s.npy", ".s.npy.run.json"}
+    return wanted
+
+
+def test_erf_sizes_of_several_processes_are_those_of_one(here, sizes_of_one):
     for count in (2, 3):
         (status, _, err), *others = run(count, *erf_arguments(f"of{count}/s.npy"))
         assert status == 0, err
         assert IDS[2] in err
         assert others == [(0, "", "")] * (count - 1)
-        found = files_of(here / f"of{count}")
-        assert {Path(p).name: data for p, data in found.items()} == wanted
+        assert contents(here / f"of{count}") == sizes_of_one
 
 
-def test_erf_sizes_go_on_with_another_number_of_processes(here, monkeypatch):
+def test_erf_sizes_go_on_with_another_number_of_processes(here, sizes_of_one, monkeypatch):
     args = erf_arguments("again/s.npy")
     with monkeypatch.context() as patch:
         killing(patch, cba_fast.erf.sizes, "_gradient", rank=1, at=2)  # after two of its images
@@ -166,10 +175,7 @@ def test_erf_sizes_go_on_with_another_number_of_processes(here, monkeypatch):
     (status, _, err) = run(1, *args)[0]
     assert status == 0, err
     assert "continued after 6 images" in err
-    found = files_of(here / "again")
-    assert {Path(p).name: d for p, d in found.items()} == {
-        Path(p).name: d for p, d in files_of(here / "one").items()
-    }
+    assert contents(here / "again") == sizes_of_one
 
 
 def test_parts_that_were_joined_already_are_not_counted_twice(tmp_path):
