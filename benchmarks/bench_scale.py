@@ -106,8 +106,14 @@ def main() -> None:
         found = measure(count, *how)
         print(found)
         if args.record:
-            record = {"bench": "scale", "case": f"{count} maps {args.size}", "size": args.size}
-            record |= {"interval": args.interval, "contours": args.contours, **found}
+            record = {"bench": "scale", "case": f"{count} maps {args.size}"}
+            record |= {
+                "direction": "wsol-eval",
+                "size": args.size,
+                "interval": args.interval,
+                "contours": args.contours,
+                **found,
+            }
             path = RESULTS / f"scale_{device_slug()}.jsonl"
             add_record(path, {**record, "machine": machine()})
 

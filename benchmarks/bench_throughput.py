@@ -343,7 +343,10 @@ def main() -> None:
         found = WHAT[args.what](args, folder)
     keys = ("model", "input_size", "precision", "batch_size", "workers", "interval")
     used = {k: getattr(args, k) for k in keys}
-    record = {"bench": "throughput", "case": args.what, "dtype": args.precision, **used, **found}
+    names = {"maps": "generate-heatmap", "evaluate": "evaluate"}
+    case = f"{args.what} {args.model} {args.input_size}" if args.what in names else args.what
+    record = {"bench": "throughput", "case": case, "direction": names.get(args.what, "reading")}
+    record |= {"dtype": args.precision, **used, **found}
     for key, value in record.items():
         print(f"{key:24}: {value}")
     if args.record:

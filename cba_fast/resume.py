@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -274,17 +275,25 @@ class Outputs:
     def _remove_partial(self) -> None:
         for name in filter(_is_partial, self.names):
             (self.root / name).unlink(missing_ok=True)
+        self._remove_parts_of_ranks()
+
+    def _remove_parts_of_ranks(self, unfinished: bool = False) -> None:
+        if any(map(_is_partial, self.names)):
+            for path in parts_of_ranks(self.root / self.names[0], unfinished):
+                path.unlink(missing_ok=True)
 
     def _remove(self, old: dict | None) -> None:
         for name in self._present(old):
             if name in _listed(old) or (_is_partial(name) and name in self.names):
                 (self.root / name).unlink()
+        self._remove_parts_of_ranks()
         if self._owns_folder:
             self._remove_empty_folders()
 
     def _remove_leftovers(self, old: dict | None) -> None:
         names = {*_listed(old), *self.names}
         files.remove_leftovers([self.record, *(self.root / name for name in names)])
+        self._remove_parts_of_ranks(unfinished=True)
 
     def _present(self, old: dict | None) -> set[str]:
         if self._owns_folder and (self._owns_folder != "new" or old is None):
@@ -353,10 +362,29 @@ def continue_or_replace(call: Callable[..., Result]) -> Result:
         return call(overwrite=True)
 
 
-def partial_path(output: str | os.PathLike) -> Path:
-    """Return the path of the file that keeps the finished part of `output` until its run ends."""
+def partial_path(output: str | os.PathLike, rank: int = 0) -> Path:
+    """Return the path of the file that keeps the finished part of `output` until its run ends.
+
+    Each of the processes of one run has a file of its own, by its `rank`.
+    """
     output = Path(output)
-    return output.parent / f".{output.name}.partial.npz"
+    return output.parent / f".{output.name}.partial{f'.rank{rank}' if rank else ''}.npz"
+
+
+def parts_of_ranks(output: str | os.PathLike, unfinished: bool = False) -> list[Path]:
+    """Return the files that processes of a run but the first have left, by rank.
+
+    With `unfinished` they are the temporary files of those that were killed while they wrote.
+    """
+    path = partial_path(output)
+    temporary = r"\.tmp-[0-9a-f]+-" if unfinished else ""
+    name = re.compile(temporary + re.escape(path.stem) + r"\.rank([0-9]+)\.npz")
+    found = [(m, path.parent / m[0]) for m in map(name.fullmatch, _listdir(path.parent)) if m]
+    return [part for _, part in sorted(found, key=lambda each: int(each[0][1]))]
+
+
+def _listdir(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 def _is_partial(name: str) -> bool:

@@ -85,7 +85,8 @@ def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
         what = f"{direction} maps of {record['case']}, {where}"
         yield what, "pytorch-grad-cam", record["speedup"]["ours"]
     elif bench == "throughput" and "times_as_fast" in record:
-        command = {"maps": "generate-heatmap"}.get(record["case"], record["case"])
+        name = record["case"].partition(" ")[0]
+        command = {"maps": "generate-heatmap"}.get(name, name)
         what = f"`cba-fast {command}`, {record['model']}, {record['precision']}, {where}"
         yield what, "the study's scripts", record["times_as_fast"]
 

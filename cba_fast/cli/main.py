@@ -74,8 +74,8 @@ EXAMPLES = {
     "tune": "--model replknet_31b",
     "info": "--json",
 }
-# The commands whose images several processes of ``torchrun`` share.
-SHARED = ("generate-heatmap", "evaluate")
+# The commands that several processes of ``torchrun`` share.
+SHARED = ("generate-heatmap", "evaluate", "erf-compute", "analysis-per-image", "train-wsol")
 
 
 class LazyGroup(click.Group):

@@ -204,6 +204,27 @@ def kept_in_training(
         return _measured(shadow, torch.empty(shape, device=device), parts, run)
 
 
+def uses_all_weights(
+    model: nn.Module, shape: tuple[int, ...], run: Callable[[nn.Module, Tensor], Tensor]
+) -> bool:
+    """Say whether the output of a training step depends on all weights, without computing it.
+
+    Args:
+        model, shape, run: see :func:`kept_in_training`.
+    """
+    with FakeTensorMode():
+        shadow = _shadow(model, "cpu", lambda p: p.requires_grad).train()
+        with torch.enable_grad():
+            nodes = [run(shadow, torch.empty(shape)).grad_fn]
+        seen = set(nodes)
+        while nodes:
+            new = {n for n, _ in nodes.pop().next_functions if n is not None} - seen
+            seen |= new
+            nodes += new
+    used = {id(n.variable) for n in seen if hasattr(n, "variable")}
+    return all(id(p) in used for p in shadow.parameters() if p.requires_grad)
+
+
 def _measured(shadow: nn.Module, images: Tensor, parts: list[nn.Module], run) -> Kept:
     run = run or (lambda model, x: model(x))
     meter = _Meter(shadow)

@@ -44,8 +44,9 @@ class Walk(Short):
         dataset: its items are dicts with ``image`` (3,H,W), ``truncated`` (bool) and ``error`` ("",
             or why the image cannot be read), as :class:`cba_fast.data.ImageDataset` gives them.
         indices: the items to visit, in order.
-        batch_size: images per step. Batches are cut before unreadable images are set aside, so that
-            a continued run sees the batches of an uninterrupted one.
+        batch_size: images per step. Batches are cut before unreadable images are set aside and
+            before those that an earlier part of the run has visited, so that a continued run sees
+            the batches of an uninterrupted one.
         num_workers: processes that read images; 0 reads in this process.
         device: where the images go.
         memory_format: memory format of the image batches.
@@ -88,18 +89,21 @@ class Walk(Short):
         Raises:
             ImageError: a failed image in a strict run.
         """
-        position, state = self._resume(state)
-        self.resumed = position
-        kept = self._snapshot(position, state)
+        visited, state = self._resume(state)
+        self.resumed = len(visited)
+        kept = self._snapshot(visited, state)
         if until(state):
             return state
-        left = min(len(self.indices), expected or len(self.indices)) - position
-        steps = -(-max(left, 0) // self.batch_size)
+        todo = left_of(cut(self.indices, self.batch_size), visited)
+        steps = len(todo)
+        if expected is not None:
+            steps = min(steps, -(-max(expected - len(visited), 0) // self.batch_size))
         try:
-            for batch, visited in self.progress(self._batches(position), steps):
+            for batch in self.progress(self._read(todo), steps):
                 if batch.images is not None:
                     with stage("model"):
                         state = step(state, batch.images, batch.indices)
+                visited += map(int, todo[batch.number])
                 kept = self._snapshot(visited, state)
                 if self.partial:
                     with stage("write"):
@@ -112,29 +116,28 @@ class Walk(Short):
             raise
         return state
 
-    def _resume(self, state: State) -> tuple[int, State]:
+    def _resume(self, state: State) -> tuple[list[int], State]:
         stored = self.partial.load() if self.partial else None
         if stored is None:
-            return 0, state
+            return [], state
         self.report.loads(str(stored["report"]))
         resumed = {k: torch.from_numpy(stored[k]).to(v.device) for k, v in state.items()}
-        return int(stored["position"]), resumed
+        return stored["visited"].tolist(), resumed
 
-    def _snapshot(self, position: int, state: State) -> Callable[[], dict[str, np.ndarray]]:
+    def _snapshot(self, visited: list[int], state: State) -> Callable[[], dict[str, np.ndarray]]:
         # The arrays are made only when they are written, so that a map on a GPU is not copied at
-        # every step.
-        report = self.report.dumps()
+        # every step. `visited` will have grown by then.
+        report, count = self.report.dumps(), len(visited)
 
         def arrays() -> dict[str, np.ndarray]:
             numbers = {k: v.cpu().numpy() for k, v in state.items()}
-            return {**numbers, "position": np.array(position), "report": np.array(report)}
+            seen = np.array(visited[:count], dtype=np.int64)
+            return {**numbers, "visited": seen, "report": np.array(report)}
 
         return arrays
 
-    def _batches(self, start: int) -> Iterator[tuple[ImageBatch, int]]:
-        """Yield each batch from image `start` on, with the number of images visited after it."""
-        batches = cut(self.indices[start:], self.batch_size)
-        read = read_batches(
+    def _read(self, batches: Sequence[Sequence[int]]) -> Iterator[ImageBatch]:
+        return read_batches(
             self.dataset,
             batches,
             self.report,
@@ -142,6 +145,9 @@ class Walk(Short):
             device=self.device,
             memory_format=self.memory_format,
         )
-        for batch in read:
-            start += len(batches[batch.number])
-            yield batch, start
+
+
+def left_of(batches: Sequence[Sequence[int]], visited: Iterable[int]) -> list[Sequence[int]]:
+    """Return the batches that hold an image outside of `visited`, in order."""
+    known = set(visited)
+    return [batch for batch in batches if not known.issuperset(map(int, batch))]

@@ -17,8 +17,10 @@ from ..erf import Partial, Walk, input_gradient
 from ..erf.gradients import images_of
 from ..erf.walk import State, with_finite_gradient
 from ..errors import ImageError
+from ..runs.erf.shared import deal
 from ..runs.inference import check_target, load_model, report_on
 from ..runs.outputs import describe_run, read_arrays, write_arrays
+from ..runs.ranks import ALONE, Ranks
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.settings import RunConfig, SizeConfig
@@ -78,6 +80,7 @@ def measure(
     score: str = SizeConfig.score,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
+    ranks: Ranks = ALONE,
 ) -> Measurement:
     """Measure one model on the sample, or read what the same run measured earlier.
 
@@ -92,6 +95,8 @@ def measure(
         overwrite: measure anew and replace what an earlier run wrote. Otherwise a run with the same
             settings, weights, images and boxes is continued, and any other is refused.
         progress: called with the iterable of steps and their number, returns an iterable.
+        ranks: from `cba_fast.runs.ranks.join` where several processes share the images; each of
+            them returns the result, and the first writes it.
 
     Raises:
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
@@ -100,10 +105,11 @@ def measure(
     """
     path = folder / f"{subject.name}.npz"
     outputs = resume.beside(path, _described(subject, sample, score))
-    if resume.claim([outputs], overwrite) is None:
-        stored = _run(subject, sample, score, Partial(path), progress)
-        write_arrays(path, stored)
-        outputs.finish()
+    if ranks.from_first(lambda: resume.claim([outputs], overwrite)) is None:
+        stored = _run(subject, sample, score, Partial(path, ranks.rank), progress, ranks)
+        if ranks.leads:
+            write_arrays(path, stored)
+            outputs.finish()
     else:
         stored = read_arrays(path)
     arrays = {k: v for k, v in stored.items() if k != "report"}
@@ -120,7 +126,12 @@ def thresholds_of(settings: Settings) -> np.ndarray:
 
 
 def _run(
-    subject: Subject, sample: Sample, score: str, partial: Partial, progress: Callable
+    subject: Subject,
+    sample: Sample,
+    score: str,
+    partial: Partial,
+    progress: Callable,
+    ranks: Ranks,
 ) -> dict[str, np.ndarray]:
     settings, run = subject.settings, Runtime.of(_how(subject.settings))
     if settings.target == "label":
@@ -137,13 +148,16 @@ def _run(
         num_workers=run.config.num_workers,
         device=run.device,
         memory_format=run.memory_format,
-        partial=partial,
         progress=progress,
         report=report,
     )
-    state = walk.run(step, step.first())
-    report.check_any(len(state["index"]))
-    return {k: v.numpy() for k, v in state.items()} | {"report": np.array(report.dumps())}
+    deal(walk, partial, ranks)
+    parts = ranks.share(walk.run(step, step.first()))
+    rows = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    order = rows["index"].argsort()
+    report = ranks.merged(report)
+    report.check_any(len(order))
+    return {k: v[order].numpy() for k, v in rows.items()} | {"report": np.array(report.dumps())}
 
 
 def labelled(subject: Subject, sample: Sample) -> Sample:

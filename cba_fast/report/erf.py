@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -107,7 +106,7 @@ def _add_map(found: RunErf, path: Path, array: np.ndarray) -> None:
 
 def _flat(settings: Mapping[str, object]) -> dict[str, object]:
     """Return settings with those of an inner mapping under ``outer.inner``."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in settings.items():
         inner = value.items() if isinstance(value, dict) else ()
         flat |= {f"{key}.{k}": v for k, v in inner} if inner else {key: value}

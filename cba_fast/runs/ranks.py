@@ -6,7 +6,9 @@ images of a batch, on which the last bits of a map can depend, nor what is writt
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,6 +16,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from ..data.reading import Report
 from ..errors import CbaError
@@ -22,6 +25,7 @@ Value = TypeVar("Value")
 
 # A process may wait for one that has more work; `torchrun` ends all of them when one has died.
 _PATIENCE = timedelta(days=7)
+_LOOK_S = 0.05  # seconds between two looks whether all processes are there
 
 
 class RankError(CbaError):
@@ -48,6 +52,16 @@ class Ranks:
         """Whether this is the process that writes what belongs to the whole run."""
         return self.rank == 0
 
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started these processes again, after one of them had died."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    @property
+    def here(self) -> int:
+        """How many of the processes are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.count > 1 else 1
+
     def mine(self, batches: Sequence[Value]) -> Sequence[Value]:
         """Return the batches that this process computes: every `count`-th, in order."""
         return batches[self.rank :: self.count]
@@ -73,6 +87,43 @@ class Ranks:
                 distributed.broadcast_object_list(values, 0)
         return values
 
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """Wait for all processes; return to each what `make` returns in the first, called there."""
+        return self.share(make() if self.leads else None)[0]
+
+    def counts(self, own: int) -> list[int]:
+        """Wait for all processes; return the numbers that they gave, by rank.
+
+        This is :meth:`share` for every step of a training run, without its pickling.
+        """
+        numbers = torch.full((self.count,), own)
+        for rank in range(1, self.count) if self.leads else ():
+            with _reaching(rank):
+                distributed.recv(numbers[rank : rank + 1], rank)
+        if not self.leads:
+            with _reaching(0):
+                distributed.send(numbers[:1], 0)
+        if self.count > 1:
+            with _reaching(0):
+                distributed.broadcast(numbers, 0)
+        return numbers.tolist()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Say of an error in the block whether it is the end of another process.
+
+        Raises:
+            RankError: a process has ended while all computed together; which, only torchrun sees.
+        """
+        try:
+            yield
+        except RuntimeError as e:
+            if self.count == 1 or not (isinstance(e, distributed.DistError) or "gloo" in str(e)):
+                raise
+            raise RankError(
+                "another process of this run has ended early; torchrun tells below which one"
+            ) from e
+
     def merged(self, report: Report) -> Report:
         """Wait for all processes; return their reports as one, in the order of the images."""
         found = replace(report)
@@ -94,16 +145,57 @@ def _reaching(rank: int) -> Iterator[None]:
         raise RankError(f"rank {rank} of this run has ended early") from e
 
 
-def join() -> Ranks:
+def join(*, gradients: bool = False) -> Ranks:
     """Return this process's place among those of ``torchrun``, each with its own GPU if it has one.
 
-    The results travel through the hosts' memory (gloo), so that no GPU takes part in it.
+    Results travel through the hosts' memory (gloo), so that no GPU takes part in it.
+
+    Args:
+        gradients: let tensors on GPUs travel between these (NCCL), for training.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE
-    if torch.cuda.is_available():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(local % torch.cuda.device_count())
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
-    return Ranks(distributed.get_rank(), count)
+    backend, gpus = "gloo", torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+        # NCCL refuses two processes on one GPU.
+        shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus
+        if gradients and distributed.is_nccl_available() and not shared:
+            backend = "cpu:gloo,cuda:nccl"
+    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    store = distributed.PrefixStore(_meet(store, rank, count), store)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE
+    )
+    return Ranks(rank, count)
+
+
+def _meet(store: distributed.Store, rank: int, count: int) -> str:
+    """Return a name that only the processes of one start have in common.
+
+    Processes that torchrun has started again share a store with the dead ones and would wait for
+    the addresses that those have left there (PyTorch 2.14). So the first process draws a name, and
+    goes ahead with it when all others have answered to it. A name that a process of this rank has
+    answered to before is an old one.
+    """
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("cba", name)
+        store.wait([f"{name}/{other}" for other in range(1, count)], _PATIENCE)
+        store.set(f"{name}/all", "")
+        return name
+    answered: dict[str, bool] = {}
+    while True:
+        name = store.get("cba").decode()
+        if name not in answered:
+            answered[name] = store.add(f"{name}/{rank}", 1) == 1
+        if answered[name] and store.check([f"{name}/all"]):
+            return name
+        time.sleep(_LOOK_S)
+
+
+def leave() -> None:
+    """End what :func:`join` began, where a run ends well; NCCL warns without it."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

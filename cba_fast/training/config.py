@@ -39,7 +39,9 @@ class TrainConfig:
         1e-4, "Learning rate at the peak of the schedule, which takes a step after each batch."
     )
     weight_decay: Annotated[float, Range(0.0)] = setting(1e-4, "Weight decay of AdamW.")
-    batch_size: Positive = setting(32, "Images of a step, such as 16.")
+    batch_size: Positive = setting(
+        32, "Images of a step, such as 16; all processes of torchrun share them."
+    )
     input_size: Annotated[int, Range(32)] | None = setting(
         None, "Side of the images in pixels.", otherwise="384, timm's for its models"
     )
@@ -82,7 +84,7 @@ class TrainConfig:
     micro_batch: Positive | None = setting(
         None,
         "Compute so many images of a batch at a time and add up their gradients, for want of"
-        " memory; batch norms then see these parts, for example 8.",
+        " memory; batch norms then see these parts, for example 8; in each process of torchrun.",
         otherwise="the whole batch",
     )
     preprocessing: Preprocessing = STUDY

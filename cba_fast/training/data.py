@@ -16,6 +16,7 @@ from ..data.textlines import some
 from ..errors import ImageError, InputError
 from ..resume import list_fingerprint
 from ..runs.inference import report_on
+from ..runs.ranks import Ranks
 from ..runs.runtime import Runtime
 from ..short import Short
 
@@ -261,6 +262,20 @@ class PixelReader:
                 pixels = pixels.pin_memory()
             yield PixelBatch(read["indices"], pixels)
 
+    def share(self, ranks: Ranks) -> None:
+        """Wait for all processes; take over which images the others could not read.
+
+        Raises:
+            ImageError: they are too many, see :class:`PixelReader`.
+        """
+        if ranks.count == 1:
+            return
+        self.report.loads(*ranks.share(self.report.dumps()))
+        self.report.failed = sorted(dict(self.report.failed).items())
+        self.report.truncated = sorted(set(self.report.truncated))
+        self._failed = {index for index, _ in self.report.failed}
+        self._check_failed()
+
     def _make_loader(self, dataset: PixelDataset, keys: list, persistent: bool) -> DataLoader:
         workers = self._run.config.num_workers
         return DataLoader(
@@ -294,6 +309,9 @@ class PixelReader:
             if index not in self._failed:
                 self._failed.add(index)
                 self.report.fail(index, reason)
+        self._check_failed()
+
+    def _check_failed(self) -> None:
         if len(self._failed) > MOST_UNREADABLE * len(self._images):
             index, reason = self.report.failed[0]
             raise ImageError(

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.textlines import counted
 from ..erf.recompute import LEVELS, Kept, kept_in_training
 from ..errors import InputError
+from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
 from .augment import resize
 from .config import TrainConfig
-from .data import Splits, cut_batches, plan_epoch
+from .data import Splits, plan_epoch
+from .many import parts_of_step, shares, synchronized
 
 # With AdamW, each weight has a gradient and two moments.
 _COPIES_OF_WEIGHTS = 4
@@ -57,6 +59,7 @@ def prepare(
     run: Runtime,
     free: int | None,
     log: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> str:
     """Log what will be trained and with how much memory; return the level of recomputing.
 
@@ -67,21 +70,18 @@ def prepare(
         config, run: settings.
         free: bytes that were free on the device before the model was made; None if unknown.
         log: gets the lines.
+        ranks: the processes that train the model together.
 
     Returns:
         One of `cba_fast.erf.LEVELS`: the setting, or for "auto" the first that fits into `free`.
 
     Raises:
-        InputError: what a step keeps does not fit into `free`, or a batch norm would see one value
-            per channel.
+        InputError: what a step keeps does not fit into `free`, a batch norm would see one value per
+            channel, or there are more processes than images in a batch.
     """
     norms, count = has_batch_norms(model), len(splits.train)
     batches = plan_epoch(config.seed, 1, count, config.batch_size, join_last=norms).batches
-    parts = [
-        len(part)
-        for batch in {len(b): b for b in batches}.values()
-        for part in cut_batches(batch, config.micro_batch or len(batch), join_last=norms)
-    ]
+    parts = _parts(batches, config, norms, ranks)
     classes = len(splits.train.class_names)
     weights = sum(p.numel() for p in model.parameters())
     log(f"Device       : {_described(run)}, {run.config.precision}")
@@ -92,13 +92,45 @@ def prepare(
         f"Images       : {count} for training, {len(splits.test)} for the test, in batches of "
         f"{config.batch_size} at {size}x{size}{how}{_deviations(config, batches, norms)}"
     )
-    if norms and min(parts) == 1:
+    if ranks.count > 1:
+        _log_processes(config, norms, run, ranks, log)
+    if norms and min(parts) == 1 and not synchronized(run.device, ranks):
         _check_norms(model, config, run)
     memory = _fitting(model, splits, config, run, max(parts), free)
     log(f"Memory       : {_sentence(memory, free)}")
     if free is not None and memory.state + memory.kept > free:
         raise InputError(_refusal(memory, config, max(parts), free))
     return memory.checkpoint
+
+
+def _parts(batches: list, config: TrainConfig, norms: bool, ranks: Ranks) -> list[int]:
+    """Return how many images the model gets at a time, in all processes."""
+    found = []
+    for batch in {len(b): b for b in batches}.values():
+        counts = [len(share) for share in shares(batch, ranks.count)]
+        for rank in range(ranks.count):
+            parts = parts_of_step(counts, rank, config.micro_batch, join_last=norms)
+            found += [len(part) for part in parts if len(part)]
+    return found
+
+
+def _log_processes(
+    config: TrainConfig, norms: bool, run: Runtime, ranks: Ranks, log: Callable[[str], None]
+) -> None:
+    size, count = config.batch_size, ranks.count
+    if size < count:
+        raise InputError(
+            f"`batch_size` {size} is the images of a step over all processes, and there are "
+            f"{count} of these; take `batch_size` {count} or more"
+        )
+    each = f"{size // count}{f' or {size // count + 1}' if size % count else ''} images"
+    log(f"Processes    : {count}, with {each} of each batch ({distributed.get_backend()})")
+    if norms and not synchronized(run.device, ranks):
+        log(
+            f"Warning: the network has batch norms, and PyTorch has no synchronized ones for CPUs: "
+            f"they see the {each} of their process, so the weights depend on the number of "
+            "processes; their running statistics are averaged after each epoch"
+        )
 
 
 def _described(run: Runtime) -> str:

@@ -15,6 +15,7 @@ from .. import locks
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError
 from ..models import save_state_dict_file
+from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
 from ..runs.settings import ModelConfig, RunConfig
 from ..short import Short
@@ -22,7 +23,7 @@ from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
 from .model import completed, initial_model
 from .start import prepare
-from .state import Progress, RunFiles, run_record
+from .state import Progress, RunFiles, load_state, run_record
 from .trainer import Trainer
 
 __all__ = ["TrainConfig", "TrainResult", "best_path", "exp_name", "log_folder", "train"]
@@ -61,6 +62,7 @@ def train(
     overwrite: bool = False,
     progress: Callable | None = None,
     log: Callable[[str], None] = print,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train with AdamW and cross-entropy; after each epoch measure the top-1 on the test split.
 
@@ -78,6 +80,9 @@ def train(
         progress: called in each epoch with an iterable of batches and their number, returns an
             iterable.
         log: gets lines on the model, the images and the estimated memory, then one per epoch.
+        ranks: from `cba_fast.runs.ranks.join` where several processes train the model together.
+            Each computes a part of every batch; the first writes the files and gets `progress` and
+            `log`. A run may be continued by another number of processes.
 
     Raises:
         InputError: settings or folders cannot be used, the memory does not suffice, or a loss or a
@@ -86,16 +91,19 @@ def train(
         CheckpointError: `init_weights` or the last state cannot be loaded.
         ImageError: too many images are unreadable, or one is in a strict run.
         OSError: a file cannot be written; what was written before stays.
+        RankError: another process has ended early.
     """
     started = time.perf_counter()
+    if not ranks.leads:
+        progress, log = None, _say_nothing
     model_config, config = completed(model_config, config)
     check_config(model_config, config)
     runtime = Runtime.of(run)
-    free = free_bytes(runtime.device)  # before the model takes its share
+    free = _free(runtime, ranks)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
     record = run_record(model_config, config, run, splits.fingerprint)
     files = RunFiles(model_config, config, record)
-    state = files.open(overwrite, log)
+    state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
         log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
@@ -104,12 +112,14 @@ def train(
     model = initial_model(
         model_config, config, len(names), log, continued=continued, class_names=names
     )
-    checkpoint = prepare(model.description.model, model, splits, config, runtime, free, log)
-    trainer = Trainer(model, splits, config, runtime, checkpoint=checkpoint)
+    checkpoint = prepare(model.description.model, model, splits, config, runtime, free, log, ranks)
+    trainer = Trainer(model, splits, config, runtime, checkpoint=checkpoint, ranks=ranks)
     if state is None:
-        files.begin(trainer.state())
+        if ranks.leads:
+            files.begin(trainer.state())
     else:
-        files.remove_leftovers()
+        if ranks.leads:
+            files.remove_leftovers()
         try:
             trainer.load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
@@ -117,10 +127,31 @@ def train(
             raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
-    with contextlib.closing(_open_log(files.log, trainer.progress.history)) as writer:
+    writer = _open_log(files.log, trainer.progress.history) if ranks.leads else None
+    with contextlib.closing(writer) if writer else contextlib.nullcontext():
         while trainer.progress.epoch < config.epochs:
             _run_epoch(trainer, files, writer, progress, log)
     return _result(files, trainer.progress, started, trainer.notes())
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _free(run: Runtime, ranks: Ranks) -> int | None:
+    """Return how much memory this process may take; those on one CPU share its memory."""
+    free = free_bytes(run.device)
+    return free if free is None or run.device.type != "cpu" else free // ranks.here
+
+
+def _open(
+    files: RunFiles, overwrite: bool, log: Callable[[str], None], ranks: Ranks
+) -> dict | None:
+    """Return the state that all processes go on from, or None; see `RunFiles.open`."""
+    # What processes that torchrun has started again find was written by this run.
+    state = files.open(overwrite and not ranks.restarted, log) if ranks.leads else None
+    going_on = ranks.from_first(lambda: state is not None)
+    return load_state(files.last) if going_on and not ranks.leads else state
 
 
 def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None:
@@ -130,10 +161,9 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
     figures = trainer.train_epoch(epoch, progress)
     top1 = trainer.test(epoch)
     done.epoch = epoch
-    if top1 > done.best_top1:
+    better = top1 > done.best_top1
+    if better:
         done.best_top1, done.best_epoch = top1, epoch
-        model = trainer.model
-        save_state_dict_file(model.state_dict(), files.best, model.description)
     scalars = {
         "train/loss": figures.loss,
         "train/top1": figures.top1,
@@ -142,6 +172,11 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
         "test/top1": top1,
     }
     done.history.append({"epoch": epoch, "time": time.time(), "scalars": scalars})
+    if writer is None:  # another process writes the files
+        return
+    if better:
+        model = trainer.model
+        save_state_dict_file(model.state_dict(), files.best, model.description)
     _write_log(writer, done.history[-1:])
     files.save(trainer.state())  # written last, because it vouches for the epoch's other files
     epochs = trainer.config.epochs

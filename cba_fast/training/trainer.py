@@ -17,10 +17,12 @@ from ..erf.recompute import recomputing
 from ..errors import InputError
 from ..models.anatomy.parts import logits_of
 from ..models.checkpoints import described
+from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
 from .augment import CropAndJitter, resize, to_floats
 from .config import TrainConfig
-from .data import EpochPlan, PixelBatch, PixelReader, Splits, cut_batches, plan_epoch
+from .data import EpochPlan, PixelBatch, PixelReader, Splits, plan_epoch
+from .many import average_norms, joined, parts_of_step, reducing, shares
 from .start import has_batch_norms
 from .state import Progress
 
@@ -49,6 +51,8 @@ class Trainer:
         splits: the images.
         config, run: settings.
         checkpoint: the level of recomputing, one of `cba_fast.erf.LEVELS`; see `prepare`.
+        ranks: the processes that train the model together. Each makes a trainer and calls the same
+            methods, and all get the same results.
 
     Attributes:
         progress: the finished epochs. The caller keeps it up to date; it is part of the state.
@@ -62,14 +66,16 @@ class Trainer:
         run: Runtime,
         *,
         checkpoint: str = "none",
+        ranks: Ranks = ALONE,
     ):
-        self.config, self.run, self.checkpoint = config, run, checkpoint
+        self.config, self.run, self.checkpoint, self.ranks = config, run, checkpoint, ranks
         self._has_norms = has_batch_norms(model)
         self.progress = Progress()
         self.device = run.device
         self.model = model.to(self.device, memory_format=run.memory_format)
         self.num_classes = len(splits.train.class_names)
         mode, size, cached = config.aug_mode, config.input_size, config.cache_images
+        self._joined = joined(self.model, size, self.device, ranks)
         vary = CropAndJitter(size) if mode == "strong" else None
         first, plain = (resize(size, m, config.preprocessing) for m in (mode, None))
         self._train = PixelReader(splits.train, first, vary, run, cached=cached)
@@ -80,6 +86,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
+        # What a process computes when it has no image of a batch.
+        self._stand_in = PixelBatch([0], torch.zeros(1, size, size, 3, dtype=torch.uint8))
         steps = config.epochs * len(self._plan(1).batches)
         self._scheduler = _scheduler(self.optimizer, config, steps)
         half = run.dtype == torch.float16
@@ -93,31 +101,35 @@ class Trainer:
             ImageError: see :class:`PixelReader`.
         """
         plan = self._plan(epoch)
-        torch.manual_seed(plan.model_seed)
+        # Each process draws its own drop path; the first as a process that is alone.
+        torch.manual_seed(plan.model_seed + self.ranks.rank)
         self.model.train()
         started = time.perf_counter()
         losses, hits, counts, lr = list[Tensor](), list[Tensor](), list[int](), 0.0
-        batches = self._train.batches(plan.batches, plan.seeds)
-        for batch in progress(batches, len(plan.batches)) if progress else batches:
-            if batch.pixels is None:
+        mine = [shares(batch, self.ranks.count)[self.ranks.rank] for batch in plan.batches]
+        batches = self._train.batches(mine, plan.seeds)
+        for batch in progress(batches, len(mine)) if progress else batches:
+            each = self.ranks.counts(len(batch.indices))
+            if not any(each):
                 continue
             lr = self.optimizer.param_groups[0]["lr"]
-            flips = torch.from_numpy(plan.flips[batch.indices])
             try:
-                loss, correct = self._step(batch, flips)
+                with self.ranks.together():
+                    loss, correct = self._step(batch, plan.flips, each)
             except ValueError as e:  # a batch norm got a single readable image with maps of 1x1
                 raise InputError(f"epoch {epoch}, step {len(losses) + 1}: {e}") from e
             losses.append(loss)
             hits.append(correct)
-            counts.append(len(batch.indices))
+            counts.append(sum(each))
             if len(losses) % _STEPS_BETWEEN_CHECKS == 0:
                 self._check_losses(losses, epoch)
         self._check_losses(losses, epoch)
+        self._train.share(self.ranks)
+        average_norms(self.model, self.ranks)
         sizes = torch.tensor(counts, dtype=torch.float64)
-        mean = torch.stack(losses).cpu().double() @ sizes / sizes.sum()
         return EpochFigures(
-            loss=mean.item(),
-            top1=100 * torch.stack(hits).sum().item() / sum(counts),
+            loss=(self._sums(losses) @ sizes / sizes.sum()).item(),
+            top1=100 * self._sums(hits).sum().item() / sum(counts),
             lr=lr,
             images_per_s=sum(counts) / (time.perf_counter() - started),
         )
@@ -126,23 +138,36 @@ class Trainer:
         count, size = len(self._train_labels), self.config.batch_size
         return plan_epoch(self.config.seed, epoch, count, size, join_last=self._has_norms)
 
-    def _step(self, batch: PixelBatch, flips: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on one batch; return its loss and number of correct answers, on the device."""
-        count = len(batch.indices)
-        size = self.config.micro_batch or count
+    def _step(self, batch: PixelBatch, flips: np.ndarray, each: list[int]) -> tuple[Tensor, Tensor]:
+        """Train on one batch, of which this process has a part and the processes `each` so many.
+
+        Returns:
+            What this process adds to the batch's mean loss and to its number of correct answers, on
+            the device.
+        """
+        self._stand_in = batch = self._stand_in if batch.pixels is None else batch
+        mirrored = torch.from_numpy(flips[batch.indices])
         labels = self._train_labels[batch.indices].to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         found = []
-        for part in cut_batches(np.arange(count), size, join_last=self._has_norms):
-            rows = slice(part[0], part[-1] + 1)
-            x = self._floats(batch.pixels[rows], flips[rows].to(self.device, non_blocking=True))
-            with recomputing(self.model, self.checkpoint, between=True), self.run.autocast():
-                logits = logits_of(self.model, self.model(x)).float()
-                scores = logits.softmax(1) if self.config.study_softmax else logits
-                # With these weights the parts' gradients sum to that of the batch's mean loss.
-                loss = F.cross_entropy(scores, labels[rows]) * (len(part) / count)
-            self._scaler.scale(loss).backward()
-            found.append((loss.detach(), (logits.detach().argmax(1) == labels[rows]).sum()))
+        parts = parts_of_step(
+            each, self.ranks.rank, self.config.micro_batch, join_last=self._has_norms
+        )
+        for number, part in enumerate(parts, 1):
+            # A process without images computes one of another batch, whose weight is 0: all
+            # processes must take part in averaging the gradients.
+            rows = slice(part[0], part[-1] + 1) if len(part) else slice(0, 1)
+            x = self._floats(batch.pixels[rows], mirrored[rows].to(self.device, non_blocking=True))
+            with reducing(self._joined, number == len(parts)):
+                with recomputing(self.model, self.checkpoint, between=True), self.run.autocast():
+                    logits = logits_of(self.model, self._joined(x)).float()
+                    scores = logits.softmax(1) if self.config.study_softmax else logits
+                    # With these weights the parts' gradients sum to that of the mean loss.
+                    loss = F.cross_entropy(scores, labels[rows]) * (len(part) / sum(each))
+                # The sum over the processes, because what follows takes their mean.
+                self._scaler.scale(loss * len(each)).backward()
+            right = logits.detach().argmax(1) == labels[rows]
+            found.append((loss.detach(), right.sum() * bool(len(part))))
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._scheduler is not None:
@@ -150,9 +175,13 @@ class Trainer:
         losses, hits = zip(*found, strict=True)
         return torch.stack(losses).sum(), torch.stack(hits).sum()
 
+    def _sums(self, values: list[Tensor]) -> Tensor:
+        """Return the sums over the processes of numbers that each has found, in float64."""
+        return sum(self.ranks.share(torch.stack(values).cpu().double()))
+
     @torch.inference_mode()
     def test(self, epoch: int) -> float:
-        """Return the top-1 on the test split in percent.
+        """Return the top-1 on the test split in percent; each image counts once.
 
         Raises:
             InputError: an output is not finite.
@@ -161,7 +190,8 @@ class Trainer:
         self.model.eval()
         hits, count, finite = [], 0, []
         size = self.config.micro_batch or self.config.batch_size
-        for batch in self._test.batches(cut(range(len(self._test_labels)), size)):
+        batches = self.ranks.mine(cut(range(len(self._test_labels)), size))
+        for batch in self._test.batches(batches):
             if batch.pixels is None:
                 continue
             labels = self._test_labels[batch.indices].to(self.device, non_blocking=True)
@@ -170,9 +200,13 @@ class Trainer:
             finite.append(logits.isfinite().all())
             hits.append((logits.argmax(1) == labels).sum())
             count += len(batch.indices)
-        if not torch.stack(finite).all():
+        all_finite, right = (torch.stack(t).tolist() if t else [] for t in (finite, hits))
+        found = self.ranks.share((all(all_finite), sum(right), count))
+        self._test.share(self.ranks)
+        all_finite, right, counts = zip(*found, strict=True)
+        if not all(all_finite):
             raise InputError(f"epoch {epoch}: test outputs are not finite; {self._hint()}")
-        return 100 * torch.stack(hits).sum().item() / count
+        return 100 * sum(right) / sum(counts)
 
     def state(self) -> dict:
         """Return the state that :meth:`load` needs, as tensors and plain values."""
@@ -220,11 +254,13 @@ class Trainer:
     def _check_losses(self, losses: list[Tensor], epoch: int) -> None:
         """Raise InputError if one of the last losses is not finite."""
         first = (len(losses) - 1) // _STEPS_BETWEEN_CHECKS * _STEPS_BETWEEN_CHECKS
-        finite = torch.stack(losses[first:]).isfinite().tolist()
+        values = self._sums(losses[first:])
+        finite = values.isfinite().tolist()
         if not all(finite):
-            step = first + finite.index(False)
+            step = finite.index(False)
             raise InputError(
-                f"epoch {epoch}, step {step + 1}: the loss is {losses[step].item()}; {self._hint()}"
+                f"epoch {epoch}, step {first + step + 1}: the loss is {values[step].item()}; "
+                f"{self._hint()}"
             )
 
     def _hint(self) -> str:

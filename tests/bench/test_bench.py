@@ -16,6 +16,7 @@ from cba_fast.bench import records as bench_records
 from cba_fast.bench import tables as bench_tables
 from cba_fast.bench.contest import Contest, Timing
 from cba_fast.bench.dwconv_contest import Case, DwconvContest
+from cba_fast.bench.summary import summary
 from cba_fast.errors import InputError
 from cba_fast.ops import dwconv
 from cba_fast.reference import dwconv as reference
@@ -332,6 +333,21 @@ def test_table_of_memory():
     text = bench_tables.tables([record, made()])
     assert "| c | 2.0 | 3.0 | 1.50 (loss) |" in text
     assert "## forward, float32" in text
+
+
+def test_table_and_summary_of_whole_commands():
+    record = {"bench": "throughput", "case": "maps n 64", "direction": "generate-heatmap"}
+    record |= {
+        "model": "n",
+        "precision": "fp32",
+        "times_as_fast": 0.5,
+        "machine": made()["machine"],
+    }
+    record["images_per_s"] = {"study": 2.0, "ours": 1.0}
+    assert "| maps n 64 | images_per_s | study: 2.0, ours: 1.0 |" in bench_tables.tables([record])
+    text = summary([record])
+    assert "| `cba-fast generate-heatmap`, n, fp32, " in text
+    assert " | the study's scripts | 1 | 0.50 | 1 |" in text
 
 
 def test_machine_is_described():

@@ -14,7 +14,9 @@ from cba_fast.experiments.demo import run as demo_module
 from cba_fast.experiments.demo.answer import analysis_lines, learned, marked
 from cba_fast.resume import OtherRunError
 
-TINY = DemoScale(2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1)
+TINY = DemoScale(
+    2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1, sheet_images=1
+)
 
 
 @pytest.fixture(scope="module")

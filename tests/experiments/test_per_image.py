@@ -306,7 +306,9 @@ def test_images_without_a_box_are_left_out_and_counted(here, capsys):
         target = here / "flat" / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
-    done = run(capsys, write(test_dataset="flat", cub_root="cub"), "--num_samples", 11)
+    done = run(
+        capsys, write(test_dataset="flat", cub_root="cub", follow_links=True), "--num_samples", 11
+    )
     assert done.status == 0, done.err
     found = json.loads(Path("out/per_image.json").read_text())["images"]
     assert (found["drawn"], found["missing_file"]) == (11, 0)

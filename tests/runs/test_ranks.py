@@ -1,56 +1,26 @@
 """Several processes of torchrun write the files of one process, and say which of them died."""
 
-import multiprocessing
 import os
-import socket
-import sys
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from data_factory import write_file
 from evaluate_setup import IDS, images_and_metadata, model_arguments
+from rank_runner import files_of, run
+from torch.distributed import TCPStore
 
+import cba_fast.erf.sizes
+import cba_fast.experiments.per_image
 import cba_fast.runs.evaluate
-import cba_fast.runs.generate  # noqa: F401 (the processes are forked with it)
-from cba_fast.cli.main import main
+import cba_fast.runs.generate  # the processes are forked with it
+from cba_fast.erf import Partial
 from cba_fast.errors import InputError
-
-
-def run(count, *args):
-    """Run `count` processes of a command as torchrun starts them; return their (status, out, err).
-
-    They are forked from this process, which has imported everything, so that a run takes seconds.
-    """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    names = [(f".{rank}.out", f".{rank}.err") for rank in range(count)]
-    fork = multiprocessing.get_context("fork")
-    processes = []
-    for rank, texts in enumerate(names):
-        env = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(fork.Process(target=_process, args=(env, texts, [str(a) for a in args])))
-        processes[-1].start()
-    for process in processes:
-        process.join(120)
-    texts = [[Path(name).read_text() for name in pair] for pair in names]
-    return [(p.exitcode, *both) for p, both in zip(processes, texts, strict=True)]
-
-
-def _process(env, names, args):
-    os.environ.update(env)
-    for number, name in zip((1, 2), names, strict=True):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
-    main(args)
-
-
-def files_of(*paths):
-    """Return the bytes of files and of all files in folders, by their paths."""
-    found = [f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()]
-    return {str(f): f.read_bytes() for f in found}
+from cba_fast.runs import ranks
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +100,133 @@ def test_commands_that_cannot_share_say_so(here):
     for status, _, err in run(2, "wsol-eval", "--np_root", "maps"):
         assert status == 1
         assert "wsol-eval runs as one process" in err
+
+
+def test_processes_that_are_started_again_do_not_meet_the_dead_ones():
+    store, names = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    stores = [store, *(TCPStore("127.0.0.1", store.port, is_master=False) for _ in range(2))]
+    with ThreadPoolExecutor(2) as pool:
+        for left in (False, False, True):
+            if left:  # a start that ended before all had answered leaves a name, too
+                store.set("cba", "left")
+                store.add("left/1", 1)
+            others = [pool.submit(ranks._meet, stores[rank], rank, 3) for rank in (1, 2)]
+            time.sleep(0.1)  # they find what the start before has left
+            names.append({ranks._meet(store, 0, 3), *(other.result(10) for other in others)})
+    assert [len(each) for each in names] == [1] * 3
+    assert len(set.union(*names)) == 3
+
+
+def erf_arguments(output):
+    model = ["--weights", "r.pth", "--model", SMALL_MODELS["replknet"], "--test_dataset", "images"]
+    how = ["--input_size", 64, "--batch_size", 2, "--num_workers", 0, "--p", "0.2,0.5"]
+    return ["erf-compute", *model, *how, "--output", output]
+
+
+def killing(monkeypatch, module, name, rank, at):
+    """Kill a process of a run as it calls a function for the `at`-th time; it has kept its part."""
+    real, calls = getattr(module, name), iter(range(1, 1000))
+
+    def call(*args, **options):
+        if os.environ["RANK"] == str(rank) and next(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, call)
+    monkeypatch.setitem(Partial.__init__.__kwdefaults__, "interval_s", 0)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def sizes_of_one(here):
+    """The files of one process."""
+    (one,) = run(1, *erf_arguments("one/s.npy"))
+    assert one[0] == 0, one[2]
+    wanted = contents(here / "one")
+    assert wanted.keys() == {"s.npy", ".s.npy.run.json"}
+    return wanted
+
+
+def test_erf_sizes_of_several_processes_are_those_of_one(here, sizes_of_one):
+    for count in (2, 3):
+        (status, _, err), *others = run(count, *erf_arguments(f"of{count}/s.npy"))
+        assert status == 0, err
+        assert IDS[2] in err
+        assert others == [(0, "", "")] * (count - 1)
+        assert contents(here / f"of{count}") == sizes_of_one
+
+
+def test_erf_sizes_go_on_with_another_number_of_processes(here, sizes_of_one, monkeypatch):
+    args = erf_arguments("again/s.npy")
+    with monkeypatch.context() as patch:
+        killing(patch, cba_fast.erf.sizes, "_gradient", rank=1, at=2)  # after two of its images
+        (status0, _, err0), (status1, _, _) = run(2, *args)
+    assert (status0, status1) == (1, -signal.SIGKILL)
+    assert "Error (rank 0): rank 1 of this run has ended early" in err0
+    left = {".s.npy.partial.npz", ".s.npy.partial.rank1.npz", ".s.npy.run.json"}
+    assert {p.name for p in Path("again").iterdir()} == left
+    (here / "again/.tmp-0a1b-.s.npy.partial.rank7.npz").touch()  # killed as it was writing
+    with monkeypatch.context() as patch:
+        killing(patch, cba_fast.erf.sizes, "_gradient", rank=0, at=1)
+        run(3, *args)
+    (status, _, err) = run(1, *args)[0]
+    assert status == 0, err
+    assert "continued after 6 images" in err
+    assert contents(here / "again") == sizes_of_one
+
+
+def test_parts_that_were_joined_already_are_not_counted_twice(tmp_path):
+    def part(*visited):
+        rows = {"sizes": np.array(visited, np.float32), "visited": np.array(visited)}
+        return lambda: rows | {"report": np.array('{"failed": [], "truncated": [3]}')}
+
+    first, second = (Partial(tmp_path / "s.npy", rank) for rank in (0, 2))
+    for partial, images in ((first, (0, 1, 4)), (second, (4, 7))):
+        partial.save(part(*images), force=True)
+    assert first.gather()["visited"].tolist() == [0, 1, 4]
+    second.save(part(5, 2), force=True)
+    assert first.gather()["sizes"].tolist() == [0, 1, 4, 5, 2]
+    assert first.load()["report"] == '{"failed": [], "truncated": [3, 3]}'
+    assert not second.path.exists()
+
+
+def test_a_map_of_several_processes_is_refused(here):
+    for status, _, err in run(2, *erf_arguments("m/s.npy"), "--save_map", "m/map.npy"):
+        assert status == 1
+        assert "--save_map needs one process" in err
+    assert not Path("m").exists()
+
+
+PLAN = """
+defaults:
+  model_family: replknet
+  model: {model}
+  weights: r.pth
+  test_dataset: images
+  metadata_root: meta
+  input_size: 64
+  num_workers: 0
+  num_samples: 7
+experiments: [{{name: r}}]
+"""
+
+
+def test_an_analysis_by_several_processes_writes_the_files_of_one(here, monkeypatch):
+    (here / "plan.yaml").write_text(PLAN.format(model=SMALL_MODELS["replknet"]))
+    monkeypatch.setattr(cba_fast.experiments.per_image, "GROUP", 2)
+
+    def command(count):
+        args = ["analysis-per-image", "--config", "plan.yaml", "--resamples", 9, "--output", "a"]
+        return run(count, *args, "--overwrite")
+
+    (one,) = command(1)
+    assert one[0] == 0, one[2]
+    wanted = files_of(here / "a")
+    (status, out, err), *others = command(3)
+    assert status == 0, err
+    assert out.split("Results:")[0] == one[1].split("Results:")[0]
+    assert others == [(0, "", "")] * 2
+    assert files_of(here / "a") == wanted

@@ -66,6 +66,7 @@ def command(
     descriptors, also in a JSON file beside it, and a picture (docs/erf.md has the definitions).
     `erf-map` measures the ERF map of RepLKNet's paper.
     """
+    from ...runs import ranks
     from ...runs.erf.shared import check_precision
     from ...runs.inference import load_model, open_images
 
@@ -78,6 +79,9 @@ def command(
     save_map, map_path = save_map and npy_file(save_map), map_path and npy_file(map_path)
     _check_files({"output": output, "save_map": save_map, "map": map_path}, save_fig, map_fig)
     check_precision(run_config)
+    processes = ranks.join()  # chooses this process's GPU
+    if map_path is not None and processes.count > 1:
+        raise click.UsageError("--map is made by one process: leave out torchrun")
     start = time.perf_counter()
     images = open_images(data_config)
     inside = map_path is not None or config.layer is not None
@@ -85,7 +89,7 @@ def command(
     used = (model, images, model_config, data_config, run_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
     with continuable():
-        _measure_sizes(used, config, output, save_map, save_fig, options)
+        _measure_sizes(used, config, output, save_map, save_fig, {**options, "ranks": processes})
         if map_path is not None:
             map_config = ErfMapConfig(map_images or ErfMapConfig.num_images, map_input_size)
             mapped = measure_map(used, map_config, map_path, options)

@@ -83,6 +83,7 @@ def command(
         write_findings,
     )
     from ...experiments.per_image_sample import draw_sample, load_subjects
+    from ...runs import ranks
     from ...runs.resolve import resolve
 
     if save_fig:
@@ -96,7 +97,7 @@ def command(
     used = {"score": score, "num_samples": subjects[0].settings.num_samples}
     used |= {"p": subjects[0].settings.p, "seed": subjects[0].settings.erf_seed}
     outputs = check_findings(output, {**used, "models": [s.name for s in subjects]}, overwrite)
-    models = []
+    models, processes = [], ranks.join()
     for subject in subjects:
         of_model = subject.settings.model_of(subject.weights)
         click.echo(resolve(of_model, subject.settings.data()).line, err=True)
@@ -108,9 +109,12 @@ def command(
                 score=score,
                 overwrite=overwrite,
                 progress=bar(subject.name),
+                ranks=processes,
             )
         models.append(model_columns(subject, sample, found))
         warn(_of_model(subject.name, found.notes))
+    if not processes.leads:
+        return
     findings = find(
         models, sample, num_resamples=resamples, confidence=confidence, seed=bootstrap_seed
     )

@@ -29,13 +29,21 @@ def command(model_config, config, run_config, overwrite):
     Writes SAVE_DIR/EXP_NAME_best.pth (best test top-1), _last.pth (the state after the last epoch)
     and _tb/ (TensorBoard). The same command, started again, goes on after the last epoch.
     """
+    from ...runs import ranks
     from ...training.model import completed
     from ...training.train import train
 
     model, config = completed(model_config, config)
     result = train(
-        model, config, run_config, overwrite=overwrite, progress=bar("training"), log=click.echo
+        model,
+        config,
+        run_config,
+        overwrite=overwrite,
+        progress=bar("training"),
+        log=click.echo,
+        ranks=ranks.join(gradients=True),
     )
+    ranks.leave()
     warn(result.notes)
     click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
     click.echo(f"Best weights : {result.best_path}")

@@ -10,7 +10,6 @@ from ...runs.settings import BoxConfig, ReportConfig
 from .parts import METHODS, MODELS, DemoRow, DemoTask
 
 LEARNED = 2  # times the top-1 of guessing, from which a model's other figures mean something
-SHEET_IMAGES = 3
 
 
 def learned(rows: Sequence[DemoRow], classes: int) -> list[str]:
@@ -42,7 +41,7 @@ def report_models(task: DemoTask, titles: Sequence[str], page: Path, sheets: Pat
         {m.title: task.maps_of(m) for m in models},
         page,
         BoxConfig(cub_root=task.cub),
-        ReportConfig(sheet_images=SHEET_IMAGES, seed=task.seed),
+        ReportConfig(sheet_images=task.scale.sheet_images, seed=task.seed),
         erf={title: read_erf(*(task.root / f for f in found)) for title, found in erf.items()},
         tables=task.root / "tables",
         sheets=sheets,

@@ -9,15 +9,18 @@ from torch import nn
 
 from ... import resume
 from ...data import ImageDataset, ImageRecord
+from ...data.reading import cut
 from ...data.textlines import counted
-from ...erf import Walk, choose_checkpoint
+from ...erf import Partial, Walk, choose_checkpoint
 from ...erf.report import json_beside
+from ...erf.walk import left_of
 from ...errors import ImageError, InputError
 from ...npy import read_npy
 from ...resume import Outputs
 from ...shapes import Size, map_shape
 from ..inference import report_on
 from ..outputs import describe_run
+from ..ranks import Ranks
 from ..runtime import Runtime
 from ..settings import DataConfig, ModelConfig, RunConfig, settings
 
@@ -76,6 +79,29 @@ def walk_over(
         progress=progress,
         report=report_on(records, run.config.strict),
     )
+
+
+def deal(walk: Walk, partial: Partial | None, ranks: Ranks) -> None:
+    """Give a walk the images of this process: of the batches left to do, each N-th.
+
+    The first process goes on from what all processes of an earlier run have kept. So a run may go
+    on with another number of processes.
+
+    Args:
+        walk: over all images of the run.
+        partial: keeps this process's part; None keeps nothing.
+        ranks: the processes.
+    """
+
+    def visited() -> list[int]:
+        kept = partial.gather()
+        return kept["visited"].tolist() if kept else []
+
+    walk.partial = partial
+    done = [] if partial is None else ranks.from_first(visited)
+    todo = left_of(cut(walk.indices, walk.batch_size), done)
+    # Only the last batch may be short, so the walk will cut these images into the same batches.
+    walk.indices = [i for batch in ranks.mine(todo) for i in batch]
 
 
 def run_description(

@@ -11,12 +11,12 @@ from torch import nn
 from ... import locks, resume
 from ...choices import CHECKPOINT
 from ...data import ImageRecord, ImageSet
-from ...data.reading import cut, transform
+from ...data.reading import transform
 from ...data.textlines import counted
 from ...erf import ErfMap, Partial, measure_erf_sizes, sample_indices
 from ...erf.report import MapRun, with_figures, write_map
 from ...erf.sizes import SizeResult
-from ...errors import CbaError
+from ...errors import CbaError, InputError
 from ...files import write_npy
 from ...shapes import point_of
 from ...short import Short
@@ -29,6 +29,7 @@ from .shared import (
     checkpoint_level,
     claim,
     continued_note,
+    deal,
     kept_note,
     map_outputs,
     one_layer,
@@ -68,6 +69,7 @@ def compute_sizes(
     checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
     progress: Callable = lambda steps, count: steps,
+    ranks: Ranks = ALONE,
 ) -> SizeRun:
     """Measure ERF sizes on a sample of `images` and write them to `output`.
 
@@ -92,12 +94,20 @@ def compute_sizes(
         overwrite: start anew and replace what an earlier run wrote. Otherwise a run with the same
             settings, weights and images is continued, and any other is refused.
         progress: called with the iterable of steps and their number, returns an iterable.
+        ranks: from `cba_fast.runs.ranks.join` where several processes share the images; each of
+            them returns the result, and the first writes it.
 
     Raises:
         ImageError: no image could be measured, or, with `run.strict`, one could not.
-        InputError: fp16 (see :func:`check_precision`).
+        InputError: fp16 (see :func:`check_precision`), or `save_map` with several processes, whose
+            sums of gradients would round differently.
         OtherRunError: another run wrote there; see `resume.Outputs.check`.
     """
+    if save_map is not None and ranks.count > 1:
+        raise InputError(
+            "`save_map` needs one process: a map is a sum over all images, whose last bits would"
+            " depend on the number of processes; leave out torchrun"
+        )
     records, run = images.records, Runtime.of(run)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     used = {"sizes": asdict(config), "with_map": save_map is not None}
@@ -105,23 +115,25 @@ def compute_sizes(
     outputs = [resume.beside(output, described)]
     if save_map is not None:
         outputs.append(map_outputs(save_map, described))
-    ended = claim(outputs, overwrite, run)
+    ended = ranks.from_first(lambda: claim(outputs, overwrite, run))
     mapped = None
     if ended is not None:
         found = Measured(read_array(output), [*ended["notes"], kept_note(output)])
         if save_map is not None:
             found.map = read_array(save_map)
     else:
-        partial = Partial(output)
+        partial = Partial(output, ranks.rank)
         options: dict[str, Any] = {"with_map": save_map is not None, "checkpoint": checkpoint}
+        options["ranks"] = ranks
         found = measure_sizes(model, records, data, run, config, partial, progress, **options)
-        write_npy(output, found.sizes)
+        if ranks.leads:
+            write_npy(output, found.sizes)
     if save_map is not None:
         mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
     if ended is None:
         if mapped is not None:
             write_map(save_map, mapped, "study", {"score": config.score, **as_json(described)})
-        for each in outputs:
+        for each in outputs if ranks.leads else ():
             each.finish(notes=found.notes, failed=found.failed)
         found.notes[:0] = continued_note(found.resumed)
     columns = found.sizes.reshape(len(found.sizes), -1).T
@@ -165,19 +177,18 @@ def measure_sizes(
 
     Args:
         records: the images of the data set.
-        partial: keeps the finished part, from which a killed run continues; None keeps nothing.
+        partial: keeps this process's finished part, from which a killed run continues; None keeps
+            nothing.
         with_map: also average the gradients that the sizes are measured on.
         ranks: from `cba_fast.runs.ranks.join` where several processes share the images, which
-            excludes `partial` and `with_map`; each of them returns the result.
+            excludes `with_map`; each of them returns the result.
     """
     run = Runtime.of(run)
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     pixels = transform(data.input_size, data.preprocessing)
-    # Only the last batch may be short, so each process cuts its images into these batches again.
-    mine = [i for batch in ranks.mine(cut(indices, run.config.batch_size)) for i in batch]
-    walk = walk_over(records, data.input_size, pixels, mine, run, progress)
-    walk.partial = partial
+    walk = walk_over(records, data.input_size, pixels, indices, run, progress)
+    deal(walk, partial, ranks)
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
     where: dict[str, Any] = {
