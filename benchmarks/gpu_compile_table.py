@@ -1,9 +1,9 @@
 """Compile the Triton kernels for GPUs that need not be here; print their registers and memory.
 
     python benchmarks/gpu_compile_table.py                        # everything: some ten minutes
-    python benchmarks/gpu_compile_table.py --show benchmarks/results/gpu_compile/triton-3.9.jsonl
+    python benchmarks/gpu_compile_table.py --show benchmarks/results/gpu_compile/triton-3.8.jsonl
     python benchmarks/gpu_compile_table.py --arch sm_90 --kernel dwconv_band_kernel --dtype bf16
-    python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.9.jsonl
+    python benchmarks/gpu_compile_table.py --json benchmarks/results/gpu_compile/triton-3.8.jsonl
 
 The kernels are those that `kernels/dwconv_gpu/triton_plan.py` would launch for the shapes below,
 with the same types, alignments, constants and options, and those of `kernels/gpu/triton_pixels.py`.

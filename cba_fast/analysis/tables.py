@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
+from ..short import Short
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -25,8 +26,8 @@ _LATEX = {
 }
 
 
-@dataclass(frozen=True)
-class PaperTable:
+@dataclass(frozen=True, repr=False)
+class PaperTable(Short):
     """A table of texts: the stem of its files, a caption, headings and rows of as many cells."""
 
     name: str

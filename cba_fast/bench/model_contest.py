@@ -155,7 +155,7 @@ def inference(
 
 
 def training(
-    model: nn.Module, input_size: int, batch: int = 4
+    model: nn.Module, input_size: int, batch: int = 4, compiled: bool = True
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Return functions that do a training step and return the gradients of the depthwise kernels.
 
@@ -166,9 +166,11 @@ def training(
     Args:
         model: a model from `create`.
         input_size, batch: as in `inference`.
+        compiled: whether to add the last two, which take minutes to compile.
     """
-    forms = {name: plain(model) for name in (DEFAULT, CHANNELS_LAST, COMPILED)}
-    forms |= {name: _accelerated(model) for name in (OURS, OURS_COMPILED)}
+    theirs = (DEFAULT, CHANNELS_LAST, *[COMPILED] * compiled)
+    forms = {name: plain(model) for name in theirs}
+    forms |= {name: _accelerated(model) for name in (OURS, *[OURS_COMPILED] * compiled)}
     x = _images(input_size, batch)
     return {name: _step(form.requires_grad_().train(), x, name) for name, form in forms.items()}
 

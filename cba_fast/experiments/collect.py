@@ -55,8 +55,8 @@ class Outcome(Short):
     error: str = ""
 
 
-@dataclass
-class Collecting:
+@dataclass(repr=False)
+class Collecting(Short):
     """One run over a plan file.
 
     Attributes:

@@ -125,8 +125,8 @@ def check_names(erf: Mapping[str, RunErf], runs: Iterable[str]) -> None:
             raise InputError(f"the ERF of {name!r} belongs to none of the runs {', '.join(runs)}")
 
 
-@dataclass(frozen=True)
-class Together:
+@dataclass(frozen=True, repr=False)
+class Together(Short):
     """ERF size and score of the runs that have both.
 
     Attributes:

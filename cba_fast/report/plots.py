@@ -7,6 +7,7 @@ import numpy as np
 
 from ..analysis.plots_erf import DECADES
 from ..erf import radial_profile
+from ..short import Short
 from ..wsol.scoring.box_result import V2_IOUS
 from .collect import Collected
 from .erf import Together
@@ -40,8 +41,8 @@ class Line:
     bar: tuple[float, float, float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Plot:
+@dataclass(frozen=True, repr=False)
+class Plot(Short):
     """A plot: title, labels of the axes, ticks as (place, text), and lines."""
 
     title: str

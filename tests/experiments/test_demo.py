@@ -15,7 +15,7 @@ from cba_fast.experiments.demo.answer import analysis_lines, learned, marked
 from cba_fast.resume import OtherRunError
 
 TINY = DemoScale(
-    2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1, sheet_images=1
+    2, 3, 2, most_epochs=2, shown_per_class=1, erf_samples=2, erf_map_images=1, pictures=1
 )
 
 

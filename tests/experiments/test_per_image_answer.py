@@ -64,13 +64,6 @@ def test_measures_that_a_model_lacks_are_left_out():
         find([made_up("a", erf_size=even, object_channels=odd)], SAMPLE)
 
 
-def test_ids_that_a_spreadsheet_would_run_are_told():
-    model = made_up("a")
-    model.image_ids[3] = "=1+1.jpg"
-    (note,) = find([model], SAMPLE, num_resamples=10).notes
-    assert note.endswith("run these ids as formulas: =1+1.jpg")
-
-
 def test_constant_columns_are_undefined_in_words():
     text = answer(made_up("a", erf_size=np.zeros(80)), made_up("b", erf_size=np.zeros(80)))
     assert "IoU with ERF size, within models: undefined (a variable does not vary)" in text

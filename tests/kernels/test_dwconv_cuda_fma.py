@@ -108,6 +108,7 @@ def test_every_result_is_written_and_nothing_else(shift, columns, emulated_cuda,
         "float32",
         (*x.shape, 3, 5),
         False,
+        False,
         (),
         0,
         0,
@@ -195,7 +196,7 @@ def test_all_bindings_check_the_same(family, emulated_cuda):
     tile, weight_tile = TILED[family]
 
     def call(x=planes, kernel=address, sizes=(1, 1, 4, 4, 3, 3), splits=1, dtype=dtype, tile=tile):
-        args = (sizes, False, tile, 0, 0)
+        args = (sizes, False, False, tile, 0, 0)
         getattr(emulated_cuda, f"dwconv_{family}_cuda")(x, kernel, 0, planes, dtype, *args)
         if weight_tile is not None:
             of_weight = getattr(emulated_cuda, f"dwconv_{family}_weight_cuda")

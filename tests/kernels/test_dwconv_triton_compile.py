@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", "3.6", reason="older ones were not tried"
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_compile_table.py"
-RECORDS = BENCHMARKS / "results" / "gpu_compile" / "triton-3.9.jsonl"
+RECORDS = BENCHMARKS / "results" / "gpu_compile" / "triton-3.8.jsonl"
 SHARED_BY_CHIP = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 

@@ -41,7 +41,7 @@ def report_models(task: DemoTask, titles: Sequence[str], page: Path, sheets: Pat
         {m.title: task.maps_of(m) for m in models},
         page,
         BoxConfig(cub_root=task.cub),
-        ReportConfig(sheet_images=task.scale.sheet_images, seed=task.seed),
+        ReportConfig(sheet_images=task.scale.pictures, seed=task.seed),
         erf={title: read_erf(*(task.root / f for f in found)) for title, found in erf.items()},
         tables=task.root / "tables",
         sheets=sheets,

@@ -51,7 +51,7 @@ class DemoScale:
     shown_per_class: int = 2
     erf_samples: int = 50
     erf_map_images: int = 20
-    sheet_images: int = 3
+    pictures: int = 3
 
 
 FULL = DemoScale(10, 40, 20)
