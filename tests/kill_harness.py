@@ -246,14 +246,15 @@ def table(rows: list[Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--command", choices=sorted({c.name for c in CASES}))
+    names = sorted({c.name for c in CASES})
+    parser.add_argument("--command", choices=names, action="append", help="may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--fork", action="store_true", help="fork runs from one process, without the imports"
     )
     parser.add_argument("--full_disk", action="store_true", help="fill a tmpfs instead (root only)")
     args = parser.parse_args()
-    cases = [c for c in CASES if args.command in (None, c.name)]
+    cases = [c for c in CASES if not args.command or c.name in args.command]
     with tempfile.TemporaryDirectory(prefix="cba_kills_") as root:
         runner = Runner(Path(root), make_inputs(Path(root) / "inputs"), fork=args.fork)
         if args.full_disk:

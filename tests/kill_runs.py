@@ -101,7 +101,12 @@ def command(case: str, args: list[str]) -> None:
         from cba_fast.experiments import demo
 
         demo.QUICK = demo.DemoScale(
-            2, 3, 2, most_epochs=2, gallery_per_class=1, erf_samples=2, erf_map_images=1
+            *(2, 3, 2),
+            most_epochs=2,
+            shown_per_class=1,
+            erf_samples=2,
+            erf_map_images=1,
+            pictures=1,
         )
     from cba_fast.cli.main import main
 
@@ -120,7 +125,11 @@ class Ended:
 
 
 class Runner:
-    """Runs cases in a folder: each in a new interpreter, or, faster, forked from this process."""
+    """Runs cases in a folder: each in a new interpreter, or, faster, forked from this process.
+
+    A process that forks must not have computed before, whose threads of OpenMP its children would
+    wait for.
+    """
 
     def __init__(self, root: Path, inputs: Path, *, fork: bool = False):
         self.root, self.inputs, self.fork = root, inputs, fork

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,11 +74,6 @@ def collect(capsys, *args):
     return run_cli(capsys, "collect-erf-wsol", "--config", "e.yaml", *args)
 
 
-def wait_for(process, pattern):
-    while not list(Path().glob(pattern)) and process.poll() is None:
-        time.sleep(0.02)
-
-
 def results():
     """Return what a run left, without times, and take it away."""
     found = {}
@@ -113,26 +105,6 @@ def test_plans_end_with_the_same_files_whoever_dies(ray, planned, capsys):
     assert "6 of 6" in done.out
     assert done.out[done.out.index("┃ name ") :].splitlines()[:8] == table[:8]
     assert results() == wanted
-
-    # One training, so that the second experiment waits for the first.
-    change_grid(lr=[1e-3])
-    command = (sys.executable, "-m", "cba_fast", "collect-erf-wsol", "--config", "e.yaml")
-    address = ray.get_runtime_context().gcs_address
-    with open("driver.txt", "w") as out:
-        where = ("--engine", "ray", "--address", address)
-        driver = subprocess.Popen([*command, *where], stdout=out, stderr=out)
-        wait_for(driver, "erf_wsol/.collect-erf-wsol.lock")
-        busy = collect(capsys, "--engine", "ray")
-        assert "erf_wsol is being written by process " in busy.err
-        wait_for(driver, "erf_wsol/x*.json")
-        driver.send_signal(signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL, Path("driver.txt").read_text()
-    done = collect(capsys, "--engine", "ray")
-    assert done.status == 0, done.out + done.err
-    found = results()
-    rows = found.pop("erf_wsol_points.csv").splitlines()
-    assert rows == wanted["erf_wsol_points.csv"].splitlines()[:3]
-    assert found == {name: wanted[name] for name in found}
 
 
 def test_an_experiment_whose_workers_die_fails_and_the_others_go_on(ray, planned, capsys):
