@@ -254,6 +254,10 @@ def main() -> None:
     )
     parser.add_argument("--full_disk", action="store_true", help="fill a tmpfs instead (root only)")
     args = parser.parse_args()
+    if args.fork:
+        import torch
+
+        torch.set_num_threads(1)
     cases = [c for c in CASES if not args.command or c.name in args.command]
     with tempfile.TemporaryDirectory(prefix="cba_kills_") as root:
         runner = Runner(Path(root), make_inputs(Path(root) / "inputs"), fork=args.fork)

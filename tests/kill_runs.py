@@ -127,8 +127,8 @@ class Ended:
 class Runner:
     """Runs cases in a folder: each in a new interpreter, or, faster, forked from this process.
 
-    A process that forks must not have computed before, whose threads of OpenMP its children would
-    wait for.
+    A process that forks must not have computed with several threads of OpenMP, for which its
+    children would wait: the harness has one.
     """
 
     def __init__(self, root: Path, inputs: Path, *, fork: bool = False):
