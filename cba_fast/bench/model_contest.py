@@ -155,7 +155,7 @@ def inference(
 
 
 def training(
-    model: nn.Module, input_size: int, batch: int = 4, compiled: bool = True
+    model: nn.Module, input_size: int, batch: int = 4, compiled: bool = False
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Return functions that do a training step and return the gradients of the depthwise kernels.
 

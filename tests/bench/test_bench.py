@@ -161,7 +161,7 @@ def test_cases_of_the_benchmarks_are_the_layers_of_the_models(monkeypatch):
 @pytest.mark.parametrize("name", ["slak_nano", "replknet_nano", "test_convnext", "test_resnet"])
 def test_model_record(name):
     model, half = model_contest.create(name), name == "slak_nano"
-    functions = model_contest.inference(model, 64, bfloat16=half, compiled=False)
+    functions = model_contest.inference(model, 64, bfloat16=half)
     contest = model_contest.ModelContest(functions, seconds=1e-3)
     assert contest.wrong() == {}
     contest.contest.run()
@@ -178,9 +178,7 @@ def test_training_step():
     model = model_contest.create("replknet_nano")
     exact = model_contest.exact_gradients(model, 64, 2)
     assert {g.dtype for g in exact} == {torch.float64}
-    contest = model_contest.ModelContest(
-        model_contest.training(model, 64, 2, compiled=False), 1e-3, exact
-    )
+    contest = model_contest.ModelContest(model_contest.training(model, 64, 2), 1e-3, exact)
     assert contest.wrong() == {}
     assert set(contest.contest.run()) == {"default", "channels_last", "ours"}
 
@@ -236,9 +234,7 @@ def test_a_layer_that_is_lost_in_training_is_noticed(monkeypatch):
     monkeypatch.setattr(model_contest, "accelerate", lose_a_layer)
     model = model_contest.create("replknet_nano")
     exact = model_contest.exact_gradients(model, 64, 2)
-    contest = model_contest.ModelContest(
-        model_contest.training(model, 64, 2, compiled=False), 1e-3, exact
-    )
+    contest = model_contest.ModelContest(model_contest.training(model, 64, 2), 1e-3, exact)
     assert set(contest.wrong()) == {"ours"}
 
 
@@ -249,7 +245,7 @@ def test_a_form_that_computes_something_else_is_noticed(monkeypatch):
         return form
 
     monkeypatch.setattr(model_contest, "inference_form", lose_a_branch)
-    functions = model_contest.inference(model_contest.create("slak_nano"), 64, compiled=False)
+    functions = model_contest.inference(model_contest.create("slak_nano"), 64)
     contest = model_contest.ModelContest(functions, seconds=1e-3)
     assert set(contest.wrong()) == {"ours"}
 
