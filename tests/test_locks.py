@@ -129,8 +129,9 @@ def test_outputs_are_locked_when_they_are_prepared(tmp_path):
 
 
 CODE = """
-import sys, time
+import signal, sys, time
 from cba_fast import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with signals.ending():
     try:
         print("ready", flush=True)
@@ -170,10 +171,12 @@ def fail_to_save():
 
 
 def test_what_fails_while_a_run_ends_is_told(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     of_workers = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(SystemExit, match="130"):
         fail_to_save()
     signal.signal(signal.SIGCHLD, of_workers)
+    signal.signal(signal.SIGINT, before)
     assert "No space left on device: 'x.npz'" in capsys.readouterr().err
 
 
