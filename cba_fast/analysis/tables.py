@@ -1,7 +1,5 @@
 """Tables for papers: the same rows as CSV, Markdown and LaTeX."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +35,7 @@ class PaperTable(Short):
 
     def to_csv(self) -> str:
         """Return the table as CSV with a line of headings."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([self.heads, *self.rows])
-        return text.getvalue()
+        return files.csv_text([self.heads, *self.rows])
 
     def to_markdown(self) -> str:
         """Return the table in GitHub's Markdown; names are text, whatever they hold."""

@@ -1,8 +1,7 @@
 """The tables of a report for papers, and a row for each image."""
 
-import csv
-import io
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
@@ -171,9 +170,7 @@ def write_per_image(path: Path, collected: Collected) -> None:
 
     Boxes are in pixels of the map and include both corners, true ones are separated by ``;``.
     """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(PER_IMAGE)
+    rows: list[Sequence[object]] = [PER_IMAGE]
     for run in collected.runs:
         for image_id, judged in run.judged.items():
             width, height = run.map_sizes[image_id]
@@ -181,8 +178,8 @@ def write_per_image(path: Path, collected: Collected) -> None:
             boxes = "; ".join(" ".join(map(str, box)) for box in truth)
             found = (f"{judged.iou:.6f}", *judged.box, f"{run.threshold:.6g}", judged.cause)
             hit = int(judged.cause == HIT)
-            rows.writerow([run.name, image_id, *found, hit, boxes, width, height])
-    files.write_text(path, text.getvalue())
+            rows.append([run.name, image_id, *found, hit, boxes, width, height])
+    files.write_text(path, files.csv_text(rows))
 
 
 def _names(collected: Collected) -> list[str]:

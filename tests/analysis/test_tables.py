@@ -69,3 +69,8 @@ def test_the_models_of_the_study_are_a_table():
     table = models_table(models, fit_models(models))
     assert table.rows[2] == ("m2", "200.00", "5.00", "20", "52.00")
     assert "R2: 1.0000" in table.caption
+
+
+def test_a_spreadsheet_runs_no_name():
+    table = PaperTable("scores", "", ("Run", "Difference"), [("=1+1", "-1.5")])
+    assert table.to_csv() == "Run,Difference\n'=1+1,-1.5\n"
