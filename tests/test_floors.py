@@ -13,8 +13,8 @@ ROOT = Path(cba_fast.__file__).parent
 # From the ground up.
 FLOORS = [
     (
-        *("choices", "errors", "files", "locks", "npy", "resume", "shapes", "short", "signals"),
-        *("stages", "threads"),
+        *("choices", "errors", "files", "lazy", "locks", "npy", "resume", "shapes", "short"),
+        *("signals", "stages", "threads"),
     ),
     ("reference",),
     ("kernels",),

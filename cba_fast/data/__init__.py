@@ -4,8 +4,7 @@ Public names are imported from here, each when it is first used, so that listing
 boxes does not import torch.
 """
 
-import importlib
-from typing import Any
+from ..lazy import exports
 
 _WHERE = {
     "ImageRecord": "records",
@@ -32,13 +31,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = exports(__name__, _WHERE)

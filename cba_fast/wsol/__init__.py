@@ -4,9 +4,10 @@ Public names are imported from here, each when it is first used, so that scoring
 neither timm nor torchvision, which take 200 MB and some seconds.
 """
 
-import importlib
 import sys
 from types import ModuleType
+
+from ..lazy import exports
 
 _WHERE = {
     "finish_maps": "heatmap",
@@ -42,16 +43,7 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = exports(__name__, _WHERE)
 
 
 class _Package(ModuleType):
