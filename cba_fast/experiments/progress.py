@@ -17,6 +17,7 @@ from ..runs.inference import open_images
 from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
+from ..training.loggers import check_tracker
 from ..training.state import load_state
 from .plan import Experiment, Plan
 from .settings import Settings
@@ -207,6 +208,10 @@ def _input_problems(s: Settings, devices: bool) -> Iterator[str]:
             Runtime.of(s.run())
     except InputError as e:
         yield f"device: {e}"
+    try:
+        check_tracker(s.tracker)
+    except InputError as e:
+        yield str(e).replace("`", "")
 
 
 def _image_problem(data: DataConfig, own_boxes: bool) -> str | None:

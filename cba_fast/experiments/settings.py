@@ -43,7 +43,7 @@ _FIELDS = (
     (ModelConfig, "num_classes output_stride weights pretrained"),
     (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
     (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
-    (TrainConfig, "checkpoint micro_batch"),
+    (TrainConfig, "checkpoint micro_batch tracker"),
     (MapConfig, "method layer pc1_range target map_size"),
     (DataConfig, "test_dataset split classes follow_links"),
     (BoxConfig, "cub_root"),
@@ -66,10 +66,13 @@ _KEYS = {
     for name in names.split()
 }
 # Settings of the training alone; the model's and the images' count for training and scores.
-TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
+TRAINING = tuple(
+    key for key, (config, _) in _KEYS.items() if config is TrainConfig and key != "tracker"
+)
 TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
 HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir", "cpus", "gpus")
+HOW += ("tracker",)
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]

@@ -21,6 +21,7 @@ LAYER_SCALE = {
 }
 # A file name has 255; what is put before and after the name of an experiment takes up to 30.
 MOST_NAME_BYTES = 220
+Tracker = Literal["wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class TrainConfig:
         "Compute so many images of a batch at a time and add up their gradients, for want of"
         " memory; batch norms then see these parts, for example 8; in each process of torchrun.",
         otherwise="the whole batch",
+    )
+    tracker: Tracker | None = setting(
+        None,
+        "Also give the figures to Weights & Biases or MLflow; its package must be installed.",
+        otherwise="TensorBoard alone",
     )
     preprocessing: Preprocessing = STUDY
 
