@@ -77,7 +77,10 @@ def test_yaml_is_refused_in_one_sentence(text, reason, tmp_path):
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ('[{"name": "a", "erf_path": "a.npy", "maxboxacc": 1}]', "which analysis-erf-vs-wsol takes"),
+        (
+            '[{"name": "a", "erf_path": "a.npy", "maxboxacc": 1}]',
+            "analysis-erf-vs-wsol takes",
+        ),
         ("model_name,family,erf_path,wsol\na,slak,a.npy,0.5\n", "which plot-erf-vs-wsol takes"),
         ("- 1\n- 2", "a plan must hold keys such as"),
         ("", "a plan must hold keys such as"),

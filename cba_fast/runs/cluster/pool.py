@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ... import __version__
+from ... import __version__, process
 from ...errors import CbaError, InputError
 from ..settings import ClusterConfig
 
@@ -214,6 +214,7 @@ def _on_worker(name: str, place: tuple, lines, function: Callable, *args) -> obj
         reason = "all machines must see the same folders"
         raise InputError(f"{host} has no folder {folder}: {reason}") from e
     torch.set_num_threads(threads)
+    process.keep_freed_memory()
     return function(*args, log=lambda text: lines.add.remote(name, text))
 
 
