@@ -36,7 +36,7 @@ from cba_fast.bench.records import add_record, device_slug, machine
 from cba_fast.data import ImageDataset, load_boxes, open_image_set, read_image, study_transform
 from cba_fast.data.reading import Report, cut, read_batches, resize_to_bytes
 from cba_fast.process import keep_freed_memory
-from cba_fast.reference.box_sweep import best_box_iou, boxes_at
+from cba_fast.reference.box_sweep import best_box_iou, box_iou, boxes_at
 from cba_fast.runs import evaluate as evaluating
 from cba_fast.runs import generate as generating
 from cba_fast.runs.runtime import Runtime
@@ -146,13 +146,13 @@ class Job:
         """
         counts = self.study(scored=True)
         self.command(scored=False)
-        bigger, changed = [], 0
+        bigger, ious = [], []
         for record in self.records:
             name = Path(record.image_id).with_suffix(".npy")
             pair = [np.load(self.folder / where / name) for where in ("study/np", "np_ours")]
             bigger.append(float((abs(pair[0] - pair[1]) > 2 / 255).mean()))
             boxes = [boxes_at(np.uint8(255 * m), 0.5, "largest") for m in pair]
-            changed += not np.array_equal(*boxes)
+            ious.append(float(box_iou(*boxes)[0, 0]))
         for number, record in enumerate(self.records):
             name = f"heatmap_{number:07d}.png"
             score_map = np.load(self.folder / "np_ours" / Path(record.image_id).with_suffix(".npy"))
@@ -171,7 +171,11 @@ class Job:
                 "mean": round(statistics.mean(bigger), 4),
                 "most": round(max(bigger), 4),
             },
-            "boxes_that_change_at_0.5": changed,
+            "iou_of_boxes_at_threshold_0.5": {
+                "median": round(statistics.median(ious), 4),
+                "least": round(min(ious), 4),
+                "equal": ious.count(1.0),
+            },
             "right_at_best_threshold": {"study": int(counts.max()), "ours": int(mine.max())},
         }
         if self.run.precision == "fp32" and max(bigger) > BIGGER:
