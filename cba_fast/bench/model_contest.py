@@ -27,9 +27,12 @@ COMPILED = "channels_last_compiled"
 OURS = "ours"
 OURS_COMPILED = "ours_compiled"
 # A form with a larger relative L2 error is wrong. Rounding through up to a hundred layers of random
-# weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16) and 1e-5 to 3e-5 in gradients. A lost
-# branch or norm changes them by more than half. `layer_errors` shows kernels that are slightly off.
+# weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16). A lost branch or norm changes them by
+# more than half. `layer_errors` shows kernels that are slightly off.
 WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+# In gradients of a training step it grows more: from 0.007 (contiguous) to 0.04 (channels_last) in
+# RepLKNet-31B by PyTorch's own layers, whose batch norms see few values in the last stage.
+WRONG_GRADIENTS = 1e-1
 
 
 def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
@@ -108,6 +111,7 @@ class ModelContest:
         self.contest = Contest(functions, seconds, most=20)
         results = self.contest.results
         truth = [y.double() for y in next(iter(results.values()))] if exact is None else exact
+        self._bound = None if exact is None else WRONG_GRADIENTS
         self.errors = {name: _largest_error(tensors, truth) for name, tensors in results.items()}
         results.clear()
         for name in self.wrong():
@@ -115,7 +119,8 @@ class ModelContest:
 
     def wrong(self) -> dict[str, float]:
         """Return the errors of the ways with wrong results."""
-        return {n: e for n, e in self.errors.items() if not e <= WRONG[_dtype(n)]}
+        bounds = {n: self._bound or WRONG[_dtype(n)] for n in self.errors}
+        return {n: e for n, e in self.errors.items() if not e <= bounds[n]}
 
     def record(self) -> dict:
         """Return the errors and the milliseconds as JSON values."""
