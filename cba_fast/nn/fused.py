@@ -143,7 +143,11 @@ AT_ONCE = 16 << 20
 
 
 def fused_mlp(
-    first: nn.Module, activation: str, second: nn.Module, x: Tensor, add: Tensor
+    first: nn.Conv2d | nn.Linear,
+    activation: str,
+    second: nn.Conv2d | nn.Linear,
+    x: Tensor,
+    add: Tensor,
 ) -> Tensor:
     """Return second(activation(first(x))) + add, by `fused_conv`.
 
@@ -155,8 +159,8 @@ def fused_mlp(
         activation, x, add: of `fused_conv`.
     """
     n, _, h, w = x.shape
-    hidden = n * h * w * len(first.weight) * x.element_size()
-    few = -(-hidden // AT_ONCE)
+    size = n * h * w * len(first.weight) * x.element_size()
+    few = -(-size // AT_ONCE)
     parts = next((p for p in range(few, n * h) if n * h % p == 0), n * h)
     if parts == 1 or not works(INTO, x.dtype):
         return fused_conv(second, fused_conv(first, x, activation), add=add)
