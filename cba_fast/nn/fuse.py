@@ -73,7 +73,7 @@ def _folded(layer: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
     return weight * scale.view(shape), shift
 
 
-def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
+def fold_bn_before_conv1x1(bn: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
     """Fold a batch norm in evaluation mode into the 1x1 convolution after it.
 
     With s = gamma / sqrt(running_var + eps) and t = beta - s * running_mean per input channel:

@@ -7,6 +7,7 @@ they work without compiling, too, and have no derivative.
 
 import functools
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def is_watched(layer: nn.Module) -> bool:
 SMALL = 7
 
 
-def can_fuse(layer: nn.Module) -> bool:
+def can_fuse(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     """Say whether `fused_conv` knows this layer: a plain convolution, or a linear map of channels.
 
     Depthwise convolutions that `cba_fast.ops` computes faster are left to it.
