@@ -71,9 +71,8 @@ def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
             out.write("\n")
         added = [dict(zip(COLUMNS, astuple(point), strict=True)) for point in points]
         if header is None:
-            header = COLUMNS
-            out.write(csv_text([header]))
-        out.write(csv_text([row[name] for name in header] for row in added))
+            out.write(csv_text([COLUMNS]))
+        out.write(csv_text([row[name] for name in header or COLUMNS] for row in added))
         write_text(path, out.getvalue())
 
 

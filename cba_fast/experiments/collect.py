@@ -108,7 +108,7 @@ def collect(
         engine: runs the steps and yields each with its outcome; None for `one_by_one`, in this
             process. `cba_fast.experiments.cluster` has another.
     """
-    run = Collecting(plan, overwrite, log, *([bar] if bar else []))
+    run = Collecting(plan, overwrite, log, *([bar] if bar else []))  # type: ignore[arg-type]
     order = [e.name for e in plan.experiments]
     written = (result_path, erf_path, error_path)
     files.remove_leftovers([plan.csv, *(path(plan, name) for path in written for name in order)])

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class _Document(BaseModel):
 
     @field_validator("defaults", "experiments", "grid")
     @classmethod
-    def _named(cls, value: dict | list[dict]) -> dict | list[dict]:
+    def _named(cls, value: dict | list) -> dict | list:
         """Let `weights`, as the commands call it, stand for weight_path."""
         if isinstance(value, list):
             return [cls._named(entry) for entry in value]
@@ -164,7 +164,7 @@ def _recorded(values: dict, where: str, problems: list[str]) -> dict | None:
     path = values.get("weight_path")
     kinds = {"family": str, "model": str, "factory": str, "num_classes": int, "preprocess": str}
     keys = {"family": "model_family", "factory": "model_factory"}
-    asked = {k: values.get(keys.get(k, k)) for k in kinds}
+    asked: dict[str, Any] = {k: values.get(keys.get(k, k)) for k in kinds}
     asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
     # `check_inputs` reports a missing file.
     given = path if isinstance(path, str | Path) and Path(path).is_file() else None
@@ -203,7 +203,7 @@ def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[s
     return None
 
 
-def _reason(kind: type[BaseModel], key: str, error: dict) -> str:
+def _reason(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return "must be given"
     if error["type"] != "extra_forbidden":

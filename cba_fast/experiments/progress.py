@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -243,7 +244,7 @@ def _step(plan: Plan, experiment: Experiment, row: Point | None, images: Callabl
 
 def _read_result(path: Path) -> dict:
     try:
-        result = read_json(path)
+        result: Any = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
         # A result of an earlier version has no record, which is reported as its difference.

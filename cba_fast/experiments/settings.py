@@ -78,7 +78,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespac
 PathText = Annotated[Path, Strict(False)]
 
 
-def _checked_size(size: object) -> int | str:
+def _checked_size(size: Any) -> int | str:
     return size if size == "input" else size_word(size)
 
 
@@ -90,7 +90,7 @@ def _typed(found: Declared) -> tuple[Any, Any]:
     if kind is float:
         kind = Annotated[float, Field(allow_inf_nan=False)]
     if (limits := found.range) is not None:
-        ends = {("gt" if limits.min_open else "ge"): limits.min}
+        ends: dict[str, Any] = {("gt" if limits.min_open else "ge"): limits.min}
         ends |= {("lt" if limits.max_open else "le"): limits.max}
         kind = Annotated[kind, Field(**{k: v for k, v in ends.items() if v is not None})]
     return (kind | None if found.optional else kind), found.default
@@ -246,7 +246,8 @@ class _Experiment(BaseModel):
         return "_".join(parts)
 
 
-Settings = create_model(
+# pydantic's types know of fields that are written out alone.
+Settings = create_model(  # type: ignore[call-overload]
     "Settings",
     __base__=_Experiment,
     __module__=__name__,

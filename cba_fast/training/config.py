@@ -95,6 +95,13 @@ class TrainConfig:
     )
     preprocessing: Preprocessing = STUDY
 
+    @property
+    def side(self) -> int:
+        """The input size of settings that are complete."""
+        if self.input_size is None:
+            raise ValueError("`input_size` is not filled in yet")
+        return self.input_size
+
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
     """Return the name that the run's files have in common."""
@@ -125,7 +132,7 @@ def drop_path_rate(model_config: ModelConfig, config: TrainConfig) -> float:
     """Return the stochastic depth of the run."""
     if config.drop_path is not None:
         return config.drop_path
-    return STUDY_DROP_PATH.get(model_config.family, 0.0)
+    return STUDY_DROP_PATH.get(model_config.family or "", 0.0)
 
 
 def check_config(model_config: ModelConfig, config: TrainConfig) -> None:

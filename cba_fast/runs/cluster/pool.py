@@ -4,6 +4,7 @@ Ray decides where and when a function runs. All machines see the same folders at
 have the same version of this package.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -161,7 +162,7 @@ def connected(config: ClusterConfig, log: Log) -> Iterator[Pool]:
     try:
         _reach(config.address or "")
         with _own_signals():
-            ray.init(**where, log_to_driver=False, logging_level="ERROR")
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as e:
         reason = str(e).splitlines()[0]
         raise InputError(f"`address` {config.address}: no Ray cluster answers: {reason}") from e
