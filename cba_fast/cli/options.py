@@ -385,7 +385,7 @@ def json_option(help: str = "Write everything to this JSON file.", kind=PATH) ->
 def tables_option() -> Callable:
     """Where the tables go, for papers: hands over `tables`."""
     kind = click.Path(file_okay=False, path_type=Path)
-    text = "Write each table here as CSV, Markdown and LaTeX (booktabs), such as tables."
+    text = "Write each table here as CSV, Markdown and LaTeX (booktabs, graphicx), such as tables."
     return option("--tables", type=kind, metavar="DIR", help=text)
 
 
