@@ -174,6 +174,11 @@ class _Look:
             features, logits = self._run_head()
         last, where = features is not None, "forward_features"
         if not last:
+            if getattr(self.model, "hides_layers", False):
+                raise ModelError(
+                    "`compile` shows only what forward_features returns, and this `method` explains"
+                    f" a layer inside of it for {type_name(self.model)}: leave `compile` out"
+                )
             layer = last_map(self.model, self.x, where_maps_end) if layer is None else layer
             name, module = named_layer(self.model, layer)
             where = f"module {name!r}"
