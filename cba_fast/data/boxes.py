@@ -122,7 +122,7 @@ def load_boxes(
         array([[ 35,   7, 143,  84]])
     """
     if (cub_root is None) == (metadata_root is None):
-        raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
+        raise InputError("boxes come from `cub_root` or from `metadata_root`: give one of the two")
     if cub_root is not None:
         found = _from_cub(cub.find_root(cub_root), split, image_ids)
     else:
