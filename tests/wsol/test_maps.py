@@ -248,6 +248,8 @@ def test_what_cannot_be_localized_is_refused():
     x = torch.randn(1, 3, 64, 64)
     with pytest.raises(TypeError, match="x must be a tensor .* got ndarray"):
         cam(model, x.numpy(), layer="body")
+    with pytest.raises(TypeError, match="x must be floating and normalized .* got torch.uint8"):
+        localize(model, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"x must be .* got shape \(3, 64, 64\)"):
         cam(model, x[0], layer="body")
     with pytest.raises(ValueError, match="no module named 'nope'"):
