@@ -41,7 +41,9 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
     fig, ax = _figure(show)
     x, y = _places(models)
     colors = _model_colors(len(models))
-    ax.errorbar(x, y, xerr=[m.erf.std for m in models], fmt="none", ecolor=colors, alpha=0.6)
+    spread = [m.erf.std for m in models]
+    # matplotlib takes a colour for each bar, which its types do not know.
+    ax.errorbar(x, y, xerr=spread, fmt="none", ecolor=colors, alpha=0.6)  # type: ignore[arg-type]
     label = "models (bar: std over images)"
     ax.scatter(x, y, s=36, c=colors, label=label, zorder=3)
     if fit is not None:
@@ -79,7 +81,7 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
 
 def _name_models(ax: "Axes", models: Sequence[ModelScore]) -> None:
     named = models if len(models) <= MOST_NAMES else extremes(models)
-    _take_text_as_it_is(ax.figure)  # the legend is drawn to find free places
+    _take_text_as_it_is(ax.figure.canvas.figure)  # the legend is drawn to find free places
     name_points(ax, [(m.name, m.erf.mean, m.maxboxacc) for m in named], _places(models))
 
 
@@ -148,7 +150,7 @@ def plot_forest(
         top = y
         for bar in bars:
             main = bar.label == labels[-1]
-            if bar.low is not None:
+            if bar.low is not None and bar.high is not None:
                 ax.plot(
                     [bar.low, bar.high], [y, y], color=colors[bar.label], lw=2.2 if main else 1.1
                 )
@@ -290,5 +292,6 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str) -> None:
 
 def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:
     """Move the legend out of the axes, where points fill them."""
-    ax.get_legend().remove()
+    if (legend := ax.get_legend()) is not None:
+        legend.remove()
     fig.legend(loc="outside lower center", ncols=columns, fontsize=8)

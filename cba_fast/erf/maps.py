@@ -168,7 +168,7 @@ def _add(model, images: Tensor, layers: Sequence, total: Tensor, choose, backend
             ops.erf_accumulate(images_of(grad, good), total[index], backend=backend)
 
     layer_gradients(model, images, layers, use, **how)
-    return len(good)
+    return len(good or ())
 
 
 def measure_erf_map(

@@ -41,7 +41,7 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
     """
     module = _module(name)
     place, _, function = name.rpartition(":")
-    found = getattr(module, function, None)
+    found: Any = getattr(module, function, None)
     if not _makes(found):
         known = [k for k, v in vars(module).items() if _makes(v)]
         close = difflib.get_close_matches(function, known, 3)
@@ -116,7 +116,7 @@ def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int |
 def source_digest(name: str) -> str | None:
     """Return the SHA-256 of the file that holds the function; None if it is in no file."""
     found = file_fingerprint(getattr(_module(name), "__file__", None))
-    return found and found["sha256"]
+    return found["sha256"] if found else None
 
 
 def _module(name: str) -> ModuleType:
@@ -143,9 +143,12 @@ def _of_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # stays, because the function itself may import a neighbour
-    name = f"model_factory_{path.stem}_{file_fingerprint(path)['sha256'][:16]}"
+    fingerprint = file_fingerprint(path) or {}
+    name = f"model_factory_{path.stem}_{fingerprint['sha256'][:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"{path}: not a file of Python code")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # by this name its classes can be pickled
         try:

@@ -43,8 +43,8 @@ def compiled_form(
                 " timm's networks have: leave it out"
             )
     form = copy.copy(model)
-    form.forward_features = _FixedBatch(model, batch_size, backend)
-    form.hides_layers = True  # hooks do not see what runs inside of compiled code
+    vars(form)["forward_features"] = _FixedBatch(model, batch_size, backend)
+    vars(form)["hides_layers"] = True  # hooks do not see what runs inside of compiled code
     return form
 
 

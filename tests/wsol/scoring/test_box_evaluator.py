@@ -99,7 +99,7 @@ def test_the_optimal_threshold_is_the_lowest_of_the_best():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_order_and_any_split_give_the_same(seed, cut):
     rng = np.random.default_rng(seed)
     boxes = make_boxes(7, rng)
