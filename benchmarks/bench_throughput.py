@@ -35,7 +35,8 @@ from cba_fast.bench.model_contest import create, plain
 from cba_fast.bench.records import add_record, device_slug, machine
 from cba_fast.data import ImageDataset, load_boxes, open_image_set, read_image, study_transform
 from cba_fast.data.reading import Report, cut, read_batches, resize_to_bytes
-from cba_fast.reference.box_sweep import best_box_iou
+from cba_fast.process import keep_freed_memory
+from cba_fast.reference.box_sweep import best_box_iou, box_iou, boxes_at
 from cba_fast.runs import evaluate as evaluating
 from cba_fast.runs import generate as generating
 from cba_fast.runs.runtime import Runtime
@@ -145,11 +146,13 @@ class Job:
         """
         counts = self.study(scored=True)
         self.command(scored=False)
-        bigger = []
+        bigger, ious = [], []
         for record in self.records:
             name = Path(record.image_id).with_suffix(".npy")
             pair = [np.load(self.folder / where / name) for where in ("study/np", "np_ours")]
             bigger.append(float((abs(pair[0] - pair[1]) > 2 / 255).mean()))
+            boxes = [boxes_at(np.uint8(255 * m), 0.5, "largest") for m in pair]
+            ious.append(float(box_iou(*boxes)[0, 0]))
         for number, record in enumerate(self.records):
             name = f"heatmap_{number:07d}.png"
             score_map = np.load(self.folder / "np_ours" / Path(record.image_id).with_suffix(".npy"))
@@ -164,7 +167,15 @@ class Job:
         result = self.command(scored=True).result
         mine = np.array(result.modes["largest"].num_correct[result.iou_thresholds.index(0.5)])
         found = {
-            "pixels_off_by_more_than_2": max(bigger),
+            "pixels_off_by_more_than_2": {
+                "mean": round(statistics.mean(bigger), 4),
+                "most": round(max(bigger), 4),
+            },
+            "iou_of_boxes_at_threshold_0.5": {
+                "median": round(statistics.median(ious), 4),
+                "least": round(min(ious), 4),
+                "equal": ious.count(1.0),
+            },
             "right_at_best_threshold": {"study": int(counts.max()), "ours": int(mine.max())},
         }
         if self.run.precision == "fp32" and max(bigger) > BIGGER:
@@ -333,6 +344,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="Add the result to results/.")
     args = parser.parse_args()
+    keep_freed_memory()  # as the commands do; the study's way gains from it, too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.images is None:

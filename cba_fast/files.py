@@ -219,7 +219,11 @@ def read_json(path: str | os.PathLike) -> object:
         OSError: the file cannot be read.
     """
     with open_regular(path) as f:
-        data = f.read()
+        return json_value(path, f.read())
+
+
+def json_value(path: str | os.PathLike, data: bytes) -> object:
+    """Return what JSON text holds; see :func:`read_json`, which reads it from a file."""
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=_integer)
     except UnicodeDecodeError as e:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from . import __version__, files, locks
 from .errors import InputError
@@ -395,7 +395,7 @@ def _listed(record: dict | None) -> set[str]:
     return set(record["files"]) if record else set()
 
 
-def is_record(value: object) -> bool:
+def is_record(value: object) -> TypeGuard[dict]:
     """Return whether a value that was read from a file is the record of a run."""
     if not isinstance(value, dict) or value.get("written_by") != "cba_fast":
         return False

@@ -39,6 +39,12 @@ def map_shape(
     return int(sides[0]), int(sides[1])
 
 
+def pair(sides: Sequence[int]) -> tuple[int, int]:
+    """Return two numbers, such as the end of a `torch.Size`, as a pair."""
+    first, second = sides
+    return first, second
+
+
 def point_of(text: str | None) -> tuple[int, int] | tuple[float, float] | None:
     """Return the position of a map that text means: "3,5" row and column, "0.25,0.5" shares.
 

@@ -31,17 +31,17 @@ _MODEL = "--model_family replknet --model replknet_nano --weights {in}/r.pth"
 _IMAGES = "--test_dataset {in}/cub --input_size 64 --num_workers 1 --batch_size 2"
 _MAPS = f"{_MODEL} {_IMAGES} --map_size 32"
 _TRAIN = "--epochs 3 --batch_size 4 --input_size 64 --output_stride 16 --num_workers 1"
+_WSOL = (
+    f"--model_family replknet --model replknet_nano --data_root {{in}}/cub {_TRAIN} "
+    "--exp_name x --lr 3e-3"
+)
 CASES = [
     Case("generate-heatmap", f"{_MAPS} --heatmap_output deep/heat"),
     Case("generate-heatmap", f"{_MAPS} --heatmap_output heat --store store"),
     Case("evaluate", f"{_MAPS} --num_samples 4 --json s.json --predictions p.csv --report r.html"),
     Case("erf-compute", f"{_MODEL} {_IMAGES} --num_samples 9 --output erf.npy --save_map map.npy"),
     Case("erf-map", f"{_MODEL} {_IMAGES} --num_images 6 --output map.npy --save_fig map.png"),
-    Case(
-        "train-wsol",
-        f"--model_family replknet --model replknet_nano --data_root {{in}}/cub {_TRAIN} "
-        "--exp_name x --lr 3e-3",
-    ),
+    Case("train-wsol", _WSOL),
     Case("collect-erf-wsol", "--config {in}/plan.yaml"),
     Case("wsol-eval", "--np_root {in}/np_heat --cub_root {in}/cub --bootstrap 20 --json s.json"),
     Case("pack-maps", "--np_root {in}/np_heat --store store"),
@@ -60,6 +60,8 @@ CASES = [
     Case("demo", "--quick --output demo"),
     Case("generate-heatmap", f"{_MAPS} --heatmap_output heat", ranks=2),
     Case("evaluate", f"{_MAPS} --num_samples 4 --json s.json", ranks=2),
+    Case("erf-compute", f"{_MODEL} {_IMAGES} --num_samples 9 --output erf.npy", ranks=2),
+    Case("train-wsol", _WSOL, ranks=2),
 ]
 
 

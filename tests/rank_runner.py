@@ -6,7 +6,13 @@ import socket
 import sys
 from pathlib import Path
 
+import torch
+
 from cba_fast.cli.main import main
+
+# PyTorch decides at the first gradient whether it needs threads for devices, and then no fork can
+# compute any. After `FakeTensorMode`, which measures memory, it would believe to have a device.
+torch.ones((), requires_grad=True).backward()
 
 
 def run(count, *args, **more):

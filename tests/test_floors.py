@@ -14,7 +14,7 @@ ROOT = Path(cba_fast.__file__).parent
 FLOORS = [
     (
         *("choices", "errors", "files", "lazy", "locks", "npy", "resume", "shapes", "short"),
-        *("signals", "stages", "threads"),
+        *("process", "stages", "threads"),
     ),
     ("reference",),
     ("kernels",),

@@ -1,8 +1,9 @@
-"""Locks against two writers: who is named, what dead processes leave; ends by signals."""
+"""Locks against two writers: who is named, what dead processes leave; how commands end; memory."""
 
 import errno
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from cba_fast import locks, resume, signals
+from cba_fast import locks, process, resume
 from cba_fast.errors import BusyError, CbaWarning
 
 FORK = multiprocessing.get_context("fork")
@@ -84,10 +85,10 @@ def test_waiting_lets_one_in_after_the_other(tmp_path):
                 path.write_text(str(int(path.read_text()) + 1))
 
     processes = [FORK.Process(target=count) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(60)
     assert path.read_text() == "90"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -130,9 +131,9 @@ def test_outputs_are_locked_when_they_are_prepared(tmp_path):
 
 CODE = """
 import signal, sys, time
-from cba_fast import signals
+from cba_fast import process
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-with signals.ending():
+with process.ending():
     try:
         print("ready", flush=True)
         time.sleep(60)
@@ -155,15 +156,15 @@ def test_a_signal_ends_a_block_as_an_interrupt_does(name):
 
 def test_errors_pass_and_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), signals.ending():
+    with pytest.raises(ZeroDivisionError), process.ending():
         1 / 0  # noqa: B018
-    with pytest.raises(SystemExit, match="3"), signals.ending():
+    with pytest.raises(SystemExit, match="3"), process.ending():
         sys.exit(3)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def fail_to_save():
-    with signals.ending():
+    with process.ending():
         try:
             signal.raise_signal(signal.SIGINT)
         finally:
@@ -188,7 +189,7 @@ def orphan(pipe):
 
 
 def watched(pipe):
-    signals.end_with_parent()
+    process.end_with_parent()
     time.sleep(60)
 
 
@@ -211,3 +212,41 @@ def test_a_process_ends_soon_after_its_parent():
         time.sleep(0.05)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("it lives on")
+
+
+# Memory
+
+
+ALLOCATES = """
+import ctypes, resource, sys
+from cba_fast import process
+if sys.argv[1] == "kept":
+    process.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(64 << 20)
+    libc.memset(block, 1, 64 << 20)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(min(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc does with memory")
+def test_freed_memory_is_kept_unless_the_user_has_said_what_malloc_does():
+    def faults(how, **more):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | more
+        line = [sys.executable, "-c", ALLOCATES, how]
+        return int(subprocess.run(line, env=env, capture_output=True, check=True).stdout)
+
+    assert faults("kept") < 100
+    assert faults("given back") > 1000
+    assert faults("kept", MALLOC_TOP_PAD_="0") > 1000

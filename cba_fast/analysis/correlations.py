@@ -38,7 +38,13 @@ class Value:
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval is known and lies on one side of 0."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        low, high = self.low, self.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the estimate is known and above 0."""
+        return self.estimate is not None and self.estimate > 0
 
 
 @dataclass(frozen=True)
@@ -269,21 +275,20 @@ class _Run:
             reason = f"too few {what} for {len(question.xs) + len(question.given)} variables"
         elif np.isnan(self.estimate[at, k, 2]):
             reason = "a variable does not vary"
-        signed = [None, None]
-        if len(question.xs) == 1:
-            signed = [
-                self._value(self.estimate[at, k], self.draws[:, at, k], s, reason) for s in (0, 1)
-            ]
-        r2 = self._value(self.estimate[at, k], self.draws[:, at, k], 2, reason)
+
+        def value(statistic: int) -> Value:
+            return self._value(self.estimate[at, k], self.draws[:, at, k], statistic, reason)
+
+        pearson, spearman = (value(0), value(1)) if len(question.xs) == 1 else (None, None)
         chance = None if reason else len(question.xs) / left
-        return Relation(level, model, question, *signed, r2, chance, reason)  # type: ignore[call-arg]
+        return Relation(level, model, question, pearson, spearman, value(2), chance, reason)
 
     def contrast(self, at: int, level: str, model: str | None, first: int, second: int) -> Contrast:
         """Return the adjusted r2 of question `second` minus that of question `first`."""
         pair = [self.asked.questions[k] for k in (first, second)]
         left = [self._left(at, level, q) for q in pair]
         if any(n <= len(q.xs) for n, q in zip(left, pair)):
-            return Contrast(level, model, *pair, Value(None, None, None))  # type: ignore[call-arg]
+            return Contrast(level, model, pair[0], pair[1], Value(None, None, None))
         adjusted = [
             [
                 1 - (1 - r2) * n / (n - len(q.xs))
@@ -292,7 +297,8 @@ class _Run:
             for k, q, n in zip((first, second), pair, left)
         ]
         own, draws = (b - a for a, b in zip(*adjusted))
-        return Contrast(level, model, *pair, self._value([own], draws[:, None], 0, False))  # type: ignore[call-arg]
+        value = self._value([own], draws[:, None], 0, False)
+        return Contrast(level, model, pair[0], pair[1], value)
 
     def _left(self, at: int, level: str, question: Question) -> int:
         """Return the degrees of freedom that means and controls leave."""

@@ -1,7 +1,7 @@
 """Writes names beside the points of a plot such that none covers a point or another name."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 FONT, GAP, STEP = 8, 5, 10  # in points: of the text, to its own marker, between places to try
 FARTHEST = 6  # steps that a name may stand away from its point
-_TEXT = {"fontsize": FONT, "va": "bottom", "parse_math": False}
+_TEXT: dict[str, Any] = {"fontsize": FONT, "va": "bottom", "parse_math": False}
 _LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
 
 
@@ -32,14 +32,14 @@ def name_points(
     """
     from matplotlib.patheffects import withStroke
 
-    fig = ax.figure
+    fig = ax.figure.canvas.figure
     fig.draw_without_rendering()  # the layout is known only then
     pixel = fig.dpi / 72
-    inside = ax.get_window_extent().extents
+    inside = np.array(ax.get_window_extent().extents)
     taken = _around(ax, np.column_stack(points), pixel)
     avoided = np.empty((0, 4)) if lines is None else _around(ax, lines.T, pixel)
-    if ax.get_legend() is not None:
-        taken = np.vstack([taken, ax.get_legend().get_window_extent().extents])
+    if (legend := ax.get_legend()) is not None:
+        taken = np.vstack([taken, legend.get_window_extent().extents])
     for name, x, y in names:
         size = _size(ax, name)
         spot = ax.transData.transform((x, y))
@@ -52,8 +52,10 @@ def name_points(
         if place is None:
             continue
         box, corner, end = place
-        line = {} if end is None else {"arrowprops": _LEADER | {"relpos": end}}
-        text = ax.annotate(name, (x, y), corner, textcoords="offset points", **line, **_TEXT)
+        line = None if end is None else _LEADER | {"relpos": end}
+        text = ax.annotate(
+            *(name, (x, y), corner), textcoords="offset points", arrowprops=line, **_TEXT
+        )
         text.set_path_effects([withStroke(linewidth=2, foreground="w")])
         taken = np.vstack([taken, box])
 

@@ -5,22 +5,23 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
-from ..files import read_json
 from ..npy import read_npy
 from ..runs.erf.statistics import SizeStats, size_stats
-from .points import Point
+from .documents import read_document
+from .points import Point, read_points
 from .tables import PaperTable
 
 # Larger whole numbers are not exact in float64; no image has as many pixels, and the squares of
 # sizes near the largest float would overflow.
 MOST_PIXELS = 2**53
 
-_KEYS = ("name", "erf_path", "maxboxacc")
+MODEL_KEYS = ("name", "erf_path", "maxboxacc")
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,30 @@ def percent(maxboxacc: float) -> float:
     return maxboxacc * 100 if maxboxacc <= 1 else maxboxacc
 
 
-def load_config(path: str | os.PathLike) -> list[ModelScore]:
-    """Read the models of a JSON list of ``{"name", "erf_path", "maxboxacc"}`` and their sizes.
+def load_models(path: str | os.PathLike) -> list[ModelScore]:
+    """Read models and their ERF sizes from a list, or from the CSV of `collect-erf-wsol`.
 
-    ``erf_path`` is relative to the working directory; ``maxboxacc`` is a fraction (up to 1) or
-    percent.
+    A list is JSON or YAML, of ``{"name", "erf_path", "maxboxacc"}`` and, if wanted, ``"family"``;
+    a file that ends in ``.csv`` has the columns of `Point`. ``erf_path`` is relative to the working
+    directory; MaxBoxAcc is a fraction (up to 1) or percent.
 
     Raises:
-        InputError: the file is not such a list, an entry lacks a key or has another one, a value
-            does not fit, or two models have one name; the message names the file and the entry.
+        InputError: the file is neither, an entry lacks a key or has an unknown one, a value does
+            not fit, or two models of a list have one name; the message names the file and the
+            entry.
     """
-    entries = read_json(path)
+    if Path(path).suffix == ".csv":
+        points = read_points(path)
+        if not points:
+            raise InputError(f"{path}: no points below the header")
+        return score_points(points)
+    entries = read_document(Path(path))
+    if isinstance(entries, dict) and entries.keys() & {"experiments", "grid"}:
+        raise InputError(f"{path}: a plan; collect-erf-wsol runs it and writes a CSV to give here")
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: expected a non-empty list of {{{', '.join(_KEYS)}}}")
+        raise InputError(
+            f"{path}: expected a non-empty list of {{{', '.join(MODEL_KEYS)}}}, or a .csv of points"
+        )
     found: dict[str, ModelScore] = {}
     for i, entry in enumerate(entries, 1):
         model = _entry(entry, f"{path}, entry {i}")
@@ -228,16 +240,17 @@ def models_table(models: Sequence[ModelScore], fit: Fit | None) -> PaperTable:
 
 def _entry(entry: object, where: str) -> ModelScore:
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object with {', '.join(_KEYS)}, got {shown(entry)}")
-    missing = [k for k in _KEYS if k not in entry]
-    unknown = [k for k in entry if k not in _KEYS]
+        keys = ", ".join(MODEL_KEYS)
+        raise InputError(f"{where}: expected an object with {keys}, got {shown(entry)}")
+    missing = [k for k in MODEL_KEYS if k not in entry]
+    unknown = [k for k in entry if k not in (*MODEL_KEYS, "family")]
     if missing or unknown:
         raise InputError(f"{where}: missing keys {missing}, unknown keys {unknown}")
-    for key in ("name", "erf_path"):
+    for key in ("name", "erf_path", *{"family"} & entry.keys()):
         if not isinstance(entry[key], str) or not entry[key].strip():
             raise InputError(f"{where}: {key} must be a non-empty string, got {shown(entry[key])}")
-    if what := unprintable(entry["name"]):
-        raise InputError(f"{where}: name {entry['name']!r} holds {what}")
+        if what := unprintable(entry[key]):
+            raise InputError(f"{where}: {key} {entry[key]!r} holds {what}")
     score = entry["maxboxacc"]
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if not number or not math.isfinite(score) or not 0 <= score <= 100:
@@ -246,7 +259,8 @@ def _entry(entry: object, where: str) -> ModelScore:
         sizes = load_sizes(entry["erf_path"])
     except InputError as e:
         raise InputError(f"{where}: {e}") from e
-    return ModelScore(entry["name"], size_stats(sizes), percent(float(score)))
+    family = entry.get("family", "")
+    return ModelScore(entry["name"], size_stats(sizes), percent(float(score)), family)
 
 
 def _equal(values: np.ndarray) -> bool:

@@ -42,7 +42,8 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
     x, y = _places(models)
     colors = _model_colors(len(models))
     std = np.array([m.erf.std for m in models])
-    ax.errorbar(x, y, xerr=std, fmt="none", ecolor=colors, alpha=0.6)
+    # matplotlib takes a colour for each bar, which its types do not know.
+    ax.errorbar(x, y, xerr=std, fmt="none", ecolor=colors, alpha=0.6)  # type: ignore[arg-type]
     label = "models (bar: std over images)"
     ax.scatter(x, y, s=36, c=colors, label=label, zorder=3)
     lines = [np.stack([np.linspace(x - std, x + std, 25), np.tile(y, (25, 1))]).reshape(2, -1)]
@@ -83,7 +84,7 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
 def _name_models(ax: "Axes", models: Sequence[ModelScore], lines: np.ndarray | None = None) -> None:
     """Name the models; see :func:`~cba_fast.analysis.labels.name_points`."""
     named = models if len(models) <= MOST_NAMES else extremes(models)
-    _take_text_as_it_is(ax.figure)  # the legend is drawn to find free places
+    _take_text_as_it_is(ax.figure.canvas.figure)  # the legend is drawn to find free places
     names = [(m.name, m.erf.mean, m.maxboxacc) for m in named]
     name_points(ax, names, _places(models), lines)
 
@@ -153,7 +154,7 @@ def plot_forest(
         top = y
         for bar in bars:
             main = bar.label == labels[-1]
-            if bar.low is not None:
+            if bar.low is not None and bar.high is not None:
                 ax.plot(
                     [bar.low, bar.high], [y, y], color=colors[bar.label], lw=2.2 if main else 1.1
                 )
@@ -295,5 +296,6 @@ def _dress(ax: "Axes", xlabel: str, ylabel: str) -> None:
 
 def _legend_below(fig: "Figure", ax: "Axes", columns: int) -> None:
     """Move the legend out of the axes, where points fill them."""
-    ax.get_legend().remove()
+    if (legend := ax.get_legend()) is not None:
+        legend.remove()
     fig.legend(loc="outside lower center", ncols=columns, fontsize=8)

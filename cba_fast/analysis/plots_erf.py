@@ -1,13 +1,15 @@
 """Pictures of ERF maps, as published and free of their scale, with their area ratios."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..data.textlines import counted
 from ..erf.maps import checked_map, log_scaled
 from .plots import make_figure
+
+Corner = Literal["best", "upper right"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,14 +154,14 @@ def decades(erf: np.ndarray) -> np.ndarray:
     return np.log10(np.maximum(erf / erf.max(), 10.0**-DECADES))
 
 
-def _published(ax: "Axes", erf: np.ndarray, ratios: Sequence, legend: str) -> None:
+def _published(ax: "Axes", erf: np.ndarray, ratios: Sequence, legend: Corner) -> None:
     image = ax.imshow(log_scaled(erf), vmin=0, vmax=1, cmap=COLOR_MAP, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="log10(map + 1), scaled to 1")
     _squares(ax, ratios, erf.shape, legend)
 
 
 def _squares(
-    ax: "Axes", ratios: Sequence, shape: tuple[int, int], legend: str = "upper right"
+    ax: "Axes", ratios: Sequence, shape: tuple[int, int], legend: Corner = "upper right"
 ) -> None:
     from matplotlib.patches import Rectangle
 

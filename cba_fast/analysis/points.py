@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Container, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -70,9 +71,8 @@ def append_points(path: str | os.PathLike, points: Sequence[Point]) -> None:
             out.write("\n")
         added = [dict(zip(COLUMNS, astuple(point), strict=True)) for point in points]
         if header is None:
-            header = COLUMNS
-            out.write(csv_text([header]))
-        out.write(csv_text([row[name] for name in header] for row in added))
+            out.write(csv_text([COLUMNS]))
+        out.write(csv_text([row[name] for name in header or COLUMNS] for row in added))
         write_text(path, out.getvalue())
 
 
@@ -116,6 +116,14 @@ def put_points(
         placed = [next(ordered, None) if name in own else row for name, row in zip(names, rows[1:])]
         kept = [row for row in [*placed, *ordered] if row is not None]
         write_text(path, csv_text([header, *kept]))
+
+
+def is_points_text(content: object) -> bool:
+    """Say whether text begins with the header of a CSV of points."""
+    first = content.lstrip().splitlines()[0] if isinstance(content, str) and content.strip() else ""
+    # YAML folds the lines of a CSV into one, so what follows the header may stand behind it.
+    words = {word.strip() for word in re.split(r"[,\s]+", first)}
+    return set(COLUMNS) <= words
 
 
 def _parse(path: str | os.PathLike, text: str) -> tuple[list[str] | None, list[Point]]:

@@ -49,8 +49,8 @@ class Case:
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)_k(\d+)x(\d+)", text)
         if not found or not all(int(n) for n in found.groups()):
             raise InputError(f"a case is written NxCxHxW_kKHxKW (1x128x96x96_k31x31), got {text!r}")
-        batch, *rest = map(int, found.groups())
-        return cls(*rest, batch=batch)
+        batch, channels, height, width, kh, kw = map(int, found.groups())
+        return cls(channels, height, width, kh, kw, batch)
 
     @property
     def flops(self) -> int:
@@ -125,11 +125,10 @@ def candidates(
     a_cl = a.to(memory_format=torch.channels_last)
     b_cl = b.to(memory_format=torch.channels_last)
     size = (case.kh, case.kw)
-    how = {"algorithm": algorithm}
     if direction == "grad_weight":
         return {
-            OURS: lambda: depthwise_conv2d_grad_weight(a, b, size, **how),
-            OURS_CL: lambda: depthwise_conv2d_grad_weight(a_cl, b_cl, size, **how),
+            OURS: lambda: depthwise_conv2d_grad_weight(a, b, size, algorithm=algorithm),
+            OURS_CL: lambda: depthwise_conv2d_grad_weight(a_cl, b_cl, size, algorithm=algorithm),
             NCHW: lambda: _torch_grad_weight(a, b, size),
             CL: lambda: _torch_grad_weight(a_cl, b_cl, size),
             FFT: lambda: fft_grad_weight(a, b, size),
@@ -138,8 +137,8 @@ def candidates(
     theirs = _torch_forward if direction == "forward" else _torch_grad_x
     fft = fft_forward if direction == "forward" else fft_grad_x
     return {
-        OURS: lambda: ours(a, b, **how),
-        OURS_CL: lambda: ours(a_cl, b, **how),
+        OURS: lambda: ours(a, b, algorithm=algorithm),
+        OURS_CL: lambda: ours(a_cl, b, algorithm=algorithm),
         NCHW: lambda: theirs(a, b),
         CL: lambda: theirs(a_cl, b_cl),
         FFT: lambda: fft(a, b),

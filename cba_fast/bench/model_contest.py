@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from ..models.timm_networks import timm_configuration, timm_family
 from ..nn import DepthwiseConv2d, accelerate
 from ..nn.depthwise import why_not_covered
 from ..runs.compiled import compile_frozen
+from ..shapes import pair
 from .contest import Contest
 from .dwconv_contest import Case, fft_forward, fft_grad_weight, fft_grad_x, relative_error
 
@@ -58,8 +60,10 @@ def create(name: str, seed: int = 0, factory: str | None = None) -> nn.Module:
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.weight.normal_(std=module.weight[0].numel() ** -0.5)
                 if isinstance(module, nn.BatchNorm2d):
-                    module.running_mean.uniform_(-0.3, 0.3)
-                    module.running_var.uniform_(0.5, 2)
+                    if module.running_mean is not None:
+                        module.running_mean.uniform_(-0.3, 0.3)
+                    if module.running_var is not None:
+                        module.running_var.uniform_(0.5, 2)
                 # A layer scale starts at 1e-6, which would hide what its block computes.
                 if getattr(module, "gamma", None) is not None:
                     module.gamma.uniform_(0.05, 0.3)
@@ -78,7 +82,8 @@ def depthwise_cases(model: nn.Module, input_size: int, batch: int = 1) -> Counte
 
     def note(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
         n, c, h, w = args[0].shape
-        found[Case(c, h, w, *module.kernel_size, batch=n)] += 1
+        kh, kw = module.kernel_size
+        found[Case(c, h, w, kh, kw, n)] += 1
 
     shapes_only = copy.deepcopy(model).to("meta")
     for module in _covered(shapes_only).values():
@@ -237,15 +242,16 @@ class _Witness:
         self._errors["forward"] = relative_error(y, exact)
 
     @torch.no_grad()
-    def _backward(self, layer: nn.Conv2d, grad_x: tuple[Tensor, ...], grad_y: tuple) -> None:
+    def _backward(self, layer: nn.Module, grad_x, grad_y) -> None:
         grad = grad_y[0].double()
-        exact = fft_grad_x(grad, layer.weight.double())
+        exact = fft_grad_x(grad, self._layer.weight.double())
         self._errors["grad_x"] = relative_error(grad_x[0], exact)
-        self._grad_weight = fft_grad_weight(grad, self._x.double(), layer.kernel_size)
+        self._grad_weight = fft_grad_weight(grad, self._x.double(), pair(self._layer.kernel_size))
 
     def errors(self) -> dict[str, float]:
         """Return the error of each direction, after the step."""
-        error = relative_error(self._layer.weight.grad, self._grad_weight)
+        grad = self._layer.weight.grad
+        error = math.nan if grad is None else relative_error(grad, self._grad_weight)
         return self._errors | {"grad_weight": error}
 
 
@@ -299,7 +305,7 @@ def _step(model: nn.Module, x: Tensor, name: str) -> Callable[[], list[Tensor]]:
     def run() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(logits_of(model, network(x)), labels).backward()
-        return [w.grad for w in kernels]
+        return [w.grad for w in kernels if w.grad is not None]
 
     return run
 
@@ -330,7 +336,7 @@ def plain(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d):
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]  # a base of its class
     return model
 
 

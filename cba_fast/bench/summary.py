@@ -39,12 +39,12 @@ def _machine(key: tuple, records: list[dict]) -> str:
         return ""
     lines = [f"**{cpu}, {isa}, PyTorch {torch}**", ""]
     if found:
-        head = ("what", "against", "cases", "ratio: mean (lowest to highest)", "worse in")
+        head = ["what", "against", "cases", "ratio: mean (lowest to highest)", "worse in"]
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [_row(*what, values) for what, values in found.items()]
         lines.append("")
     if networks:
-        head = ("network", *_FORMS, "cba_fast", "ratio to the best")
+        head = ["network", *_FORMS, "cba_fast", "ratio to the best"]
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *networks, ""]
     return "\n".join(lines)
 
@@ -64,7 +64,7 @@ def _number(ratio: float) -> str:
 def _rows(record: dict) -> Iterator[tuple[str, str, float]]:
     """Yield what was measured, its rival and the ratio, for each comparison of a record."""
     threads = record["machine"]["threads"]
-    bench, direction = record["bench"], record.get("direction")
+    bench, direction = record["bench"], record.get("direction", "")
     where = f"{threads} thread{'s' * (threads > 1)}"
     if bench == "box_sweep" and "official_ms" in record:
         contours = "largest contour" if direction == "largest" else "all contours"

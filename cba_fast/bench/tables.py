@@ -1,7 +1,7 @@
 """Prints benchmark records as Markdown tables, losses included."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from . import model_contest as forms
@@ -196,7 +196,7 @@ def facts_table(records: list[dict], title: str) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-_TABLES = {
+_TABLES: dict[str, Callable[[list[dict]], str]] = {
     "dwconv": dwconv_table,
     "models": models_table,
     "memory": memory_table,

@@ -147,8 +147,10 @@ def jobs(
         from .model_contest import create
 
         for model in names:
-            named = isinstance(model, str)
-            name, network = (model, create(model)) if named else (type(model).__name__, model)
+            if isinstance(model, str):
+                name, network = model, create(model)
+            else:
+                name, network = type(model).__name__, model
             for size in input_sizes:
                 one = layer_cases(name, network, size, 1)
                 found += [replace(case, batch=batch) for batch, case in product(batch_sizes, one)]

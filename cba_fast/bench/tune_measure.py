@@ -181,15 +181,16 @@ def ways(job: Job, tensors: list[Tensor], without: Collection[str], automatic: b
 
 
 def _ours(direction: str, a: Tensor, b: Tensor, size: tuple[int, int], method: str) -> Tensor:
-    how = {"backend": method}
+    backend: str | None = method
+    algorithm = "auto"
     if method in COMPILED:
-        how = {"backend": "cpp", "algorithm": method}
+        backend, algorithm = "cpp", method
     elif method == AUTOMATIC:
-        how = {}
+        backend = None
     if direction == "grad_weight":
-        return depthwise_conv2d_grad_weight(a, b, size, **how)
+        return depthwise_conv2d_grad_weight(a, b, size, backend=backend, algorithm=algorithm)
     op = depthwise_conv2d if direction == "forward" else depthwise_conv2d_grad_x
-    return op(a, b, **how)
+    return op(a, b, backend=backend, algorithm=algorithm)
 
 
 def _benchmarked(function: Callable[[], Tensor]) -> Tensor:

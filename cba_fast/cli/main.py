@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from .. import __version__, locks, signals
+from .. import __version__, locks, process
 from ..errors import CbaError, CbaWarning, InputError, with_flags
 from .grouped import with_example
 from .moved import of_today
@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
         return with_example(importlib.import_module(module).command, cmd_name, EXAMPLES[cmd_name])
 
     def invoke(self, ctx):
-        with signals.ending():  # inside of click, which would print "Aborted!" and exit with 1
+        with process.ending():  # inside of click, which would print "Aborted!" and exit with 1
             return super().invoke(ctx)
 
     def resolve_command(self, ctx, args):
@@ -169,8 +169,9 @@ def main(args: list[str] | None = None) -> None:
     """
     error = "Error" if _processes() == 1 else f"Error (rank {os.environ.get('RANK')})"
     try:
+        process.keep_freed_memory()
         if _processes() > 1:
-            signals.end_with_parent()
+            process.end_with_parent()
         with locks.released(), _one_voice(), warnings.catch_warnings():
             warnings.simplefilter("always", CbaWarning)
             warnings.showwarning = _show(warnings.showwarning)

@@ -132,8 +132,8 @@ def type_of(found: Declared) -> click.ParamType | type:
     """Return the type of the option of a declared setting."""
     for mark in found.marks:
         if isinstance(mark, Range):
-            kind = FiniteRange if found.kind is float else click.IntRange
-            return kind(mark.min, mark.max, mark.min_open, mark.max_open)
+            ends: tuple = (mark.min, mark.max, mark.min_open, mark.max_open)
+            return FiniteRange(*ends) if found.kind is float else click.IntRange(*ends)
         if mark in _MARKED:
             return _MARKED[mark]
     if found.choices:
@@ -210,7 +210,7 @@ def comma_lists(config: type, *names: str) -> dict[str, Any]:
 
 
 def _parser(found: Declared) -> Callable:
-    kind = type_of(found)
+    kind = click.types.convert_type(type_of(found))
 
     def parse(ctx, param, given: tuple[str, ...]) -> tuple:
         values = []
@@ -442,7 +442,8 @@ def box_options(with_metadata: bool, contours: bool, scored: bool = True) -> Cal
         contours: add the option of that name; else both modes are run.
         scored: the boxes are scored; else they are only predicted.
     """
-    left = () if with_metadata else ("metadata_root", "dataset_name", "split", "clip")
+    left: tuple[str, ...] = ()
+    left += () if with_metadata else ("metadata_root", "dataset_name", "split", "clip")
     left += () if scored else ("missing_as_miss", "threshold")
     left += () if contours else ("contours",)
     changes = {} if scored else {"contours": {"type": click.Choice(["largest", "all"])}}

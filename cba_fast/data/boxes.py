@@ -121,13 +121,13 @@ def load_boxes(
         >>> boxes.scaled(image_id, (224, 224))
         array([[ 35,   7, 143,  84]])
     """
-    if (cub_root is None) == (metadata_root is None):
-        raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
-    if cub_root is not None:
+    if cub_root is not None and metadata_root is None:
         found = _from_cub(cub.find_root(cub_root), split, image_ids)
-    else:
+    elif metadata_root is not None and cub_root is None:
         folder = metadata.find_folder(metadata_root, dataset_name, split)
         found = _from_metadata(folder, image_ids)
+    else:
+        raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
     _check_inside(found, allow_beyond)
     return found
 
@@ -189,9 +189,10 @@ def _check_inside(found: Boxes, allow_beyond: bool) -> None:
     parts = [found.boxes[i] for i in sizes]
     boxes, counts = np.concatenate(parts), [len(part) for part in parts]
     owners = np.repeat(np.array(list(sizes), object), counts)
-    size = np.fromiter(chain.from_iterable(sizes.values()), np.int64).reshape(-1, 2)
-    size = np.repeat(size, counts, axis=0)  # (boxes, 2): width, height
-    beyond, outside = (boxes[:, 2:] > size).any(1), (boxes[:, :2] >= size).any(1)
+    each = np.fromiter(chain.from_iterable(sizes.values()), np.int64).reshape(-1, 2)
+    corner = np.repeat(each, counts, axis=0)  # (boxes, 2): width, height
+    beyond = np.any(boxes[:, 2:] > corner, axis=1)
+    outside = np.any(boxes[:, :2] >= corner, axis=1)
     if outside.sum() > MOST_OUTSIDE * len(boxes) and not allow_beyond:
         raise BoxError(
             f"{found.source}: {outside.sum()} of {len(boxes)} boxes lie wholly outside of their "
@@ -199,7 +200,7 @@ def _check_inside(found: Boxes, allow_beyond: bool) -> None:
             "are others; give `allow_beyond` to score them as they are"
         )
     if beyond.any():
-        turned = beyond & (boxes[:, 2:] <= size[:, ::-1]).all(1)
+        turned = beyond & (boxes[:, 2:] <= corner[:, ::-1]).all(1)
         hint = f" ({turned.sum()} of them would fit a turned image)" if turned.any() else ""
         log.warning(
             "%d image(s) have a box that reaches beyond the image%s; kept as it is: %s",

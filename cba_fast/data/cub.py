@@ -142,8 +142,8 @@ def read_boxes(root: Path) -> dict[int, tuple[int, int, int, int]]:
     boxes: dict[int, tuple[int, int, int, int]] = {}
     for number, text in read_lines(path):
         try:
-            image, *rest = text.split()
-            image = parse_int(image)
+            first, *rest = text.split()
+            image = parse_int(first)
             x, y, w, h = map(parse_float, rest)
         except ValueError:
             raise bad_line(path, number, text, "<image id> <x> <y> <width> <height>") from None
@@ -183,8 +183,8 @@ def _read_table(path: Path, want: str, parse) -> dict:
     table: dict = {}
     for number, text in read_lines(path):
         try:
-            key, value = text.split(maxsplit=1)
-            key, value = parse_int(key), parse(value)
+            first, rest = text.split(maxsplit=1)
+            key, value = parse_int(first), parse(rest)
         except ValueError:
             raise bad_line(path, number, text, want) from None
         if key in table:

@@ -156,13 +156,15 @@ def _refuse_links_outside(images: ImageSet) -> None:
     """
     names: dict[Path, set[str]] = {}
     for record in images.records:
-        folder, _, name = record.image_id.rpartition("/")
-        names.setdefault(record.root / folder, set()).add(name)
+        below, _, name = record.image_id.rpartition("/")
+        names.setdefault(record.root / below, set()).add(name)
     inside = {os.path.realpath(record.root) for record in images.records[:1]}
     inside.add(os.path.realpath(images.root))
     for folder, wanted in names.items():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            links = [e.path for e in os.scandir(folder) if e.is_symlink() and e.name in wanted]
+            links = [
+                Path(e.path) for e in os.scandir(folder) if e.is_symlink() and e.name in wanted
+            ]
             for path in (folder, *links):
                 goal = os.path.realpath(path)
                 if not any(Path(goal).is_relative_to(root) for root in inside):

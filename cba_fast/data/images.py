@@ -161,9 +161,8 @@ def _from_grey32(values: np.ndarray) -> Image.Image:
 
 
 def _is_constant(image: Image.Image) -> bool:
-    ranges = image.getextrema()
-    ranges = ranges if isinstance(ranges[0], tuple) else (ranges,)
-    return all(low == high for low, high in ranges)
+    low, high = np.reshape(image.getextrema(), (-1, 2)).T  # of each band
+    return bool((low == high).all())
 
 
 def _reason(error: Exception) -> str:

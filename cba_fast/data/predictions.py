@@ -69,7 +69,7 @@ def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequenc
         files.write_json(path, lists)
         return
     most = max(map(len, lists.values()), default=0)
-    rows = [[HEADER, *(f"top{k}" for k in range(1, most + 1))]]
+    rows: list[list[object]] = [[HEADER, *(f"top{k}" for k in range(1, most + 1))]]
     rows += [[image_id, *classes] for image_id, classes in lists.items()]
     files.write_text(path, files.csv_text(rows))
 

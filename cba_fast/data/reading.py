@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from .textlines import counted, some
 # Decoded images are kept up to so many times the bytes of what the model gets, so that those which
 # wait for their turn take a memory that does not depend on the files.
 MOST_KEPT = 8
+# (error, truncated) of each item, the readable images as one array, what was decoded, the seconds.
+_Batch = tuple[list, np.ndarray | None, list, float]
+Indices = TypeVar("Indices", Sequence[int], np.ndarray)
 MOST_LISTED = 20  # failed images listed in a report; a missing folder can make thousands fail
 
 
@@ -196,8 +200,8 @@ class Report(Short):
         """Raise an `ImageError` if `count`, the number of results, is 0 and images failed."""
         if count == 0 and self.failed:
             index, reason = self.failed[0]
-            count = counted(len(self.failed), "image")
-            raise ImageError(f"none of the {count} could be used; {self.name(index)}: {reason}")
+            images = counted(len(self.failed), "image")
+            raise ImageError(f"none of the {images} could be used; {self.name(index)}: {reason}")
 
     def first_failure(self) -> str:
         """Return name and reason of the first image that gave no result, or ""."""
@@ -291,11 +295,15 @@ def read_batches(
         []
     """
     timed, lists = _Timed(dataset), [[int(i) for i in batch] for batch in batches]
+    loader: Iterable[_Batch]
     if threads and num_workers:
         loader = prefetch(lambda some: _collate(timed.__getitems__(some)), lists, num_workers)
     else:
         loader = DataLoader(
-            timed, batch_sampler=lists, num_workers=num_workers, collate_fn=_collate
+            timed,
+            batch_sampler=lists,
+            num_workers=num_workers,
+            collate_fn=_collate,  # type: ignore[arg-type]  # gets what `__getitems__` returns
         )
     read = staged(WAITING if num_workers else "decode", loader)
     for number, (batch, (states, pixels, decoded, seconds)) in enumerate(
@@ -329,7 +337,7 @@ class _Timed(Dataset):
         return [self._items[i] for i in indices], time.perf_counter() - start
 
 
-def _collate(batch: tuple[list[dict], float]) -> tuple[list, np.ndarray | None, list, float]:
+def _collate(batch: tuple[list[dict], float]) -> _Batch:
     """Return (error, truncated) of each item, the readable images as one array, what was decoded.
 
     The seconds come last.
@@ -357,6 +365,6 @@ def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def cut(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+def cut(indices: Indices, batch_size: int) -> list[Indices]:
     """Cut `indices` into batches of `batch_size`; the last may be shorter."""
     return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]

@@ -137,7 +137,7 @@ class ScoreStore:
         with open(self.root / MAPS, "rb", buffering=0) as f:
             for start, end in zip(starts, ends):
                 f.seek(self._offset + int(rows[start]) * size)
-                view = memoryview(out[start:end]).cast("B")
+                view = out[start:end].data.cast("B")
                 while len(view):
                     count = f.readinto(view)
                     if not count:
@@ -269,7 +269,7 @@ def _open_npy(path: Path) -> np.memmap:
 
 def _put(file, offset: int, data: np.ndarray) -> None:
     """Write all bytes of `data` at `offset`; an `OSError` names the file."""
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     with files.naming(file.name):
         file.seek(offset)
         while len(view):

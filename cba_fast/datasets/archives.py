@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO, Protocol
 
 from .. import files
 from ..data import cub
@@ -23,7 +23,11 @@ from ..errors import InputError
 
 MOST_OF_ONE = 64 << 20  # most bytes of one image or list; CUB's largest files have 0.5 MB
 SLACK = 256 << 20  # an archive may unpack to four times its size and this many bytes more
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_OPENERS: dict[bytes, Callable[[BinaryIO], "_Stream"]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 # What the readers of these formats raise on damage; an encrypted zip raises RuntimeError.
 _DAMAGE = (
     *(EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
@@ -77,8 +81,12 @@ class _Member:
     name: str
     size: int
     kind: str
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes] | None]
     goal: str | None = None
+
+
+class _Stream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -95,7 +103,7 @@ class _StrictInfo(tarfile.TarInfo):
 class _Bounded:
     """The decompressed bytes of a tar file; more than `room` of them, or damage: `InputError`."""
 
-    def __init__(self, archive: Path, file: BinaryIO, room: int):
+    def __init__(self, archive: Path, file: "_Stream", room: int):
         self.archive, self.file, self.room = archive, file, room
 
     def read(self, size: int) -> bytes:
@@ -114,7 +122,9 @@ def _tar_members(archive: Path, raw: BinaryIO, start: bytes, room: int) -> Itera
     with _telling(archive):
         # The file is read as a stream: one pass over the 1.1 GB of gzip, whose checksum comes last.
         # It is decompressed here because tarfile's own decompression of streams checks nothing.
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictInfo, bufsize=1 << 20) as tar:
+        with tarfile.open(  # type: ignore[call-overload]  # a stream needs nothing but `read`
+            fileobj=stream, mode="r|", tarinfo=_StrictInfo, bufsize=1 << 20
+        ) as tar:
             for member in tar:
                 kind = "file" if member.isreg() or member.islnk() else kinds.get(member.type)
                 yield _Member(
@@ -198,6 +208,8 @@ def _write(archive: Path, member: _Member, folder: Path, target: Path) -> None:
 def _copy(archive: Path, member: _Member, out: BinaryIO) -> None:
     with _telling(archive):
         source = member.open()
+        if source is None:
+            raise tarfile.ReadError(f"{member.name!r} is no file")
     with source:
         while True:
             with _telling(archive):  # around reading alone: a full disk is no damaged archive

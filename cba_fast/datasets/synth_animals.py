@@ -133,8 +133,8 @@ def _bird(kind: Species, rng) -> list[Tube]:
     tip = head + (radius + 0.1 + 0.25 * beak, 0.04 + 0.12 * hook)
     bill = _turn([head + (0.6 * radius, 0), (head + tip) / 2 + (0.03, -0.03), tip], head, nod)
     tail_end = 0.3 + 0.45 * tail
-    tail_pts = [(-0.36, 0.02), (-0.4 - 0.5 * tail_end, 0.05), (-0.4 - tail_end, 0.07)]
-    tail_pts = _turn(tail_pts, (-0.36, 0.02), rng.normal(0.05, 0.22))
+    straight = [(-0.36, 0.02), (-0.4 - 0.5 * tail_end, 0.05), (-0.4 - tail_end, 0.07)]
+    tail_pts = _turn(straight, (-0.36, 0.02), rng.normal(0.05, 0.22))
     parts = [_tube(tail_pts, [0.09, 0.08, 0.05 + 0.07 * crest], coats["tail"])]
     for far, x in ((True, 0.02), (False, 0.1)):
         step, length = rng.normal(0, 0.09), 0.14 + 0.32 * leg
@@ -186,8 +186,8 @@ def _hound(kind: Species, rng) -> list[Tube]:
     legs(True)
     lift = rng.normal(0.1, 0.5)
     far_end = 0.2 + 0.55 * tail
-    whip = [(-0.46, -0.06), (-0.5 - 0.5 * far_end, -0.02), (-0.48 - far_end, 0.1 * (1 + tail))]
-    whip = _turn(whip, (-0.46, -0.06), lift)
+    line = [(-0.46, -0.06), (-0.5 - 0.5 * far_end, -0.02), (-0.48 - far_end, 0.1 * (1 + tail))]
+    whip = _turn(line, (-0.46, -0.06), lift)
     parts.append(_tube(whip, [0.06, 0.045 + 0.05 * slope, 0.025 + 0.05 * slope], coats["tail"]))
     head = np.array([0.55 + 0.16 * neck, -0.2 - 0.38 * neck]) + rng.normal(0, 0.04, 2)
     nod = rng.normal(0.2, 0.3)
@@ -287,7 +287,7 @@ def _beetle(kind: Species, rng) -> list[Tube]:
                        [0.4 * fat, 0.5 * fat, 0.4 * fat], shield, 0.95))  # fmt: skip
     opened = abs(rng.normal(0, 0.05))
     for side in (-1, 1):
-        case = [(0.22, side * 0.42 * fat), (-0.1, side * 0.52 * fat), (-back, side * 0.3 * fat)]
-        case = _turn(case, (0.25, 0), -side * opened)
+        shut = [(0.22, side * 0.42 * fat), (-0.1, side * 0.52 * fat), (-back, side * 0.3 * fat)]
+        case = _turn(shut, (0.25, 0), -side * opened)
         parts.append(_tube(case, [0.48 * fat, 0.56 * fat, 0.25 * fat], coats["torso"]))
     return parts

@@ -105,8 +105,8 @@ def extent(tubes: list[Tube], view: View) -> tuple[float, float, float, float]:
         points, radii = smooth(tube.spine, tube.radii, 12)
         points, radii = view.to_pixels(points), radii[:, None] * view.scale
         boxes.append([*(points - radii).min(0), *(points + radii).max(0)])
-    boxes = np.array(boxes)
-    return (*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
+    corners = np.array(boxes)
+    return (*corners[:, :2].min(0), *corners[:, 2:].max(0))
 
 
 def paint(
@@ -192,7 +192,8 @@ def _coat_color(tube: Tube, view: View, window, grain: np.ndarray) -> np.ndarray
     along, across = x * axis[0] + y * axis[1], y * axis[0] - x * axis[1]
     coat = tube.coat
     share = _pattern(coat, along, across, grain)[..., None]
-    color = np.float32(coat.base) * (1 - share) + np.float32(coat.second) * share
+    base, second = np.array([coat.base, coat.second], np.float32)
+    color = base * (1 - share) + second * share
     fur = _noise(grain, along * 9, across * 38)  # long along the part, as hair and feathers are
     return color * (1 + 0.1 * fur)[..., None]
 

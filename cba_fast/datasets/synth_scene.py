@@ -97,9 +97,9 @@ def _animal(tubes, view: View, size: int, light, rng) -> tuple[np.ndarray, np.nd
     center = (OVERSAMPLE * view.center[0] + 0.5, OVERSAMPLE * view.center[1] + 0.5)
     large = View(OVERSAMPLE * view.scale, view.angle, view.mirror, view.squeeze, center)
     paint(tubes, large, rgb, alpha, light, rng)
-    rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
+    color = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
     opacity = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
-    return rgb, opacity.astype(np.float32) / 255
+    return color, opacity.astype(np.float32) / 255
 
 
 def _background(size: int, light, rng) -> np.ndarray:
@@ -207,7 +207,7 @@ def _distractor(image: np.ndarray, size: int, light, rng) -> None:
 def _shadow(image, alpha, light, size: int, rng) -> np.ndarray:
     """Darken the ground beside the animal, away from the light."""
     length = size * rng.uniform(0.01, 0.05)
-    shift = np.float32([[1, 0, -light[0] * 2 * length], [0, 1, length]])
+    shift = np.array([[1, 0, -light[0] * 2 * length], [0, 1, length]], np.float32)
     shade = cv2.warpAffine(alpha, shift, (size, size))
     shade = cv2.GaussianBlur(shade, (0, 0), size * 0.02)
     return image * (1 - np.float32(rng.uniform(0.2, 0.5)) * shade[..., None])

@@ -74,7 +74,7 @@ def gradients_of(
     return used[::-1]
 
 
-def top1_score(logits: Tensor, score: str = "prob", *, study_softmax: bool = False) -> Tensor:
+def top1_score(logits: object, score: str = "prob", *, study_softmax: bool = False) -> Tensor:
     """Return each image's score at its top-1 class, in float32 (float64 logits: float64).
 
     With z the logits and s the softmax over the classes, the score is the maximum over the classes

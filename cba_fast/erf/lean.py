@@ -123,9 +123,9 @@ def _product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
-    how = (module.stride, module.padding, module.dilation, module.groups)
     if x.dim() != 4:
-        return F.conv2d(x, module.weight, module.bias, *how)
+        return module._conv_forward(x, module.weight, module.bias)
+    how = (module.stride, module.padding, module.dilation, module.groups)
     return _apply(x, module.weight, module.bias, *how)
 
 
@@ -144,7 +144,10 @@ def _map_linear(module: MapLinear, x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1)
 
 
-_FORWARDS = {nn.Conv2d: _conv2d, MapLinear: _map_linear}
+_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv2d: _conv2d,
+    MapLinear: _map_linear,
+}
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> Tensor:

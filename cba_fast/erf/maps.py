@@ -165,7 +165,7 @@ def _add(model, images: Tensor, layers: Sequence, total: Tensor, choose, backend
             ops.erf_accumulate(images_of(grad, good), total[index], backend=backend)
 
     layer_gradients(model, images, layers, use, **how)
-    return len(good)
+    return len(good or ())
 
 
 def measure_erf_map(
@@ -390,6 +390,6 @@ def checked_map(erf: np.ndarray) -> np.ndarray:
 
 
 def _means(total: Tensor | None, count: int, skipped: list[int]) -> list[ErfMap]:
-    if count == 0:
+    if count == 0 or total is None:
         raise ValueError("no image has a finite gradient")
     return [ErfMap((each / count).cpu().numpy(), count, skipped) for each in total]

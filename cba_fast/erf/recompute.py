@@ -43,7 +43,7 @@ def parts_of(model: nn.Module, level: str, *, between: bool = False) -> list[nn.
         return []
     modules = list(model.modules())
     if level == "block":
-        found = [m for m in modules if isinstance(m, _BLOCKS)]
+        found: list[nn.Module] = [m for m in modules if isinstance(m, _BLOCKS)]
     else:
         found = [m for m in modules if _is_chain(m)]
     if not found:
@@ -215,7 +215,8 @@ def uses_all_weights(
     with FakeTensorMode():
         shadow = _shadow(model, "cpu", lambda p: p.requires_grad).train()
         with torch.enable_grad():
-            nodes = [run(shadow, torch.empty(shape)).grad_fn]
+            end = run(shadow, torch.empty(shape)).grad_fn
+        nodes = [] if end is None else [end]
         seen = set(nodes)
         while nodes:
             new = {n for n, _ in nodes.pop().next_functions if n is not None} - seen

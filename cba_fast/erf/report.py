@@ -91,14 +91,14 @@ def write_map(
     """
     runs = found.layers if isinstance(found, DepthRun) else {"": found}
     first = next(run for run in runs.values() if run is not None).erf
-    told = {name: {} if run is None else _told(run) for name, run in runs.items()}
+    each = {name: {} if run is None else _told(run) for name, run in runs.items()}
     if isinstance(found, DepthRun):
-        told = {"layers": [{"layer": name, **figures} for name, figures in told.items()]}
+        told = {"layers": [{"layer": name, **figures} for name, figures in each.items()]}
         maps = np.stack(
             [np.zeros_like(first.map) if r is None else r.erf.map for r in runs.values()]
         )
     else:
-        told, maps = told[""], first.map
+        told, maps = each[""], first.map
     description = {
         "definition": definition,
         "num_images": first.count,
@@ -149,7 +149,7 @@ def map_rows(found: MapRun) -> list[str]:
 
 def depth_rows(found: DepthRun) -> list[tuple[str, ...]]:
     """Return a row for each layer: its name, pixels that hold 20 and 50 %, two squares, sigma."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, run in found.layers.items():
         if run is None:
             rows.append((name, "0", "0", "none", "none", "none"))

@@ -228,7 +228,8 @@ def _harmonics(w: np.ndarray, center: tuple[float, float]) -> tuple[complex, com
     if share == 0:
         return 0j, 0j
     unit = z[around] / radius[around]
-    return (complex((w[around] * unit**n).sum() / share) for n in (2, 4))
+    twofold, fourfold = (complex((w[around] * unit**n).sum() / share) for n in (2, 4))
+    return twofold, fourfold
 
 
 def _offsets(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

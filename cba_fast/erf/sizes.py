@@ -93,7 +93,7 @@ def erf_sizes(
         >>> sizes.shape, bool((sizes[:, 0] < sizes[:, 1]).all())
         ((2, 3), True)
     """
-    how = {"score": score, "study_softmax": study_softmax}
+    how: dict[str, object] = {"score": score, "study_softmax": study_softmax}
     how = how if layer is None else {"layout": layout}
     parts = []
     for x in images.split(batch_size):

@@ -1,6 +1,8 @@
 """The command ``collect-erf-wsol``: train, score and measure the ERF of many experiments."""
 
 import functools
+import hashlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +21,7 @@ from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.scoring.boxes import versions
 from ..short import Short
+from ..training.loggers import logging, open_tracker
 from ..training.train import train
 from .plan import Experiment, Plan
 from .progress import (
@@ -105,7 +108,7 @@ def collect(
         engine: runs the steps and yields each with its outcome; None for `one_by_one`, in this
             process. `cba_fast.experiments.cluster` has another.
     """
-    run = Collecting(plan, overwrite, log, *([bar] if bar else []))
+    run = Collecting(plan, overwrite, log, *([bar] if bar else []))  # type: ignore[arg-type]
     order = [e.name for e in plan.experiments]
     written = (result_path, erf_path, error_path)
     files.remove_leftovers([plan.csv, *(path(plan, name) for path in written for name in order)])
@@ -113,6 +116,7 @@ def collect(
         name = step.experiment.name
         if outcome.result is not None:
             if step.need != DONE:
+                _track(run, step.experiment, outcome.result)
                 put_points(plan.csv, [point_of(plan, step.experiment, outcome.result)], order)
             error_path(plan, name).unlink(missing_ok=True)
         yield outcome
@@ -264,6 +268,24 @@ def _measure(run: Collecting, experiment: Experiment, weights: Path) -> tuple[di
         "std": stats.std,
     }
     return erf, sizes.notes
+
+
+def _track(run: Collecting, experiment: Experiment, result: dict) -> None:
+    """Give the scores of an experiment to its tracker, as a run of its own."""
+    tracker, folder = experiment.settings.tracker, run.plan.output_dir
+    if tracker is None:
+        return
+    said = json.dumps([result["name"], result["settings"], result["inputs"]], sort_keys=True)
+    run_id = hashlib.sha256(said.encode()).hexdigest()[:32]
+    scalars = {key: result[key] for key in ("max_box_acc", "max_box_acc_v2", "optimal_threshold")}
+    scalars |= {f"erf/{key}": result["erf"][key] for key in ("mean", "std")}
+    try:
+        logger = open_tracker(tracker, result["name"], run_id, result["settings"], folder)
+    except InputError as e:  # the results are in their files
+        run.log(f"Warning: {str(e).replace('`', '')}")
+        return
+    with logging([logger], run.log) as send:
+        send([{"epoch": 1, "time": time.time(), "scalars": scalars}])
 
 
 def _scores(found: EvaluateResult) -> dict:

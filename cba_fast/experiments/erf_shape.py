@@ -1,9 +1,11 @@
 """The command ``erf-shape``: the ERF of slak_flex's mixtures, and the one nearest to a target."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -31,6 +33,7 @@ from ..runs.erf.shared import as_json, check_precision, checkpoint_level, run_de
 from ..runs.inference import report_on
 from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig, ModelConfig, RunConfig, SweepConfig
+from ..shapes import Size
 from ..short import Short
 
 
@@ -125,7 +128,7 @@ class MixtureMaps:
     Args:
         model: from :func:`load_mixable`; its mixture is changed.
         records: the images.
-        input_size: side of the images in pixels.
+        input_size: of the images in pixels.
         run: how to compute.
         num_images: number of images of each map.
         checkpoint, progress: see :func:`~cba_fast.runs.erf.sizes.compute_sizes`.
@@ -136,7 +139,7 @@ class MixtureMaps:
         self,
         model: SLaKFlex,
         records: Sequence[ImageRecord],
-        input_size: int,
+        input_size: Size,
         run: Runtime,
         num_images: int,
         checkpoint: str = CHECKPOINT,
@@ -217,22 +220,23 @@ def run_sweep(
     sweep = Sweep([measure(share) for share in shares])
     if target is None:
         return sweep
-    for mixture in sweep.mixtures:
-        mixture.distance = shape_distance(mixture.map, target)
     tried: dict[float, Mixture] = {}
 
-    def objective(share: float) -> float:
-        mixture = measure(float(share))
+    def compared(mixture: Mixture) -> float:
         mixture.distance = shape_distance(mixture.map, target)
-        tried[float(share)] = mixture
         return mixture.distance
 
-    nearest = int(np.argmin([m.distance for m in sweep.mixtures]))
+    def objective(share: float) -> float:
+        tried[float(share)] = measure(float(share))
+        return compared(tried[float(share)])
+
+    nearest = int(np.argmin([compared(m) for m in sweep.mixtures]))
     bounds = shares[max(nearest - 1, 0)], shares[min(nearest + 1, len(shares) - 1)]
     options = {"maxiter": config.evaluations, "xatol": 1e-3}
     minimize_scalar(objective, bounds=bounds, method="bounded", options=options)
     sweep.tried = list(tried.values())
-    sweep.best = min([*sweep.mixtures, *sweep.tried], key=lambda m: m.distance)
+    every = [*sweep.mixtures, *sweep.tried]
+    sweep.best = min(every, key=lambda m: math.inf if m.distance is None else m.distance)
     return sweep
 
 
@@ -283,8 +287,8 @@ def compute_sweep(
     outputs = [resume.beside(output, described), resume.beside(json_path, described)]
     resume.claim(outputs, overwrite)
     partial = Partial(output)
-    how = (data.input_size, run, config.num_images, checkpoint, partial, progress)
-    measure = MixtureMaps(model, images.records, *how)
+    what = (model, images.records, data.input_size)
+    measure = MixtureMaps(*what, run, config.num_images, checkpoint, partial, progress)
     try:
         found = run_sweep(measure, config, target)
     except BaseException:
@@ -302,7 +306,7 @@ def compute_sweep(
 
 
 def _report(found: Sweep, used: dict, target_name: str) -> dict:
-    report = {"mixtures": [m.as_dict() for m in found.mixtures]}
+    report: dict[str, Any] = {"mixtures": [m.as_dict() for m in found.mixtures]}
     if found.best is not None:
         report["match"] = {
             "target": target_name,

@@ -24,6 +24,7 @@ from ..runs.ranks import ALONE, Ranks
 from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.settings import RunConfig, SizeConfig
+from ..shapes import pair
 from ..short import Short
 from ..wsol import cam_from_features, finish_maps
 from ..wsol.device_maps import NOT_FINITE
@@ -239,15 +240,15 @@ class _Step:
 
     def _other_map(self, image: Tensor, index: int) -> Tensor:
         """Return the map by the method and of the layer that the plan file names, (1, h, w)."""
-        method, target = method_named(self.settings.localization_method), self._target(index)
-        target = None if target is None else torch.tensor(target)
+        method, wanted = method_named(self.settings.localization_method), self._target(index)
+        target = None if wanted is None else torch.tensor(wanted)
         found = method.gather(self.model, image, target=target, layer=self.settings.layer)
         return method.small_maps(found)
 
     def _rows(self, features: Tensor, weights: Tensor, small: Tensor, indices: list[int]) -> dict:
         shape, thresholds = self.settings.map_shape(), thresholds_of(self.settings)
         gt = [self.sample.boxes.scaled(self.sample.ids[i], shape[::-1]) for i in indices]
-        grid = tuple(features.shape[2:])
+        grid = pair(features.shape[2:])
         method = method_named(
             "cam" if scores_cam(self.settings) else self.settings.localization_method
         )

@@ -56,7 +56,7 @@ def text_of(value: Value | None, sign: str = "+", percent: bool = False) -> str:
         return "undefined"
     scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.2f")
     text = f"{scale * value.estimate:{form}}"
-    if value.low is None:
+    if value.low is None or value.high is None:
         return f"{text} [no interval]"
     return f"{text} [{scale * value.low:{form}}, {scale * value.high:{form}}]"
 
@@ -93,19 +93,19 @@ def _given_lines(found: Findings, at: dict) -> list[str]:
     c, quality = found.correlations, tuple(found.quality)
     erf, maps = c.find(xs=ERF, given=quality, **at), c.find(xs=quality, given=(ERF,), **at)
     names = ", ".join(TITLES[q] for q in quality)
-    if erf.reason or maps.reason:
+    if erf.r2_by_chance is None or maps.r2_by_chance is None:
         return [f"Given each other: undefined ({erf.reason or maps.reason})."]
     contrast = next(x for x in c.contrasts if (x.level, x.model) == (at["level"], at.get("model")))
     difference = contrast.difference
     if not difference.excludes_zero:
         verdict = "these data do not tell which of the two explains more"
-    elif difference.estimate > 0:
+    elif difference.is_positive:
         verdict = "the feature maps explain more of the IoU than the ERF size does"
     else:
         verdict = "the ERF size explains more of the IoU than the feature maps do"
     kept = "shows no clear relation with the IoU"
-    if erf.pearson.excludes_zero:
-        kept = f"still goes with a {'higher' if erf.pearson.estimate > 0 else 'lower'} IoU"
+    if erf.pearson is not None and erf.pearson.excludes_zero:
+        kept = f"still goes with a {'higher' if erf.pearson.is_positive else 'lower'} IoU"
     return [
         f"Given the feature maps ({names}), the ERF size {kept}: partial r"
         f" {text_of(erf.pearson)}; it explains {text_of(erf.r2, '', True)} % of what they leave"
@@ -143,8 +143,8 @@ def _sign_line(found: Findings) -> str:
 
 def _signs(found: Findings, given: tuple[str, ...]) -> str:
     each = [found.correlations.find("model", ERF, given, m.name).pearson for m in found.models]
-    clear = [v.estimate for v in each if v.excludes_zero]
-    up = sum(v > 0 for v in clear)
+    clear = [v.is_positive for v in each if v is not None and v.excludes_zero]
+    up = sum(clear)
     return f"{up} of {len(each)} models and falls in {len(clear) - up}"
 
 
@@ -185,7 +185,7 @@ def forest_groups(found: Findings) -> tuple[dict[str, list[Bar]], list[str]]:
         bars = []
         for level, label in levels:
             r = c.find(xs=question.xs, given=question.given, **level).pearson
-            if r.estimate is not None:
+            if r is not None and r.estimate is not None:
                 bars.append(Bar(label, r.estimate, r.low, r.high))
         groups[title_of(question)] = bars
     return groups, [label for _, label in levels]

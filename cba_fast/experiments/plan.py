@@ -4,19 +4,20 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, field_validator
 
+from ..analysis.documents import read_document
+from ..analysis.models import MODEL_KEYS
+from ..analysis.points import is_points_text
 from ..choices import INPUT_SIZE
 from ..data.cub import is_cub
 from ..data.textlines import shown, unprintable
 from ..errors import InputError
-from ..files import open_regular
 from ..models import FAMILIES, read_checkpoint
 from ..models.resolve import resolve_description
 from ..short import Short
@@ -24,9 +25,8 @@ from ..training.config import MOST_NAME_BYTES
 from .settings import STRICT, PathText, Settings
 
 _SHORT = {"input_size": "r", "epochs": "e", "aug_mode": "aug", "batch_size": "b"}
-# A plan file has a few hundred values; integers beyond 30 digits mean nothing in it.
-_MOST_NODES, _MOST_DIGITS = 100_000, 30
 _MOST_EXPERIMENTS = 10_000
+_HOLDS = "a plan must hold keys such as 'defaults', 'experiments' and 'grid'"
 _SHORT |= {"localization_method": "", "schedule": "", "weight_path": ""}
 
 
@@ -67,7 +67,7 @@ class _Document(BaseModel):
 
     @field_validator("defaults", "experiments", "grid")
     @classmethod
-    def _named(cls, value: dict | list[dict]) -> dict | list[dict]:
+    def _named(cls, value: dict | list) -> dict | list:
         """Let `weights`, as the commands call it, stand for weight_path."""
         if isinstance(value, list):
             return [cls._named(entry) for entry in value]
@@ -85,7 +85,7 @@ def load_experiments(path: Path) -> Plan:
             has one line per problem, with file, experiment and key.
     """
     problems: list[str] = []
-    document = _validated(_Document, _read_yaml(path), "", problems, {})
+    document = _validated(_Document, _read(path), "", problems, {})
     found: list[tuple[str, Experiment]] = []
     if document is not None:
         # The defaults need no family, so any one serves to check the rest of them.
@@ -164,7 +164,7 @@ def _recorded(values: dict, where: str, problems: list[str]) -> dict | None:
     path = values.get("weight_path")
     kinds = {"family": str, "model": str, "factory": str, "num_classes": int, "preprocess": str}
     keys = {"family": "model_family", "factory": "model_factory"}
-    asked = {k: values.get(keys.get(k, k)) for k in kinds}
+    asked: dict[str, Any] = {k: values.get(keys.get(k, k)) for k in kinds}
     asked = {k: v for k, v in asked.items() if isinstance(v, kinds[k])}
     # `check_inputs` reports a missing file.
     given = path if isinstance(path, str | Path) and Path(path).is_file() else None
@@ -203,7 +203,7 @@ def _validated(kind: type[BaseModel], values: dict, where: str, problems: list[s
     return None
 
 
-def _reason(kind: type[BaseModel], key: str, error: dict) -> str:
+def _reason(kind: type[BaseModel], key: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return "must be given"
     if error["type"] != "extra_forbidden":
@@ -256,76 +256,13 @@ def _text(value: object) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).lower().lstrip(".")
 
 
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-4 as a number, as YAML 1.2 does, and refuses hostile files.
-
-    It refuses keys given twice, aliases that stand for too many values, and very long integers.
-    """
-
-    def get_single_node(self):
-        node = super().get_single_node()
-        self._count(node, {})
-        return node
-
-    def _count(self, node: yaml.Node | None, counts: dict[int, int]) -> int:
-        """Count the nodes from `node` down, with aliases written out; refuse too many."""
-        if not isinstance(node, yaml.CollectionNode):
-            return 1
-        if id(node) not in counts:
-            counts[id(node)] = _MOST_NODES  # refuses a node that contains itself
-            pairs = isinstance(node, yaml.MappingNode)
-            items = [n for pair in node.value for n in pair] if pairs else node.value
-            counts[id(node)] = 1 + sum(self._count(item, counts) for item in items)
-        if counts[id(node)] > _MOST_NODES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for more than {_MOST_NODES} values", node.start_mark
-            )
-        return counts[id(node)]
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # PyYAML or the validation refuses such a key
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        if len(node.value) > _MOST_DIGITS:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"an integer of {len(node.value)} digits", node.start_mark
-            )
-        return self.construct_yaml_int(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        with open_regular(path) as f:
-            content = yaml.load(f.read().decode(), _Loader)
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path}: not UTF-8 text: {e}") from e
-    except RecursionError as e:
-        raise InputError(f"{path}: nested too deeply") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {getattr(e, 'problem', None) or _one_line(e)}") from e
-    except ValueError as e:  # for example, a date such as 2026-13-41
-        raise InputError(f"{path}: {e}") from e
+def _read(path: Path) -> dict:
+    content = read_document(path)
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict) and first.keys() >= set(MODEL_KEYS):
+        raise InputError(f"{path}: a list of models, which analysis-erf-vs-wsol takes; {_HOLDS}")
+    if is_points_text(content):
+        raise InputError(f"{path}: a CSV of points, which plot-erf-vs-wsol takes; {_HOLDS}")
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold keys such as 'defaults', 'experiments' and 'grid'")
+        raise InputError(f"{path}: {_HOLDS}")
     return content

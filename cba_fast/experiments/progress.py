@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from ..runs.inference import open_images
 from ..runs.runtime import Runtime
 from ..runs.settings import DataConfig
 from ..training.config import best_path, last_path
+from ..training.loggers import check_tracker
 from ..training.state import load_state
 from .plan import Experiment, Plan
 from .settings import Settings
@@ -207,6 +209,10 @@ def _input_problems(s: Settings, devices: bool) -> Iterator[str]:
             Runtime.of(s.run())
     except InputError as e:
         yield f"device: {e}"
+    try:
+        check_tracker(s.tracker)
+    except InputError as e:
+        yield str(e).replace("`", "")
 
 
 def _image_problem(data: DataConfig, own_boxes: bool) -> str | None:
@@ -238,7 +244,7 @@ def _step(plan: Plan, experiment: Experiment, row: Point | None, images: Callabl
 
 def _read_result(path: Path) -> dict:
     try:
-        result = read_json(path)
+        result: Any = read_json(path)
         for key in ("settings", "weights", "max_box_acc", "erf"):
             result[key]
         # A result of an earlier version has no record, which is reported as its difference.

@@ -43,7 +43,7 @@ _FIELDS = (
     (ModelConfig, "num_classes output_stride weights pretrained"),
     (TrainConfig, "epochs lr aug_mode batch_size weight_decay schedule ls_init drop_path"),
     (TrainConfig, "study_softmax init_weights seed data_root save_dir cache_images"),
-    (TrainConfig, "checkpoint micro_batch"),
+    (TrainConfig, "checkpoint micro_batch tracker"),
     (MapConfig, "method layer pc1_range target map_size"),
     (DataConfig, "test_dataset split classes follow_links"),
     (BoxConfig, "cub_root"),
@@ -66,16 +66,19 @@ _KEYS = {
     for name in names.split()
 }
 # Settings of the training alone; the model's and the images' count for training and scores.
-TRAINING = tuple(key for key, (config, _) in _KEYS.items() if config is TrainConfig)
+TRAINING = tuple(
+    key for key, (config, _) in _KEYS.items() if config is TrainConfig and key != "tracker"
+)
 TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
 HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir", "cpus", "gpus")
+HOW += ("tracker",)
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]
 
 
-def _checked_size(size: object) -> int | str:
+def _checked_size(size: Any) -> int | str:
     return size if size == "input" else size_word(size)
 
 
@@ -87,7 +90,7 @@ def _typed(found: Declared) -> tuple[Any, Any]:
     if kind is float:
         kind = Annotated[float, Field(allow_inf_nan=False)]
     if (limits := found.range) is not None:
-        ends = {("gt" if limits.min_open else "ge"): limits.min}
+        ends: dict[str, Any] = {("gt" if limits.min_open else "ge"): limits.min}
         ends |= {("lt" if limits.max_open else "le"): limits.max}
         kind = Annotated[kind, Field(**{k: v for k, v in ends.items() if v is not None})]
     return (kind | None if found.optional else kind), found.default
@@ -243,7 +246,8 @@ class _Experiment(BaseModel):
         return "_".join(parts)
 
 
-Settings = create_model(
+# pydantic's types know of fields that are written out alone.
+Settings = create_model(  # type: ignore[call-overload]
     "Settings",
     __base__=_Experiment,
     __module__=__name__,

@@ -78,7 +78,7 @@ def _half_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _HALF
 
 
-def _needs_float32(x: Tensor, kernel_size: tuple[int, int]) -> bool:
+def _needs_float32(x: Tensor, kernel_size: tuple[int, ...]) -> bool:
     if not _half_on_cpu(x):
         return False
     narrow = kernel_size[1] <= _WIDEST_IN_BF16

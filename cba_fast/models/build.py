@@ -104,7 +104,7 @@ def build_model(
     if found.family not in FAMILIES or pretrained is True:
         options |= {"input_size": found.input_size, "pretrained": bool(pretrained)}
         built = create_network(found.model, count, **options)
-        if read is not None:
+        if resolved.checkpoint is not None:
             load_network(built, resolved.checkpoint, found.model)
         built.family = found.family
     elif pretrained:
@@ -144,6 +144,7 @@ def _load(read: Checkpoint, resolved: Resolved, options: dict) -> nn.Module:
     num_classes = resolved.description.num_classes or 1000
     if family == "slak" and "width_factor" not in options and _is_unwidened(name, state):
         options = {**options, "width_factor": 1.0}
+    assert layout is not None  # without one no family of the study is found
     built = _create(family, name, layout, num_classes, {**layout.options, **options})
     if family == "convnext":
         state = _as_convolutions(state, built)

@@ -258,7 +258,9 @@ def _read_safetensors(path: Path) -> tuple[object, object]:
     try:
         return state, None if said is None else json.loads(said)
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: its description {said[:80]!r} is not JSON ({e})") from e
+        raise CheckpointError(
+            f"{path}: its description {str(said)[:80]!r} is not JSON ({e})"
+        ) from e
 
 
 def _read_torch(path: Path, mapped: bool) -> object:
@@ -364,8 +366,8 @@ def _check_tensors(state: dict, path: Path) -> None:
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise CheckpointError(f"{path}: not a state dict: entry {key!r} is a {kind}, no tensor")
-        if kind := _unusable_kind(tensor):
-            raise CheckpointError(f"{path}: entry {key!r} is {kind}; dense tensors are needed")
+        if unusable := _unusable_kind(tensor):
+            raise CheckpointError(f"{path}: entry {key!r} is {unusable}; dense tensors are needed")
 
 
 def _unusable_kind(tensor: Tensor) -> str | None:

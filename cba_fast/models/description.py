@@ -6,7 +6,7 @@ wrong results instead of an error.
 
 import math
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from ..choices import Preprocess
 from ..errors import CheckpointError
@@ -41,9 +41,9 @@ class ModelDescription(Short):
     model: str
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    output_stride: int | None = None
+    output_stride: Literal[32, 16] | None = None
     input_size: int | str | None = None
-    preprocessing: str | None = None
+    preprocessing: Preprocess | None = None
     alpha: float | None = None
     beta: float | None = None
 
@@ -68,7 +68,7 @@ class ModelDescription(Short):
         """
         if not isinstance(value, dict):
             raise CheckpointError(f"{source}: its description is a {type(value).__name__}, no dict")
-        values = {f.name: value.get(f.name) for f in fields(cls)}
+        values: dict[str, Any] = {f.name: value.get(f.name) for f in fields(cls)}
         for key, (is_right, want) in _RULES.items():
             found = values[key]
             if found is None and key in ("family", "model"):
@@ -87,12 +87,12 @@ class ModelDescription(Short):
         return cls(**values)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 1
 
 
 def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 def _is_text(value: object) -> bool:

@@ -115,7 +115,7 @@ def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int |
 def source_digest(name: str) -> str | None:
     """Return the SHA-256 of the file that holds the function; None if it is in no file."""
     found = file_fingerprint(getattr(_module(name), "__file__", None))
-    return found and found["sha256"]
+    return found["sha256"] if found else None
 
 
 def _module(name: str) -> ModuleType:
@@ -142,9 +142,12 @@ def _of_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # stays, because the function itself may import a neighbour
-    name = f"model_factory_{path.stem}_{file_fingerprint(path)['sha256'][:16]}"
+    fingerprint = file_fingerprint(path) or {}
+    name = f"model_factory_{path.stem}_{fingerprint['sha256'][:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"{path}: not a file of Python code")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # by this name its classes can be pickled
         try:

@@ -1,12 +1,12 @@
 """Decide which model to build, from what was asked for, what its checkpoint says, and defaults."""
 
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Any, get_args
 
 import timm
 from timm.models import is_model_in_modules
 
-from ..choices import Family
+from ..choices import Family, Preprocess
 from ..errors import CheckpointError, InputError
 from ..shapes import Size, size_word
 from ..short import Short
@@ -64,7 +64,7 @@ def resolve_description(
     num_classes: int | None = None,
     output_stride: int | None = None,
     input_size: Size = None,
-    preprocess: str | None = None,
+    preprocess: Preprocess | None = None,
     alpha: float | None = None,
     beta: float | None = None,
     default_input_size: int | None = None,
@@ -104,7 +104,7 @@ def resolve_description(
     merged = layout is not None and layout.name == "merged"
     if mixing and known_family != "slak_flex":
         raise InputError(f"{' and '.join(mixing)} belong to slak_flex, not to {known_family}")
-    if mixing and merged:
+    if mixing and merged and checkpoint:
         raise InputError(
             f"{checkpoint.path}: the mixture is merged into the weights; leave alpha and beta out"
         )
@@ -112,8 +112,8 @@ def resolve_description(
     preprocess = preprocess or said_preprocess or ("study" if known_family in FAMILIES else "model")
     if input_size is not None:
         input_size = size_word(input_size, "input_size")
-    asked = {"output_stride": output_stride, "input_size": input_size}
-    defaults = {
+    asked: dict[str, Any] = {"output_stride": output_stride, "input_size": input_size}
+    defaults: dict[str, Any] = {
         "output_stride": 32 if known_family in FAMILIES else None,
         "input_size": _usual_size(known_family, name, preprocess, default_input_size),
     }
@@ -179,12 +179,12 @@ def _identity(
             raise InputError(
                 "`model_factory` makes the whole network; leave `model_family` and `model` out"
             )
-        if recorded and recorded.family != FACTORY:
+        if checkpoint and recorded and recorded.family != FACTORY:
             raise CheckpointError(
                 f"{checkpoint.path}: is a {recorded.model}, and not of `model_factory` {factory}"
             )
         return FACTORY, factory
-    if recorded and recorded.family == FACTORY:
+    if checkpoint and recorded and recorded.family == FACTORY:
         raise CheckpointError(
             f"{checkpoint.path}: its network was made by {recorded.model}, and a checkpoint alone"
             " never runs code; give that as `model_factory`"
@@ -193,15 +193,15 @@ def _identity(
     if wanted and family not in FAMILIES:
         of = family_of(wanted)
         if of not in FAMILIES and family in (None, of):
-            if recorded:
-                _check_same(checkpoint, wanted)
+            if checkpoint and recorded:
+                _check_same(checkpoint, recorded, wanted)
             return of, wanted
         family = of if family is None and checkpoint is None else family
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown model family {family!r}; one of {', '.join(FAMILIES)}")
     known = _family(checkpoint, layout, family)
-    if model and recorded:
-        _check_same(checkpoint, model)
+    if checkpoint and recorded and model:
+        _check_same(checkpoint, recorded, model)
     return known, _checked_name(known, wanted)
 
 
@@ -232,15 +232,14 @@ def _family(checkpoint: Checkpoint | None, layout: Layout | None, family: str | 
     return layout.family
 
 
-def _check_same(checkpoint: Checkpoint, model: str) -> None:
+def _check_same(checkpoint: Checkpoint, recorded: ModelDescription, model: str) -> None:
     """Refuse another model than the recorded one.
 
     timm's name may carry the tag of pretrained weights, which the checkpoint's replace.
     """
-    recorded = checkpoint.description.model
-    if model.split(".", 1)[0] != recorded.split(".", 1)[0]:
+    if model.split(".", 1)[0] != recorded.model.split(".", 1)[0]:
         raise CheckpointError(
-            f"{checkpoint.path}: is a {recorded}, and the model {model} was asked for"
+            f"{checkpoint.path}: is a {recorded.model}, and the model {model} was asked for"
         )
 
 
@@ -315,12 +314,12 @@ def _classes(
         if weight is None or weight.ndim != 2:
             return checkpoint, asked  # load_strict reports the key
         count = len(weight)
-    recorded = checkpoint.description.num_classes if checkpoint.description else None
+    said = checkpoint.description.num_classes if checkpoint.description else None
     where = f"{checkpoint.path} has {count} classes ({key})"
     if count > MOST_CLASSES:
         raise CheckpointError(f"{where}, more than the {MOST_CLASSES} that are let pass")
     if asked not in (None, count):
         raise InputError(f"{where}, but num_classes is {asked}")
-    if recorded not in (None, count):
-        raise CheckpointError(f"{where}, but its description says {recorded}")
+    if said not in (None, count):
+        raise CheckpointError(f"{where}, but its description says {said}")
     return checkpoint, count

@@ -109,9 +109,10 @@ def download(name: str, build: Callable, but: tuple[type[Exception], ...] = ()) 
     Raises:
         InputError: the weights cannot be had; the message says from where.
     """
+    passed: tuple[type[Exception], ...] = (InputError, *but)
     try:
         return build()
-    except (InputError, *but):
+    except passed:
         raise
     except Exception as e:  # the hub's client raises many types: OSError, HTTP and proxy errors
         known = timm_configuration(name)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.fx
@@ -10,10 +11,12 @@ from torch.autograd import forward_ad
 
 from ..ops.dwconv import depthwise_conv2d
 from ..ops.dwconv_checks import DTYPES, MAX_KERNEL
+from ..shapes import pair
 from .counting import count_as
 
 log = logging.getLogger("cba_fast")
 
+Conv = TypeVar("Conv", bound=nn.Conv2d)
 _DEVICES = ("cpu", "cuda", "meta")
 
 
@@ -107,17 +110,16 @@ def _differentiated_otherwise() -> bool:
     )
 
 
-def with_parameters(
-    cls: type[nn.Conv2d], conv: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None
-) -> nn.Conv2d:
+def with_parameters(cls: type[Conv], conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Conv:
     """Return a `cls` with the geometry and mode of `conv` that holds these parameters."""
+    padding = true_padding(conv)
     new = cls(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=true_padding(conv),
-        dilation=conv.dilation,
+        pair(conv.kernel_size),
+        stride=pair(conv.stride),
+        padding=padding if isinstance(padding, str) else pair(padding),
+        dilation=pair(conv.dilation),
         groups=conv.groups,
         bias=bias is not None,
         padding_mode=conv.padding_mode,

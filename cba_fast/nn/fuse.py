@@ -73,7 +73,7 @@ def _folded(layer: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
     return weight * scale.view(shape), shift
 
 
-def fold_bn_before_conv1x1(bn: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Conv2d:
+def fold_bn_before_conv1x1(bn: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
     """Fold a batch norm in evaluation mode into the 1x1 convolution after it.
 
     With s = gamma / sqrt(running_var + eps) and t = beta - s * running_mean per input channel:
@@ -156,7 +156,7 @@ def pad_kernel(weight: Tensor, kernel_size: int | tuple[int, int]) -> Tensor:
     return F.pad(weight, (dw // 2, dw // 2, dh // 2, dh // 2))
 
 
-def affine_of(bn: nn.BatchNorm2d, width: int, place: str) -> tuple[Tensor, Tensor]:
+def affine_of(bn: nn.Module, width: int, place: str) -> tuple[Tensor, Tensor]:
     """Return the scale and shift, float64 (C,), of a batch norm in evaluation mode."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")

@@ -7,6 +7,7 @@ they work without compiling, too, and have no derivative.
 
 import functools
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def is_watched(layer: nn.Module) -> bool:
 SMALL = 7
 
 
-def can_fuse(layer: nn.Module) -> bool:
+def can_fuse(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     """Say whether `fused_conv` knows this layer: a plain convolution, or a linear map of channels.
 
     Depthwise convolutions that `cba_fast.ops` computes faster are left to it.
@@ -143,7 +144,11 @@ AT_ONCE = 16 << 20
 
 
 def fused_mlp(
-    first: nn.Module, activation: str, second: nn.Module, x: Tensor, add: Tensor
+    first: nn.Conv2d | nn.Linear,
+    activation: str,
+    second: nn.Conv2d | nn.Linear,
+    x: Tensor,
+    add: Tensor,
 ) -> Tensor:
     """Return second(activation(first(x))) + add, by `fused_conv`.
 
@@ -155,8 +160,8 @@ def fused_mlp(
         activation, x, add: of `fused_conv`.
     """
     n, _, h, w = x.shape
-    hidden = n * h * w * len(first.weight) * x.element_size()
-    few = -(-hidden // AT_ONCE)
+    size = n * h * w * len(first.weight) * x.element_size()
+    few = -(-size // AT_ONCE)
     parts = next((p for p in range(few, n * h) if n * h % p == 0), n * h)
     if parts == 1 or not works(INTO, x.dtype):
         return fused_conv(second, fused_conv(first, x, activation), add=add)

@@ -86,8 +86,8 @@ def conv1x1_is_faster() -> bool:
 
 @functools.lru_cache
 def _conv1x1_is_faster(threads: int) -> bool:
-    like = {"device": "cpu", "dtype": torch.float32}
-    x, weight = torch.ones(1, 24, 24, 512, **like), torch.ones(2048, 512, **like)
+    ones = functools.partial(torch.ones, device="cpu", dtype=torch.float32)
+    x, weight = ones(1, 24, 24, 512), ones(2048, 512)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         times = [(_seconds(F.linear, x, weight), _seconds(_conv, x, weight)) for _ in range(5)]
     linear, conv = map(min, zip(*times[1:], strict=True))  # the first pair warms up

@@ -106,12 +106,12 @@ def accelerate(model: nn.Module, *, algorithm: str = "auto") -> AccelerateReport
             continue
         kind = f"{type(module).__name__} {'x'.join(map(str, module.kernel_size))}"
         reason = _why_left(module)
-        if reason is None and not isinstance(module, DepthwiseConv2d):
+        if reason is None and isinstance(module, DepthwiseConv2d):
+            layers.append(Layer(name, kind, OURS))
+        elif reason is None and isinstance(module, nn.Conv2d):
             _swap(module, algorithm)
             layers.append(Layer(name, kind, SWAPPED))
-        elif reason is None:
-            layers.append(Layer(name, kind, OURS))
-        elif module.groups > 1 and module.groups == module.in_channels:
+        elif reason is not None and module.groups == module.in_channels > 1:
             layers.append(Layer(name, kind, LEFT, reason))
         else:
             others += 1
@@ -167,10 +167,11 @@ def restore(model: nn.Module) -> list[str]:
 _BEFORE = "_before_accelerate"
 
 # What a subclass of `torch.nn.Conv2d` must not touch to compute the same.
-_METHODS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
-_METHODS += ("__getattr__", "__getattribute__")
-_VALUES = ("weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding")
-_VALUES += ("dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
+_METHODS: tuple[str, ...] = ("forward", "_conv_forward", "__call__", "_call_impl")
+_METHODS += ("_wrapped_call_impl", "__getattr__", "__getattribute__")
+_VALUES: tuple[str, ...] = ("weight", "bias", "in_channels", "out_channels", "kernel_size")
+_VALUES += ("stride", "padding", "dilation", "groups", "padding_mode")
+_VALUES += ("_reversed_padding_repeated_twice",)
 
 
 def computes_as(module: nn.Module, base: type[nn.Module]) -> bool:
@@ -234,7 +235,7 @@ def _swapped_class(cls: type[nn.Conv2d]) -> type[DepthwiseConv2d]:
     return type(f"Depthwise{cls.__name__}", (DepthwiseConv2d, cls), namespace)
 
 
-def _blank(cls: type[nn.Conv2d]) -> DepthwiseConv2d:
+def _blank(cls: type) -> DepthwiseConv2d:
     swapped = _swapped_class(cls)
     return swapped.__new__(swapped)
 
@@ -242,10 +243,10 @@ def _blank(cls: type[nn.Conv2d]) -> DepthwiseConv2d:
 def _swap(module: nn.Conv2d, algorithm: str) -> None:
     padding, cls = true_padding(module), type(module)
     before = {}
-    module.__class__ = _swapped_class(cls)
+    module.__class__ = _swapped_class(cls)  # type: ignore[arg-type]  # classes are hashable
     if algorithm != DepthwiseConv2d.algorithm:
-        module.algorithm = algorithm
-    if padding != module.padding:
+        vars(module)["algorithm"] = algorithm
+    if not isinstance(padding, str) and padding != module.padding:
         # `torch.nn.Conv2d` keeps its padding in two attributes.
         both = ("padding", "_reversed_padding_repeated_twice")
         before = {name: vars(module)[name] for name in both}

@@ -116,23 +116,25 @@ class BackendTable:
         reason = backend.reason(*args)
         if reason is not None or backend.self_check is None:
             return reason
-        return self._failure(backend, args[0].device)
+        return self._failure(name, backend.self_check, args[0].device)
 
-    def _failure(self, backend: Backend, device: torch.device) -> str | None:
+    def _failure(
+        self, name: str, check: Callable[[torch.device], None], device: torch.device
+    ) -> str | None:
         """Run the self-check of a backend on a device, if it has not run; return why it failed."""
-        key = (backend.name, device)
+        key = (name, device)
         if key not in self._checked:
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return "its self-check cannot run while a CUDA graph is captured"
             try:
-                backend.self_check(device)
+                check(device)
                 self._checked[key] = None
             except Exception as e:  # whatever is wrong there, another backend can compute
                 where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
                 failure = f"its self-check failed on {where}: {type(e).__name__}: {e}"
                 self._checked[key] = failure
                 warnings.warn(
-                    f"{self.op}: backend {backend.name!r} is not used: {failure}",
+                    f"{self.op}: backend {name!r} is not used: {failure}",
                     CbaWarning,
                     stacklevel=2,
                 )

@@ -1,6 +1,7 @@
 """Boxes of score maps at many thresholds and their IoU with ground truth, for MaxBoxAcc."""
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -16,6 +17,22 @@ from .quantize import as_scoremaps, as_tensor, quantize
 CONTOURS = ("largest", "all")
 
 
+@overload
+def box_sweep(
+    scoremaps: Tensor | np.ndarray,
+    thresholds: Tensor | np.ndarray | Sequence[float],
+    *,
+    contours: Literal["largest"] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def box_sweep(
+    scoremaps: Tensor | np.ndarray,
+    thresholds: Tensor | np.ndarray | Sequence[float],
+    *,
+    contours: str,
+    backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def box_sweep(
     scoremaps: Tensor | np.ndarray,
     thresholds: Tensor | np.ndarray | Sequence[float],
@@ -169,9 +186,9 @@ def _pack_boxes(gt_boxes, num_maps: int) -> tuple[Tensor, Tensor]:
             raise ValueError(f"gt_boxes[{i}] must be (G, 4) with G >= 1, got {row.shape}")
         if row.dtype.kind not in "iu":
             raise TypeError(f"gt_boxes[{i}] must be integer, got {row.dtype}")
-    boxes = np.concatenate([np.empty((0, 4), np.int64), *(row.astype(np.int64) for row in rows)])
-    counts = np.array([len(row) for row in rows], np.int64)
-    return torch.from_numpy(boxes), torch.from_numpy(counts)
+    every = np.concatenate([np.empty((0, 4), np.int64), *(row.astype(np.int64) for row in rows)])
+    numbers = np.array([len(row) for row in rows], np.int64)
+    return torch.from_numpy(every), torch.from_numpy(numbers)
 
 
 def _cpp_refuses(scoremaps: Tensor) -> str | None:
@@ -324,8 +341,9 @@ def _best_box_iou(scoremaps, gt_boxes, gt_counts, thresholds, contours, backend)
     if chosen in _KERNELS:
         iou = _KERNELS[chosen].best_box_iou(maps, gt_boxes, offsets, thresholds, contours)
     else:
-        arrays = (v.numpy() for v in (maps, gt_boxes, offsets, thresholds))
-        iou = torch.from_numpy(reference.best_box_iou(*arrays, contours))  # type: ignore[call-arg]
+        boxes, ends = gt_boxes.numpy(), offsets.numpy()
+        found = reference.best_box_iou(maps.numpy(), boxes, ends, thresholds.numpy(), contours)
+        iou = torch.from_numpy(found)
     return iou.to(scoremaps.device)
 
 

@@ -71,7 +71,8 @@ class Call(NamedTuple):
         found = _CALL.fullmatch(text)
         if found is None:
             raise InputError(f"{text!r} is no call of the convolution")
-        return cls(*found.groups()[:3], *map(int, found.groups()[3:]))
+        direction, dtype, layout, *sizes = found.groups()
+        return cls(direction, dtype, layout, *map(int, sizes))
 
     @classmethod
     def of(cls, direction: str, image: Tensor, kernel_size: tuple[int, int]) -> "Call | None":
@@ -182,6 +183,8 @@ class Table(Short):
 
     def write(self) -> None:
         """Write the table to its file in one step, a line for each call."""
+        if self.path is None:
+            raise ValueError("the table has no file that it could be written to")
         lines = [f'"format": {FORMAT}', f'"place": {json.dumps(self.place)}']
         for name in ("cases", "wrong"):
             entries = getattr(self, name).items()
@@ -203,7 +206,7 @@ def read(path: Path, source: str = USER) -> Table:
     if found["format"] != FORMAT:
         raise InputError(f"{path}: it has format {found['format']!r}, this version reads {FORMAT}")
     place, cases, wrong = (found.get(key) for key in ("place", "cases", "wrong"))
-    if not all(isinstance(value, dict) for value in (place, cases, wrong)):
+    if not (isinstance(place, dict) and isinstance(cases, dict) and isinstance(wrong, dict)):
         raise InputError(f"{path}: 'place', 'cases' and 'wrong' must be objects")
     if missing := [key for key in (*HARDWARE, *SOFTWARE) if key not in place]:
         raise InputError(f"{path}: 'place' lacks {', '.join(missing)}")
@@ -218,7 +221,7 @@ def read(path: Path, source: str = USER) -> Table:
 
 
 def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def user_path(place: dict) -> Path:

@@ -40,7 +40,7 @@ class Choice(NamedTuple):
 
 
 def fastest(
-    direction: str, size: tuple[int, int], kernel_size: tuple[int, int], channels_last: bool
+    direction: str, size: tuple[int, ...], kernel_size: tuple[int, int], channels_last: bool
 ) -> str:
     """Return the method that is likely to be fastest on a CPU: "fft", "direct" or "torch".
 

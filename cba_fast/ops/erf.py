@@ -1,6 +1,6 @@
 """Effective receptive fields (ERF) from input gradients: their size, and the accumulated map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Real
 
@@ -65,15 +65,14 @@ def erf_size(
         tensor([[1, 2, 3, 4]])
     """
     check_tensors(grad=grad)
-    several = not isinstance(p, Real)
-    shares = list(p) if several else [p]
+    shares = list(p) if isinstance(p, Iterable) else [p]
     for share in shares:
         if not isinstance(share, Real):
             raise TypeError(f"p must be a number or a sequence of numbers, got {share!r}")
     sizes = torch.ops.cba_fast.erf_size.default(
         grad.detach(), [float(share) for share in shares], backend_argument(backend)
     )
-    return sizes if several else sizes[:, 0]
+    return sizes if isinstance(p, Iterable) else sizes[:, 0]
 
 
 def erf_accumulate(

@@ -107,7 +107,7 @@ def _outside_autocast(op, device: str, cast: bool) -> Callable:
     def run(*args):
         if cast:
             dtype = torch.get_autocast_dtype(device)
-            args = [_cast(a, device, dtype) for a in args]
+            args = tuple(_cast(a, device, dtype) for a in args)
         # `register_autocast` leaves autocast in the same way. `torch.autocast(device,
         # enabled=False)` takes longer than the convolution of a small map.
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):

@@ -63,4 +63,5 @@ def judge(box: np.ndarray, truth: np.ndarray, iou_threshold: float) -> Judged:
         cause = MORE
     else:
         cause = ELSEWHERE
-    return Judged(tuple(int(v) for v in box), iou, cause)
+    x0, y0, x1, y1 = (int(v) for v in box)
+    return Judged((x0, y0, x1, y1), iou, cause)

@@ -52,7 +52,7 @@ def _about_erf(collected: Collected) -> list[Claim]:
         return [Claim(False, f"{question}: {both.reason}.")]
     found = both.found
     r = f"r = {found.r:+.2f} over {found.count} runs"
-    if found.low is None:
+    if found.low is None or found.high is None:
         return [Claim(False, f"{question}: {r} are too few for an interval.")]
     r += f", interval {found.low:+.2f} to {found.high:+.2f} with the runs as a sample of networks"
     if found.low <= 0 <= found.high:

@@ -155,7 +155,7 @@ def together(
     names = [n for n in scores if n in erf and erf[n].sizes is not None]
     if len(names) < 2:
         return None
-    sizes = [erf[n].sizes for n in names]
+    sizes = [s for n in names if (s := erf[n].sizes) is not None]
     x, y = np.array([s.mean for s in sizes]), np.array([scores[n] for n in names])
     different = _different(erf[n].told for n in names)
     networks = len(set(sizes))

@@ -14,6 +14,7 @@ from ..data.images import read_image
 from ..data.textlines import counted
 from ..errors import ImageError, InputError
 from ..ops import box_sweep
+from ..shapes import pair
 from ..short import Short
 from ..wsol import read_maps
 from .collect import Collected
@@ -144,7 +145,7 @@ def make_cards(collected: Collected, ids: list[str], images: Images) -> Iterator
             for image_id, u, sweep in zip(some, maps, sweeps, strict=True):
                 shown[image_id][n] = _shown(collected, n, image_id, u, sweep)
     for image_id in ids:
-        size = tuple(int(v) for v in collected.boxes.sizes[image_id])
+        size = pair([int(v) for v in collected.boxes.sizes[image_id]])
         photo = None
         if image_id in paths:
             photo = _photo(paths[image_id], collected.report.thumbnail)

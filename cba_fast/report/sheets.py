@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..analysis.plots import make_figure, save_figure
 from ..data.images import read_image
 from ..errors import ImageError
 from ..resume import Outputs
+from ..shapes import pair
 from ..wsol import read_maps
 from .causes import HIT
 from .collect import Collected, ReportRun
@@ -96,7 +97,7 @@ class _Pictures:
 
 def plot_strips(collected: Collected, ids: Sequence[str], pictures: _Pictures) -> "Figure":
     """Draw a row for each image: the image with its true box, then the map of each run over it."""
-    sizes = [tuple(int(v) for v in collected.boxes.sizes[i]) for i in ids]
+    sizes = [pair([int(v) for v in collected.boxes.sizes[i]]) for i in ids]
     heights = [SIDE * min(2.0, max(0.3, h / w)) for w, h in sizes]
     place = _Places(1 + len(collected.runs), heights)
     figure = place.figure
@@ -163,9 +164,9 @@ def _map(
     u, judged = pictures.maps[run.name][image_id], run.judged[image_id]
     height, width = u.shape
     heat = u / max(1, int(u.max()))
-    colors = {"cmap": collected.report.colormap, "vmin": 0, "vmax": 1}
-    alpha = HEAT if photo is not None else 1
-    drawn = ax.imshow(heat, extent=(0, size[0], size[1], 0), alpha=alpha, **colors)
+    cmap, alpha = collected.report.colormap, HEAT if photo is not None else 1
+    extent = (0, size[0], size[1], 0)
+    drawn = ax.imshow(heat, extent=extent, alpha=alpha, cmap=cmap, vmin=0, vmax=1)
     truth = collected.boxes.scaled(image_id, (width, height))
     _rectangles(ax, truth, (width, height), size, truth=True)
     _rectangles(ax, [judged.box], (width, height), size, truth=False)
@@ -192,8 +193,8 @@ def _rectangles(ax: "Axes", boxes, scale, size, truth: bool) -> None:
 
 
 _CASING = {"ec": "k"}
-_TRUTH = {"ec": "#ffd60a", "ls": (0, (4, 2))}
-_PREDICTED = {"ec": "w"}
+_TRUTH: dict[str, Any] = {"ec": "#ffd60a", "ls": (0, (4, 2))}
+_PREDICTED: dict[str, Any] = {"ec": "w"}
 
 
 def _legend(figure: "Figure") -> None:

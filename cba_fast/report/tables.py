@@ -13,8 +13,8 @@ from .causes import DEFINITIONS, HIT
 from .claims import title
 from .collect import Collected, class_names
 
-PER_IMAGE = ("run", "image_id", "iou", "x0", "y0", "x1", "y1", "threshold", "cause", "localized")
-PER_IMAGE += ("true_boxes", "map_width", "map_height")
+PER_IMAGE: tuple[str, ...] = ("run", "image_id", "iou", "x0", "y0", "x1", "y1", "threshold")
+PER_IMAGE += ("cause", "localized", "true_boxes", "map_width", "map_height")
 
 
 def make_tables(collected: Collected) -> list[PaperTable]:
@@ -154,8 +154,8 @@ def erf_table(collected: Collected) -> PaperTable:
                 f"{erf.map.shape.sigma_major:.1f} / {erf.map.shape.sigma_minor:.1f}",
             ]
         rows.append((run.name, size, images, *figures))
-    heads = ("Run", "ERF size", "Images", "Map", "Images of the map", "Half in pixels")
-    heads += ("50 % square", "99 % square", "Sigma")
+    heads: tuple[str, ...] = ("Run", "ERF size", "Images", "Map", "Images of the map")
+    heads += ("Half in pixels", "50 % square", "99 % square", "Sigma")
     caption = (
         "ERF size: pixels, mean and standard deviation over the images. Half in pixels: the fewest "
         "pixels that hold half of the ERF map. Square: the share of the image's area that the "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from .. import files
 from ..choices import READERS
@@ -150,7 +151,7 @@ def predict_boxes(
     for ids, maps in read_maps(source, known.found, reading, progress):
         for image_id, t, boxes in zip(ids, *_boxes(maps, rule, config.contours), strict=True):
             shape = maps.shape[2], maps.shape[1]
-            size = known.sizes[image_id] if in_images else shape
+            size = known.sizes[image_id] if known.sizes is not None and in_images else shape
             scale = np.array([*size, *size]) / [*shape, *shape]
             out.without_contour += not boxes.any()
             for box in (boxes * scale).tolist():
@@ -219,7 +220,7 @@ def _boxes(
 
 def _sweep(maps: np.ndarray, threshold: float, contours: str) -> list[np.ndarray]:
     found = box_sweep(maps, [threshold], contours=contours)
-    if contours == "largest":
+    if isinstance(found, torch.Tensor):
         return list(found.numpy())
     boxes, offsets = (part.numpy() for part in found)
     return [boxes[a:b] for a, b in itertools.pairwise(offsets)]

@@ -43,7 +43,7 @@ def compiled_form(
                 " timm's networks have: leave it out"
             )
     form = copy.copy(model)
-    form.forward_features = _FixedBatch(model, batch_size, backend)
+    vars(form)["forward_features"] = _FixedBatch(model, batch_size, backend)
     return form
 
 

@@ -8,6 +8,7 @@ text in `setting`. The command's option (`cba_fast.cli.options`), the key of a f
 import dataclasses
 import math
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -96,7 +97,7 @@ class Declared:
     marks: tuple
     optional: bool
     default: Any
-    text: dict
+    text: Mapping[str, Any]
 
     @property
     def range(self) -> Range | None:
@@ -143,7 +144,7 @@ def check_values(config: Any) -> None:
     Raises:
         InputError: the message names the setting and its value.
     """
-    for name, found in declared(type(config)).items():
+    for name, found in declared(config.__class__).items():
         value = getattr(config, name)
         if (value is None and found.optional) or MANY in found.marks:
             continue

@@ -141,7 +141,7 @@ def evaluate(
         erf, more = _erf_summary(model, records, data, exact, sizes, erf_progress, ranks)
         if done:
             done.erf, done.notes = erf, done.notes + more
-    return done
+    return done  # type: ignore[return-value]  # None from a part of a run, which nobody reads
 
 
 def _result(

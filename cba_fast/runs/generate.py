@@ -109,9 +109,9 @@ def generate_heatmaps(
     for folder in outputs.written:
         folder.hold()
     batches = cut(range(len(images)), run.batch_size)
-    todo = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
-    kept = len(images) - sum(map(len, todo))
-    todo = ranks.mine(todo)
+    left = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
+    kept = len(images) - sum(map(len, left))
+    todo = ranks.mine(left)
     report = report_on(images.records, run.strict)
     decoded: dict[int, np.ndarray] | None = {} if overlay else None
     located = iter_localizations(model, images.records, data, runtime, maps, report, todo, decoded)
@@ -178,6 +178,7 @@ def _open_outputs(
         if is_store(folder) or (store is not None and folder == store.resolve()):
             raise InputError(f"{heatmap_output}: {folder} is a store of maps, not for overlays")
     overlays = [f"heatmap_{i:07d}.png" for i in range(len(names))]
+    maps: NpyFolder | StoreFolder
     if store is None:
         maps = NpyFolder(map_folder(heatmap_output), names, described, shape)
     else:
@@ -220,8 +221,9 @@ def _store(
             made += len(indices)
             crew.catch_up(behind=0 if run.device.type == "cpu" else len(indices))
             # What is left of this batch has no map.
-            for index in [i for i in decoded or () if i <= indices[-1]]:
-                del decoded[index]
+            if decoded is not None:
+                for index in [i for i in decoded if i <= indices[-1]]:
+                    del decoded[index]
     return made, constant
 
 

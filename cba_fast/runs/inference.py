@@ -228,7 +228,8 @@ def _queued(
         if batch.images is None:
             continue
         if decoded is not None:
-            decoded.update(zip(batch.indices, batch.decoded, strict=True))
+            both = zip(batch.indices, batch.decoded, strict=True)
+            decoded.update((i, pixels) for i, pixels in both if pixels is not None)
         first = records[batch.indices[0]].image_id
         target = _target(maps, [records[i] for i in batch.indices])
         with _naming(first), run.autocast():

@@ -35,7 +35,7 @@ def describe_run(settings: dict, weights: Path | None, records: Iterable[ImageRe
 def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write named arrays to an ``.npz`` file in one step."""
     data = io.BytesIO()
-    np.savez(data, **arrays)
+    np.savez(data, **arrays)  # type: ignore[arg-type]  # none is named `allow_pickle`
     files.write_bytes(path, data.getvalue())
 
 

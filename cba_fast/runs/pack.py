@@ -65,8 +65,7 @@ def pack_maps(
     if not names:
         raise InputError(f"{np_root} holds no .npy files")
     first = read_score_map(np_root / names[0], eval_size, resize, clip)
-    settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize}
-    settings["clip"] = clip
+    settings = {"np_root": str(np_root), "eval_size": eval_size, "resize": resize, "clip": clip}
     inputs = {"maps": resume.list_fingerprint((name, np_root / name) for name in names)}
     folder = StoreFolder(store, names, resume.describe(settings, inputs), first.shape)
     present = folder.prepare(overwrite)

@@ -72,7 +72,7 @@ class Ranks:
         Raises:
             RankError: a process has ended before it came here; the message has its rank.
         """
-        values = [value, *[None] * (self.count - 1)]
+        values: list = [value, *[None] * (self.count - 1)]
         if self.leads:
             for rank in range(1, self.count):
                 with _reaching(rank):
@@ -89,7 +89,8 @@ class Ranks:
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """Wait for all processes; return to each what `make` returns in the first, called there."""
-        return self.share(make() if self.leads else None)[0]
+        values: list = self.share(make() if self.leads else None)
+        return values[0]
 
     def counts(self, own: int) -> list[int]:
         """Wait for all processes; return the numbers that they gave, by rank.

@@ -94,7 +94,7 @@ def resolve(model: ModelConfig, data: DataConfig, *, swept: bool = False) -> Res
     return ResolvedRun(
         replace(
             model,
-            family=found.family,
+            family=found.family,  # type: ignore[arg-type]  # timm's name for other networks
             name=found.model,
             num_classes=found.num_classes,
             output_stride=found.output_stride,

@@ -38,7 +38,7 @@ class Runtime:
         Raises:
             InputError: the device is unknown or not there, or cannot compute in the precision.
         """
-        if isinstance(run, cls):
+        if isinstance(run, Runtime):
             return run
         formats = {True: torch.channels_last, False: torch.contiguous_format}
         return cls(

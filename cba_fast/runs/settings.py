@@ -89,7 +89,7 @@ class ModelConfig:
     @property
     def title(self) -> str:
         """What files are named after: the family of the study, else the model."""
-        if self.family in get_args(Family):
+        if self.family is not None and self.family in get_args(Family):
             return self.family
         # A factory's name is that of its function.
         return (self.name or self.family or "").rpartition(":")[2]

@@ -21,6 +21,7 @@ LAYER_SCALE = {
 }
 # A file name has 255; what is put before and after the name of an experiment takes up to 30.
 MOST_NAME_BYTES = 220
+Tracker = Literal["wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,19 @@ class TrainConfig:
         " memory; batch norms then see these parts, for example 8; in each process of torchrun.",
         otherwise="the whole batch",
     )
+    tracker: Tracker | None = setting(
+        None,
+        "Also give the figures to Weights & Biases or MLflow; its package must be installed.",
+        otherwise="TensorBoard alone",
+    )
     preprocessing: Preprocessing = STUDY
+
+    @property
+    def side(self) -> int:
+        """The input size of settings that are complete."""
+        if self.input_size is None:
+            raise ValueError("`input_size` is not filled in yet")
+        return self.input_size
 
 
 def exp_name(model_config: ModelConfig, config: TrainConfig) -> str:
@@ -119,7 +132,7 @@ def drop_path_rate(model_config: ModelConfig, config: TrainConfig) -> float:
     """Return the stochastic depth of the run."""
     if config.drop_path is not None:
         return config.drop_path
-    return STUDY_DROP_PATH.get(model_config.family, 0.0)
+    return STUDY_DROP_PATH.get(model_config.family or "", 0.0)
 
 
 def check_config(model_config: ModelConfig, config: TrainConfig) -> None:

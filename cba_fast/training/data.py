@@ -245,7 +245,7 @@ class PixelReader:
         self._loader = self._make_loader(dataset, self._keys, persistent=True)
 
     def batches(
-        self, batches: Sequence[Sequence[int]], seeds: np.ndarray | None = None
+        self, batches: Sequence[Sequence[int] | np.ndarray], seeds: np.ndarray | None = None
     ) -> Iterator[PixelBatch]:
         """Yield the batches in order; `seeds` holds one seed per image of the split."""
         wanted = [[int(i) for i in batch if int(i) not in self._failed] for batch in batches]
@@ -300,6 +300,7 @@ class PixelReader:
                 prepared = torch.zeros(len(dataset), *read["pixels"].shape[1:], dtype=torch.uint8)
             prepared[read["indices"]] = torch.from_numpy(read["pixels"])
         self.report.check_any(0 if prepared is None else 1)
+        assert prepared is not None  # an image of the split was read
         return prepared
 
     def _note(self, read: dict) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from ..models.anatomy.parts import logits_of
 from ..runs.ranks import Ranks
 from .data import cut_batches
 
+Items = TypeVar("Items", Sequence, np.ndarray)
 
-def shares(batch: Sequence, count: int) -> list[Sequence]:
+
+def shares(batch: Items, count: int) -> list[Items]:
     """Return the parts of a batch that `count` processes compute; they differ by one at most."""
     cuts = [rank * len(batch) // count for rank in range(count + 1)]
     return [batch[a:b] for a, b in itertools.pairwise(cuts)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ def completed(model_config: ModelConfig, config: TrainConfig) -> tuple[ModelConf
     Raises:
         InputError, CheckpointError: as `cba_fast.models.build_model`.
     """
-    family, name, factory = model_config.family, model_config.name, model_config.factory
+    family: str | None = model_config.family
+    name, factory = model_config.name, model_config.factory
     if family is None and name is None and factory is None:
         if config.init_weights is None:
             raise InputError(
@@ -46,10 +48,12 @@ def completed(model_config: ModelConfig, config: TrainConfig) -> tuple[ModelConf
         default_input_size=INPUT_SIZE,
     ).description
     preprocess = found.preprocessing
+    if isinstance(found.input_size, str):
+        raise InputError(f"{found.model} takes images of {found.input_size}: give `input_size`")
     return (
         replace(
             model_config,
-            family=found.family,
+            family=found.family,  # type: ignore[arg-type]  # timm's name for other networks
             name=name if found.family in FAMILIES else found.model,
             factory_sha256=source_digest(factory) if factory else None,
         ),
@@ -90,11 +94,11 @@ def initial_model(
         CheckpointError: ``init_weights`` cannot be loaded, or holds merged branches.
     """
     torch.manual_seed(config.seed)
-    options = {"input_size": config.input_size}
+    options: dict[str, Any] = {"input_size": config.input_size}
     if model_config.family in FAMILIES or config.drop_path is not None:
         options["drop_path_rate"] = drop_path_rate(model_config, config)
     if config.ls_init is not None:
-        options[LAYER_SCALE[model_config.family]] = config.ls_init
+        options[LAYER_SCALE[model_config.family or ""]] = config.ls_init
     if continued is not None:
         model = model_config.build(checkpoint=continued, num_classes=None, **options)
     elif config.init_weights is not None:

@@ -166,7 +166,7 @@ def _kept(model: nn.Module, config: TrainConfig, run: Runtime, images: int, leve
         with run.autocast():
             return shadow(x)
 
-    shape = (images, 3, config.input_size, config.input_size)
+    shape = (images, 3, config.side, config.side)
     return kept_in_training(model, shape, level, device=run.device.type, run=forward)
 
 
@@ -183,7 +183,7 @@ def _fitting(
     state += sum(b.nbytes for b in model.buffers())
     if config.cache_images and run.device.type == "cpu":
         for images_of, mode in ((splits.train, config.aug_mode), (splits.test, None)):
-            state += 3 * resize(config.input_size, mode).size[0] ** 2 * len(images_of)
+            state += 3 * resize(config.side, mode).size[0] ** 2 * len(images_of)
     found = []
     for level in LEVELS if config.checkpoint == "auto" else [config.checkpoint]:
         try:

@@ -29,12 +29,14 @@ class Progress(Short):
         best_top1, best_epoch: the best test top-1 in percent, -1 before the first epoch, and the
             epoch that reached it.
         history: the log of each epoch: ``epoch``, ``time`` and ``scalars`` by name.
+        run_id: tells the run from others in a tracker; empty if there is none.
     """
 
     epoch: int = 0
     best_top1: float = -1.0
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)
+    run_id: str = ""
 
 
 class RunFiles:
@@ -133,7 +135,7 @@ def run_record(
         kept["output_stride"] = kept["output_stride"] or 32
     # These settings change no weights, except for `num_classes`, which the images determine.
     places = ("data_root", "save_dir", "exp_name", "weights")
-    for key in (*places, "cache_images", "checkpoint", "num_classes"):
+    for key in (*places, "cache_images", "checkpoint", "num_classes", "tracker"):
         kept.pop(key)
     kept |= {"precision": run.precision, "channels_last": run.channels_last}
     inputs = {"init_weights": file_fingerprint(config.init_weights), "images": images}

@@ -5,7 +5,6 @@ saved generator states: everything random in epoch e is drawn from (seed, e) alo
 epoch gives the same result.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,14 @@ from ..runs.settings import ModelConfig, RunConfig
 from ..short import Short
 from .config import TrainConfig, best_path, check_config, exp_name, log_folder
 from .data import open_splits
+from .loggers import (
+    Logger,
+    TensorBoardLogger,
+    check_tracker,
+    logging,
+    new_run_id,
+    open_tracker,
+)
 from .model import completed, initial_model
 from .start import prepare
 from .state import Progress, RunFiles, load_state, run_record
@@ -98,6 +105,7 @@ def train(
         progress, log = None, _say_nothing
     model_config, config = completed(model_config, config)
     check_config(model_config, config)
+    check_tracker(config.tracker)
     runtime = Runtime.of(run)
     free = _free(runtime, ranks)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
@@ -115,6 +123,7 @@ def train(
     checkpoint = prepare(model.description.model, model, splits, config, runtime, free, log, ranks)
     trainer = Trainer(model, splits, config, runtime, checkpoint=checkpoint, ranks=ranks)
     if state is None:
+        trainer.progress.run_id = new_run_id() if config.tracker else ""
         if ranks.leads:
             files.begin(trainer.state())
     else:
@@ -127,10 +136,11 @@ def train(
             raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
-    writer = _open_log(files.log, trainer.progress.history) if ranks.leads else None
-    with contextlib.closing(writer) if writer else contextlib.nullcontext():
+    loggers = _loggers(files, config, trainer.progress) if ranks.leads else []
+    with logging(loggers, log) as send:
+        send(trainer.progress.history)
         while trainer.progress.epoch < config.epochs:
-            _run_epoch(trainer, files, writer, progress, log)
+            _run_epoch(trainer, files, send if ranks.leads else None, progress, log)
     return _result(files, trainer.progress, started, trainer.notes())
 
 
@@ -154,7 +164,18 @@ def _open(
     return load_state(files.last) if going_on and not ranks.leads else state
 
 
-def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None:
+def _loggers(files: RunFiles, config: TrainConfig, progress: Progress) -> list[Logger]:
+    loggers: list[Logger] = [TensorBoardLogger(files.log)]
+    if config.tracker:
+        name, settings = files.last.name.removesuffix("_last.pth"), files.record["settings"]
+        progress.run_id = progress.run_id or new_run_id()  # an earlier call had no tracker
+        loggers.append(
+            open_tracker(config.tracker, name, progress.run_id, settings, files.last.parent)
+        )
+    return loggers
+
+
+def _run_epoch(trainer: Trainer, files: RunFiles, send, progress, log) -> None:
     started = time.perf_counter()
     done = trainer.progress
     epoch = done.epoch + 1
@@ -172,12 +193,12 @@ def _run_epoch(trainer: Trainer, files: RunFiles, writer, progress, log) -> None
         "test/top1": top1,
     }
     done.history.append({"epoch": epoch, "time": time.time(), "scalars": scalars})
-    if writer is None:  # another process writes the files
+    if send is None:  # another process writes the files
         return
     if better:
         model = trainer.model
         save_state_dict_file(model.state_dict(), files.best, model.description)
-    _write_log(writer, done.history[-1:])
+    send(done.history)
     files.save(trainer.state())  # written last, because it vouches for the epoch's other files
     epochs = trainer.config.epochs
     log(
@@ -201,27 +222,3 @@ def _result(files: RunFiles, done: Progress, started: float, notes: list[str]) -
         seconds=time.perf_counter() - started,
         notes=notes,
     )
-
-
-def _open_log(folder: Path, history: list[dict]):
-    """Return a TensorBoard writer whose log holds the epochs of `history` and no others.
-
-    The log of a continued run is written anew. This removes what a killed run logged of an epoch
-    that will be repeated, and leaves one file: TensorBoard orders several by their names, which
-    hold whole seconds, the host and the process.
-    """
-    # The import takes a second, so it is left to commands that train.
-    from torch.utils.tensorboard import SummaryWriter
-
-    for path in folder.glob("events.out.tfevents.*"):
-        path.unlink()
-    writer = SummaryWriter(str(folder))
-    _write_log(writer, history)
-    return writer
-
-
-def _write_log(writer, history: list[dict]) -> None:
-    for entry in history:
-        for name, value in entry["scalars"].items():
-            writer.add_scalar(name, value, entry["epoch"], walltime=entry["time"])
-    writer.flush()

@@ -1,5 +1,6 @@
 """Train and test a model epoch by epoch; this file reads and writes no results."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -72,9 +73,10 @@ class Trainer:
         self._has_norms = has_batch_norms(model)
         self.progress = Progress()
         self.device = run.device
-        self.model = model.to(self.device, memory_format=run.memory_format)
+        # PyTorch's types do not know of this pair of arguments.
+        self.model = model.to(self.device, memory_format=run.memory_format)  # type: ignore[call-overload]
         self.num_classes = len(splits.train.class_names)
-        mode, size, cached = config.aug_mode, config.input_size, config.cache_images
+        mode, size, cached = config.aug_mode, config.side, config.cache_images
         self._joined = joined(self.model, size, self.device, ranks)
         vary = CropAndJitter(size) if mode == "strong" else None
         first, plain = (resize(size, m, config.preprocessing) for m in (mode, None))
@@ -146,6 +148,7 @@ class Trainer:
             the device.
         """
         self._stand_in = batch = self._stand_in if batch.pixels is None else batch
+        assert batch.pixels is not None  # the stand-in has some
         mirrored = torch.from_numpy(flips[batch.indices])
         labels = self._train_labels[batch.indices].to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,7 +180,8 @@ class Trainer:
 
     def _sums(self, values: list[Tensor]) -> Tensor:
         """Return the sums over the processes of numbers that each has found, in float64."""
-        return sum(self.ranks.share(torch.stack(values).cpu().double()))
+        shared = self.ranks.share(torch.stack(values).cpu().double())
+        return functools.reduce(torch.add, shared)
 
     @torch.inference_mode()
     def test(self, epoch: int) -> float:
@@ -200,8 +204,8 @@ class Trainer:
             finite.append(logits.isfinite().all())
             hits.append((logits.argmax(1) == labels).sum())
             count += len(batch.indices)
-        all_finite, right = (torch.stack(t).tolist() if t else [] for t in (finite, hits))
-        found = self.ranks.share((all(all_finite), sum(right), count))
+        own_finite, own_right = (torch.stack(t).tolist() if t else [] for t in (finite, hits))
+        found = self.ranks.share((all(own_finite), sum(own_right), count))
         self._test.share(self.ranks)
         all_finite, right, counts = zip(*found, strict=True)
         if not all(all_finite):

@@ -119,4 +119,4 @@ def score_levels(u: Tensor) -> Tensor:
 
 def is_constant(maps: np.ndarray) -> np.ndarray:
     """Return which finished maps (N, H, W) are all zeros, as constant maps are: (N,) bool."""
-    return ~maps.any(axis=(1, 2))
+    return ~np.any(maps, axis=(1, 2))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..data.score_store import ScoreStore, is_store
 from ..data.textlines import counted, some
 from ..errors import InputError, ScoreMapError
 from ..npy import NPY_ERRORS, is_plain_shape
-from ..shapes import Size, map_shape
+from ..shapes import Size, map_shape, pair
 from ..stages import stage
 from ..threads import prefetch
 from .score_maps import (
@@ -69,7 +70,8 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
         >>> len(found), found[boxes.image_ids[0]].as_posix()
         (6, 'maps/001.Violet_spotted_head_Bird/Violet_spotted_head_Bird_0004.npy')
     """
-    found = {i: key for i in image_ids if (key := source.find(i)) is not None}
+    # A path in a folder, a row of a store.
+    found: dict[str, Any] = {i: key for i in image_ids if (key := source.find(i)) is not None}
     if not found:
         raise InputError(
             f"{source.root} holds no map of the {len(image_ids)} images of the ground truth "
@@ -188,7 +190,7 @@ def chunked(runs: Iterable[Run]) -> Iterator[Run]:
         yield ids, np.concatenate(parts)
 
 
-def _map_bytes(source: MapSource, key: Path | int, reading: MapReading) -> int:
+def _map_bytes(source: MapSource, key: Any, reading: MapReading) -> int:
     """Return about how many bytes the map at `key` takes in memory.
 
     Large maps are read in smaller groups, so that what is read ahead stays bounded.
@@ -262,7 +264,8 @@ def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
     the values of a 224x224 map; and the values are read into the array itself. The result is None
     if the first file is not plainly a map; `read_score_map` then finds out what it is.
     """
-    out, count = None, 0
+    out: np.ndarray | None = None
+    count = 0
     for path in paths:
         try:
             with open(path, "rb", buffering=0) as f:
@@ -276,12 +279,12 @@ def _read_alike(paths: Sequence[Path]) -> np.ndarray | None:
                     out = np.empty((_room(len(paths), size), *layout[0]), layout[1])
                 if count == len(out) or (out.shape[1:], out.dtype) != layout:
                     break
-                if f.readinto(memoryview(out[count]).cast("B")) != out[count].nbytes:
+                if f.readinto(out[count].data.cast("B")) != out[count].nbytes:
                     break
         except OSError:
             break
         count += 1
-    return out[:count] if count else None
+    return None if out is None or count == 0 else out[:count]
 
 
 def _room(wanted: int, nbytes: int) -> int:
@@ -300,4 +303,4 @@ def _layout(header: bytes) -> tuple[tuple[int, int], np.dtype] | None:
     except NPY_ERRORS:
         return None
     plain = f.tell() == HEADER and not fortran and len(shape) == 2 and is_plain_shape(shape)
-    return (shape, dtype) if plain and dtype in DTYPES else None
+    return (pair(shape), dtype) if plain and dtype in DTYPES else None

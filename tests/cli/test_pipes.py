@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
+from cba_fast.analysis.documents import read_document
 from cba_fast.analysis.models import load_sizes
 from cba_fast.erf.partial import Partial, partial_path
 from cba_fast.errors import CheckpointError, InputError
 from cba_fast.experiments.erf_shape import load_target
-from cba_fast.experiments.plan import _read_yaml
 from cba_fast.files import read_json
 from cba_fast.models import read_checkpoint
 from cba_fast.npy import read_npy
@@ -19,7 +19,7 @@ from cba_fast.training.state import load_state
 
 READERS = {
     "json": (read_json, OSError),
-    "yaml": (_read_yaml, OSError),
+    "yaml": (read_document, OSError),
     "npy": (read_npy, OSError),
     "erf sizes": (load_sizes, InputError),
     "erf map": (load_target, InputError),
@@ -65,5 +65,5 @@ def test_a_yaml_file_with_a_nul_is_refused_in_one_line(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_bytes(b"a: \0\n")
     with pytest.raises(InputError, match=r"plan\.yaml: .*character") as caught:
-        _read_yaml(path)
+        read_document(path)
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from cba_fast.runs.scoring.boxes import read_tuned
 from cba_fast.training.config import TrainConfig, check_config
 
 DEEP, DIGITS = "[" * 100_000, "9" * 5000
-JSON_READERS = (read_json, analysis.load_config, _read_result, read_tuned)
+JSON_READERS = (read_json, analysis.load_models, _read_result, read_tuned)
 
 
 @pytest.mark.parametrize("reader", JSON_READERS, ids=lambda r: r.__name__)
@@ -74,6 +74,33 @@ def test_yaml_is_refused_in_one_sentence(text, reason, tmp_path):
     assert len(str(e.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            '[{"name": "a", "erf_path": "a.npy", "maxboxacc": 1}]',
+            "analysis-erf-vs-wsol takes",
+        ),
+        ("model_name,family,erf_path,wsol\na,slak,a.npy,0.5\n", "which plot-erf-vs-wsol takes"),
+        ("- 1\n- 2", "a plan must hold keys such as"),
+        ("", "a plan must hold keys such as"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["yaml", "json", "csv"])
+def test_files_of_other_commands_get_a_hint(text, hint, suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(text)
+    if suffix == "json" and not text.startswith("["):
+        hint = "not valid JSON"
+    with pytest.raises(InputError, match=hint):
+        load_experiments(path)
+
+
+def test_a_plan_may_be_json(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"experiments": [{"model_family": "slak"}]}))
+    assert load_experiments(tmp_path / "x.json").experiments[0].name == "slak"
+
+
 def test_aliases_that_stand_for_little_are_read(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("defaults: &d {model_family: slak}\nexperiments: [{<<: *d, epochs: 2}]")
@@ -113,7 +140,7 @@ def test_names_of_an_analysis_that_break_tables_are_refused(name, tmp_path):
     entry = {"name": name, "erf_path": str(tmp_path / "s.npy"), "maxboxacc": 50}
     (tmp_path / "x.json").write_text(json.dumps([entry]))
     with pytest.raises(InputError, match="entry 1: name .* holds"):
-        analysis.load_config(tmp_path / "x.json")
+        analysis.load_models(tmp_path / "x.json")
 
 
 def test_names_of_an_analysis_are_given_once(tmp_path):
@@ -121,7 +148,7 @@ def test_names_of_an_analysis_are_given_once(tmp_path):
     entry = {"name": "a", "erf_path": str(tmp_path / "s.npy"), "maxboxacc": 50}
     (tmp_path / "x.json").write_text(json.dumps([entry, {**entry, "name": "b"}, entry]))
     with pytest.raises(InputError, match="entry 3: 'a' is also the name of entry 1"):
-        analysis.load_config(tmp_path / "x.json")
+        analysis.load_models(tmp_path / "x.json")
 
 
 def test_sizes_near_the_largest_float_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from ..options import (
 )
 from ..progress import bar, continuable, warn
 from .erf_map import FILE, draw, measure_map, npy_file, tell_map, title_of
+
+if TYPE_CHECKING:
+    from .erf_map import Used
 
 
 @click.command()
@@ -97,10 +101,10 @@ def command(
     click.echo(f"ERF sizes: {output} ({time.perf_counter() - start:.1f} s in all)")
 
 
-def _measure_sizes(used, config, output, save_map, save_fig, options) -> None:
+def _measure_sizes(used: "Used", config, output, save_map, save_fig, options) -> None:
     from ...runs.erf.sizes import as_rows, compute_sizes
 
-    found = compute_sizes(  # type: ignore[call-arg]
+    found = compute_sizes(
         *used, config, output, save_map=save_map, progress=bar("ERF sizes"), **options
     )
     warn(found.notes)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,14 @@ from ..options import (
     resolved,
 )
 from ..progress import bar, continuable, warn
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...data import ImageSet
+    from ...runs.settings import DataConfig, RunConfig
+
+    Used = tuple[nn.Module, ImageSet, ModelConfig, DataConfig, RunConfig]
 
 
 @click.command()
@@ -61,8 +70,8 @@ def command(
     from ...runs.inference import load_model, open_images
 
     size, named = data_config.input_size, {"": resolved(model_config, data_config)[0]}
-    for name, config in _compared(named[""], compare).items():
-        named[name] = resolved(config, data_config)[0]
+    for name, other in _compared(named[""], compare).items():
+        named[name] = resolved(other, data_config)[0]
     output = npy_file(output or Path(f"erf_map_{named[''].title}"))
     if save_fig is not None:
         check_picture(save_fig)
@@ -96,11 +105,11 @@ def _compared(model_config: ModelConfig, compare: str | None) -> dict[str, Model
     }
 
 
-def measure_map(used, config: ErfMapConfig, output: Path, options):
+def measure_map(used: "Used", config: ErfMapConfig, output: Path, options):
     """Measure the map of ``(model, images, *configs)``, write it, and print what it tells."""
     from ...runs.erf.maps import compute_map
 
-    found = compute_map(*used, config, output, progress=bar("ERF map"), **options)  # type: ignore[call-arg]
+    found = compute_map(*used, config, output, progress=bar("ERF map"), **options)
     warn(found.notes)
     tell_map(found, output)
     return found
@@ -132,8 +141,8 @@ def _print_figures(found) -> None:
         return
     heads = ("20 % in pixels", "50 % in pixels", "50 % square", "99 % square", "sigma, pixels")
     table = new_table("layer", right=heads)
-    for row in depth_rows(found):
-        table.add_row(*row)
+    for cells in depth_rows(found):
+        table.add_row(*cells)
     print_tables(table, width=130)
 
 

@@ -148,6 +148,7 @@ def _check(match: Path | None, family: str | None, name: str | None, save_fig: P
 
 def _target(match, family, name, used, num_samples, output: Path, options):
     """Return the ERF map to match: that of the file, or of the checkpoint on the same images."""
+    from ...erf.report import MapRun
     from ...experiments import erf_shape
     from ...runs.erf.maps import compute_map
     from ...runs.inference import load_model
@@ -168,4 +169,5 @@ def _target(match, family, name, used, num_samples, output: Path, options):
         **options,
     )
     warn(found.notes)
+    assert isinstance(found, MapRun)  # of one layer
     return found.erf.map

@@ -1,9 +1,11 @@
 """``cba-fast evaluate``."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -122,8 +124,8 @@ def command(
     keeping = nullcontext() if kept_by is None else MapKeeper(kept_by)
     try:
         with keeping as keeper:
-            here = {"keeper": keeper, "ranks": processes, "progress": bar("evaluating")}
-            run = partial(evaluate, **here, erf_progress=bar("ERF sizes"))
+            bars: dict[str, Any] = {"progress": bar("evaluating"), "erf_progress": bar("ERF sizes")}
+            run: Callable = partial(evaluate, keeper=keeper, ranks=processes, **bars)
             if on_cluster:
                 run = partial(evaluate_in_shards, cluster_config, log=click.echo)
             found = run(
@@ -197,7 +199,7 @@ def _json(found, used: dict, threshold_from: Path | None) -> dict:
     }
     if found.fixed is not None:
         extra["fixed_threshold"] = found.fixed
-    if found.transferred is not None:
+    if found.transferred is not None and threshold_from is not None:
         extra["threshold_from"] = transferred_json(found.transferred, threshold_from)
     return extra
 

@@ -68,6 +68,7 @@ def command(
         np_root, box_config, tuned, bar("scoring"), statistics, num_workers=num_workers
     )
     result, found = scored.result, scored.statistics
+    assert found is not None  # `statistics` are given
     warn(scored.notes)
     print_scores(result, box_config.iou_thr, found.bootstrap)
     print_source("Ground truth", scored.evaluator.boxes.source)
@@ -82,7 +83,7 @@ def command(
         }
         if scored.fixed is not None:
             extra["fixed_threshold"] = scored.fixed
-        if tuned:
+        if scored.transferred is not None:
             extra["threshold_from"] = transferred_json(scored.transferred, threshold_from)
         write_scores(json_path, result, extra)
     print_end(result, json_path)

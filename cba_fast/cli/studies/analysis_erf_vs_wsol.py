@@ -14,8 +14,8 @@ from ..tables import tell_tables
     "--config",
     type=click.Path(exists=True, dir_okay=False),
     required=True,
-    help='JSON list of {"name", "erf_path", "maxboxacc"}; erf_path is relative to the working'
-    " directory, maxboxacc a fraction (up to 1) or percent.",
+    help='JSON or YAML list of {"name", "erf_path", "maxboxacc"}, or the CSV of collect-erf-wsol;'
+    " erf_path is relative to the working directory, maxboxacc a fraction (up to 1) or percent.",
 )
 @option("--save_fig", type=click.Path(dir_okay=False), help="Write the scatter plot here.")
 @option("--show", is_flag=True, help="Open the picture in a window.")
@@ -26,7 +26,7 @@ def command(config: str, save_fig: str | None, show: bool, tables: Path | None) 
     Prints Pearson's correlation, the linear fit and R2 of one point per model. `analysis-per-image`
     asks image by image.
     """
-    from ...analysis.models import fit_models, load_config, models_table, report_lines
+    from ...analysis.models import fit_models, load_models, models_table, report_lines
     from ...analysis.plots import (
         MOST_NAMES,
         check_display,
@@ -41,7 +41,7 @@ def command(config: str, save_fig: str | None, show: bool, tables: Path | None) 
         check_picture(save_fig)
     if show:
         check_display()
-    models = load_config(config)
+    models = load_models(config)
     fit = fit_models(models)
     for line in report_lines(models, fit):
         click.echo(line)

@@ -124,8 +124,8 @@ def command(
     for line in answer:
         click.echo(line)
     outputs.prepare(overwrite=True)
-    paths = write_findings(output, findings, {"config": str(config), **used}, answer)
-    paths += _draw(findings, output, save_fig, show)
+    written = write_findings(output, findings, {"config": str(config), **used}, answer)
+    paths = written + _draw(findings, output, save_fig, show)
     click.echo(f"Results: {', '.join(map(str, paths))} ({time.perf_counter() - start:.1f} s)")
     if show:
         from ...analysis.plots import show_figures
@@ -145,7 +145,7 @@ def _draw(found, output: Path, save_fig: str | None, show: bool) -> tuple[Path, 
     columns = {m.name: (m.columns[ERF], m.columns[OUTCOME]) for m in found.models}
     scatter = plot_images(columns, "ERF size (pixels)", "IoU at the optimal threshold", show=show)
     forest = plot_forest(*forest_groups(found), show=show)
-    paths = (output / "scatter.png", output / "forest.png")
+    paths: tuple[Path, ...] = (output / "scatter.png", output / "forest.png")
     for figure, path in zip((scatter, forest), paths, strict=True):
         save_figure(figure, path)
     if save_fig:
@@ -161,7 +161,7 @@ def _print_tables(found, folder: Path | None) -> None:
 
     c = found.correlations
     names = [n for n in COLUMNS if not found.undefined(n)]
-    columns = ("model", "images", "MaxBoxAcc %", "threshold")
+    columns: tuple[str, ...] = ("model", "images", "MaxBoxAcc %", "threshold")
     right = [TITLES[name] for name in names]
     models = new_table(*columns, right=right, title="Means over the images")
     for m in found.models:
@@ -172,8 +172,8 @@ def _print_tables(found, folder: Path | None) -> None:
     levels = [("model", found.models[0].name)]
     if c.num_models > 1:
         levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
-    columns = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
-    columns = ("", *columns, f"R2 ({levels[0][0]})")
+    both = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
+    columns = ("", *both, f"R2 ({levels[0][0]})")
     related = new_table(*columns, title="Correlations with the IoU (after |: what is held fixed)")
     for question in dict.fromkeys(r.question for r in c.relations):
         rows = [c.find(level, question.xs, question.given, model) for level, model in levels]

@@ -52,9 +52,10 @@ def command(
     check_inputs(steps, devices=engine is None)
     if dry_run:
         return
-    outcomes, options = [], {"overwrite": overwrite, "log": click.echo, "bar": bar}
+    outcomes = []
     try:
-        for outcome in collect(plan, steps, engine=engine, **options):
+        found = collect(plan, steps, engine=engine, overwrite=overwrite, log=click.echo, bar=bar)
+        for outcome in found:
             outcomes.append(outcome)
     except KeyboardInterrupt:
         click.echo(

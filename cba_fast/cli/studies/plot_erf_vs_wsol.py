@@ -13,7 +13,7 @@ from ..progress import warn
     type=click.Path(exists=True, dir_okay=False),
     required=True,
     help="CSV with the columns model_name,family,erf_path,wsol (wsol from 0 to 1; erf_path relative"
-    " to the working directory).",
+    " to the working directory), or the list of analysis-erf-vs-wsol.",
 )
 @option(
     "--save_fig",
@@ -26,7 +26,7 @@ from ..progress import warn
 @option("--show", is_flag=True, help="Open the plot in a window, too.")
 def command(csv_path: str, save_fig: str, show: bool) -> None:
     """Plot mean ERF size (x) against MaxBoxAcc (y), one colour per family."""
-    from ...analysis.models import score_points
+    from ...analysis.models import load_models
     from ...analysis.plots import (
         MOST_NAMES,
         check_picture,
@@ -34,14 +34,9 @@ def command(csv_path: str, save_fig: str, show: bool) -> None:
         save_figure,
         show_figures,
     )
-    from ...analysis.points import read_points
-    from ...errors import InputError
 
     check_picture(save_fig)
-    points = read_points(csv_path)
-    if not points:
-        raise InputError(f"{csv_path}: no points below the header")
-    models = score_points(points)
+    models = load_models(csv_path)
     figure = plot_points(models, show=show)
     save_figure(figure, save_fig)
     if len(models) > MOST_NAMES:

@@ -170,18 +170,19 @@ def backends(op: str, table: BackendTable) -> dict:
         the backend that small float32 arguments get; ``not_used``: for each of these the reasons
         why better or other backends refuse them.
     """
-    result = {"backends": {b.name: b.unavailable() for b in table.backends.values()}}
-    result["not_used"] = {}
+    used: dict[str, str] = {}
+    not_used: dict[str, dict[str, str]] = {}
     for device in devices():
         arguments = sample(op, device)
-        result[device] = table.resolve(None, *arguments)
+        used[device] = table.resolve(None, *arguments)
         reasons = {name: table.reason_unless_named(name, *arguments) for name in table.backends}
-        result["not_used"][device] = {
-            name: reason or f"{result[device]} comes first"
+        not_used[device] = {
+            name: reason or f"{used[device]} comes first"
             for name, reason in reasons.items()
-            if name != result[device]
+            if name != used[device]
         }
-    return result
+    unavailable = {b.name: b.unavailable() for b in table.backends.values()}
+    return {"backends": unavailable, "not_used": not_used, **used}
 
 
 def show(info: dict) -> None:

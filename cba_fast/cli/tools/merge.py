@@ -7,7 +7,7 @@ import click
 
 from ...errors import InputError
 from ...runs.settings import DataConfig
-from ...shapes import MOST
+from ...shapes import MOST, map_shape
 from ..options import PATH, POSITIVE, config_option, family_options, option
 
 
@@ -48,7 +48,7 @@ def command(model_config, output, input_size, num_samples, seed):
     if not mergeable(original):
         raise InputError(f"{weights}: the branches are merged already")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(num_samples, 3, side, side, generator=generator)
+    x = torch.randn(num_samples, 3, *map_shape(side), generator=generator)
     with torch.inference_mode():
         expected = original(x)
     entries = len(original.state_dict())

@@ -27,11 +27,11 @@ def command(source: str, output: str, link: bool) -> None:
     https://www.vision.caltech.edu/datasets/cub_200_2011/. Running it again changes nothing.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
     from ...datasets.prepare import prepare_cub
 
-    tasks: dict[str, int] = {}
+    tasks: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description:>14}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
 

@@ -137,8 +137,8 @@ def _results(tuned) -> list:
             ms = tuned.table.cases[str(job.call(layout))]
             ours = min((m for m in ms if m in METHODS), key=ms.get, default=None)
             # PyTorch's bfloat16 convolutions that might hang are not called: "torch" does without.
-            theirs = [m for m in ms if m in RIVALS] or [m for m in ms if m == "torch"]
-            theirs = min(theirs, key=ms.get, default=None)
+            known = [m for m in ms if m in RIVALS] or [m for m in ms if m == "torch"]
+            theirs = min(known, key=ms.get, default=None)
             cells = [str(job.case), job.direction, job.dtype, layout, ours or "none right"]
             if ours is None or theirs is None:
                 rows.add_row(*cells, theirs or "far slower", f"{ms[ours]:.4g}" if ours else "", "")

@@ -34,7 +34,7 @@ from ...training.config import LAYER_SCALE
 from ...training.train import TrainConfig, train
 from .parts import INPUT_SIZE, METHODS, DemoModel, DemoRow, DemoTask
 
-_said = None  # takes the lines of this process, if it runs a model for a demo
+_said: Any = None  # takes the lines of this process, if it runs a model for a demo
 
 
 def begin_worker(said: Any, stop: Any) -> None:
@@ -44,6 +44,7 @@ def begin_worker(said: Any, stop: Any) -> None:
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
         while not stop.wait(0.5) and parent.is_alive():
             pass
         os._exit(1)
@@ -57,7 +58,8 @@ def run_model(model: DemoModel, task: DemoTask) -> DemoRow:
     done = task.root / f"{model.slug}.json"
     if done.exists():
         said.put(f"{model.title}: done before")
-        return DemoRow(**files.read_json(done))
+        row: Any = files.read_json(done)
+        return DemoRow(**row)
     torch.set_num_threads(1)
     weights, seconds = _train(model, task, said)
     row = _measure(model, weights, seconds, task)
@@ -149,9 +151,11 @@ def _measure(model: DemoModel, weights: Path, seconds: float, task: DemoTask) ->
     )
     figure = plot_erf_map(erf_map.erf.map, erf_map.ratios, title=model.title)
     save_figure(figure, root / f"erf_map_{model.slug}.png")
+    labels = scores["cam"].classification
+    assert labels is not None  # the images have labels
     return DemoRow(
         model.title,
-        scores["cam"].classification["top1"],
+        labels["top1"],
         {m: scores[m].result.max_box_acc for m in METHODS},
         {m: scores[m].result.max_box_acc_v2 for m in METHODS},
         stats.mean,

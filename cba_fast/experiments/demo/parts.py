@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ... import resume
+from ...choices import Family, Method
 from ...runs.settings import ModelConfig
 from ...short import Short
 
 IMAGE_SIZE = 128
 INPUT_SIZE = 96  # 6x6 feature maps at output stride 16
-METHODS = ("cam", "pc1")
+METHODS: tuple[Method, ...] = ("cam", "pc1")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class DemoModel:
 
     title: str
     slug: str
-    family: str
+    family: Family
     name: str
     epochs: int
     quick_epochs: int

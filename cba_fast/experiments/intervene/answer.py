@@ -78,7 +78,8 @@ def _erf_sign(effects: dict[str, Effect]) -> int:
 
 
 def _follows(found: Findings) -> list[str]:
-    if found.untouched.effects[BOX].value <= found.centred_box:
+    localized = found.untouched.effects[BOX].value
+    if localized is not None and localized <= found.centred_box:
         return [
             "nothing on localization, because the untouched network localizes no better than one"
             " centred box for all images, which looks at none."
@@ -126,7 +127,7 @@ def _of_smaller(found: Findings, smaller: list[Row]) -> list[str]:
             " smaller ERF does not harm localization."
         )
     if same:
-        most = max(-r.effects[BOX].low for r in same)
+        most = max(-low for r in same if (low := r.effects[BOX].low) is not None)
         lines.append(
             f"at {_doses(same)} the ERF is smaller and no change of MaxBoxAcc is shown: the"
             f" intervals allow a fall of up to {most:.1f} points."

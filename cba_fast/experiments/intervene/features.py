@@ -141,5 +141,5 @@ def with_changed_features(model: nn.Module, change: Change) -> nn.Module:
         maps, layout = _maps(model, features, images)
         return layout.from_nchw(change(maps), features)
 
-    model.forward_features = forward_features
+    vars(model)["forward_features"] = forward_features
     return model

@@ -1,5 +1,6 @@
 """Differences between changed and untouched networks, with paired intervals over the images."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 
 from ... import files, resume
 from ...runs.scoring.boxes import versions
+from ...shapes import map_shape
 from ...short import Short
+from ...wsol import BoxEvaluator
 from ...wsol.scoring.bootstrap import compare
 from ...wsol.scoring.resampling import check_resampling, draw, percentile_interval
 from ..baselines import fixed_box_baselines
@@ -171,21 +174,21 @@ class _Comparison:
         seed: int,
     ):
         self.found, self.ids, self.erf_ids = found, ids, erf_ids
-        self.how = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
+        how = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
+        self.how: dict[str, Any] = how
         # `compare` draws in the same way, so that top-1 has the resamples of the boxes.
         self.counts, self.erf_counts = (
             np.stack([np.ones(n, np.int64), *(draw(rng, n) for _ in range(num_resamples))])
             for n, rng in ((len(i), np.random.default_rng(seed)) for i in (ids, erf_ids))
         )
-        self._evaluators: dict[int, object] = {}
+        self._evaluators: dict[int, BoxEvaluator] = {}
 
     def __call__(self, a: Measured, b: Measured) -> dict[str, Effect]:
         effects = {}
         if len(a.right) and len(b.right):
-            effects[TOP1] = self._effect(
-                self.counts, *(100.0 * _take(m.right, m.ids, self.ids) for m in (a, b))
-            )
-        scores = compare(*map(self._evaluator, (a, b)), **self.how)
+            right = [100.0 * _take(m.right, m.ids, self.ids) for m in (a, b)]
+            effects[TOP1] = self._effect(self.counts, right[0], right[1])
+        scores = compare(self._evaluator(a), self._evaluator(b), **self.how)
         for name in (BOX, V2):
             d: Any = scores.find(name)
             effects[name] = Effect(d.a, d.estimate, d.low, d.high)
@@ -193,12 +196,12 @@ class _Comparison:
             [_take(getattr(m, name), m.erf_ids, self.erf_ids) for m in (a, b)]
             for name in ("erf_size", "squares")
         )
-        effects[SIZE] = self._effect(self.erf_counts, *sizes)
-        side = self.found.what.data.input_size
-        effects[AREA] = self._effect(self.erf_counts, *squares, lambda s: area_of(s, side))  # type: ignore[call-arg]
+        effects[SIZE] = self._effect(self.erf_counts, sizes[0], sizes[1])
+        area = functools.partial(area_of, input_size=map_shape(self.found.what.data.input_size)[0])
+        effects[AREA] = self._effect(self.erf_counts, squares[0], squares[1], area)
         return effects
 
-    def _evaluator(self, m: Measured):
+    def _evaluator(self, m: Measured) -> BoxEvaluator:
         if id(m) not in self._evaluators:
             self._evaluators[id(m)] = m.evaluator(self.found.what, self.ids)
         return self._evaluators[id(m)]

@@ -36,7 +36,7 @@ def _first_of_each_weight(convolutions: dict[str, nn.Conv2d]) -> set[str]:
     return set({id(m.weight): n for n, m in reversed(convolutions.items())}.values())
 
 
-def distances(kernel_size: tuple[int, int]) -> np.ndarray:
+def distances(kernel_size: tuple[int, ...]) -> np.ndarray:
     """Return how far each tap of a kernel (KH, KW) is from the centre, (KH, KW) float64.
 
     With (y, x) counted from the centre, ((KH-1)/2, (KW-1)/2), the distance is max(|y|, |x|) in a

@@ -18,6 +18,7 @@ from ...runs.evaluate import ScoredImages, score_images
 from ...runs.inference import report_on
 from ...runs.runtime import Runtime
 from ...runs.settings import InterveneConfig
+from ...shapes import map_shape
 from ...short import Short
 from ...wsol import BoxEvaluator, correct_classes
 
@@ -148,7 +149,7 @@ def measure_fields(
     first = {
         "index": torch.empty(0, dtype=torch.int64),
         "size": torch.empty(0, dtype=torch.float64),
-        "squares": torch.empty(0, size // 2 + 1, dtype=torch.float64),
+        "squares": torch.empty(0, map_shape(size)[0] // 2 + 1, dtype=torch.float64),
     }
     state = walk.run(step, first)
     report.check_any(len(state["index"]))

@@ -1,10 +1,12 @@
 """Plot localization against the ERF along the changes of a network."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...analysis.plots import make_figure
 from .answer import KINDS
-from .findings import AREA, BOX, SIZE, TITLES, UNITS, Findings, Row
+from .findings import AREA, BOX, SIZE, TITLES, UNITS, Effect, Findings, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,8 +51,8 @@ def plot_interventions(found: Findings, *, show: bool = False) -> "Figure":
 
 def _panel(ax: "Axes", found: Findings, metric: str) -> None:
     base = found.untouched.effects
-    start = base[metric].value, base[BOX].value
-    if start[0] is not None:
+    start = _value(base, metric), _value(base, BOX)
+    if not math.isnan(start[0]):
         ax.axvline(start[0], color="0.5", lw=1, ls="--", zorder=1)
     ax.axhline(start[1], color="0.5", lw=1, ls="--", zorder=1)
     for kind in KINDS:
@@ -65,8 +67,8 @@ def _panel(ax: "Axes", found: Findings, metric: str) -> None:
 
 def _line(ax: "Axes", kind: str, rows: list[Row], metric: str, start: tuple) -> None:
     color, marker = _STYLES[kind]
-    x = [r.effects[metric].value for r in rows]
-    y = [r.effects[BOX].value for r in rows]
+    x = [_value(r.effects, metric) for r in rows]
+    y = [_value(r.effects, BOX) for r in rows]
     above = 5 if kind == "outer" else 3
     line = [start[0], *x], [start[1], *y]
     ax.plot(*line, "-", color=color, lw=2 if kind == "outer" else 1.2, alpha=0.6, zorder=2)
@@ -91,14 +93,14 @@ def _line(ax: "Axes", kind: str, rows: list[Row], metric: str, start: tuple) -> 
 def _by_dose(ax: "Axes", found: Findings) -> None:
     """Draw MaxBoxAcc from dose to dose, the kinds beside each other."""
     doses = list(dict.fromkeys(r.setting.dose for r in found.rows))
-    base = found.untouched.effects[BOX].value
+    base = _value(found.untouched.effects, BOX)
     ax.axhline(base, color="0.5", lw=1, ls="--", zorder=1)
     for number, kind in enumerate(KINDS):
         rows, (color, marker) = found.of_kind(kind), _STYLES[kind]
         if not rows:
             continue
         x = [doses.index(r.setting.dose) + 0.12 * (number - 2) for r in rows]
-        y = [r.effects[BOX].value for r in rows]
+        y = [_value(r.effects, BOX) for r in rows]
         ax.plot([0, *x], [base, *y], "-", color=color, lw=1, alpha=0.5)
         for row, a, b in zip(rows, x, y, strict=True):
             bar = _bar(row, BOX, b, base)
@@ -110,9 +112,14 @@ def _by_dose(ax: "Axes", found: Findings) -> None:
     ax.grid(True, linestyle=":", alpha=0.4)
 
 
+def _value(effects: Mapping[str, Effect], metric: str) -> float:
+    value = effects[metric].value
+    return math.nan if value is None else value
+
+
 def _bar(row: Row, metric: str, value: float, base: float) -> list[list[float]] | None:
     effect = row.effects[metric]
-    if effect.low is None:
+    if effect.low is None or effect.high is None:
         return None
     # A percentile interval need not contain the estimate; a bar cannot end beyond its point.
     return [[max(0.0, value - base - effect.low)], [max(0.0, effect.high - (value - base))]]

@@ -156,6 +156,7 @@ class Networks:
         # Strips stay strips here, whatever form is faster later.
         network = merged_copy(self.model, self.keep_layers)
         found = large_kernels(network, self.config.min_kernel)
+        assert setting.radius is not None  # as every cut has
         share = cut_kernels(found, setting.radius, setting.kind, self.config.seed)
         return run.form_of(network, self.keep_layers), share
 
@@ -220,7 +221,7 @@ class Interventions(Short):
 def intervene(
     model_config: ModelConfig,
     data: DataConfig,
-    run: RunConfig,
+    run: RunConfig | Runtime,
     maps: MapConfig,
     box_config: BoxConfig,
     config: InterveneConfig,
@@ -261,7 +262,7 @@ def intervene(
         output.check(overwrite)
     for output in outputs:
         output.prepare(overwrite)
-    exact, networks = Runtime.of(run.config.for_erf()), None  # type: ignore[attr-defined]
+    exact, networks = Runtime.of(run.config.for_erf()), None
     found = Interventions({}, what, config, describe.used)
     for setting, output in progress(zip(plan, outputs, strict=True), len(plan)):
         path = folder / setting.file

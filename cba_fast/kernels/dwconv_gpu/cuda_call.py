@@ -98,5 +98,5 @@ def with_unit_columns(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
 
 
-def _images(x: Tensor) -> tuple[int, tuple[int, int, int]]:
+def _images(x: Tensor) -> tuple[int, tuple[int, ...]]:
     return x.data_ptr(), x.stride()[:3]

@@ -33,7 +33,7 @@ def grad_weight(grad: Tensor, x: Tensor, kernel_size: tuple[int, int]) -> Tensor
     return call.grad_weight(kernel, grad, x, kernel_size, parts, partials=parts > 1)
 
 
-def splits(shape: tuple[int, int, int, int]) -> int:
+def splits(shape: tuple[int, ...]) -> int:
     """Return the number of parts of the batch that the weight gradient sums separately."""
     n, c, h, w = shape
     at_once = _IMAGES_AT_ONCE if h * w <= _SMALL_PLANE else 1

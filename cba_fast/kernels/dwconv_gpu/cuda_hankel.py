@@ -106,7 +106,7 @@ def time(shape: tuple[int, int, int, int], kernel_size: tuple[int, int], using: 
 
 
 @functools.lru_cache(maxsize=4096)
-def weight_tile(shape: tuple[int, int, int, int], kernel_size: tuple[int, int]) -> WeightTile:
+def weight_tile(shape: tuple[int, ...], kernel_size: tuple[int, int]) -> WeightTile:
     """Return the tile of the weight gradient with the fewest operations for images (N,C,H,W)."""
     n, c, h, w = shape
     kernel_h, kernel_w = min(kernel_size[0], 2 * h - 1), min(kernel_size[1], 2 * w - 1)
@@ -151,7 +151,7 @@ def apart(size: int, images: int) -> int:
     return size
 
 
-def splits(shape: tuple[int, int, int, int], using: WeightTile) -> int:
+def splits(shape: tuple[int, ...], using: WeightTile) -> int:
     """Return the number of parts of a channel's work that the weight gradient sums separately.
 
     It depends on the shape alone, because it decides the order of additions: every GPU then returns
@@ -184,7 +184,7 @@ def grad_weight(
     Args:
         using: the tile; None for the one of `weight_tile`.
     """
-    shape, kernel_size = tuple(x.shape), tuple(kernel_size)
+    shape, kernel_size = tuple(x.shape), (kernel_size[0], kernel_size[1])
     if x.numel() == 0:
         return x.new_zeros((shape[1], 1, *kernel_size))
     using = using or weight_tile(shape, kernel_size)

@@ -52,12 +52,12 @@ class Window(NamedTuple):
     offset: int
 
 
-def family(size: tuple[int, int]) -> str:
+def family(size: tuple[int, ...]) -> str:
     """Return the forward kernel for maps (H, W): "toeplitz" for small ones, else "band"."""
     return "toeplitz" if size[0] * size[1] <= SMALL_MAP else "band"
 
 
-def is_transposed(kernel_size: tuple[int, int]) -> bool:
+def is_transposed(kernel_size: tuple[int, ...]) -> bool:
     """Say whether a kernel is so tall that image and kernel are better transposed.
 
     A band has at least 16 + kw - 1 columns, which is several times the 5 of a 51x5 kernel, but less

@@ -107,7 +107,7 @@ def layout_of(
         return FeatureLayout(layout)
     for kinds in _evidence(features, image_size, model, last, channels, head):
         if len(kinds) == 1:
-            return FeatureLayout(*kinds)
+            return FeatureLayout(kinds.pop())
     raise ValueError(
         f"{where} gives {tuple(features.shape)}, which may be (N,C,h,w) or (N,h,w,C): say"
         " layout='NCHW' or layout='NHWC'"
@@ -144,7 +144,7 @@ def _evidence(
     yield {kind for kind, (h, w) in sides.items() if h * width == w * height}
     # timm's models of another format say so.
     yield said or ({"NCHW"} if not last and hasattr(model, "pretrained_cfg") else set())
-    if head is None and last and hasattr(model, "forward_head"):
+    if head is None and last and model is not None and hasattr(model, "forward_head"):
         head = pooling_head(model)
     if head is not None:
         probe = random_like(features)

@@ -66,6 +66,7 @@ def map_of(
         if kind is None or layout is not None or getattr(features, "ndim", 0) != 4:
             raise
         found = FeatureLayout(kind)
+    assert isinstance(features, Tensor)  # all else is no map
     return found.to_nchw(features)
 
 

@@ -28,6 +28,7 @@ class Classifier(nn.Module):
     study_softmax = False
     output_fmt = "NCHW"
     _classifier_name = "head"
+    norm: nn.Module
 
     def stage_modules(self) -> list[Sequence[nn.Module]]:
         """Return each stage's modules in running order; the last one's output is the stage's."""
@@ -68,11 +69,10 @@ class Classifier(nn.Module):
         parent, _, name = self._classifier_name.rpartition(".")
         holder = self.get_submodule(parent)
         kind = holder.global_pool.pool_type if global_pool is None else global_pool
-        holder.global_pool, linear = create_classifier(
-            self.num_features, num_classes, pool_type=kind
-        )
+        pool, linear = create_classifier(self.num_features, num_classes, pool_type=kind)
+        holder.global_pool = pool
         setattr(holder, name, linear.to(next(self.parameters())).train(self.training))
-        self.head_hidden_size = self.num_features * holder.global_pool.feat_mult()
+        self.head_hidden_size = self.num_features * pool.feat_mult()
         self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -125,7 +125,7 @@ class Classifier(nn.Module):
         return found if intermediates_only else (x, found)
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the modules that the outputs of the chosen stages do not need, as timm does.
 
@@ -198,7 +198,7 @@ class BackboneWithHead(Classifier):
         return self.get_submodule("0")
 
     @property
-    def head(self) -> ClassifierHead:
+    def head(self) -> nn.Module:
         return self.get_submodule("1")
 
     def stage_modules(self) -> list[Sequence[nn.Module]]:

@@ -44,7 +44,7 @@ class ConvNeXtLikeBackbone(nn.Module):
             Stage(*(block(i, rate) for rate in rates))
             for i, rates in enumerate(drop_path_rates(drop_path_rate, depths))
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=1e-6)
 
     def stage_modules(self) -> list[Sequence[nn.Module]]:
         """Return each stage's downsampling layers and its blocks."""

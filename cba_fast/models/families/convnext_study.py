@@ -69,8 +69,9 @@ class _StemAndStages(nn.Sequential):
     """timm's stem and stages under the names ``0`` and ``1``."""
 
     def stage_modules(self) -> list[tuple[nn.Module, ...]]:
-        stem, stages = self
+        stem, stages = self[0], list(self[1].children())
         return [(stem, stages[0]), *((stage,) for stage in stages[1:])]
 
     def keep_stages(self, count: int) -> None:
-        self[1] = self[1][:count]
+        stages: Any = self[1]
+        self[1] = stages[:count]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...nn import DepthwiseConv2d
 from ...nn.fuse import fuse_conv_bn, pad_kernel
+from ...shapes import pair
 from .layers import Mergeable
 
 
@@ -20,7 +21,7 @@ def depthwise(dim: int, kernel_size: int | tuple[int, int], bias: bool) -> Depth
 
 
 def _branch(dim: int, kernel_size: int | tuple[int, int], norm: bool) -> nn.Sequential:
-    layers = OrderedDict(conv=depthwise(dim, kernel_size, bias=False))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=depthwise(dim, kernel_size, bias=False))
     if norm:
         layers["bn"] = nn.BatchNorm2d(dim)
     return nn.Sequential(layers)
@@ -62,17 +63,17 @@ class ReparamLargeKernelConv(Mergeable):
         merged: bool = False,
     ):
         super().__init__()
-        strips = ((kernel_size, strip_width), (strip_width, kernel_size))
-        if merged and strip_width is None:
-            self.lkb_reparam = depthwise(dim, kernel_size, bias=True)
-            return
-        if merged:
-            self.LoRA1 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[0], bias=True)))
-            self.LoRA2 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[1], bias=False)))
-            return
         if strip_width is None:
+            if merged:
+                self.lkb_reparam = depthwise(dim, kernel_size, bias=True)
+                return
             self.lkb_origin = _branch(dim, kernel_size, norm)
         else:
+            strips = ((kernel_size, strip_width), (strip_width, kernel_size))
+            if merged:
+                self.LoRA1 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[0], bias=True)))
+                self.LoRA2 = nn.Sequential(OrderedDict(conv=depthwise(dim, strips[1], bias=False)))
+                return
             self.LoRA1 = _branch(dim, strips[0], norm)
             self.LoRA2 = _branch(dim, strips[1], norm)
         if small_kernel is not None:
@@ -105,13 +106,14 @@ class ReparamLargeKernelConv(Mergeable):
             return
         fused = {name: _kernel_and_bias(branch) for name, branch in self.named_children()}
         like = next(self.children()).conv
-        bias = sum(b for _, b in fused.values())
+        one, *others = (b for _, b in fused.values())
+        bias = sum(others, one)
         kernels = {name: kernel for name, (kernel, _) in fused.items()}
         for name in fused:
             delattr(self, name)
         if strips and "LoRA1" in kernels:
             second = kernels.pop("LoRA2")
-            first = _sum_of(kernels.values(), kernels["LoRA1"].shape[-2:])
+            first = _sum_of(kernels.values(), pair(kernels["LoRA1"].shape[-2:]))
             self.LoRA1 = nn.Sequential(OrderedDict(conv=conv_of(first, bias, like)))
             self.LoRA2 = nn.Sequential(OrderedDict(conv=conv_of(second, None, like)))
         else:
@@ -121,10 +123,11 @@ class ReparamLargeKernelConv(Mergeable):
 
 def _sum_of(kernels: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
     """Return the sum of kernels (C,1,kh,kw), each centred in `size`."""
-    return sum(pad_kernel(kernel, size) for kernel in kernels)
+    first, *others = (pad_kernel(kernel, size) for kernel in kernels)
+    return sum(others, first)
 
 
-def _kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
+def _kernel_and_bias(branch: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the float64 kernel (C,1,kh,kw) and bias (C,) of a branch with its norm folded."""
     # The norm is folded in float64, so that the sum of the branches is rounded only once.
     conv = copy.deepcopy(branch.conv).double()
@@ -143,7 +146,7 @@ def conv_of(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> DepthwiseCo
         like: gives dtype, device, mode and whether the parameters require gradients.
     """
     with torch.device("meta"):  # skips a random initialization that would be thrown away
-        conv = depthwise(len(weight), tuple(weight.shape[-2:]), bias=bias is not None)
+        conv = depthwise(len(weight), pair(weight.shape[-2:]), bias=bias is not None)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             value = value.detach().to(like.weight)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Layout(Short):
     family: str
     name: str
     classifier: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def detect_layout(state: dict[str, Tensor]) -> Layout | None:
@@ -40,7 +41,7 @@ def detect_layout(state: dict[str, Tensor]) -> Layout | None:
 
     if has(r"^stem\.0\.conv\.|\.prelkb_bn\."):
         merged = has(r"\.large_kernel\.lkb_reparam\.")
-        options = {"merged": True} if merged else {}
+        options: dict[str, Any] = {"merged": True} if merged else {}
         return Layout("replknet", "merged" if merged else "official", "head.weight", options)
     if has(r"^0\.downsample_layers\.|\.dwconv\.conv_"):
         square, cross = has(r"\.conv_merged\."), has(r"\.conv_merged_[hw]\.")

@@ -42,7 +42,7 @@ class RepLKBlock(nn.Module):
         merged: bool = False,
     ):
         super().__init__()
-        self.prelkb_bn = nn.BatchNorm2d(dim)
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(dim)
         self.pw1 = conv_bn(dim, dw_dim, 1, relu=True)
         self.large_kernel = ReparamLargeKernelConv(dw_dim, kernel_size, small_kernel, merged=merged)
         self.lk_nonlinear = nn.ReLU(inplace=True)
@@ -60,7 +60,7 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop_path_rate: float = 0.0):
         super().__init__()
-        self.preffn_bn = nn.BatchNorm2d(dim)
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(dim)
         self.pw1 = conv_bn(dim, hidden_dim, 1)
         self.nonlinear = nn.GELU()
         self.pw2 = conv_bn(hidden_dim, dim, 1)
@@ -79,13 +79,13 @@ class RepLKNetStage(nn.Module):
         dim: int,
         rates: Sequence[float],
         kernel_size: int,
-        small_kernel: int,
+        small_kernel: int | None,
         dw_ratio: float,
         ffn_ratio: float,
         merged: bool,
     ):
         super().__init__()
-        blocks = []
+        blocks: list[nn.Module] = []
         for rate in rates:
             dw_dim = int(dim * dw_ratio)
             blocks.append(RepLKBlock(dim, dw_dim, kernel_size, small_kernel, rate, merged))

@@ -86,7 +86,8 @@ class MixedLargeKernel(Mergeable):
             return
         # Two strips cost 2 K products per output value, a square kernel K * K.
         like = self.conv_square
-        bias = self.alpha * (self.conv_h.bias.double() + self.conv_w.bias.double())
+        biases = [c.bias.double() for c in (self.conv_h, self.conv_w) if c.bias is not None]
+        bias = self.alpha * sum(biases[1:], biases[0])
         self.conv_merged_h = conv_of(self.alpha * self.conv_h.weight.double(), bias, like)
         self.conv_merged_w = conv_of(self.alpha * self.conv_w.weight.double(), None, like)
         del self.conv_h, self.conv_w, self.conv_square
@@ -94,11 +95,10 @@ class MixedLargeKernel(Mergeable):
     def _square(self, alpha: float, *convs: nn.Conv2d) -> None:
         """Replace conv_h, conv_w and, with coefficient beta, conv_square by their weighted sum."""
         edge = max(conv.kernel_size[0] for conv in convs)
-        kernel, bias = 0.0, 0.0
-        for coefficient, conv in zip((alpha, alpha, self.beta), convs):
-            kernel = kernel + coefficient * pad_kernel(conv.weight.double(), edge)
-            if conv.bias is not None:
-                bias = bias + coefficient * conv.bias.double()
+        parts = list(zip((alpha, alpha, self.beta), convs))
+        kernels = [a * pad_kernel(conv.weight.double(), edge) for a, conv in parts]
+        biases = [a * conv.bias.double() for a, conv in parts if conv.bias is not None]
+        kernel, bias = (sum(each[1:], each[0]) for each in (kernels, biases))
         self.conv_merged = conv_of(kernel, bias, convs[0])
         for name in [n for n, _ in self.named_children() if n != "conv_merged"]:
             delattr(self, name)
@@ -113,7 +113,7 @@ class SLaKFlexBlock(LayerScaleBlock):
         kernel_size: int,
         drop_path_rate: float,
         layer_scale: float | None,
-        merged: bool,
+        merged: str | None,
     ):
         super().__init__(dim, drop_path_rate, layer_scale)
         self.dwconv = MixedLargeKernel(dim, kernel_size, merged)

@@ -10,6 +10,7 @@ from ...nn import DepthwiseConv2d, pad_kernel
 from ...nn.depthwise import true_padding, with_parameters
 from ...nn.fuse import affine_of
 from ...ops.dwconv_checks import MAX_KERNEL
+from ...shapes import pair
 from ..families.large_kernel import conv_of
 
 # Narrowest strips that become one square kernel where transforms compute it: see
@@ -52,7 +53,7 @@ class _Branch:
 
     @property
     def size(self) -> tuple[int, int]:
-        return tuple(self.kernel.shape[-2:])
+        return pair(self.kernel.shape[-2:])
 
     def fits_into(self, other: "_Branch") -> bool:
         """Say whether `other` can take this kernel in without getting larger."""
@@ -74,11 +75,12 @@ class _Branch:
             return conv_of(self.kernel, self.bias, self.conv)
         cls = DepthwiseConv2d if isinstance(self.conv, DepthwiseConv2d) else nn.Conv2d
         like = self.conv.weight
-        parameters = [
-            None if p is None else nn.Parameter(p.to(like), requires_grad=like.requires_grad)
-            for p in (self.kernel, self.bias)
-        ]
-        return with_parameters(cls, self.conv, *parameters)
+
+        def parameter(value: Tensor) -> nn.Parameter:
+            return nn.Parameter(value.to(like), requires_grad=like.requires_grad)
+
+        bias = None if self.bias is None else parameter(self.bias)
+        return with_parameters(cls, self.conv, parameter(self.kernel), bias)
 
 
 def merged(convs: Sequence[nn.Conv2d], strips: bool) -> list[nn.Conv2d]:
@@ -110,7 +112,7 @@ def _in_one_square(branches: list[_Branch]) -> list[_Branch]:
         return branches
     first, *others = wide
     for branch in others:
-        first.add(branch, tuple(max(s) for s in zip(first.size, branch.size, strict=True)))
+        first.add(branch, pair([max(s) for s in zip(first.size, branch.size, strict=True)]))
     return [first, *(b for b in branches if not any(b is w for w in wide))]
 
 
@@ -132,7 +134,7 @@ def _alignment(branch: _Branch) -> tuple | None:
         if any(k % 2 == 0 for k in branch.size):
             return None
         padding = tuple(k // 2 for k in branch.size)
-    padding = (0, 0) if padding == "valid" else padding
+    padding = (0, 0) if isinstance(padding, str) else padding  # "valid"
     if conv.padding_mode != "zeros" and any(padding):
         return None
     shrinkage = (k - 2 * p for k, p in zip(branch.size, padding, strict=True))

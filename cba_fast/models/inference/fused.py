@@ -198,7 +198,8 @@ class FusedConvNeXtBlock(_Fused, ConvNeXtBlock):
             y = self.norm(y)
         else:
             y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return fused_mlp(self.mlp.fc1, activation_name(self.mlp.act), self.mlp.fc2, y, add=x)
+        activation = activation_name(self.mlp.act) or "none"
+        return fused_mlp(self.mlp.fc1, activation, self.mlp.fc2, y, add=x)
 
 
 _FUSED = {

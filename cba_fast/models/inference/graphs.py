@@ -30,11 +30,11 @@ class Graph:
         """Return the module that a node calls, or None."""
         if node is None or node.op != "call_module":
             return None
-        return self._root.get_submodule(node.target)
+        return self._root.get_submodule(str(node.target))
 
     def name(self, node: fx.Node) -> str:
         """Return the name in the model of the module that a node calls."""
-        return f"{self._prefix}.{node.target}" if self._prefix else node.target
+        return f"{self._prefix}.{node.target}" if self._prefix else str(node.target)
 
     def adding_modules(self) -> set[str]:
         """Return the names in the model of the modules whose own code adds tensors."""
@@ -54,14 +54,14 @@ class Graph:
     def source(self, node: fx.Node) -> tuple[fx.Node | None, bool]:
         """Return the node whose values another gets, and whether their last axis became axis 1."""
         permuted = False
-        node = input_of(node)
-        while node is not None and len(node.users) == 1:
-            if _moves_channels_first(node) and not permuted:
+        found = input_of(node)
+        while found is not None and len(found.users) == 1:
+            if _moves_channels_first(found) and not permuted:
                 permuted = True
-            elif not self._does_nothing(node):
+            elif not self._does_nothing(found):
                 break
-            node = input_of(node)
-        return node, permuted
+            found = input_of(found)
+        return found, permuted
 
     def through_nothing(self, node: fx.Node | None, shared: bool = False) -> fx.Node | None:
         """Return the node that gives a node its values, past identities.
@@ -70,17 +70,19 @@ class Graph:
             node: where to begin.
             shared: whether to pass identities of which there are several users.
         """
-        while self._does_nothing(node) and (shared or len(node.users) == 1):
+        while node is not None and self._does_nothing(node):
+            if not shared and len(node.users) != 1:
+                break
             node = input_of(node)
         return node
 
-    def _does_nothing(self, node: fx.Node | None) -> bool:
+    def _does_nothing(self, node: fx.Node) -> bool:
         return (_adds(node) and 0 in node.args) or isinstance(self.module(node), _NOTHING)
 
-    def leaves(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield the nodes that a tree of additions sums."""
-        for term in map(self.through_nothing, node.args):
-            if is_addition(term) and len(term.users) == 1:
+    def leaves(self, node: fx.Node) -> Iterator[fx.Node | None]:
+        """Yield the nodes that a tree of additions sums; None for what comes from no node."""
+        for term in map(self.through_nothing, node.all_input_nodes):
+            if term is not None and is_addition(term) and len(term.users) == 1:
                 yield from self.leaves(term)
             else:
                 yield term
@@ -129,11 +131,11 @@ def _moves_channels_first(node: fx.Node) -> bool:
     if node.target not in ("permute", torch.permute):
         return False
     order = node.args[1] if len(node.args) == 2 else node.args[1:]
-    return tuple(order) == (0, 3, 1, 2)
+    return isinstance(order, list | tuple) and tuple(order) == (0, 3, 1, 2)
 
 
-def _adds(node: fx.Node | None) -> bool:
-    called = node is not None and node.op in ("call_function", "call_method")
+def _adds(node: fx.Node) -> bool:
+    called = node.op in ("call_function", "call_method")
     return called and node.target in _ADDITIONS and not node.kwargs
 
 

@@ -22,7 +22,8 @@ from .graphs import Graph, input_of, is_addition, short_error
 MOST_BRANCHES = 32
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d, nn.Linear)
+_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
+_LAYERS += (nn.Linear,)
 _LAYERS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -45,12 +46,15 @@ class Step(Short):
         """Change `model` in place; see `cba_fast.models.inference.branches.merged` for `strips`."""
         target = model.get_submodule(self.target)
         if self.kind == "sum":
-            rest = _Sum.of(target).replaced(strips)
+            found = _Sum.of(target)
+            assert found is not None  # a step is made for what was found
+            rest = found.replaced(strips)
         else:
             layer = model.get_submodule(self.layers[0])
             if self.kind == "after":
                 fold_norm_after(layer, target)
             else:
+                assert isinstance(layer, nn.Conv2d)  # as `conv1x1_after` finds them
                 new = fold_bn_before_conv1x1(target, layer)
                 layer.weight, layer.bias = new.weight, new.bias
             rest = nn.Identity()
@@ -116,7 +120,7 @@ class Search:
     def _step_of(self, graph: Graph, node: fx.Node) -> Step | str:
         """Return the step that folds the norm of a node, or the reason why there is none."""
         norm, name = graph.module(node), graph.name(node)
-        if not any(computes_as(norm, base) for base in _BATCH_NORMS):
+        if norm is None or not any(computes_as(norm, base) for base in _BATCH_NORMS):
             return f"its type is {type(norm).__qualname__}, which may compute something else"
         if norm.running_mean is None or norm.running_var is None:
             return "it has no running statistics"
@@ -125,15 +129,15 @@ class Search:
         source, permuted = graph.source(node)
         layer = graph.module(source)
         why = f"it follows {graph.describe(graph.through_nothing(source, shared=True))}"
-        if _is_layer(layer, norm, permuted):
+        if source is not None and _is_layer(layer, norm, permuted):
             if len(source.users) == 1:
-                why = self._untouchable(graph, source)
-                return why or Step("after", name, (graph.name(source),))
+                after = Step("after", name, (graph.name(source),))
+                return self._untouchable(graph, source) or after
             why = f"the result of {graph.name(source)} is used elsewhere, too"
-        after = graph.conv1x1_after(node)
-        if after is None or not _only_norms(norm):
+        conv = graph.conv1x1_after(node)
+        if conv is None or not _only_norms(norm):
             return why
-        return self._untouchable(graph, after) or Step("before", name, (graph.name(after),))
+        return self._untouchable(graph, conv) or Step("before", name, (graph.name(conv),))
 
     def _untouchable(self, graph: Graph, node: fx.Node) -> str | None:
         name = graph.name(node)
@@ -196,20 +200,22 @@ class _Sum:
     @classmethod
     def _at(cls, module: nn.Module, graph: Graph, root: fx.Node) -> "_Sum | None":
         leaves = list(graph.leaves(root))
-        called = [leaf for leaf in leaves if graph.module(leaf) is not None]
+        called = [n for n in leaves if n is not None and graph.module(n) is not None]
         like = next((m for m in map(graph.module, called) if isinstance(m, nn.Conv2d)), None)
         if like is None or any(len(n.users) > 1 or graph.calls[n.target] > 1 for n in called):
             return None
         sources = {graph.through_nothing(input_of(leaf), shared=True) for leaf in called}
         # The input itself may be summed, too.
         rest = {graph.through_nothing(leaf, shared=True) for leaf in leaves if leaf not in called}
-        if len(sources) > 1 or None in sources or rest - sources:
+        source, *others = sources
+        if others or source is None or rest - sources:
             return None
-        convs = [graph.module(leaf) for leaf in leaves]
-        convs = [unit_conv(m, like) if m is None or _only_norms(m) else m for m in convs]
-        if not all(computes_as(m, nn.Conv2d) or computes_as(m, DepthwiseConv2d) for m in convs):
+        modules = [graph.module(leaf) for leaf in leaves]
+        convs = [unit_conv(m, like) if m is None or _only_norms(m) else m for m in modules]
+        known = [m for m in convs if m is not None and _is_conv2d(m)]
+        if len(known) < len(convs):
             return None
-        return cls(module, graph, root, sources.pop(), [leaf.target for leaf in called], convs)
+        return cls(module, graph, root, source, [leaf.target for leaf in called], known)
 
     def replaced(self, strips: bool) -> nn.Module:
         """Return a module that computes what the sum's module does, with fewer convolutions."""
@@ -230,6 +236,10 @@ class _Sum:
         rest.delete_all_unused_submodules()
         rest.recompile()
         return rest
+
+
+def _is_conv2d(module: nn.Module) -> bool:
+    return computes_as(module, nn.Conv2d) or computes_as(module, DepthwiseConv2d)
 
 
 def _only_norms(module: nn.Module) -> bool:

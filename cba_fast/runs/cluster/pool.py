@@ -4,6 +4,7 @@ Ray decides where and when a function runs. All machines see the same folders at
 have the same version of this package.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ... import __version__
+from ... import __version__, process
 from ...errors import CbaError, InputError
 from ..settings import ClusterConfig
 
@@ -161,7 +162,7 @@ def connected(config: ClusterConfig, log: Log) -> Iterator[Pool]:
     try:
         _reach(config.address or "")
         with _own_signals():
-            ray.init(**where, log_to_driver=False, logging_level="ERROR")
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as e:
         reason = str(e).splitlines()[0]
         raise InputError(f"`address` {config.address}: no Ray cluster answers: {reason}") from e
@@ -214,6 +215,7 @@ def _on_worker(name: str, place: tuple, lines, function: Callable, *args) -> obj
         reason = "all machines must see the same folders"
         raise InputError(f"{host} has no folder {folder}: {reason}") from e
     torch.set_num_threads(threads)
+    process.keep_freed_memory()
     return function(*args, log=lambda text: lines.add.remote(name, text))
 
 

@@ -10,6 +10,7 @@ from ..settings import BoxConfig, ClusterConfig, DataConfig, MapConfig, ModelCon
 from .pool import Log, Pool, connected, spoken
 
 Value = TypeVar("Value")
+_Settings = tuple[ModelConfig, DataConfig, RunConfig, MapConfig, BoxConfig]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Part(Ranks):
 class _Merging(Ranks):
     """The process that computes no batch, and gets from `parts` what each part noted, in order."""
 
-    parts: Iterator[tuple] | None = None
+    parts: Iterator[tuple] = field(default_factory=lambda: iter(()))
     alone: ClassVar[bool] = False
 
     def mine(self, batches: Sequence[Value]) -> Sequence[Value]:
@@ -82,11 +83,11 @@ def evaluate_in_shards(
         return evaluate(*settings, scored=scored, ranks=merging, **options)
 
 
-def _evaluate(part: _Part, settings: tuple, options: dict, *, log: Log) -> list:
+def _evaluate(part: _Part, settings: _Settings, options: dict, *, log: Log) -> list:
     """Return what a part notes, on a worker."""
     bar = spoken(log)
-    told = {"progress": bar("evaluating"), "erf_progress": bar("ERF sizes")}
-    evaluate(*settings, ranks=part, **told, **options)
+    shown, erf_shown = bar("evaluating"), bar("ERF sizes")
+    evaluate(*settings, ranks=part, progress=shown, erf_progress=erf_shown, **options)
     return part.noted
 
 

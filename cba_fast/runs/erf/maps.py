@@ -71,7 +71,7 @@ def compute_map(
         maps = [ErfMap(each, ended["count"], []) for each in (stored if several else [stored])]
         return _figures(maps, layers, notes, config)
     walk.partial = Partial(output)
-    if several:
+    if config.layer is not None and several:
         layers = layers_asked(config.layer, model, size, run)
     else:
         layers = [one_layer(config.layer, model)]

@@ -1,5 +1,6 @@
 """What the measurements of sizes and of maps share: their images, their records, their files."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -93,12 +94,12 @@ def deal(walk: Walk, partial: Partial | None, ranks: Ranks) -> None:
         ranks: the processes.
     """
 
-    def visited() -> list[int]:
+    def visited(partial: Partial) -> list[int]:
         kept = partial.gather()
         return kept["visited"].tolist() if kept else []
 
     walk.partial = partial
-    done = [] if partial is None else ranks.from_first(visited)
+    done = [] if partial is None else ranks.from_first(functools.partial(visited, partial))
     todo = left_of(cut(walk.indices, walk.batch_size), done)
     # Only the last batch may be short, so the walk will cut these images into the same batches.
     walk.indices = [i for batch in ranks.mine(todo) for i in batch]

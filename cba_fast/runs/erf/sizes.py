@@ -128,10 +128,10 @@ def compute_sizes(
         found = measure_sizes(model, records, data, run, config, partial, progress, **options)
         if ranks.leads:
             write_npy(output, found.sizes)
-    if save_map is not None:
+    if found.map is not None:
         mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
     if ended is None:
-        if mapped is not None:
+        if mapped is not None and save_map is not None:
             write_map(save_map, mapped, "study", {"score": config.score, **as_json(described)})
         for each in outputs if ranks.leads else ():
             each.finish(notes=found.notes, failed=found.failed)
@@ -187,7 +187,7 @@ def measure_sizes(
     check_precision(run.config)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     pixels = transform(data.input_size, data.preprocessing)
-    walk = walk_over(records, data.input_size, pixels, indices, run, progress)
+    walk = walk_over(records, data.input_size, pixels, indices.tolist(), run, progress)
     deal(walk, partial, ranks)
     p = config.shares[0] if len(config.shares) == 1 else list(config.shares)
     level = checkpoint_level(checkpoint, model, data.input_size, run)
@@ -206,7 +206,7 @@ def measure_sizes(
     report = ranks.merged(walk.report)
     place = {index: n for n, index in enumerate(indices.tolist())}
     report.failed.sort(key=lambda failed: place[failed[0]])
-    report.truncated.sort(key=place.get)
+    report.truncated.sort(key=place.__getitem__)
     report.check_any(len(sizes))
     notes = []
     if len(records) < config.num_samples:
@@ -228,13 +228,15 @@ def _sizes_of_all(
     Raises:
         CbaError: that of the first process which could not measure its images.
     """
+    measured = []
     for part in parts:
         if isinstance(part, CbaError):
             raise part
+        measured.append(part)
     place = {index: n for n, index in enumerate(sample.tolist())}
-    visited = [place[i] for part in parts for i in part.indices.tolist()]
-    sizes = np.concatenate([part.sizes for part in parts])[np.argsort(visited)]
-    return sizes, sum(part.num_zero for part in parts)
+    visited = [place[i] for part in measured for i in part.indices.tolist()]
+    sizes = np.concatenate([part.sizes for part in measured])[np.argsort(visited)]
+    return sizes, sum(part.num_zero for part in measured)
 
 
 def as_rows(stats: dict[float, SizeStats]) -> list[str]:

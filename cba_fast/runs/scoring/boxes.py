@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -184,7 +185,7 @@ def score_folder(
     transferred = transferred_accuracies(result, tuned) if tuned else None
     at_fixed = fixed_accuracies(fixed, result)
     scored = ScoreResult(result, evaluator, at_fixed, transferred, notes)
-    if statistics:
+    if statistics and predictions:
         other = None
         if statistics.compare is not None:
             other = make_evaluator(boxes, config)
@@ -229,7 +230,7 @@ def read_tuned(path: Path) -> Tuned:
         InputError: not readable as JSON, or not a result of ``wsol-eval`` or ``evaluate``.
     """
     try:
-        found = read_json(path)
+        found: Any = read_json(path)
     except OSError as e:
         raise InputError(f"{path}: cannot be read as JSON: {e}") from e
     try:

@@ -1,5 +1,6 @@
 """Attention of transformers: recorded in any implementation, and followed through the layers."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -61,6 +62,7 @@ class Attentions(TorchFunctionMode):
     def _multi_head(self, args, kwargs) -> tuple[Tensor, Tensor | None]:
         asked = {"need_weights": True, "average_attn_weights": False}
         out, weights = F.multi_head_attention_forward(*args, **{**kwargs, **asked})
+        assert weights is not None  # they were asked for
         # What is returned is a view; the product with the values was made of its base.
         base = weights if weights._base is None else weights._base
         if weights.ndim == 4 and weights.shape[2] == weights.shape[3]:
@@ -84,12 +86,9 @@ def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:
     Source:
         Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928).
     """
-    rolled = None
-    for attention in attentions:
-        step = attention.mean(1)
-        step = (step + torch.eye(step.shape[-1], device=step.device)) / 2
-        rolled = step if rolled is None else step @ rolled
-    return rolled
+    means = (attention.mean(1) for attention in attentions)
+    steps = ((mean + torch.eye(mean.shape[-1], device=mean.device)) / 2 for mean in means)
+    return functools.reduce(lambda rolled, step: step @ rolled, steps)
 
 
 def chefer(attentions: Sequence[Tensor], attention_gradients: Sequence[Tensor]) -> Tensor:
@@ -110,8 +109,6 @@ def chefer(attentions: Sequence[Tensor], attention_gradients: Sequence[Tensor]) 
         Chefer, Gur and Wolf 2021, "Generic Attention-model Explainability for Interpreting
         Bi-Modal and Encoder-Decoder Transformers" (arXiv 2103.15679), equations 5 and 6.
     """
-    relevance = None
-    for attention, gradient in zip(attentions, attention_gradients, strict=True):
-        step = (attention * gradient).relu().mean(1)
-        relevance = step if relevance is None else relevance + step + step @ relevance
-    return relevance
+    both = zip(attentions, attention_gradients, strict=True)
+    steps = ((attention * gradient).relu().mean(1) for attention, gradient in both)
+    return functools.reduce(lambda found, step: found + step + step @ found, steps)

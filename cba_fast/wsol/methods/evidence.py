@@ -103,7 +103,10 @@ def classify(
         (torch.Size([2, 10]), True)
     """
     found = gather(model, x, {"weights"}, layer=layer, layout=layout)
-    return found.features, found.logits, found.classifier
+    features, classifier = found.features, found.classifier
+    assert features is not None  # it and the classifier are what "weights" asks for
+    assert classifier is not None
+    return features, found.logits, classifier
 
 
 def gather(
@@ -169,17 +172,18 @@ class _Look:
 
     def evidence(self, target: Tensor | None) -> Evidence:
         """Return what was asked for; `target` as for :func:`gather`."""
-        features, layer, module = None, self.layer, None
+        ran, layer, module = None, self.layer, None
         if layer is None and (self.head or known_last_map(self.model, self.x) is None):
-            features, logits = self._run_head()
-        last, where = features is not None, "forward_features"
-        if not last:
+            ran = self._run_head()
+        last, where = ran is not None, "forward_features"
+        if ran is None:
             layer = last_map(self.model, self.x, where_maps_end) if layer is None else layer
             name, module = named_layer(self.model, layer)
             where = f"module {name!r}"
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                 self.layout = "NCHW"
-            features, logits = self._run(name, module)
+            ran = self._run(name, module)
+        features, logits = ran
         check_is_map(features, where)
         targets, top5 = _targets(logits, target)
         found: dict[str, Any] = {"logits": logits.detach(), "targets": targets, "top5": top5}
@@ -198,7 +202,7 @@ class _Look:
             found["gradients"] = found["layout"].to_nchw(grad)
         return Evidence(**found)
 
-    def _run_head(self) -> tuple[Tensor | None, Tensor | None]:
+    def _run_head(self) -> tuple[Tensor, Tensor] | None:
         """Return features and logits of timm's interface; None if its features are no map.
 
         Tokens of which the head reads the class token alone are no map here: the gradients of the
@@ -206,20 +210,20 @@ class _Look:
         """
         model = self.model
         if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-            return None, None
+            return None
         features = model.forward_features(self.x)
         if not torch.is_tensor(features) or features.ndim not in (3, 4):
-            return None, None
+            return None
         if features.ndim == 3:
             try:
                 layout = layout_of(features, self.x.shape[2:], model=model, layout=self.layout)
             except ValueError:
                 if self.layout is None:
-                    return None, None
+                    return None
                 raise
             pools = self.head or not layout.prefix
             if not (pools or pools_the_map(pooling_head(model), features, layout)):
-                return None, None
+                return None
         given = self._leaf(features)
         hooks = watched(model, self.calls.append) if self.head else contextlib.nullcontext()
         with hooks, torch.set_grad_enabled(self.grad):
@@ -313,14 +317,15 @@ def _gradient(
     model: nn.Module, logits: Tensor, targets: Tensor, of: list[Tensor], where: str
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the sum of the target logits; images do not interact in eval mode."""
-    found = (None,)
+    found: tuple[Tensor | None, ...] = (None,)
     if logits.requires_grad:
         with torch.enable_grad():
             score = logits.gather(1, targets[:, None]).float().sum()
         found = torch.autograd.grad(score, of, allow_unused=True)
-    if any(grad is None for grad in found):
+    grads = tuple(grad for grad in found if grad is not None)
+    if len(grads) < len(found):
         raise ModelError(f"the logits of {type_name(model)} do not depend on {where}")
-    return found
+    return grads
 
 
 def _attend(
@@ -336,18 +341,21 @@ def _attend(
     told = with_tokens(model)
     tokens = x.new_empty(1, seen.shapes[0][-1], 1)
     try:
-        found = {"layout": layout_of(tokens, x.shape[2:], model=told, layout=layout)}
+        layout = layout_of(tokens, x.shape[2:], model=told, layout=layout)
     except ValueError:  # attention between channels, for example
         raise lacking from None
-    found["by_class_token"] = bool(found["layout"].prefix) and (
-        getattr(told, "global_pool", "token") in ("token", "")
-    )
+    pooled = getattr(told, "global_pool", "token")
     targets, top5 = _targets(logits, target)
+    gradients = None
     if grad:
-        grads = _gradient(model, logits, targets, seen.found, "its attention")
-        found["attention_gradients"] = _shaped(grads, seen.shapes)
-    attentions = _shaped([m.detach() for m in seen.found], seen.shapes)
-    return Evidence(logits.detach(), targets, top5, attentions=attentions, **found)
+        of_each = _gradient(model, logits, targets, seen.found, "its attention")
+        gradients = _shaped(of_each, seen.shapes)
+    return Evidence(
+        *(logits.detach(), targets, top5, layout),
+        attentions=_shaped([m.detach() for m in seen.found], seen.shapes),
+        attention_gradients=gradients,
+        by_class_token=bool(layout.prefix) and pooled in ("token", ""),
+    )
 
 
 def _shaped(tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:

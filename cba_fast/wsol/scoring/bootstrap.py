@@ -1,5 +1,6 @@
 """How sure a score is: bootstrap intervals over images, and paired comparisons of two runs."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -215,13 +216,14 @@ def compare(
     for w in _weights(total, len(ids), num_counts, num_resamples, seed):
         x, y = (run.scores(w, total) for run in runs)
         draws.append({key: x[key] - y[key] for key in keys})
-    differences = []
+    differences: list[Interval] = []
     for key in keys:
-        x, y = (float(point[key][0]) for point in points)
+        a_score, b_score = (float(point[key][0]) for point in points)
         drawn = np.concatenate([d[key] for d in draws])
         side = 1 + min(np.count_nonzero(drawn <= TIE), np.count_nonzero(drawn >= -TIE))
         p = min(1.0, 2 * side / (1 + num_resamples))
-        differences.append(Difference(*key, *_summary(x - y, drawn, confidence), x, y, p))  # type: ignore[call-arg]
+        told = _summary(a_score - b_score, drawn, confidence)
+        differences.append(Difference(*key, *told, a_score, b_score, p))  # type: ignore[call-arg]
     return BootstrapResult(num_resamples, confidence, seed, total, differences)
 
 
@@ -279,7 +281,7 @@ def _percent(counts: np.ndarray, total: int) -> np.ndarray:
 def _summary(
     estimate: float, drawn: np.ndarray, confidence: float
 ) -> tuple[float, float, float, float, float]:
-    low, high = percentile_interval(drawn, confidence)
+    low, high = percentile_interval(drawn, confidence) or (math.nan, math.nan)
     error, bias = np.std(drawn, ddof=1), np.mean(drawn) - estimate
     return float(estimate), low, high, float(error), float(bias)
 

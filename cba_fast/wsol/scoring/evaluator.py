@@ -75,11 +75,12 @@ class BoxEvaluator:
         clip: float = 0.0,
     ):
         check_clip(clip)
-        if thresholds is None:
-            if not 0 < cam_curve_interval <= 1:
-                raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
-            thresholds = np.arange(0, 1, cam_curve_interval)
-        self.thresholds = np.asarray(thresholds, dtype=np.float64)
+        if thresholds is not None:
+            self.thresholds = np.asarray(thresholds, dtype=np.float64)
+        elif 0 < cam_curve_interval <= 1:
+            self.thresholds = np.arange(0, 1, cam_curve_interval, dtype=np.float64)
+        else:
+            raise InputError(f"cam_curve_interval {cam_curve_interval} is outside (0, 1]")
         if self.thresholds.ndim != 1 or not len(self.thresholds):
             raise InputError(f"thresholds must be (T,), got shape {self.thresholds.shape}")
         if not ((self.thresholds >= 0) & (self.thresholds < 1)).all():
@@ -211,15 +212,15 @@ class BoxEvaluator:
             if image_id not in other.boxes:
                 continue
             # Unlike `[]`, `get` reads no image header: CUB's sizes are known for scored images.
-            sizes = (self.boxes.sizes.get(image_id), other.sizes.get(image_id))
+            size, other_size = self.boxes.sizes.get(image_id), other.sizes.get(image_id)
             if not np.array_equal(boxes, other.boxes[image_id]):
                 raise InputError(
                     f"evaluators with different boxes of {image_id!r} do not go together"
                 )
-            if None not in sizes and tuple(sizes[0]) != tuple(sizes[1]):
+            if size is not None and other_size is not None and tuple(size) != tuple(other_size):
                 raise InputError(
                     f"evaluators with different sizes of {image_id!r} do not go together: "
-                    f"{sizes[0]} and {sizes[1]}"
+                    f"{size} and {other_size}"
                 )
             classes = [truth.labels[image_id] for truth in (self.boxes, other) if truth.labels]
             if len(set(classes)) > 1:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,7 @@ BOX_DATASETS = ("CUB", "ILSVRC")
 MASK_DATASET = "OpenImages"
 
 ScoreMap = Tensor | np.ndarray
+Result = TypeVar("Result", BoxResult, PixelResult)
 Batches = Iterable[tuple[ScoreMap | Sequence[ScoreMap], Sequence[str]]]
 
 
@@ -97,24 +99,28 @@ def evaluate_wsol(
     folder = Path(metadata_root) / dataset_name / split
     if dataset_name == MASK_DATASET:
         evaluator = _pixel_evaluator(folder, mask_root, cam_curve_interval, clip)
-        return _scored(evaluator, scoremap_root, evaluator.masks.image_ids).px_ap
+        _read_into(evaluator, scoremap_root, evaluator.masks.image_ids)
+        return _complete(evaluator.compute()).px_ap
     ious = _iou_thresholds(iou_threshold_list, multi_iou_eval)
     mode = "all" if multi_contour_eval else "largest"
-    evaluator = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode, clip)
-    result = _scored(evaluator, scoremap_root, evaluator.boxes.image_ids)
+    boxes = _box_evaluator(folder, dataset_name, cam_curve_interval, ious, mode, clip)
+    _read_into(boxes, scoremap_root, boxes.boxes.image_ids)
+    result = _complete(boxes.compute())
     wanted = ious if multi_iou_eval else [0.5]
     return float(np.average([result.accuracy(mode, iou) for iou in wanted]))
 
 
-def _scored(
+def _read_into(
     evaluator: BoxEvaluator | PixelEvaluator,
     scoremaps: str | os.PathLike | Mapping[str, ScoreMap] | Batches,
     image_ids: Sequence[str],
-) -> BoxResult | PixelResult:
+) -> None:
     as_bytes = isinstance(evaluator, BoxEvaluator)
     for ids, maps in _batches(scoremaps, image_ids, as_bytes, evaluator.clip):
         evaluator.update(maps, ids)
-    result = evaluator.compute()
+
+
+def _complete(result: Result) -> Result:
     if result.missing:
         raise ScoreMapError(
             f"no score map of {counted(len(result.missing), 'image')}, such as "
