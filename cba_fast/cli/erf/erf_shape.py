@@ -53,7 +53,7 @@ from .erf_map import title_of
     default=Path("erf_shape.npy"),
     help="The .npy file of the sweep's maps (steps, S, S).",
 )
-@json_option("Everything else.  [default: beside --output]", FILE)
+@json_option("Everything else.  [default: beside --output]")
 @option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
