@@ -114,7 +114,7 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
             if fcntl is not None:
                 fcntl.flock(descriptor, how)
             # The run that had the lock may have removed this file after it was opened.
-            if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
+            if _is_file_of(descriptor, lock):
                 break
         except BlockingIOError:
             holder = os.read(descriptor, 1000).decode(errors="replace").strip()
@@ -135,6 +135,14 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
     return descriptor
+
+
+def _is_file_of(descriptor: int, lock: Path) -> bool:
+    """Say whether this name leads to the open file: it may be removed at any moment."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _close_in_child() -> None:

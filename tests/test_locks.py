@@ -75,6 +75,23 @@ def test_a_killed_process_leaves_no_lock_though_its_worker_lives(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_vanishes_while_it_is_looked_at_is_made_anew(tmp_path, monkeypatch):
+    path = tmp_path / "count"
+    flock, takes = locks.fcntl.flock, []
+
+    def removed_at_first(descriptor, how):
+        flock(descriptor, how)
+        takes.append(descriptor)
+        if len(takes) == 1:  # by the run that had it
+            locks.lock_path(path).unlink()
+
+    monkeypatch.setattr(locks.fcntl, "flock", removed_at_first)
+    monkeypatch.setattr(type(path), "exists", lambda self: True)  # as it was a moment ago
+    with locks.waiting(path):
+        assert os.path.isfile(locks.lock_path(path))
+    assert len(takes) == 2
+
+
 def test_waiting_lets_one_in_after_the_other(tmp_path):
     path = tmp_path / "count"
     path.write_text("0")
