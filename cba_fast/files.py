@@ -96,7 +96,8 @@ def atomic_path(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pa
             raise OSError(e.errno, e.strerror or str(e), str(path)) from e
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses it, too
+            tmp.unlink()
 
 
 def is_temporary(path: str | os.PathLike) -> bool:

@@ -106,7 +106,10 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
     """Return a descriptor that holds the lock; without `what`, wait for it."""
     how = 0 if fcntl is None else fcntl.LOCK_EX | (0 if what is None else fcntl.LOCK_NB)
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, os.fspath(what or lock)) from e
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, how)

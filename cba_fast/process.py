@@ -85,5 +85,6 @@ def keep_freed_memory() -> None:
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for number, value in _MALLOC.values() if mallopt else ():
-        mallopt(number, value)
+    if mallopt is not None:
+        for number, value in _MALLOC.values():
+            mallopt(number, value)

@@ -9,7 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A table that someone measured on this machine must not change what the tests see.
 os.environ["CBA_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "cba_fast_tests_have_no_table")
 
+import hypothesis
 import pytest
+
+# A busy machine, or what the first example imports, takes any time.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # Waiting for the disk after each file would take much of the time of tests that write many.
 os.fsync = lambda descriptor: None

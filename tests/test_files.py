@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,16 @@ def write_while_another_run_starts(path):
     with files.atomic_path(path) as tmp:
         tmp.write_bytes(b"half")
         files.remove_leftovers([path])
+
+
+def test_a_disk_that_takes_no_writes_is_told_by_the_files_own_name(tmp_path, monkeypatch):
+    def refuse(path, *args, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # so it is, also for a file that is not there
+    told = pytest.raises(OSError, match=r"Read-only file system: '.*/x\.txt'$")
+    with told, files.atomic_path(tmp_path / "x.txt") as tmp:
+        refuse(tmp)
 
 
 def test_a_temporary_file_that_another_run_removed_is_told(tmp_path):

@@ -123,6 +123,12 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_made_is_told_by_the_outputs_name(tmp_path):
+    locks.lock_path(tmp_path / "x").mkdir()
+    with locks.released(), pytest.raises(OSError, match="'.*/x'$"):
+        locks.hold(tmp_path / "x")
+
+
 def test_no_lock_but_the_longest_name_fits(tmp_path):
     with locks.released():
         locks.hold(tmp_path / ("x" * 255))

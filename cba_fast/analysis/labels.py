@@ -15,7 +15,10 @@ _LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB"
 
 
 def name_points(
-    ax: "Axes", names: Sequence[tuple[str, float, float]], points: tuple[np.ndarray, np.ndarray]
+    ax: "Axes",
+    names: Sequence[tuple[str, float, float]],
+    points: tuple[np.ndarray, np.ndarray],
+    lines: np.ndarray | None = None,
 ) -> None:
     """Write each name beside its point, or away from it with a thin line to it.
 
@@ -25,34 +28,49 @@ def name_points(
         ax: finished axes: their limits and their legend stay as they are.
         names: text, x and y.
         points: x and y of all points, which no name may cover.
+        lines: (2,n), x and y along drawn lines, which names cover only where nothing else is free.
     """
     from matplotlib.patheffects import withStroke
 
     fig = ax.figure.canvas.figure
     fig.draw_without_rendering()  # the layout is known only then
     pixel = fig.dpi / 72
-    inside = ax.get_window_extent().extents
-    spots = ax.transData.transform(np.column_stack(points))
-    parts = [np.hstack([spots - 0.8 * GAP * pixel, spots + 0.8 * GAP * pixel])]
+    inside = np.array(ax.get_window_extent().extents)
+    taken = _around(ax, np.column_stack(points), pixel)
+    avoided = np.empty((0, 4)) if lines is None else _around(ax, lines.T, pixel)
     if (legend := ax.get_legend()) is not None:
-        parts.append(np.array([legend.get_window_extent().extents]))
-    taken = np.vstack(parts)
+        taken = np.vstack([taken, legend.get_window_extent().extents])
     for name, x, y in names:
         size = _size(ax, name)
         spot = ax.transData.transform((x, y))
-        for corner, end in _corners(*(size / pixel)):
-            low = spot + np.array(corner) * pixel
-            box = np.hstack([low, low + size])
-            free = (box[:2] >= taken[:, 2:]) | (box[2:] <= taken[:, :2])
-            within = (low >= inside[:2]).all() and (box[2:] <= inside[2:]).all()
-            if within and free.any(axis=1).all():
-                line = None if end is None else _LEADER | {"relpos": end}
-                text = ax.annotate(
-                    *(name, (x, y), corner), textcoords="offset points", arrowprops=line, **_TEXT
-                )
-                text.set_path_effects([withStroke(linewidth=2, foreground="w")])
-                taken = np.vstack([taken, box])
+        lows = [(spot + np.array(c) * pixel, c, end) for c, end in _corners(*(size / pixel))]
+        places = [(np.hstack([low, low + size]), corner, end) for low, corner, end in lows]
+        for obstacles in (np.vstack([taken, avoided]), taken):
+            place = next((p for p in places if _is_free(p[0], inside, obstacles)), None)
+            if place is not None:
                 break
+        if place is None:
+            continue
+        box, corner, end = place
+        line = None if end is None else _LEADER | {"relpos": end}
+        text = ax.annotate(
+            *(name, (x, y), corner), textcoords="offset points", arrowprops=line, **_TEXT
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="w")])
+        taken = np.vstack([taken, box])
+
+
+def _around(ax: "Axes", points: np.ndarray, pixel: float) -> np.ndarray:
+    """Return boxes (n,4) in pixels around points (n,2) of the data, which leave them visible."""
+    spots = ax.transData.transform(points)
+    return np.hstack([spots - 0.8 * GAP * pixel, spots + 0.8 * GAP * pixel])
+
+
+def _is_free(box: np.ndarray, inside: np.ndarray, taken: np.ndarray) -> bool:
+    """Say whether a box lies inside the axes and touches none of those that are taken."""
+    apart = (box[:2] >= taken[:, 2:]) | (box[2:] <= taken[:, :2])
+    within = (box[:2] >= inside[:2]).all() and (box[2:] <= inside[2:]).all()
+    return bool(within and apart.any(axis=1).all())
 
 
 def _size(ax: "Axes", name: str) -> np.ndarray:

@@ -41,17 +41,19 @@ def plot_analysis(models: Sequence[ModelScore], fit: Fit | None, *, show: bool =
     fig, ax = _figure(show)
     x, y = _places(models)
     colors = _model_colors(len(models))
-    spread = [m.erf.std for m in models]
+    std = np.array([m.erf.std for m in models])
     # matplotlib takes a colour for each bar, which its types do not know.
-    ax.errorbar(x, y, xerr=spread, fmt="none", ecolor=colors, alpha=0.6)  # type: ignore[arg-type]
+    ax.errorbar(x, y, xerr=std, fmt="none", ecolor=colors, alpha=0.6)  # type: ignore[arg-type]
     label = "models (bar: std over images)"
     ax.scatter(x, y, s=36, c=colors, label=label, zorder=3)
+    lines = [np.stack([np.linspace(x - std, x + std, 25), np.tile(y, (25, 1))]).reshape(2, -1)]
     if fit is not None:
-        ends = np.array([x.min(), x.max()])
+        along = np.linspace(x.min(), x.max(), 100)
+        lines.append(np.stack([along, fit.slope * along + fit.intercept]))
         label = f"linear fit (R² = {fit.r2:.2f})"
-        ax.plot(ends, fit.slope * ends + fit.intercept, "--", c="0.3", label=label, zorder=1)
+        ax.plot(*lines[1][:, [0, -1]], "--", c="0.3", label=label, zorder=1)
     _dress(ax, ERF_AXIS, SCORE_AXIS)
-    _name_models(ax, models)
+    _name_models(ax, models, np.hstack(lines))
     return fig
 
 
@@ -79,10 +81,12 @@ def plot_points(models: Sequence[ModelScore], *, show: bool = False) -> "Figure"
     return fig
 
 
-def _name_models(ax: "Axes", models: Sequence[ModelScore]) -> None:
+def _name_models(ax: "Axes", models: Sequence[ModelScore], lines: np.ndarray | None = None) -> None:
+    """Name the models; see :func:`~cba_fast.analysis.labels.name_points`."""
     named = models if len(models) <= MOST_NAMES else extremes(models)
     _take_text_as_it_is(ax.figure.canvas.figure)  # the legend is drawn to find free places
-    name_points(ax, [(m.name, m.erf.mean, m.maxboxacc) for m in named], _places(models))
+    names = [(m.name, m.erf.mean, m.maxboxacc) for m in named]
+    name_points(ax, names, _places(models), lines)
 
 
 def _places(models: Sequence[ModelScore]) -> tuple[np.ndarray, np.ndarray]:

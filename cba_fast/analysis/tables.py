@@ -82,7 +82,8 @@ class PaperTable(Short):
 
 def _are_figures(cells: Sequence[str]) -> bool:
     """Say whether cells with digits are figures; others, such as "not measured", may be words."""
-    figures = [cell for cell in cells if any(c.isdigit() for c in cell)]
+    plain = [re.sub(r"\[.*?\]", "", cell) for cell in cells]  # such as "[no interval]"
+    figures = [cell for cell in plain if any(c.isdigit() for c in cell)]
     return bool(figures) and not any(c.isalpha() and c not in "etox" for c in "".join(figures))
 
 

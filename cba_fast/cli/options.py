@@ -4,6 +4,7 @@ A decorator such as ``@config_options(RunConfig, "run_config")`` adds an option 
 hands the command one config instead of many keywords.
 """
 
+import difflib
 import functools
 import math
 from collections.abc import Callable
@@ -118,6 +119,12 @@ class ChoiceOf(click.Choice):
     def convert(self, value, param, ctx):
         """Return the value itself, not its text."""
         return self.values[super().convert(str(value), param, ctx)]
+
+    def get_invalid_choice_message(self, value, ctx):
+        """Return the error with the choices as the documentation writes them, with hyphens."""
+        near = difflib.get_close_matches(str(value), self.values, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{value!r} is not one of {', '.join(self.values)}.{hint}"
 
 
 _MARKED = {
@@ -294,6 +301,11 @@ def resolved(
     """Return the settings, completed by what the checkpoint says, and tell them in one line."""
     from ..runs.resolve import resolve
 
+    if model_config.weights == STUDY_WEIGHTS and not STUDY_WEIGHTS.exists():
+        raise InputError(
+            f"there is no {STUDY_WEIGHTS}, which is the default: give a checkpoint as `weights`, or"
+            " `model` or `model_factory` for random weights"
+        )
     found = resolve(model_config, data_config, **options)
     click.echo(found.line, err=True)
     warn([found.warning] if found.warning else [])
@@ -377,9 +389,9 @@ def threshold_from_option() -> Callable:
     return option("--threshold_from", type=PATH, help=text, group="Score")
 
 
-def json_option(help: str = "Write everything to this JSON file.", kind=PATH) -> Callable:
+def json_option(help: str = "Write everything to this JSON file.") -> Callable:
     """Where the results go: hands over `json_path`."""
-    return option("--json", "json_path", type=kind, help=help)
+    return option("--json", "json_path", type=FILE, help=help)
 
 
 def tables_option() -> Callable:

@@ -127,7 +127,7 @@ def load_boxes(
         folder = metadata.find_folder(metadata_root, dataset_name, split)
         found = _from_metadata(folder, image_ids)
     else:
-        raise InputError("boxes come from either a CUB folder or a metadata folder: give one")
+        raise InputError("boxes come from `cub_root` or from `metadata_root`: give one of the two")
     _check_inside(found, allow_beyond)
     return found
 

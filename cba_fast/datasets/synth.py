@@ -190,4 +190,4 @@ def _check(settings: dict) -> None:
     }
     for key, (low, high) in limits.items():
         if not low <= settings[key] <= high:
-            raise InputError(f"{key} must be {low} to {high}, got {settings[key]}")
+            raise InputError(f"`{key}` must be {low} to {high}, got {settings[key]}")

@@ -54,8 +54,7 @@ def gradients_of(
     Returns:
         What `use` returned, in the order of the scalars.
     """
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
+    check_images(x)
     used = []
     with contextlib.ExitStack() as stack:
         # The model is frozen first, because only frozen convolutions become lean.
@@ -72,6 +71,12 @@ def gradients_of(
             (grad,) = torch.autograd.grad(left.pop(), x, retain_graph=bool(left))
             used.append(use(len(left), grad))
     return used[::-1]
+
+
+def check_images(x: object) -> None:
+    """Raise ValueError unless `x` is a floating tensor (N,C,H,W)."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"images must be a floating (N,C,H,W) tensor, got {_describe(x)}")
 
 
 def top1_score(logits: object, score: str = "prob", *, study_softmax: bool = False) -> Tensor:

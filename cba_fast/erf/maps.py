@@ -125,7 +125,10 @@ def erf_depth(
         {(64, 64)}
     """
     images = iter([images] if isinstance(images, Tensor) else images)
-    first = next(images)
+    first = next(images, None)
+    if first is None:
+        raise ValueError("`images` holds no batch")
+    layers = [layers] if isinstance(layers, str) else layers
     names = layers_of(model, first) if layers is None else list(layers)
     how = {"point": point, "checkpoint": checkpoint}
     found = _maps(model, itertools.chain([first], images), names, backend, how)
@@ -378,6 +381,8 @@ def checked_map(erf: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: `erf` is not a real, finite, non-negative (H,W) array with a value above 0.
     """
+    if isinstance(erf, ErfMap):
+        raise ValueError("an ERF map is a real (H,W) array, got an ErfMap: give its `map`")
     erf = np.asarray(erf)
     if erf.ndim != 2 or erf.size == 0 or erf.dtype.kind not in "fiu":
         raise ValueError(f"an ERF map is a real (H,W) array, got {erf.shape} {erf.dtype}")
@@ -390,6 +395,8 @@ def checked_map(erf: np.ndarray) -> np.ndarray:
 
 
 def _means(total: Tensor | None, count: int, skipped: list[int]) -> list[ErfMap]:
-    if count == 0 or total is None:
+    if total is None:
+        raise ValueError("`images` holds no batch")
+    if count == 0:
         raise ValueError("no image has a finite gradient")
     return [ErfMap((each / count).cpu().numpy(), count, skipped) for each in total]

@@ -12,7 +12,7 @@ from ..choices import ERF_SHARE
 from ..models.anatomy.features import FeatureLayout
 from ..short import Short
 from ..stages import stage
-from .gradients import finite_images, images_of, input_gradient
+from .gradients import check_images, finite_images, images_of, input_gradient
 from .layers import Layer, center_gradient
 from .point import Point
 from .walk import State, Walk, with_finite_gradient
@@ -95,6 +95,7 @@ def erf_sizes(
     """
     how: dict[str, object] = {"score": score, "study_softmax": study_softmax}
     how = how if layer is None else {"layout": layout}
+    check_images(images)
     parts = []
     for x in images.split(batch_size):
         grad = _gradient(model, x, layer, how, point=point, checkpoint=checkpoint)
@@ -106,8 +107,6 @@ def erf_sizes(
             if not bad:
                 raise
             raise ValueError(f"the input gradient of image(s) {bad} is not finite") from e
-    if not parts:
-        raise ValueError("images must hold at least one image")
     return np.concatenate(parts)
 
 

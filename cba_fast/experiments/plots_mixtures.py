@@ -38,9 +38,10 @@ def plot_mixtures(
         panels.append((target, erf_shape(target), "target"))
     columns = min(len(panels), 5)
     rows = -(-len(panels) // columns)
-    fig = make_figure((2.5 * columns + 1.1, 3.1 * rows + 3.4))
+    height = 3.1 * rows + 0.3  # the last for the line below the maps
+    fig = make_figure((2.5 * columns + 1.1, height + 3.4))
     # Without `squeeze` they come as an array, as types tell.
-    (above,), (below,) = fig.subfigures(2, 1, squeeze=False, height_ratios=(3.1 * rows, 3.4))
+    (above,), (below,) = fig.subfigures(2, 1, squeeze=False, height_ratios=(height, 3.4))
     maps, scale = above.subfigures(1, 2, width_ratios=(2.5 * columns, 1.1))
     axes = maps.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels):

@@ -71,8 +71,10 @@ TRAINING = tuple(
 )
 TRAINING += ("pretrained",)
 # Settings that say how and where to compute, not what: they may change once a result is there.
-HOW = ("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir", "cpus", "gpus")
-HOW += ("tracker",)
+HOW = (
+    *("device", "num_workers", "strict", "cache_images", "checkpoint", "save_dir"),
+    *("cpus", "gpus", "tracker"),
+)
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 PathText = Annotated[Path, Strict(False)]

@@ -41,12 +41,13 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
     """
     module = _module(name)
     place, _, function = name.rpartition(":")
-    found = getattr(module, function, None)
-    if not callable(found):
-        known = [k for k, v in vars(module).items() if callable(v)]
+    found: Any = getattr(module, function, None)
+    if not _makes(found):
+        known = [k for k, v in vars(module).items() if _makes(v)]
         close = difflib.get_close_matches(function, known, 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"`model_factory`: {place} has no function {function!r}{hint}")
+        kind = "" if found is None else f", but the {type(found).__name__} of that name"
+        raise InputError(f"`model_factory`: {place} has no function {function!r}{kind}{hint}")
     return found
 
 
@@ -156,6 +157,11 @@ def _of_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def _makes(found: object) -> bool:
+    """Say whether it may make a network: a network itself can be called, too."""
+    return callable(found) and not isinstance(found, nn.Module)
 
 
 def _takes_classes(function: Callable) -> bool:

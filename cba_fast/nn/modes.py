@@ -6,6 +6,17 @@ from collections.abc import Iterator
 from torch import nn
 
 
+def checked_module(model: object) -> nn.Module:
+    """Return `model` if it is a network, as functions that take any network begin.
+
+    Raises:
+        TypeError: it is no module; a name or a class of networks, for example.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put `model` in evaluation mode; restore the mode of each module at the end, also on errors.
@@ -49,7 +60,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         >>> grad.shape, model.weight.grad
         (torch.Size([1, 3, 8, 8]), None)
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in checked_module(model).parameters() if p.requires_grad]
     try:
         for p in trainable:
             p.requires_grad_(False)

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..ops.dwconv_choice import ALGORITHMS
 from .depthwise import IMPLICIT_GEMM, DepthwiseConv2d, true_padding, why_not_covered
+from .modes import checked_module
 
 log = logging.getLogger("cba_fast")
 
@@ -100,7 +101,7 @@ def accelerate(model: nn.Module, *, algorithm: str = "auto") -> AccelerateReport
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
     layers, others = [], 0
-    for name, module in list(model.named_modules()):
+    for name, module in list(checked_module(model).named_modules()):
         if not isinstance(module, _ConvNd):
             layers += _bare_kernels(name, module, model)
             continue
@@ -148,7 +149,7 @@ def restore(model: nn.Module) -> list[str]:
         >>> type(model[0]) is nn.Conv2d
         True
     """
-    swapped = {n: m for n, m in model.named_modules() if _BEFORE in vars(m)}
+    swapped = {n: m for n, m in checked_module(model).named_modules() if _BEFORE in vars(m)}
     for name, module in swapped.items():
         if type(module) is not _swapped_class(vars(module)[_BEFORE][0]):
             raise ValueError(

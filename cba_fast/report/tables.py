@@ -155,12 +155,12 @@ def erf_table(collected: Collected) -> PaperTable:
             ]
         rows.append((run.name, size, images, *figures))
     heads: tuple[str, ...] = ("Run", "ERF size", "Images", "Map", "Images of the map")
-    heads += ("Half in pixels", "50 % square", "99 % square", "Sigma")
+    heads += ("Half in", "50 % square", "99 % square", "Sigma")
     caption = (
-        "ERF size: pixels, mean and standard deviation over the images. Half in pixels: the fewest "
-        "pixels that hold half of the ERF map. Square: the share of the image's area that the "
-        "smallest central square with this part of the map covers. Sigma: of the map along its two "
-        "axes, in pixels."
+        "ERF size: pixels, mean and standard deviation over the images. Half in: the fewest pixels "
+        "that hold half of the ERF map, as a share of the image. Square: the share of the image's "
+        "area that the smallest central square with this part of the map covers. Sigma: of the map "
+        "along its two axes, in pixels."
     )
     return PaperTable("erf", caption, heads, rows)
 

@@ -44,6 +44,7 @@ def compiled_form(
             )
     form = copy.copy(model)
     vars(form)["forward_features"] = _FixedBatch(model, batch_size, backend)
+    vars(form)["hides_layers"] = True  # hooks do not see what runs inside of compiled code
     return form
 
 

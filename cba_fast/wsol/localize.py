@@ -52,7 +52,7 @@ def localize(
         ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
         ModelError: the model lacks what the method needs, such as a linear head; a `TypeError`,
             too.
-        TypeError: `x` is no tensor, or `target` is not made of integers.
+        TypeError: `x` is no floating tensor, or `target` is not made of integers.
         InputError: the feature maps or the map of an image hold NaN or infinite values.
 
     Notes:
@@ -109,6 +109,11 @@ def localize_on_device(
         raise TypeError(f"x must be a tensor (N, 3, H, W), got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"x must be (N, 3, H, W), got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must be floating and normalized as the model expects, got {x.dtype}: for example"
+            " (x / 255 - mean) / std"
+        )
     target = None if target is None else _as_targets(target, len(x))
     map_size = map_shape(map_size, x.shape[2:])
     num_images = len(x)

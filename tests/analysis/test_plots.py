@@ -192,6 +192,21 @@ def test_names_cover_no_other_name_and_no_point(many):
             assert not any(box.padded(-0.5).contains(*spot) for spot in spots)
 
 
+def test_names_of_the_analysis_cover_neither_the_fit_nor_a_bar():
+    models = [model(f"model {i}", 10.0 * i, 50.0 + i + 3 * (i % 2), std=8.0) for i in range(8)]
+    fit = fit_models(models)
+    figure = plots.plot_analysis(models, fit)
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    x = np.linspace(0, 70, 300)
+    lines = [(x, fit.slope * x + fit.intercept)]
+    lines += [(x[abs(x - m.erf.mean) <= 8], m.maxboxacc) for m in models]
+    spots = [ax.transData.transform(np.stack(np.broadcast_arrays(*line), 1)) for line in lines]
+    boxes = [Text.get_window_extent(t).padded(-0.5) for t in ax.texts]
+    assert len(boxes) == len(models)
+    assert not any(box.contains(*spot) for box in boxes for spot in np.concatenate(spots))
+
+
 def test_progress_bars_take_any_name(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert list(progress.bar("[/red]")(range(3), 3)) == [0, 1, 2]

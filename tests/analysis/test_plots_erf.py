@@ -51,6 +51,9 @@ def test_a_panel_for_each_mixture_and_the_curves(tmp_path):
     maps, scale = fig.subfigs[0].subfigs
     assert maps.get_supxlabel() == "slak_flex_nano: 4 images"
     assert scale.axes[0].get_ylabel() == "log10(map / maximum)"
+    fig.canvas.draw()
+    tops = [ax.title.get_window_extent().y1 for ax in maps.axes if ax.images]
+    assert max(tops) < fig.bbox.y1, "the titles are cut off"
     titles = [ax.get_title() for ax in maps.axes if ax.images]
     assert titles == ["alpha 1, beta 0", "alpha 0.5, beta 0.5", "alpha 0, beta 1"]
     (curves,) = fig.subfigs[1].axes

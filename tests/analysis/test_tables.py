@@ -78,7 +78,10 @@ def test_a_long_table_is_in_parts_with_one_label():
 
 
 def test_figures_stand_at_the_right_beside_words_without_any():
-    rows = [("7", "1.5", "3 x 3", "12 s", "none"), ("8", "not measured", "", "none", "none")]
+    rows = [
+        ("7", "+0.5 [no interval]", "3 x 3", "12 s", "none"),
+        ("8", "not measured", "", "none", "none"),
+    ]
     assert "{lrrll}" in PaperTable("t", "", tuple("abcde"), rows).to_latex()
 
 

@@ -162,11 +162,24 @@ def test_python_speaks_of_arguments_and_the_commands_of_flags(capsys):
     )
 
 
+@pytest.mark.parametrize("name", ["evaluate", "generate-heatmap"])
+def test_a_first_call_without_weights_is_told_what_to_give(capsys, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli(capsys, name, "--test_dataset", ".")
+    assert done.status == 1
+    assert "CUB.pth, which is the default: give a checkpoint as --weights, or --model" in done.err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["generate-heatmap", "--model_family", "vgg"], "vgg"),
-        (["generate-heatmap", "--localization_method", "gradcam"], "gradcam"),
+        (
+            ["generate-heatmap", "--localization_method", "gradcam"],
+            "chefer. Did you mean grad-cam?",
+        ),
+        (["wsol-eval", "--np_root", ".", "--json", "."], "File '.' is a directory"),
+        (["merge", "--weights", "w.pth", "--output", "."], "File '.' is a directory"),
         (["generate-heatmap", "--target", "first"], "'first' is not"),
         (["generate-heatmap", "--target", "-1"], "'-1' is not"),
         (["generate-heatmap", "--pc1_range", "cut"], "cut"),

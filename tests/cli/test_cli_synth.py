@@ -73,9 +73,9 @@ def test_a_set_without_test_images_has_the_baselines_of_all(here, capsys):
     [
         ((), 2, "root"),
         (("--root", "set", "--classes", 0), 2, "classes"),
-        (("--root", "set", "--classes", 1000), 1, "classes must be 1 to 999, got 1000"),
-        (("--root", "set", "--size", 16), 1, "size must be 32 to 2048, got 16"),
-        (("--root", "set", "--test_per_class", 61), 1, "test_per_class must be 0 to 60, got 61"),
+        (("--root", "set", "--classes", 1000), 1, "--classes must be 1 to 999, got 1000"),
+        (("--root", "set", "--size", 16), 1, "--size must be 32 to 2048, got 16"),
+        (("--root", "set", "--test_per_class", 61), 1, "--test_per_class must be 0 to 60, got 61"),
         (
             ("--root", "full", *SMALL),
             1,

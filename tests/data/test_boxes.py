@@ -270,7 +270,7 @@ def test_not_a_cub_folder(tmp_path):
 
 def test_exactly_one_source(meta, cub):
     for roots in ({}, {"cub_root": cub, "metadata_root": meta}):
-        with pytest.raises(InputError, match="give one"):
+        with pytest.raises(InputError, match="`cub_root` or from `metadata_root`: give one"):
             load_boxes(**roots)
 
 

@@ -19,7 +19,7 @@ TEXT = st.text(
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "json"])
 @given(st.dictionaries(TEXT, st.lists(st.integers(0, 999), min_size=1, max_size=5), min_size=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_files_come_back(tmp_path_factory, suffix, predictions):
     path = tmp_path_factory.mktemp("p") / f"p.{suffix}"
     write_predictions(path, {k: np.array(v) for k, v in predictions.items()})

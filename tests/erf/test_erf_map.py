@@ -77,6 +77,18 @@ def test_no_finite_gradient_is_an_error():
         erf.erf_map(model, torch.ones(2, 3, 8, 8))
 
 
+@pytest.mark.parametrize("measure", [erf.erf_map, erf.erf_depth])
+def test_no_batch_is_an_error(measure):
+    with pytest.raises(ValueError, match="`images` holds no batch"):
+        measure(Features(torch.ones(1, 3, 3, 3)), [])
+
+
+def test_a_result_in_place_of_its_map_is_told():
+    found = erf.ErfMap(torch.ones(3, 3).numpy(), 1, [])
+    with pytest.raises(ValueError, match="got an ErfMap: give its `map`"):
+        erf.erf_shape(found)
+
+
 def test_pooled_features_are_refused():
     with pytest.raises(ValueError, match=r"\(N,C,h,w\).* got \(1, 3\)"):
         erf.erf_map(nn.Identity(), torch.ones(1, 3, 8, 8), features=lambda x: x.mean((2, 3)))

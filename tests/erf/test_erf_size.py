@@ -162,6 +162,9 @@ def test_bad_arguments_are_named():
         erf.input_gradient(model, images(1), score="probs")
     with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
         erf.input_gradient(model, images(1)[0])
+    for measure in (erf.erf_sizes, erf.input_gradient):
+        with pytest.raises(ValueError, match=r"a floating \(N,C,H,W\) tensor, got ndarray"):
+            measure(model, images(1).numpy())
     with pytest.raises(ValueError, match="int64"):
         erf.input_gradient(model, torch.zeros(1, 3, 8, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(N,K\) logits, got \(1, 8, 64\)"):

@@ -1,15 +1,20 @@
 """The demo at its smallest: every file it promises, and what it refuses."""
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import waiting_worker
 from cli_runner import run_cli
 
 from cba_fast.analysis.models import ModelScore, SizeStats
 from cba_fast.errors import InputError
-from cba_fast.experiments.demo import MODELS, DemoRow, DemoScale, run_demo
+from cba_fast.experiments.demo import MODELS, DemoRow, DemoScale, measure, run_demo
 from cba_fast.experiments.demo import run as demo_module
 from cba_fast.experiments.demo.answer import analysis_lines, learned, marked
 from cba_fast.resume import OtherRunError
@@ -113,3 +118,38 @@ def test_somebody_elses_folder_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError, match="holds files that no earlier run wrote"):
         run_demo(tmp_path, scale=TINY)
     assert (tmp_path / "results.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("killed", "interrupted"), [(1, 1), (1, 0), (0, 1)])
+def test_workers_do_not_delay_the_end(monkeypatch, killed, interrupted):
+    def step(pid):
+        pids.append(int(pid))
+        if len(pids) == 2:
+            for each in pids if killed else ():
+                os.kill(each, signal.SIGKILL)
+            if interrupted:
+                raise KeyboardInterrupt
+
+    pids = []
+    monkeypatch.setattr(demo_module, "MODELS", ["a", "b"])  # import nothing
+    monkeypatch.setattr(demo_module, "begin_worker", waiting_worker.begin)
+    monkeypatch.setattr(demo_module, "run_model", waiting_worker.wait)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    told = {"match": "was ended, .* the same command goes on"}
+    with pytest.raises(KeyboardInterrupt) if interrupted else pytest.raises(InputError, **told):
+        demo_module._run_models(None, step)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_worker_ends_when_its_pipe_does(ended):
+    until, stop = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if not pid:
+        stop.close()
+        measure.begin_worker(None, until)
+        time.sleep(60 if ended else 0.1)
+        os._exit(0)
+    if ended:
+        stop.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == int(ended)
+    stop.close()

@@ -62,7 +62,7 @@ odd = st.integers(0, 31).map(lambda k: 2 * k + 1)
 sides = st.integers(1, 40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(ISAS),
     st.sampled_from(["fft", "direct"]),

@@ -179,9 +179,7 @@ def arrays(dtype, most):
 
 
 @each_core
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(arrays(np.float32, 2.0**100), arrays(np.float64, 1e306)),
     st.lists(st.floats(0, 1), min_size=1, max_size=5),

@@ -18,6 +18,8 @@ def broken():
 
 def number():
     return 3
+
+made = make()
 """
 
 
@@ -50,7 +52,10 @@ def test_files_and_packages(code):
         ("mine.py:", "got 'mine.py:'"),
         ("gone.py:make", "no file gone.py"),
         ("gone.package:make", "gone.package cannot be imported: ModuleNotFoundError"),
-        ("mine.py:gone", "mine.py has no function 'gone'"),
+        ("mine.py:gone", "mine.py has no function 'gone'$"),
+        ("mine.py:made", "no function 'made', but the Linear of that name; did you mean make?"),
+        ("mine.py:WIDTH", "no function 'WIDTH', but the int of that name"),
+        ("package_of_mine:models", "no function 'models', but the module of that name"),
         ("mine.py:broken", "mine.py:broken raised KeyError: 'weights'"),
         ("mine.py:number", r"must return a torch.nn.Module, got int"),
     ],

@@ -12,7 +12,10 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import cba_fast
+from cba_fast.erf import erf_sizes
+from cba_fast.models import inference_form
 from cba_fast.nn import DepthwiseConv2d, MapLinear, accelerate, linears_as_convs, restore
+from cba_fast.wsol import cam
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -159,6 +162,14 @@ def test_restore_undoes_accelerate(algorithm):
     optimizer.step()
     assert weight is model[1].weight
     assert not torch.equal(weight, state["1.weight"])
+
+
+@pytest.mark.parametrize("function", [accelerate, restore, inference_form, erf_sizes, cam])
+@pytest.mark.parametrize("given", ["resnet18", nn.ReLU])
+def test_what_is_no_network_is_told(function, given):
+    more = (torch.zeros(1, 3, 8, 8),) if function in (erf_sizes, cam) else ()
+    with pytest.raises(TypeError, match=f"be a torch.nn.Module, got {type(given).__name__}$"):
+        function(given, *more)
 
 
 def test_a_parametrized_layer_is_not_restored():

@@ -43,13 +43,13 @@ tie_heavy = shapes.flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tie_heavy)
 def test_maps_with_many_ties(u):
     assert_equal_to_reference(u)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(np.uint8, shapes), st.lists(st.floats(0, 1, exclude_max=True), max_size=6))
 def test_any_map_at_any_thresholds(u, thresholds):
     assert_equal_to_reference(u, np.array(thresholds))

@@ -104,7 +104,7 @@ sizes = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(COMBINATIONS),
     st.sampled_from(LAYOUTS),

@@ -50,7 +50,7 @@ def test_channels_are_averaged_by_magnitude():
     assert erf_size(grad, 0.8).tolist() == [1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(
         np.float32,

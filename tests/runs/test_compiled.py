@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 import cba_fast.models  # noqa: F401  (registers our models)
-from cba_fast.errors import InputError
+from cba_fast.errors import InputError, ModelError
 from cba_fast.models import inference_form
 from cba_fast.runs.compiled import compiled_form
 from cba_fast.wsol import localize
@@ -84,6 +84,14 @@ def test_maps_come_from_compiled_features_in_one_compilation():
 def test_networks_without_timms_methods_are_refused():
     with pytest.raises(InputError, match="Conv2d has no forward_features"):
         compiled_form(nn.Conv2d(3, 3, 1), 2)
+
+
+def test_layers_inside_of_compiled_code_are_refused_and_not_named_as_the_way_out():
+    model = timm.create_model("test_vit", img_size=64, num_classes=3).eval()
+    form = compiled_form(model, 2, "eager")
+    with pytest.raises(ModelError, match="for VisionTransformer: leave `compile` out"):
+        localize(form, images(2), method="grad-cam")
+    assert localize(model, images(2), method="grad-cam").maps.shape == (2, 64, 64)
 
 
 def test_the_head_of_a_vit_gets_compiled_features():

@@ -237,6 +237,13 @@ def family(name):
     return name.split("_")[0].rstrip("0123456789")
 
 
+def test_images_too_small_for_a_map_are_the_reason_that_is_told():
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    with pytest.raises(ModelError, match="its map has one position, so give larger images; these"):
+        cam(model, images(16, 16, n=1))
+    assert cam(model, images(48, 48, n=1)).shape == (1, 48, 48)
+
+
 def test_the_table_names_every_family_of_torchvision():
     known = torchvision.models.list_models(module=torchvision.models)
     assert {family(n) for n in known} == {family(n) for n in TORCHVISION}

@@ -93,7 +93,7 @@ def test_share_equals_a_count_over_rolled_boxes():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 999), st.floats(0.01, 0.5))
 def test_the_level_is_exact_for_any_map(h, w, seed, level):
     """Over all places of the box the mean share is the level, with ties, for every grid."""

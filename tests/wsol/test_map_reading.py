@@ -251,7 +251,7 @@ def test_prefetch_raises_in_order_and_ends_its_threads():
     runs=st.lists(st.tuples(st.integers(1, 9), st.sampled_from([(2, 3), (3, 2)])), max_size=8),
     limit=st.sampled_from([1, 6, 20, 1000]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chunks_hold_what_the_runs_held(runs, limit):
     items, n = [], 0
     for count, shape in runs:

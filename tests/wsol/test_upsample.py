@@ -34,7 +34,7 @@ def nearest_float32(value: Fraction) -> float:
 @example(1 - 2.0**-15, 2.0**-24 * (1 + 2.0**-15), 1 + 2.0**-23)  # just below a tie
 @example(1 - 2.0**-15, -(2.0**-24) * (1 + 2.0**-15), -1 - 2.0**-23)
 @example(1 + 2.0**-15, 2.0**-24 * (1 + 2.0**-15), 1.0)  # above, far enough for float64
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_sum_of_a_product_is_rounded_once(a, b, c):
     tensors = [torch.tensor([v], dtype=torch.float32) for v in (a, b, c)]
     got = fused_multiply_add(*tensors).item()
@@ -78,7 +78,7 @@ def test_maps_that_are_not_square(h, w, size):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 16), st.integers(1, 80))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_formula_in_float64(seed, side, size):
     maps = np.random.default_rng(seed).normal(size=(side, side)).astype(np.float32)
     t = (np.arange(size) + 0.5) * side / size - 0.5

@@ -123,8 +123,8 @@ def _print_table(findings, folder: Path | None) -> None:
     metrics = [m for m in METRICS if m in findings.untouched.effects]
     right = ["energy", "features", *(f"{TITLES[m]} ({UNITS[m]})" for m in metrics)]
     title = (
-        f"In brackets: {100 * findings.confidence:g} % interval of the difference to the untouched"
-        " network"
+        f"Networks with a changed ERF; in brackets: {100 * findings.confidence:g} % interval of the"
+        " difference to the untouched network"
     )
     table = new_table("network", "dose", right=right, title=title)
     last = ""

@@ -53,7 +53,7 @@ from .erf_map import title_of
     default=Path("erf_shape.npy"),
     help="The .npy file of the sweep's maps (steps, S, S).",
 )
-@json_option("Everything else.  [default: beside --output]", FILE)
+@json_option("Everything else.  [default: beside --output]")
 @option("--save_fig", type=FILE, help="The picture.  [default: beside --output, .png]")
 @overwrite_option("resume", "no_resume")
 def command(
@@ -112,7 +112,8 @@ def command(
             **options,
         )
     images = counted(config.num_images, "image")
-    title = f"{title_of(model_config)}: {data_config.input_size} pixels, {images}"
+    size = data_config.input_size
+    title = f"{title_of(model_config)}, {size} x {size} pixels, {images}"
     _show(found, match, target, save_fig, title)
     click.echo(
         f"ERF maps: {output}, {json_path}, {save_fig} ({time.perf_counter() - start:.1f} s in all)"

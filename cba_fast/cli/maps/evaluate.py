@@ -11,7 +11,7 @@ import click
 
 from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
 from ..options import (
-    PATH,
+    FILE,
     box_options,
     cluster_options,
     config_option,
@@ -56,7 +56,7 @@ from .scores import (
 @threshold_from_option()
 @option(
     "--predictions",
-    type=PATH,
+    type=FILE,
     help="Write the five best classes of each image here, as CSV or JSON (for wsol-eval).",
 )
 @report_option()

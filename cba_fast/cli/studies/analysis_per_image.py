@@ -174,7 +174,7 @@ def _print_tables(found, folder: Path | None) -> None:
         levels = [(WITHIN, None), (POOLED, None), (BETWEEN, None)]
     both = [f"{name} ({level})" for level, _ in levels for name in ("Pearson", "Spearman")]
     columns = ("", *both, f"R2 ({levels[0][0]})")
-    related = new_table(*columns, title="The IoU and ... (after | : given)")
+    related = new_table(*columns, title="Correlations with the IoU (after |: what is held fixed)")
     for question in dict.fromkeys(r.question for r in c.relations):
         rows = [c.find(level, question.xs, question.given, model) for level, model in levels]
         cells = [text_of(v) for r in rows for v in (r.pearson, r.spearman)]

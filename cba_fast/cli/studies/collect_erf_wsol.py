@@ -79,7 +79,8 @@ def command(
 
 
 def _print_outcomes(outcomes, folder: Path | None) -> None:
-    table = new_table("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
+    columns = ("name", "family", "status", "top-1 %", "MaxBoxAcc %", "ERF mean")
+    table = new_table(*columns, title="Localization and ERF size (pixels) of each experiment")
     for o in outcomes:
         figures = [""] * 3
         if o.result is not None:

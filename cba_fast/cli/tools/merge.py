@@ -8,12 +8,12 @@ import click
 from ...errors import InputError
 from ...runs.settings import DataConfig
 from ...shapes import MOST, map_shape
-from ..options import PATH, POSITIVE, config_option, family_options, option
+from ..options import FILE, POSITIVE, config_option, family_options, option
 
 
 @click.command()
 @family_options()
-@option("--output", type=PATH, required=True, help="The file to write.")
+@option("--output", type=FILE, required=True, help="The file to write.")
 @config_option(
     DataConfig,
     "input_size",

@@ -1,9 +1,10 @@
 """Trains and measures one model of the demo."""
 
-import multiprocessing
+import contextlib
 import os
 import threading
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,14 @@ from .parts import INPUT_SIZE, METHODS, DemoModel, DemoRow, DemoTask
 _said: Any = None  # takes the lines of this process, if it runs a model for a demo
 
 
-def begin_worker(said: Any, stop: Any) -> None:
-    """Keep where lines go; end this process when it is told to, or its parent has ended."""
+def begin_worker(said: Any, until: Connection) -> None:
+    """Keep where lines go; end this process when its parent closes a pipe, or has ended itself."""
     global _said
     _said = said
 
     def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None  # a worker has one
-        while not stop.wait(0.5) and parent.is_alive():
-            pass
+        with contextlib.suppress(EOFError, OSError):
+            until.recv_bytes()  # nothing comes
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ...analysis.points import Point, append_points, read_points
 from ...data import load_boxes, open_image_set
 from ...datasets.prepare import prepare_cub
 from ...datasets.synth import generate
+from ...errors import InputError
 from ...resume import Outputs
 from ...runs.scoring.boxes import versions
 from ...short import Short
@@ -126,8 +128,11 @@ def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
     """Train and measure all models, as many at a time as there are cores; tell what they say."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
     workers = min(len(MODELS), os.cpu_count() or 1)
-    said, stop = context.SimpleQueue(), context.Event()
-    with ProcessPoolExecutor(workers, context, begin_worker, (said, stop)) as pool:
+    said = context.SimpleQueue()
+    # The end of a pipe needs no answer. An `Event` waits for one from each worker, also from those
+    # that the signal has ended already, as batch systems and `timeout` tell all processes.
+    until, stop = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, context, begin_worker, (said, until)) as pool:
         try:
             futures = [pool.submit(run_model, model, task) for model in MODELS]
             while not all(f.done() for f in futures) or not said.empty():
@@ -139,6 +144,9 @@ def _run_models(task: DemoTask, step: Callable[[str], None]) -> list[DemoRow]:
                 else:
                     step(said.get())
             return [f.result() for f in futures]
+        except BrokenProcessPool:
+            reason = "a process that trained a model was ended, perhaps for lack of memory"
+            raise InputError(f"{reason}; the same command goes on") from None
         except KeyboardInterrupt:
-            stop.set()  # else the block would wait until the models are trained
+            stop.close()  # else the block would wait until the models are trained
             raise

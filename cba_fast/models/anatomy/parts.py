@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError, ModelError
 from ...nn import frozen
+from ...nn.modes import checked_module
 from .features import layout_of, random_like
 
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
@@ -34,8 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    model = checked_module(model)
     while True:
         compiled = model._modules.get("_orig_mod")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

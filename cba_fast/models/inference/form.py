@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...kernels import native
 from ...nn import accelerate, conv1x1_is_faster, linears_as_convs
+from ...nn.modes import checked_module
 from ..families.classifier import Classifier
 from ..families.slak import SLaK
 from .folding import fold, merge_report
@@ -73,7 +74,7 @@ def inference_form(
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-    model = getattr(model, "_orig_mod", model)
+    model = checked_module(getattr(model, "_orig_mod", model))
     on_cpu = torch.device(device or next(model.parameters(), torch.empty(0)).device).type == "cpu"
     form = _fewer_layers(model, on_cpu, example, keep).to(device)
     if on_cpu and dtype == torch.float32 and _is_float32(form) and conv1x1_is_faster():

@@ -177,6 +177,11 @@ class _Look:
             ran = self._run_head()
         last, where = ran is not None, "forward_features"
         if ran is None:
+            if getattr(self.model, "hides_layers", False):
+                raise ModelError(
+                    "`compile` shows only what forward_features returns, and this `method` explains"
+                    f" a layer inside of it for {type_name(self.model)}: leave `compile` out"
+                )
             layer = last_map(self.model, self.x, where_maps_end) if layer is None else layer
             name, module = named_layer(self.model, layer)
             where = f"module {name!r}"

@@ -138,10 +138,18 @@ def _refuse_hidden_layers(model: nn.Module, calls: Sequence[Call], at: int, wher
         inside = call.name.startswith(f"{head.name}.")
         beside = call.given is not None and call.given is head.given
         if _mixes(call.module) and not inside and not beside:
+            hint = "; its map has one position, so give larger images" if _is_point(call) else ""
             raise LacksError(
                 f"{type_name(model)} has no linear head after {where}: {call.name} "
-                f"({type_name(call.module)}) runs before the classifier {head.name}"
+                f"({type_name(call.module)}) runs before the classifier {head.name}{hint}"
             )
+
+
+def _is_point(call: Call) -> bool:
+    """Say whether a convolution over neighbours gave a single position: the image was too small."""
+    module, out = call.module, call.result
+    wide = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    return wide and torch.is_tensor(out) and out.shape[2:] == (1, 1)
 
 
 def _mixes(module: nn.Module) -> bool:

@@ -75,6 +75,8 @@ class BoxEvaluator:
         clip: float = 0.0,
     ):
         check_clip(clip)
+        if not isinstance(boxes, Boxes):
+            raise TypeError(f"boxes must come from `load_boxes`, got {type(boxes).__name__}")
         if thresholds is not None:
             self.thresholds = np.asarray(thresholds, dtype=np.float64)
         elif 0 < cam_curve_interval <= 1:

@@ -52,7 +52,7 @@ def test_the_score_equals_the_official_one(tmp_path, dtype, interval):
     ),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_bins_are_those_of_numpy(interval, seed):
     masks = Masks(None, (), {}, 16)
     evaluator = PixelEvaluator(masks, cam_curve_interval=interval)
@@ -68,7 +68,7 @@ def test_bins_are_those_of_numpy(interval, seed):
 
 
 @given(seed=st.integers(0, 10**6), cut=st.integers(0, 6))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_order_and_any_split_give_the_same(tmp_path_factory, seed, cut):
     meta, root, ids = mask_dataset(tmp_path_factory.mktemp("m"), 6, seed)
     masks = load_masks(meta, root, size=20)
