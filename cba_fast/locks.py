@@ -107,7 +107,7 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
     how = 0 if fcntl is None else fcntl.LOCK_EX | (0 if what is None else fcntl.LOCK_NB)
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open(lock)
         except OSError as e:
             raise OSError(e.errno, e.strerror, os.fspath(what or lock)) from e
         try:
@@ -135,6 +135,14 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
     return descriptor
+
+
+def _open(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # another run has removed the folder, which it had made
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _is_file_of(descriptor: int, lock: Path) -> bool:

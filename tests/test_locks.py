@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,20 @@ def test_waiting_lets_one_in_after_the_other(tmp_path):
         each.join(60)
     assert path.read_text() == "90"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_another_run_removes_is_made_anew(tmp_path, monkeypatch):
+    path, mkdir = tmp_path / "new" / "count", Path.mkdir
+
+    def removed_at_once(folder, **how):
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        mkdir(folder, **how)
+        folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed_at_once)
+    with locks.waiting(path):
+        assert locks.lock_path(path).is_file()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
