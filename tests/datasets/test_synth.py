@@ -136,7 +136,7 @@ def test_other_folders_are_refused(small, tmp_path):
     [("classes", 0), ("images_per_class", 0), ("test_per_class", 4), ("size", 31), ("seed", -1)],
 )
 def test_settings_out_of_range_are_named(tmp_path, key, value):
-    with pytest.raises(InputError, match=rf"{key} must be .* got {value}"):
+    with pytest.raises(InputError, match=rf"`{key}` must be .* got {value}"):
         synth.generate(tmp_path / "set", **{**SMALL, key: value})
     assert not (tmp_path / "set").exists()
 

@@ -76,7 +76,7 @@ class BoxEvaluator:
     ):
         check_clip(clip)
         if not isinstance(boxes, Boxes):
-            raise TypeError(f"boxes must come from `load_boxes`, got {type(boxes).__name__}")
+            raise TypeError(f"boxes must come from load_boxes, got {type(boxes).__name__}")
         if thresholds is not None:
             self.thresholds = np.asarray(thresholds, dtype=np.float64)
         elif 0 < cam_curve_interval <= 1:

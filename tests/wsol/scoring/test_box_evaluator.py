@@ -152,7 +152,7 @@ def test_bad_use_is_refused():
     for bad in ([1.0], [-0.1], [float("nan")], []):
         with pytest.raises(InputError, match="thresholds"):
             BoxEvaluator(boxes, thresholds=bad)
-    with pytest.raises(TypeError, match="must come from `load_boxes`, got str"):
+    with pytest.raises(TypeError, match="must come from load_boxes, got str"):
         BoxEvaluator("CUB_200_2011")
     with pytest.raises(InputError, match="contours"):
         BoxEvaluator(boxes, contours="biggest")
