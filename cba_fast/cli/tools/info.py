@@ -121,7 +121,8 @@ def choices(case: Case) -> Iterator[dict[str, str]]:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of this package, Python and what it builds on; None: not installed."""
-    found = {"cba_fast": cba_fast.__version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"cba_fast": cba_fast.__version__}
+    found["python"] = platform.python_version()
     for name, distributions in DISTRIBUTIONS.items():
         found[name] = None
         for distribution in distributions:
