@@ -75,6 +75,15 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="cba-parent").start()
 
 
+def end_worker_with_parent(number: int) -> None:
+    """Do :func:`end_with_parent` in a worker of a DataLoader, as its ``worker_init_fn``.
+
+    PyTorch's workers look for their parent, too. But one that still has a batch to hand over then
+    waits for ever, because nobody empties its pipe.
+    """
+    end_with_parent()
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next large arrays.
 

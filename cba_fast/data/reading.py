@@ -22,6 +22,7 @@ from torchvision.transforms import (
 
 from ..choices import INPUT_SIZE
 from ..errors import ImageError
+from ..process import end_worker_with_parent
 from ..shapes import Size, map_shape
 from ..short import Short
 from ..stages import WAITING, beside, staged
@@ -304,6 +305,7 @@ def read_batches(
             batch_sampler=lists,
             num_workers=num_workers,
             collate_fn=_collate,  # type: ignore[arg-type]  # gets what `__getitems__` returns
+            worker_init_fn=end_worker_with_parent,
         )
     read = staged(WAITING if num_workers else "decode", loader)
     for number, (batch, (states, pixels, decoded, seconds)) in enumerate(

@@ -14,6 +14,7 @@ from ..data import ImageRecord, ImageSet, cub, open_image_set, read_image
 from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import ImageError, InputError
+from ..process import end_worker_with_parent
 from ..resume import list_fingerprint
 from ..runs.inference import report_on
 from ..runs.ranks import Ranks
@@ -284,6 +285,7 @@ class PixelReader:
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=persistent and workers > 0,
+            worker_init_fn=end_worker_with_parent,
             # Starting a pass draws a number. From the global generator, that would change what the
             # model's drop path draws.
             generator=torch.Generator(),

@@ -1,5 +1,12 @@
 """The preprocessing in two halves equals that in one; images on their way to a device."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +95,41 @@ def test_a_gpu_normalizes_to_the_same_bits(memory_format):
     got = normalize_bytes(x.cuda())
     assert got.is_contiguous(memory_format=memory_format)
     assert torch.equal(got.cpu(), normalize_bytes(x))
+
+
+KILLED = """
+import os, signal, sys, time
+from cba_fast.data import ImageDataset, open_image_set
+from cba_fast.data.reading import Report, read_batches, resize_to_bytes
+records = open_image_set(sys.argv[1]).records * 4
+dataset = ImageDataset(records, 256, resize_to_bytes(256))
+batches = [[i] for i in range(len(records))]
+reading = read_batches(dataset, batches, Report(), num_workers=1)
+next(reading)
+print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
+time.sleep(0.5)  # the worker has the next batches ready, which fill its pipe
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc tells the workers")
+def test_workers_with_batches_to_hand_over_end_with_a_killed_run(tmp_path):
+    image_folder(tmp_path)
+    line = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    workers = done.stdout.split()
+    assert workers
+    deadline = time.monotonic() + 15
+    while (left := [pid for pid in workers if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
