@@ -198,7 +198,7 @@ def kept_in_training(
     Raises:
         ValueError: see :func:`parts_of`; also if a batch norm would see one value per channel.
     """
-    with FakeTensorMode():  # unlike the meta device, it follows autocast
+    with _fake_tensors():  # unlike the meta device, it follows autocast
         shadow = _shadow(model, device, lambda p: p.requires_grad).train()
         parts = parts_of(shadow, level, between=True)
         return _measured(shadow, torch.empty(shape, device=device), parts, run)
@@ -212,7 +212,7 @@ def uses_all_weights(
     Args:
         model, shape, run: see :func:`kept_in_training`.
     """
-    with FakeTensorMode():
+    with _fake_tensors():
         shadow = _shadow(model, "cpu", lambda p: p.requires_grad).train()
         with torch.enable_grad():
             end = run(shadow, torch.empty(shape)).grad_fn
@@ -233,6 +233,14 @@ def _measured(shadow: nn.Module, images: Tensor, parts: list[nn.Module], run) ->
         y = run(shadow, images)
     del y
     return Kept(max(meter.peak, meter.outside), meter.largest)
+
+
+def _fake_tensors() -> FakeTensorMode:
+    # At a process's first gradient PyTorch starts threads for the devices it knows. Fake tensors
+    # count as one, and with such a thread no fork of the process can compute gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.ones((), requires_grad=True).backward()
+    return FakeTensorMode()
 
 
 class _Meter(torch.autograd.graph.saved_tensors_hooks):
