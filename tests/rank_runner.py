@@ -11,7 +11,7 @@ import torch
 from cba_fast.cli.main import main
 
 # PyTorch decides at the first gradient whether it needs threads for devices, and then no fork can
-# compute any. After `FakeTensorMode`, which measures memory, it would believe to have a device.
+# compute any. After fake tensors, as tests of compilers use, it would believe to have a device.
 torch.ones((), requires_grad=True).backward()
 
 

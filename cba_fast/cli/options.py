@@ -454,8 +454,8 @@ def box_options(with_metadata: bool, contours: bool, scored: bool = True) -> Cal
         contours: add the option of that name; else both modes are run.
         scored: the boxes are scored; else they are only predicted.
     """
-    left: tuple[str, ...] = ()
-    left += () if with_metadata else ("metadata_root", "dataset_name", "split", "clip")
+    metadata = ("metadata_root", "dataset_name", "split", "clip")
+    left: tuple[str, ...] = () if with_metadata else metadata
     left += () if scored else ("missing_as_miss", "threshold")
     left += () if contours else ("contours",)
     changes = {} if scored else {"contours": {"type": click.Choice(["largest", "all"])}}

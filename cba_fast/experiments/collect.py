@@ -21,7 +21,7 @@ from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.scoring.boxes import versions
 from ..short import Short
-from ..training.loggers import logging, open_tracker
+from ..training.loggers import open_tracker, sending
 from ..training.train import train
 from .plan import Experiment, Plan
 from .progress import (
@@ -284,7 +284,7 @@ def _track(run: Collecting, experiment: Experiment, result: dict) -> None:
     except InputError as e:  # the results are in their files
         run.log(f"Warning: {str(e).replace('`', '')}")
         return
-    with logging([logger], run.log) as send:
+    with sending([logger], run.log) as send:
         send([{"epoch": 1, "time": time.time(), "scalars": scalars}])
 
 

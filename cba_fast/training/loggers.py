@@ -131,7 +131,7 @@ def check_tracker(tracker: Tracker | None) -> None:
 
 
 @contextmanager
-def logging(
+def sending(
     loggers: Iterable[Logger], say: Callable[[str], None]
 ) -> Iterator[Callable[[list[dict]], None]]:
     """Return a function that gives the loggers what they lack of a run's history; close them after.

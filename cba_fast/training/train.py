@@ -24,9 +24,9 @@ from .loggers import (
     Logger,
     TensorBoardLogger,
     check_tracker,
-    logging,
     new_run_id,
     open_tracker,
+    sending,
 )
 from .model import completed, initial_model
 from .start import prepare
@@ -137,7 +137,7 @@ def train(
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     loggers = _loggers(files, config, trainer.progress) if ranks.leads else []
-    with logging(loggers, log) as send:
+    with sending(loggers, log) as send:
         send(trainer.progress.history)
         while trainer.progress.epoch < config.epochs:
             _run_epoch(trainer, files, send if ranks.leads else None, progress, log)

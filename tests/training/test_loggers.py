@@ -101,7 +101,7 @@ SETTINGS = {"lr": 0.1, "factory": None, "shares": [0.5], "note": "x" * 900}
 
 def send(tracker, history, folder):
     logger = loggers.open_tracker(tracker, "named", "a1b2", SETTINGS, folder)
-    with loggers.logging([logger], pytest.fail) as give:
+    with loggers.sending([logger], pytest.fail) as give:
         give(history)
     return logger
 

@@ -198,7 +198,8 @@ class FusedConvNeXtBlock(_Fused, ConvNeXtBlock):
             y = self.norm(y)
         else:
             y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        activation = activation_name(self.mlp.act) or "none"
+        activation = activation_name(self.mlp.act)
+        assert activation is not None  # `fits` has looked
         return fused_mlp(self.mlp.fc1, activation, self.mlp.fc2, y, add=x)
 
 
