@@ -32,8 +32,8 @@ OURS_COMPILED = "ours_compiled"
 # weights makes 1e-6 to 1e-5 in features (1e-2 in bfloat16). A lost branch or norm changes them by
 # more than half. `layer_errors` shows kernels that are slightly off.
 WRONG = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
-# In gradients of a training step it can grow more: to 0.007 (contiguous) and 0.04 (channels_last) in
-# RepLKNet-31B by PyTorch's own layers, whose batch norms see few values in the last stage. So where
+# In gradients of a training step it can grow more: to 0.007 (contiguous) and 0.04 (channels_last)
+# in RepLKNet-31B by PyTorch's own layers, whose batch norms see few values in the last stage. Where
 # PyTorch's default form is off, others may be off by so many times as much, and never by the most.
 TIMES_DEFAULT, MOST = 10, 1e-1
 
