@@ -1,0 +1,3 @@
+"""Fixtures of the tests of experiments."""
+
+from collect_runs import calls  # noqa: F401
