@@ -84,7 +84,8 @@ def calls(here, monkeypatch):
         values = np.arange(1, sizes.num_samples + 1, dtype=np.float32)
         files.write_npy(output, values)
         stats = SimpleNamespace(count=len(values), mean=float(values.mean()), std=1.0)
-        return SimpleNamespace(stats={0.2: stats}, notes=[])
+        history = ["continued after 1 image"]
+        return SimpleNamespace(stats={0.2: stats}, notes=[], history=history)
 
     stand_ins = {"train": train, "evaluate": evaluate, "compute_sizes": compute_sizes}
     for name, stand_in in stand_ins.items():

@@ -259,6 +259,8 @@ def _measure(run: Collecting, experiment: Experiment, weights: Path) -> tuple[di
         progress=run.bar("ERF sizes"),
     )
     sizes = resume.continue_or_replace(measure)
+    for line in sizes.history:
+        run.log(f"Warning: {line}")
     (stats,) = sizes.stats.values()
     erf = {
         "num_samples": stats.count,

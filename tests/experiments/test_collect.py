@@ -46,6 +46,8 @@ def test_experiments_share_a_training_and_end_in_the_csv(here, calls, capsys):
         assert row.model_name in done.out
     assert result["training"]["best_top1"] == 50
     assert "Warning: a note" in done.out
+    assert result["notes"] == ["a note"]  # none of the run's history, which is printed
+    assert "Warning: continued after 1 image" in done.out
 
 
 def test_a_second_run_does_nothing(here, calls, capsys):

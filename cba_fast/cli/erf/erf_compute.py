@@ -107,7 +107,7 @@ def _measure_sizes(used: "Used", config, output, save_map, save_fig, options) ->
     found = compute_sizes(
         *used, config, output, save_map=save_map, progress=bar("ERF sizes"), **options
     )
-    warn(found.notes)
+    warn(found.history + found.notes)
     for row in as_rows(found.stats):
         click.echo(row)
     if found.map:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,16 @@ class SizeRun(Short):
 
     Attributes:
         stats: the statistics of the sizes by share p.
-        notes: lines to print at the end.
+        notes: lines to print at the end, which belong to the result.
         map: the mean over the images of the gradients that the sizes are measured on, or None.
+        history: lines to print about what an earlier run had left. A file of results must not hold
+            them: it would differ from that of a run that was never interrupted.
     """
 
     stats: dict[float, SizeStats]
     notes: list[str]
     map: MapRun | None = None
+    history: list[str] = field(default_factory=list)
 
 
 @locks.released()
@@ -118,7 +121,7 @@ def compute_sizes(
     ended = ranks.from_first(lambda: claim(outputs, overwrite, run))
     mapped = None
     if ended is not None:
-        found = Measured(read_array(output), [*ended["notes"], kept_note(output)])
+        found, history = Measured(read_array(output), ended["notes"]), [kept_note(output)]
         if save_map is not None:
             found.map = read_array(save_map)
     else:
@@ -128,6 +131,7 @@ def compute_sizes(
         found = measure_sizes(model, records, data, run, config, partial, progress, **options)
         if ranks.leads:
             write_npy(output, found.sizes)
+        history = continued_note(found.resumed)
     if found.map is not None:
         mapped = with_figures(ErfMap(found.map, len(found.sizes), []), [])
     if ended is None:
@@ -135,10 +139,9 @@ def compute_sizes(
             write_map(save_map, mapped, "study", {"score": config.score, **as_json(described)})
         for each in outputs if ranks.leads else ():
             each.finish(notes=found.notes, failed=found.failed)
-        found.notes[:0] = continued_note(found.resumed)
     columns = found.sizes.reshape(len(found.sizes), -1).T
     stats = {share: size_stats(c) for share, c in zip(config.shares, columns, strict=True)}
-    return SizeRun(stats, found.notes, mapped)
+    return SizeRun(stats, found.notes, mapped, history)
 
 
 @dataclass(repr=False)
