@@ -96,6 +96,8 @@ def erf_sizes(
     how: dict[str, object] = {"score": score, "study_softmax": study_softmax}
     how = how if layer is None else {"layout": layout}
     check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     parts = []
     for x in images.split(batch_size):
         grad = _gradient(model, x, layer, how, point=point, checkpoint=checkpoint)

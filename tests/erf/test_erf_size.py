@@ -165,6 +165,8 @@ def test_bad_arguments_are_named():
     for measure in (erf.erf_sizes, erf.input_gradient):
         with pytest.raises(ValueError, match=r"a floating \(N,C,H,W\) tensor, got ndarray"):
             measure(model, images(1).numpy())
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        erf.erf_sizes(model, images(1), batch_size=0)
     with pytest.raises(ValueError, match="int64"):
         erf.input_gradient(model, torch.zeros(1, 3, 8, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(N,K\) logits, got \(1, 8, 64\)"):
