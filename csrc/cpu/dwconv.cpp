@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -21,9 +22,23 @@ namespace {
 // Kernels with a side of at most so many taps are transformed only along the other side.
 constexpr std::int64_t kWidestStrip = 7;
 
+// From this size on huge pages are asked for; NumPy's arrays have the same bound.
+constexpr std::int64_t kLargeOutput = std::int64_t{1} << 22;
+
 constexpr float kNoFloor = -std::numeric_limits<float>::infinity();
 
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
+
+// Asks for pages of 2 MiB where a range holds whole ones. Fresh memory is mapped as it is written,
+// and in pages of 4 KiB that takes longer than a convolution needs to write it.
+void use_huge_pages(void* data, std::size_t bytes) {
+#if defined(__linux__)
+  const auto start = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t begin = (start + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t end = (start + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 // The scratch memory of a thread. It is kept between calls, because fresh pages would take a tenth
 // of the time of a convolution.
@@ -43,9 +58,7 @@ struct ThreadMemory {
     const std::size_t bytes = (needed + kHugePage - 1) / kHugePage * kHugePage;
     data.reset(static_cast<float*>(std::aligned_alloc(kHugePage, bytes)));
     if (data == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    madvise(data.get(), bytes, MADV_HUGEPAGE);  // columns lie pages apart, which causes TLB misses
-#endif
+    use_huge_pages(data.get(), bytes);  // columns lie pages apart, which causes TLB misses
     floats = wanted;
   }
 };
@@ -100,8 +113,8 @@ void run_fft(const ConvParams& conv, const Planes& taps, bool turned, const Conv
 }  // namespace
 
 #if defined(CBA_THIN) && CBA_X86
-// Builds with sanitizers have one copy of the largest kernels. Those of AVX-512 read and write parts
-// of vectors by masked instructions, which sanitizers do not see.
+// Builds with sanitizers have one copy of the largest kernels. Those of AVX-512 read and write
+// parts of vectors by masked instructions, which sanitizers do not see.
 const ConvKernels ConvKernels::kAvx2 = ConvKernels::kBaseline;
 const ConvKernels ConvKernels::kAvx512 = ConvKernels::kBaseline;
 #endif
@@ -115,6 +128,9 @@ ConvAlgorithm parse_conv_algorithm(const std::string& name) {
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
                       bool relu, bool turned, const ConvCall& call) {
   const ConvKernels& kernels = kernels_for<ConvKernels>(call.isa);
+  const std::int64_t bytes =
+      call.images * call.channels * y.height * y.width * (y.type == DType::kFloat32 ? 4 : 2);
+  if (bytes >= kLargeOutput) use_huge_pages(y.data, bytes);
   const ConvParams conv{x,           kernel,        y,     bias,
                         call.images, call.channels, false, relu ? 0.0f : kNoFloor};
   if (call.algorithm == ConvAlgorithm::kFft) {

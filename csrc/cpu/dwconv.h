@@ -22,8 +22,8 @@ struct ConvCall {
 };
 
 // Writes y = conv(x, kernel) + bias, or max(0, y) if `relu`; bias has C float32 values or is null.
-// `turned` turns the
-// kernel by 180 degrees, which gives the input gradient if x is the gradient of the output.
+// `turned` turns the kernel by 180 degrees, which gives the input gradient if x is the gradient of
+// the output. A large y is asked to lie in huge pages, so it should be memory of its own.
 void depthwise_conv2d(const Planes& x, const Planes& kernel, const float* bias, const Planes& y,
                       bool relu, bool turned, const ConvCall& call);
 

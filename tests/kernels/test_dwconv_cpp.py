@@ -1,6 +1,8 @@
 """The compiled depthwise convolution: algorithms, instruction sets, threads, and the choice."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,18 @@ pytestmark = pytest.mark.usefixtures("seeded")
 ISAS = native.build_info()["isas_supported"]
 CF, CL = torch.contiguous_format, torch.channels_last
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def mapping_flags(address):
+    """Return the flags of the memory at an address, as /proc/self/smaps has them."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if span := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(span[1], 16) <= address < int(span[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"no memory at {address:#x}")
 
 
 def check(x, weight, bias, grad, memory_format, algorithm, isa):
@@ -319,3 +333,10 @@ def test_an_exported_graph_takes_maps_of_any_size(side):
     for height, width in ((24, 24), (7, 7), (40, 9)):
         x = torch.randn(1, 4, height, width)
         torch.testing.assert_close(exported(x, weight), depthwise_conv2d(x, weight))
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="this kernel has no huge pages")
+def test_a_large_result_is_asked_to_lie_in_huge_pages():
+    x = torch.randn(8, 128, 48, 48)
+    y = depthwise_conv2d(x, torch.randn(128, 1, 3, 3), backend="cpp")
+    assert "hg" in mapping_flags(y.data_ptr() + y.nbytes // 2)
