@@ -171,6 +171,7 @@ CODE = """
 import signal, sys, time
 from cba_fast import process
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 with process.ending():
     try:
         print("ready", flush=True)

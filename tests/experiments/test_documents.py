@@ -26,7 +26,7 @@ JSON_READERS = (read_json, analysis.load_models, _read_result, read_tuned)
     ("text", "reason"),
     [
         (DEEP, "nested too deeply"),
-        ('{"a":' * 5000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
         (f"[{DIGITS}]", "an integer of 5000 digits"),
         ('{"settings": 1, "settings": 2}', "the key 'settings' is given twice"),
         ("[1,", "not valid JSON"),
