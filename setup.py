@@ -49,7 +49,7 @@ class CMakeBuild(build_ext):
 
         find_compiler()
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{sys.abiflags}"
         build_dir.mkdir(parents=True, exist_ok=True)
         forget_configuration(build_dir)
         configure = [
