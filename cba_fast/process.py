@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -68,9 +69,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_S)
-        os._exit(128 + signal.SIGTERM)
+        _end()
 
     threading.Thread(target=watch, daemon=True, name="cba-parent").start()
 
@@ -79,9 +78,23 @@ def end_worker_with_parent(number: int) -> None:
     """Do :func:`end_with_parent` in a worker of a DataLoader, as its ``worker_init_fn``.
 
     PyTorch's workers look for their parent, too. But one that still has a batch to hand over then
-    waits for ever, because nobody empties its pipe.
+    waits for ever, because nobody empties its pipe. And from Python 3.14 on a server forks them,
+    which lives as long as they do.
     """
-    end_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        _end()
+
+    threading.Thread(target=watch, daemon=True, name="cba-parent").start()
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os._exit(128 + signal.SIGTERM)
 
 
 def keep_freed_memory() -> None:
