@@ -127,10 +127,10 @@ def fused_conv(
     """
     how, (weight, bias) = _geometry(layer), _packed(layer, x)
     kind = ADD if add is not None else activation
-    if kind == ADD and works(ADD, x.dtype):
+    if kind == ADD and works(ADD, x.dtype) and x.shape[2:].numel() > 1:  # PyTorch 2.6 needs two
         pointwise = torch.ops.mkldnn._convolution_pointwise.binary
         return pointwise(x, add, weight, bias, *how, "add", 1.0, None, [], None)
-    kind = kind if works(kind, x.dtype) else "none"
+    kind = kind if kind != ADD and works(kind, x.dtype) else "none"
     pointwise = torch.ops.mkldnn._convolution_pointwise.default
     y = pointwise(x, weight, bias, *how, *_POST_OPS[kind])
     if add is not None:

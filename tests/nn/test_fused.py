@@ -137,6 +137,16 @@ def test_what_a_torch_version_lacks_is_computed_plainly(model, missing, monkeypa
 
 
 @needs_onednn
+@pytest.mark.parametrize("n", [1, 2])
+def test_maps_of_one_pixel(n):
+    layer = nn.Linear(16, 16)
+    x, add = torch.randn(n, 16, 1, 1), torch.randn(n, 16, 1, 1)
+    with torch.no_grad():
+        y = fused.fused_conv(layer, x, add=add)
+        torch.testing.assert_close(y[..., 0, 0], layer(x[..., 0, 0]) + add[..., 0, 0])
+
+
+@needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bf16)])
 @pytest.mark.parametrize(("n", "h", "parts"), [(1, 5, 1), (1, 7, 7), (3, 4, 6), (2, 6, 4)])
 def test_large_hidden_maps_are_computed_in_parts(n, h, parts, dtype, monkeypatch):

@@ -93,6 +93,7 @@ def test_during_onnx_export_the_plain_convolution_runs(monkeypatch):
     assert targets == [torch.ops.aten.conv2d.default]
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="PyTorch 2.6 does not say that it exports")
 def test_onnx_export_computes_the_same(tmp_path):
     from onnx.reference import ReferenceEvaluator  # [test] installs it: never skipped
 

@@ -104,7 +104,7 @@ def test_a_network_of_timm_with_images_that_are_not_square(here, capsys, method)
             ["--layer", "stages.9"],
             "Error: RepLKNet has no module named 'stages.9'; it has stages.3",
         ),
-        (["--layer", "stages.2"], "no linear head after module 'stages.2': .* grad-cam++"),
+        (["--layer", "stages.2"], "no linear head after module 'stages.2': .* grad-cam\\+\\+"),
         (["--method", "grad-cam", "--layer", "head"], "must give a feature map"),
         (["--compile", "--layer", "stages.2"], "--compile cannot be combined with --layer"),
         (["--compile", "--method", "chefer"], "--compile cannot be combined with --method chefer"),

@@ -381,6 +381,7 @@ def test_no_step_before_the_map_is_done_reads_its_values(method):
 WITHOUT_GRADIENTS = [m for m in METHODS if "gradients" not in ALL_METHODS[m].needs]
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="slices of fake tensors look for a GPU")
 @pytest.mark.parametrize("method", WITHOUT_GRADIENTS)
 @pytest.mark.parametrize("pc1_range", ["wrap", "minmax"])
 def test_no_step_on_a_device_reads_its_values(method, pc1_range):
