@@ -199,4 +199,7 @@ def _meet(store: distributed.Store, rank: int, count: int) -> str:
 def leave() -> None:
     """End what :func:`join` began, where a run ends well; NCCL warns without it."""
     if distributed.is_available() and distributed.is_initialized():
+        # PyTorch 2.6 waits here for gloo's threads, and holds Python's lock, for which a thread
+        # waits that still has to drop a tensor.
+        time.sleep(_LOOK_S)
         distributed.destroy_process_group()
