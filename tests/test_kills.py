@@ -82,7 +82,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(runner,
 @pytest.mark.parametrize("name", ["generate-heatmap", "pack-maps", "prepare-cub"])
 def test_a_second_writer_is_refused_at_once(runner, name):
     case, folder = BY_NAME[name], runner.root / f"two-{name}"
-    first, wait, _ = runner.start(case, folder, Kill(signal.SIGSTOP, 3))
+    # Its locks are among the first files that it opens.
+    first, wait, _ = runner.start(case, folder, Kill(signal.SIGSTOP, 5))
     deadline = time.monotonic() + 60
     while "\nState:\tT" not in Path(f"/proc/{first}/status").read_text():
         assert wait(0) is None, runner.out.read_text()
