@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-import multiprocessing.connection
+import multiprocessing
 import os
 import signal
 import sys
@@ -63,13 +63,19 @@ def ending() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one that started it, so that no worker is left behind."""
-    parent = os.getppid()
+    """End this process soon after the one that started it, so that no worker is left behind.
+
+    That is its parent, and in a process of multiprocessing the one that asked for it: from Python
+    3.14 on a server is the parent, which lives as long as its processes.
+    """
+    parent, asker = os.getppid(), multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (asker is None or asker.is_alive()):
             time.sleep(_LOOK_S)
-        _end()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="cba-parent").start()
 
@@ -78,23 +84,9 @@ def end_worker_with_parent(number: int) -> None:
     """Do :func:`end_with_parent` in a worker of a DataLoader, as its ``worker_init_fn``.
 
     PyTorch's workers look for their parent, too. But one that still has a batch to hand over then
-    waits for ever, because nobody empties its pipe. And from Python 3.14 on a server forks them,
-    which lives as long as they do.
+    waits for ever, because nobody empties its pipe.
     """
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        _end()
-
-    threading.Thread(target=watch, daemon=True, name="cba-parent").start()
-
-
-def _end() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE_S)
-    os._exit(128 + signal.SIGTERM)
+    end_with_parent()
 
 
 def keep_freed_memory() -> None:
