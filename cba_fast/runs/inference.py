@@ -159,14 +159,13 @@ def iter_host_maps(
     if batches is None:
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:
-        with _naming(records[0].image_id):
-            _check_compiled_serves(model, data, run, maps)
+        _check_compiled_serves(model, records[0], data, run, maps)
         model = compiled_form(model, run.config.batch_size)
     return _queued(model, records, data, run, maps, report, batches, scored, decoded)
 
 
 def _check_compiled_serves(
-    model: nn.Module, data: DataConfig, run: Runtime, maps: MapConfig
+    model: nn.Module, first: ImageRecord, data: DataConfig, run: Runtime, maps: MapConfig
 ) -> None:
     """Refuse maps that compiled code cannot give, before anything is compiled.
 
@@ -180,7 +179,8 @@ def _check_compiled_serves(
         raise InputError(f"`compile` cannot be combined with {what}")
     form, sides = hiding_form(model), map_shape(data.input_size)
     x = torch.empty((0, 3, *sides), device=run.device)
-    with run.autocast():  # one image, which says whether a layer inside would be explained
+    # A black image tells whether a layer inside would be explained.
+    with _naming(first.image_id), run.autocast():
         localize_on_device(form, x, method=maps.method)
 
 

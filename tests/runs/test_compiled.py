@@ -122,10 +122,11 @@ def test_what_compiled_code_cannot_serve_is_refused_before_it_is_compiled(
     records = [ImageRecord("a.jpg", Path("images"), 0)]
     data, run = DataConfig("images", input_size=64), RunConfig(compile=True, device="cpu")
     try:
-        with pytest.raises(InputError, match=reason):
+        with pytest.raises(InputError, match=reason) as told:
             iter_host_maps(model, records, data, run, maps, report_on(records, strict=True))
     finally:
         del METHODS["gradients only"]
+    assert ("a.jpg" in str(told.value)) == (maps.method == "pc1")  # the others hold for all images
 
 
 def test_the_head_of_a_vit_gets_compiled_features():
