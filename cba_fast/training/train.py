@@ -109,7 +109,8 @@ def train(
     runtime = Runtime.of(run)
     free = _free(runtime, ranks)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
-    record = run_record(model_config, config, run, splits.fingerprint)
+    ranks.agree(splits.train.records + splits.test.records, config.init_weights)
+    record = run_record(model_config, config, run, splits.inputs)
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
