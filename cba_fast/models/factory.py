@@ -116,7 +116,9 @@ def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int |
 
 def source_digest(name: str) -> str | None:
     """Return the SHA-256 of the file that holds the function; None if it is in no file."""
-    found = file_fingerprint(getattr(_module(name), "__file__", None))
+    place = name.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(_module(name), "__file__", None)
+    found = file_fingerprint(file)
     return found["sha256"] if found else None
 
 
