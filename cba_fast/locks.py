@@ -134,8 +134,10 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
             break
         os.close(descriptor)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
+    told = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, and messages cannot say whose
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, told.encode())
     return descriptor
 
 

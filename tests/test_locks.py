@@ -140,6 +140,17 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_keeps_no_lock_from_being_taken_and_released(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "write", full)
+    with locks.released():
+        locks.hold(tmp_path / "x")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_cannot_be_made_is_told_by_the_outputs_name(tmp_path):
     locks.lock_path(tmp_path / "x").mkdir()
     with locks.released(), pytest.raises(OSError, match="'.*/x'$"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -193,7 +194,7 @@ def measure_erf_sizes(
             found["total"] = state["total"] + part if state["total"].numel() else part
         return found
 
-    columns = () if isinstance(p, float | int) else (len(p),)
+    columns = () if isinstance(p, Real) else (len(p),)
     first = {"sizes": torch.empty(0, *columns), "indices": torch.empty(0, dtype=torch.int64)}
     if with_map:
         first["total"] = torch.empty(0, 0, dtype=torch.float64, device=walk.device)

@@ -221,7 +221,8 @@ def _stems(ids: Sequence[str]) -> dict[str, str]:
     for image_id in dict.fromkeys(ids):
         folder, _, name = image_id.rpartition("/")
         stem = "__".join([*folder.split("/"), name.rpartition(".")[0] or name])
-        stem = re.sub(r"[^\w.+-]", "_", stem).strip("_.")[-150:]  # such as file systems take
+        plain = re.sub(r"[^\w.+-]", "_", stem).encode()[-150:]  # such as file systems take
+        stem = plain.decode(errors="ignore").strip("_.")
         taken = sum(stem == other for other in stems.values())
         stems[image_id] = stem + f"_{len(stems)}" * bool(taken)
     return stems

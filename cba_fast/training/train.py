@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import locks
 from ..erf.memory import free_bytes
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..models import save_state_dict_file
 from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
@@ -133,8 +133,8 @@ def train(
         try:
             trainer.load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
+            reason = f"its state does not fit the run ({first_line(e)})"
+            raise CheckpointError(f"{files.last}: {reason}") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     loggers = _loggers(files, config, trainer.progress) if ranks.leads else []

@@ -85,6 +85,7 @@ def command(
             added = f"_{name.replace('/', '_')}" if name else ""
             path = output.with_stem(f"{output.stem}{added}")
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
+            title += f" ({len(found) + 1})" * (title in found)
             if len(named) > 1:
                 click.echo(f"{title}:")
             model = load_model(model_config, run_config, size, keep_layers=True)
