@@ -146,6 +146,17 @@ def test_a_lock_that_cannot_be_made_is_told_by_the_outputs_name(tmp_path):
         locks.hold(tmp_path / "x")
 
 
+def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, locks.released():
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*sizes\.npy'"):
+            locks.hold(tmp_path / "sizes.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_lock_but_the_longest_name_fits(tmp_path):
     with locks.released():
         locks.hold(tmp_path / ("x" * 255))
