@@ -135,9 +135,13 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
         os.close(descriptor)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     told = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, and messages cannot say whose
+    try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, told.encode())
+    except OSError as e:  # a full disk, which would not take the output either
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise OSError(e.errno, e.strerror, os.fspath(what or lock)) from e
     return descriptor
 
 

@@ -140,21 +140,21 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_no_lock_from_being_taken_and_released(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(locks.os, "write", full)
-    with locks.released():
-        locks.hold(tmp_path / "x")
-        assert len(list(tmp_path.iterdir())) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_lock_that_cannot_be_made_is_told_by_the_outputs_name(tmp_path):
     locks.lock_path(tmp_path / "x").mkdir()
     with locks.released(), pytest.raises(OSError, match="'.*/x'$"):
         locks.hold(tmp_path / "x")
+
+
+def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, locks.released():
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*sizes\.npy'"):
+            locks.hold(tmp_path / "sizes.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_lock_but_the_longest_name_fits(tmp_path):
