@@ -5,6 +5,7 @@ deals to two processes counts once, and the counts are those of a single process
 """
 
 import copy
+import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -55,6 +56,10 @@ class _ImageMetric(Metric):
         self._no_rows = no_rows
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("places", [], dist_reduce_fx="cat")
+        # A MetricCollection takes metrics of equal states after one batch, as MaxBoxAcc and
+        # MaxBoxAccV2 have where each map has one contour, for one; this state tells them apart.
+        own = torch.tensor(list(uuid.uuid4().bytes), dtype=torch.uint8)
+        self.add_state("identity", own, dist_reduce_fx="max")
 
     def _append(self, rows: np.ndarray, image_ids: Sequence[str]) -> None:
         places = [self._place_of[i] for i in image_ids]

@@ -14,6 +14,7 @@ from cba_fast.errors import InputError
 from cba_fast.wsol import BoxEvaluator, PixelEvaluator
 
 metrics = pytest.importorskip("cba_fast.wsol.metrics", reason="torchmetrics is not installed")
+MetricCollection = pytest.importorskip("torchmetrics").MetricCollection
 pytestmark = pytest.mark.filterwarnings("ignore::cba_fast.errors.CbaWarning")  # few of the images
 
 N, SIDE = 11, 224
@@ -69,6 +70,22 @@ def test_batches_clone_pickle_and_reset(tmp_path, name):
     metric.update(1 - maps, ids)
     with pytest.raises(InputError, match=r"image 'c/\d+.jpg' was added twice, with different"):
         metric.compute()
+
+
+def test_a_collection_keeps_metrics_apart_that_begin_with_equal_scores():
+    boxes = {name: np.array([[2, 2, 6, 6]]) for name in "abcd"}
+    truth = Boxes(tuple(boxes), boxes, dict.fromkeys(boxes, (16, 16)), None)
+    one_contour = np.zeros((1, 16, 16), np.float32)
+    one_contour[0, 2:6, 2:6] = 1
+    two = one_contour.copy()
+    two[0, 9:16, 8:16] = 1  # the largest one, in the wrong place
+    both = MetricCollection([metrics.MaxBoxAcc(truth), metrics.MaxBoxAccV2(truth)])
+    both.update(one_contour, ["a"])
+    both.update(np.repeat(two, 3, axis=0), ["b", "c", "d"])
+    assert {k: v.item() for k, v in both.compute().items()} == {
+        "MaxBoxAcc": 25,
+        "MaxBoxAccV2": 100,
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
