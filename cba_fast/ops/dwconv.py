@@ -214,8 +214,8 @@ _ON_GPUS = {"triton": dwconv_triton, "cuda": dwconv_cuda, "cuda_strip": cuda_str
 
 def _forward(x, weight, bias, backend, algorithm, activation="none"):
     how = backend, algorithm, activation  # the dispatcher leaves out arguments that are the default
-    key = ("forward", torch.get_num_threads(), *how, _layout(x), _layout(weight))
-    key += (None if bias is None else _layout(bias),)
+    of_bias = None if bias is None else _layout(bias)
+    key = ("forward", torch.get_num_threads(), *how, _layout(x), _layout(weight), of_bias)
     launch = _launchers.get(key) or _remember(key, _image_launcher("forward", x, weight, bias, how))
     return launch(x, weight, bias)
 

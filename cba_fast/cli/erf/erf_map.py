@@ -79,7 +79,8 @@ def command(
     start = time.perf_counter()
     images = open_images(data_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
-    config, found = ErfMapConfig(num_images, size, layer, point), {}
+    config = ErfMapConfig(num_images, size, layer, point)
+    found: dict = {}
     with continuable():
         for name, model_config in named.items():
             added = f"_{name.replace('/', '_')}" if name else ""
