@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import locks
+from ..data.textlines import counted
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError, first_line
 from ..models import save_state_dict_file
@@ -114,7 +115,7 @@ def train(
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
-        log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
+        log(f"{files.last}: the run is finished ({counted(config.epochs, 'epoch')}), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
     names = splits.train.class_names
     continued = None if state is None else files.last
