@@ -17,6 +17,7 @@ from .cub import check_same_ids
 from .records import DEFAULT_SPLIT, ImageRecord, ImageSet, check_image_id
 from .textlines import bad_line, check_relative, duplicate, read_lines, read_text, shown, some
 
+TEXT_FILES = ("image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt")
 MAX_NUMBER = 2**31 - 1  # largest side of an image and coordinate of a box
 MAX_LABEL = 10**6 - 1  # bounds the lists of classes, which are as long as the largest label
 
@@ -89,14 +90,15 @@ def read_ids(folder: Path) -> tuple[str, ...]:
     ids = [text for line in read_text(path).split("\n") if (text := line.strip())]
     text = "\n".join(["", *ids, ""])
     # The two checks of each id, for all of them at once; lines are looked at for a message alone.
-    if any(part in text for part in _NOT_IN_IDS) or len(set(ids)) < len(ids):
+    plain = all(map(str.isprintable, ids)) and not any(part in text for part in _NOT_IN_IDS)
+    if not plain or len(set(ids)) < len(ids):
         _check_ids(path)
     if not ids:
         raise InputError(f"{path} lists no images")
     return tuple(ids)
 
 
-# No id that `check_image_id` refuses is without one of these; there are good ones that hold one.
+# No printable id that `check_image_id` refuses is without one of these; some good ones hold one.
 _NOT_IN_IDS = ("\n.", "/.", "\n/", "/\n", "//", "\\")
 
 

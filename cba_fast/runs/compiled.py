@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 def compiled_form(
@@ -106,7 +106,7 @@ class _FixedBatch:
         try:
             features = self._compiled(full)
         except torch._dynamo.exc.TorchDynamoException as e:
-            reason = str(e).strip().splitlines()[0]
-            raise InputError(f"the model cannot be compiled here (`compile`): {reason}") from e
+            reason = f"the model cannot be compiled here (`compile`): {first_line(e)}"
+            raise InputError(reason) from e
         # The features are copied because the next replay of the graph overwrites them.
         return features[: len(x)].clone()

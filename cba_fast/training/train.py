@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import locks
 from ..data.textlines import counted
 from ..erf.memory import free_bytes
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..models import save_state_dict_file
 from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
@@ -110,7 +110,8 @@ def train(
     runtime = Runtime.of(run)
     free = _free(runtime, ranks)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
-    record = run_record(model_config, config, run, splits.fingerprint)
+    ranks.agree(splits.train.records + splits.test.records, config.init_weights)
+    record = run_record(model_config, config, run, splits.inputs)
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
@@ -133,8 +134,8 @@ def train(
         try:
             trainer.load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
+            reason = f"its state does not fit the run ({first_line(e)})"
+            raise CheckpointError(f"{files.last}: {reason}") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     loggers = _loggers(files, config, trainer.progress) if ranks.leads else []

@@ -4,6 +4,8 @@ They keep what each image contributes, by its place in the ground truth. So an i
 deals to two processes counts once, and the counts are those of a single process.
 """
 
+import copy
+import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,6 +39,7 @@ class _ImageMetric(Metric):
     Attributes:
         rows: what the images contribute; a row has the shape of `_no_rows`.
         places: their positions among the ids of the ground truth, int64.
+        identity: tells this metric from all others.
     """
 
     is_differentiable = False
@@ -44,6 +47,7 @@ class _ImageMetric(Metric):
     full_state_update = False
     rows: list[Tensor]
     places: list[Tensor]
+    identity: Tensor
 
     def __init__(
         self, image_ids: Sequence[str], no_rows: Tensor, missing_as_miss: bool, **kwargs: Any
@@ -54,6 +58,10 @@ class _ImageMetric(Metric):
         self._no_rows = no_rows
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("places", [], dist_reduce_fx="cat")
+        # A `MetricCollection` takes metrics with equal states after the first batch for one, and
+        # both contour modes give equal rows where each map has one contour.
+        identity = torch.tensor(list(uuid.uuid4().bytes))
+        self.add_state("identity", identity, dist_reduce_fx="max")
 
     def _append(self, rows: np.ndarray, image_ids: Sequence[str]) -> None:
         places = [self._place_of[i] for i in image_ids]
@@ -86,13 +94,17 @@ class _ImageMetric(Metric):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Add a batch and return its own score (images outside of it do not count as missing)."""
-        missing_as_miss, self.missing_as_miss = self.missing_as_miss, False
+        before = {**vars(self), "rows": copy.copy(self.rows), "places": copy.copy(self.places)}
+        self.missing_as_miss = False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CbaWarning)  # a batch lacks most images
-                return super().forward(*args, **kwargs)
-        finally:
-            self.missing_as_miss = missing_as_miss
+                found = super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).update(before)  # torchmetrics has taken out what earlier batches added
+            raise
+        self.missing_as_miss = before["missing_as_miss"]
+        return found
 
 
 class _BoxMetric(_ImageMetric):

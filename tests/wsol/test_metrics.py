@@ -14,6 +14,8 @@ from cba_fast.errors import InputError
 from cba_fast.wsol import BoxEvaluator, PixelEvaluator
 
 metrics = pytest.importorskip("cba_fast.wsol.metrics", reason="torchmetrics is not installed")
+from torchmetrics import MetricCollection  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore::cba_fast.errors.CbaWarning")  # few of the images
 
 N, SIDE = 11, 224
@@ -69,6 +71,39 @@ def test_batches_clone_pickle_and_reset(tmp_path, name):
     metric.update(1 - maps, ids)
     with pytest.raises(InputError, match=r"image 'c/\d+.jpg' was added twice, with different"):
         metric.compute()
+
+
+def test_metrics_of_a_collection_stay_apart(tmp_path):
+    """In the first batch, of one contour each, both modes find the same boxes."""
+    ids, blobs = [f"{n}.jpg" for n in range(3)], np.zeros((3, 40, 40))
+    blobs[0, 5:25, 5:25] = 1
+    blobs[1:, 2:38, 2:38] = 0.3  # below the two contours
+    blobs[1:, 4:24, 4:24] = blobs[1:, 28:36, 28:36] = 1
+    where = {ids[0]: [[5, 5, 24, 24]], ids[1]: [[28, 28, 35, 35]], ids[2]: [[28, 28, 35, 35]]}
+    sizes = dict.fromkeys(ids, (40, 40))
+    boxes = Boxes(tuple(ids), {i: np.array(b) for i, b in where.items()}, sizes, None)
+    found = MetricCollection([metrics.MaxBoxAcc(boxes), metrics.MaxBoxAccV2(boxes)])
+    found.update(blobs[:1], ids[:1])
+    found.update(blobs[1:], ids[1:])
+    assert {k: v.item() for k, v in found.compute().items()} == {
+        "MaxBoxAcc": pytest.approx(100 / 3),
+        "MaxBoxAccV2": 100,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_batch_leaves_what_others_added(tmp_path, name):
+    metric, ids, maps, expected = setup(name, tmp_path)
+    metric.missing_as_miss = True
+    metric(maps[:4], ids[:4])
+    bad = maps[4:].copy()
+    bad[-1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="1 NaN value"):
+        metric(bad, ids[4:])
+    assert metric.missing_as_miss
+    assert vars(metric)["_to_sync"]
+    metric(maps[4:], ids[4:])
+    assert metric.compute().item() == expected
 
 
 def _score_a_share(rank, root, store, shares, answers):
