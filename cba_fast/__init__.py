@@ -1,9 +1,7 @@
 """Large-kernel CNNs, class activation maps, MaxBoxAcc and effective receptive fields, fast.
 
-The floors of the package, lowest first; a module imports only from floors before its own in this
-list: ``errors``, ``files``, ``shapes``, ``short``, ``resume``, ``reference``, ``kernels``, ``ops``,
-``nn``, ``models``, ``data``, ``wsol``, ``erf``, ``runs``, ``bench``, ``training``, ``analysis``,
-``experiments``, ``cli``. Importing ``cba_fast`` itself imports none of them, and no torch.
+Importing ``cba_fast`` itself imports none of its parts, and no torch. CONTRIBUTING.md has a map of
+the parts, which are floors: a module imports only from floors below its own.
 """
 
 import importlib

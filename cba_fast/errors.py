@@ -15,6 +15,11 @@ def with_flags(message: str) -> str:
     return re.sub("`([a-z][a-z0-9_]*)`", lambda m: f"--{_FLAGS.get(m[1], m[1])}", message)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class CbaError(Exception):
     """Base of the errors that a user can cause and mend; the commands print them in one line."""
 

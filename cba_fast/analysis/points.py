@@ -103,7 +103,7 @@ def put_points(
         text = read_text(path) if Path(path).exists() else ""
         _parse(path, text)
         cells = csv.reader(io.StringIO(text, newline=""), strict=True)
-        rows = [[from_cell(cell) for cell in row] for row in cells if any(row)]
+        rows = [[from_cell(cell) for cell in row] for row in cells if any(map(str.strip, row))]
         header = [cell.strip() for cell in rows[0]] if rows else list(COLUMNS)
         names = [row[header.index("model_name")].strip() for row in rows[1:]]
         own = {name: row for name, row in zip(names, rows[1:]) if name in order}

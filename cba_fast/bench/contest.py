@@ -83,14 +83,14 @@ class Contest:
         # The first calls built plans and thread pools, so that only second calls tell the time.
         quick = [n for n in self.functions if self._last[n] < QUICK]
         names = [name] if name else quick or list(self.functions)
-        seconds = min(_timed(self.functions[n]) for n in names)
+        seconds = min(seconds_of(self.functions[n]) for n in names)
         return max(3, min(self.most, int(self.seconds / (2 * seconds))))
 
     def turn(self, name: str) -> None:
         """Let one function have its turn."""
         before = time.perf_counter()
         self.warm(name)
-        self._last[name] = _timed(self.functions[name])
+        self._last[name] = seconds_of(self.functions[name])
         self.samples[name].append(self._last[name])
         self._spent[name] += time.perf_counter() - before
 
@@ -123,7 +123,8 @@ class Contest:
         return {name: Timing.of(samples) for name, samples in self.samples.items() if samples}
 
 
-def _timed(function: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Return the time of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

@@ -5,7 +5,6 @@ against PyTorch on all of them. The right ones take turns with PyTorch's ways.
 """
 
 import math
-import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from ..ops.choice_table import Call
 from ..ops.dwconv import depthwise_conv2d, depthwise_conv2d_grad_weight, depthwise_conv2d_grad_x
 from ..ops.dwconv_choice import COMPILED, runnable
 from . import dwconv_contest as contest
-from .contest import Contest
+from .contest import Contest, seconds_of
 from .device_timing import timed
 from .dwconv_contest import DTYPES, WRONG, Case, relative_error
 
@@ -266,13 +265,6 @@ def _contest(functions: Functions, seconds: float) -> dict[str, float]:
     # Other processes make calls longer, never shorter: the 20th percentile says more of the ways.
     timings = Contest(silent, seconds, most=100).run()
     return {name: t.in_ms()["p20_ms"] for name, t in timings.items()}
-
-
-def seconds_of(function: Callable[[], Tensor]) -> float:
-    """Return the time of a call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _run(function: Callable[[], Tensor]) -> None:

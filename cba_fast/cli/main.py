@@ -176,7 +176,11 @@ def main(args: list[str] | None = None) -> None:
     except CbaError as e:
         click.echo(f"{error}: {with_flags(str(e))}", err=True)
         sys.exit(1)
-    except MemoryError as e:
+    except (MemoryError, RuntimeError) as e:
+        # PyTorch's own: the one of a GPU has a type, which needs its import, the one of a CPU none.
+        of_torch = type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)
+        if not of_torch and not isinstance(e, MemoryError):
+            raise
         click.echo(f"{error}: out of memory{f': {e}' if str(e) else ''}", err=True)
         sys.exit(1)
     except OSError as e:

@@ -90,14 +90,15 @@ def read_ids(folder: Path) -> tuple[str, ...]:
     ids = [text for line in read_text(path).split("\n") if (text := line.strip())]
     text = "\n".join(["", *ids, ""])
     # The two checks of each id, for all of them at once; lines are looked at for a message alone.
-    if any(part in text for part in _NOT_IN_IDS) or len(set(ids)) < len(ids):
+    plain = all(map(str.isprintable, ids)) and not any(part in text for part in _NOT_IN_IDS)
+    if not plain or len(set(ids)) < len(ids):
         _check_ids(path)
     if not ids:
         raise InputError(f"{path} lists no images")
     return tuple(ids)
 
 
-# No id that `check_image_id` refuses is without one of these; there are good ones that hold one.
+# No printable id that `check_image_id` refuses is without one of these; some good ones hold one.
 _NOT_IN_IDS = ("\n.", "/.", "\n/", "/\n", "//", "\\")
 
 

@@ -72,7 +72,7 @@ def generate(
         classes: number of classes, 1 to 999.
         images_per_class: images of each class, training and test together.
         test_per_class: how many of them are test images.
-        size: side of the images in pixels, at least 32.
+        size: side of the images in pixels, 32 to 2048.
         seed: 0 or more.
         num_workers: number of threads; None means one per core, 8 at most.
         overwrite: draw anew and replace the set of an earlier run and its split. Other files are

@@ -193,8 +193,7 @@ def measure_erf_sizes(
             found["total"] = state["total"] + part if state["total"].numel() else part
         return found
 
-    columns = () if isinstance(p, float | int) else (len(p),)
-    first = {"sizes": torch.empty(0, *columns), "indices": torch.empty(0, dtype=torch.int64)}
+    first = {"sizes": torch.empty(0, *np.shape(p)), "indices": torch.empty(0, dtype=torch.int64)}
     if with_map:
         first["total"] = torch.empty(0, 0, dtype=torch.float64, device=walk.device)
     state = walk.run(step, first)

@@ -12,6 +12,7 @@ from .. import resume
 from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
 from ..data.boxes import truth_files
+from ..data.textlines import counted
 from ..errors import InputError
 from ..files import read_json
 from ..models.factory import source_digest
@@ -164,7 +165,7 @@ def describe(steps: Sequence[Step], overwrite: bool) -> Iterator[str]:
             yield f"score the weights that {trained[training]} trains"
         else:
             trained[training] = name
-            yield f"train {training} ({left} epochs), score"
+            yield f"train {training} ({counted(left, 'epoch')}), score"
 
 
 def _epochs_left(settings: Settings) -> int:

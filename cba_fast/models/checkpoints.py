@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..files import atomic_path, write_bytes
 from ..short import Short
 from .description import KEY, ModelDescription
@@ -324,7 +324,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             f"holds pickled objects besides tensors{what}, and loading those could run code; "
             "save the state dict alone and use that file"
         )
-    detail = text.splitlines()[0] if text else type(error).__name__
+    detail = first_line(error)
     if not is_pickle:  # PyTorch's message would advise to unpickle the file, whatever it is
         detail = f"it begins with {start!r}"
     return f"damaged, or not a checkpoint ({detail})"

@@ -22,6 +22,7 @@ from ..resume import file_fingerprint
 from ..shapes import Size, map_shape
 from .anatomy.layers import main_tensor
 from .anatomy.parts import describe, logits_of, unwrapped
+from .inference.graphs import short_error
 
 _FORM = "package.module:function or path/to/file.py:function"
 _WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes) or maps (N, C, h, w)"
@@ -115,7 +116,9 @@ def count_classes(name: str, model: nn.Module, input_size: Size = None) -> int |
 
 def source_digest(name: str) -> str | None:
     """Return the SHA-256 of the file that holds the function; None if it is in no file."""
-    found = file_fingerprint(getattr(_module(name), "__file__", None))
+    place = name.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(_module(name), "__file__", None)
+    found = file_fingerprint(file)
     return found["sha256"] if found else None
 
 
@@ -174,7 +177,7 @@ def _takes_classes(function: Callable) -> bool:
 
 def _short(e: Exception) -> str:
     """Return the error in one line, with the place in the user's code that raised it."""
-    text = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+    text = short_error(e)
     frames = [f for f in traceback.extract_tb(e.__traceback__) if not f.filename.startswith("<")]
     if isinstance(e, SyntaxError) or frames[-1].filename in (__file__, importlib.__file__):
         return text

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..shapes import Size, map_shape
 from .checkpoints import Checkpoint, load_strict, mismatches
 
@@ -98,7 +98,8 @@ def create_network(
         if isinstance(e, InputError):
             raise
         given = ", ".join(f"{k} {v}" for k, v in options.items())
-        raise InputError(f"{name}{f' does not take {given}' if given else ''}: {_line(e)}") from e
+        what = f"{name} does not take {given}" if given else name
+        raise InputError(f"{what}: {first_line(e)}") from e
 
 
 def download(name: str, build: Callable, but: tuple[type[Exception], ...] = ()) -> nn.Module:
@@ -120,7 +121,7 @@ def download(name: str, build: Callable, but: tuple[type[Exception], ...] = ()) 
         source = f"{hub} of the Hugging Face hub" if hub else url
         raise InputError(
             f"the pretrained weights of {name} cannot be loaded from {source}"
-            f" ({_line(e).partition('. ')[0]}); give a file of them as `weights` (train-wsol:"
+            f" ({first_line(e).partition('. ')[0]}); give a file of them as `weights` (train-wsol:"
             " `init_weights`)"
         ) from e
 
@@ -216,8 +217,3 @@ def _filtered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return dict(change(dict(state), model))
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
         return state  # not a file that the function knows
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -71,10 +71,10 @@ def box_sweep(
         ``"cuda"`` sweeps CUDA maps where they are; maps with thousands of runs in a level (noise)
         and those above some 700 x 700 pixels go to the CPU. The other backends work on the CPU:
         CUDA maps are quantized on the GPU, and their bytes are moved. The boxes do not depend on
-        the backend and the number of threads. ``"cpp"``
-        gives each map to one thread and builds a tree of row segments, which takes 0.2 to 0.4 ms
-        for a smooth map of 224x224 with AVX2, however many thresholds there are. Maps with very
-        many local maxima are swept by a union-find over pixels instead.
+        the backend and the number of threads. ``"cpp"`` gives each map to one thread and builds a
+        tree of row segments, which takes 0.2 to 0.4 ms for a smooth map of 224x224 with AVX2,
+        however many thresholds there are. Maps with very many local maxima are swept by a
+        union-find over pixels instead.
 
     Source:
         Choe et al., CVPR 2020; bit-exact with ``compute_bboxes_from_scoremaps`` of

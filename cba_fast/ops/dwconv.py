@@ -214,7 +214,8 @@ _ON_GPUS = {"triton": dwconv_triton, "cuda": dwconv_cuda, "cuda_strip": cuda_str
 
 def _forward(x, weight, bias, backend, algorithm, activation="none"):
     how = backend, algorithm, activation  # the dispatcher leaves out arguments that are the default
-    key = ("forward", *how, _layout(x), _layout(weight), None if bias is None else _layout(bias))
+    of_bias = None if bias is None else _layout(bias)
+    key = ("forward", torch.get_num_threads(), *how, _layout(x), _layout(weight), of_bias)
     launch = _launchers.get(key) or _remember(key, _image_launcher("forward", x, weight, bias, how))
     return launch(x, weight, bias)
 
@@ -255,7 +256,7 @@ def _forward_fake(x, weight, bias, backend, algorithm, activation="none"):
 
 
 def _grad_x(grad, weight, *how):
-    key = ("grad_x", *how, _layout(grad), _layout(weight))
+    key = ("grad_x", torch.get_num_threads(), *how, _layout(grad), _layout(weight))
     inputs = grad, weight, None
     launch = _launchers.get(key) or _remember(
         key, _image_launcher("grad_x", *inputs, (*how, "none"))
@@ -269,7 +270,7 @@ def _grad_x_fake(grad, weight, *how):
 
 def _grad_weight(grad, x, kernel_size, *how):
     size = tuple(kernel_size)
-    key = ("grad_weight", *how, _layout(grad), _layout(x), size)
+    key = ("grad_weight", torch.get_num_threads(), *how, _layout(grad), _layout(x), size)
     launch = _launchers.get(key) or _remember(key, _grad_weight_launcher(grad, x, size, how))
     # Dimensions of size 1 may have any stride, but DistributedDataParallel compares these strides,
     # too, with the parameter's. The reshape gives all dimensions those of a contiguous tensor.

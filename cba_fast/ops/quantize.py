@@ -63,8 +63,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
         return value
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a tensor or an array, got {type(value).__name__}")
-    if not value.flags.writeable or any(s < 0 for s in value.strides):
-        value = value.copy()  # PyTorch has no read-only tensors and no negative strides
+    if not value.flags.behaved or not value.dtype.isnative or any(s < 0 for s in value.strides):
+        # PyTorch has no read-only or unaligned tensors, no other byte orders, no negative strides.
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
     try:
         return torch.from_numpy(value)
     except TypeError as e:

@@ -106,6 +106,9 @@ def plot_strips(collected: Collected, ids: Sequence[str], pictures: _Pictures) -
         photo = pictures.photos.get(image_id)
         ax = place.axes(n, 0)
         _empty(ax, size, photo)
+        if photo is None:
+            where = {"ha": "center", "va": "center", "transform": ax.transAxes}
+            ax.text(0.5, 0.5, "image not given", fontsize=7, color="#555", **where)
         _rectangles(ax, collected.boxes.scaled(image_id, size), size, size, truth=True)
         ax.set_title(_folded(image_id), fontsize=7)
         for column, run in enumerate(collected.runs, 1):
@@ -221,7 +224,8 @@ def _stems(ids: Sequence[str]) -> dict[str, str]:
     for image_id in dict.fromkeys(ids):
         folder, _, name = image_id.rpartition("/")
         stem = "__".join([*folder.split("/"), name.rpartition(".")[0] or name])
-        stem = re.sub(r"[^\w.+-]", "_", stem).strip("_.")[-150:]  # such as file systems take
+        plain = re.sub(r"[^\w.+-]", "_", stem).encode()[-150:]  # such as file systems take
+        stem = plain.decode(errors="ignore").strip("_.")
         taken = sum(stem == other for other in stems.values())
         stems[image_id] = stem + f"_{len(stems)}" * bool(taken)
     return stems

@@ -13,7 +13,7 @@ from .. import files, locks, resume
 from ..data import ImageRecord, ImageSet, map_names, read_image
 from ..data.reading import cut
 from ..data.score_store import is_store
-from ..data.textlines import some
+from ..data.textlines import counted, some
 from ..errors import InputError
 from ..shapes import map_shape
 from ..short import Short
@@ -249,7 +249,8 @@ def constant_lines(image_ids: list[str]) -> list[str]:
     """Return a note on images whose map is constant and was stored as zeros, if there are any."""
     if not image_ids:
         return []
-    return [f"{len(image_ids)} constant maps were stored as zeros: {some(image_ids, 20)}"]
+    maps = counted(len(image_ids), "constant map")
+    return [f"{maps} stored as zeros: {some(image_ids, 20)}"]
 
 
 def write_overlay(

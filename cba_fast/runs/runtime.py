@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..models import inference_form
 from .settings import RunConfig
 
@@ -78,7 +78,7 @@ def _device(run: RunConfig) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise InputError(f"device {name!r} cannot be used: {str(e).splitlines()[0]}") from e
+        raise InputError(f"device {name!r} cannot be used: {first_line(e)}") from e
     if device.type == "meta":
         raise InputError("device 'meta' holds no numbers to compute with")
     if device.type == "cpu" and run.precision == "fp16":

@@ -145,26 +145,32 @@ def sending(
     """
     loggers, told, failed = list(loggers), set[Logger](), True
 
+    @contextmanager
+    def going_on(logger: Logger) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # the trackers have errors of many kinds
+            if isinstance(logger, TensorBoardLogger):
+                raise
+            if logger not in told:
+                say(f"Warning: {type(logger).__name__} did not take the figures: {e}")
+            told.add(logger)
+
     def send(history: list[dict]) -> None:
         for logger in loggers:
-            try:
+            with going_on(logger):
                 for entry in history:
                     if entry["epoch"] > logger.last:
                         logger.log(entry["scalars"], entry["epoch"], entry["time"])
                         logger.last = entry["epoch"]
-            except Exception as e:  # the trackers have errors of many kinds
-                if isinstance(logger, TensorBoardLogger):
-                    raise
-                if logger not in told:
-                    say(f"Warning: {type(logger).__name__} did not take the figures: {e}")
-                told.add(logger)
 
     try:
         yield send
         failed = False
     finally:
         for logger in loggers:
-            logger.close(failed)
+            with going_on(logger):
+                logger.close(failed)
 
 
 def new_run_id() -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import locks
+from ..data.textlines import counted
 from ..erf.memory import free_bytes
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..models import save_state_dict_file
 from ..runs.ranks import ALONE, Ranks
 from ..runs.runtime import Runtime
@@ -114,7 +115,7 @@ def train(
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
-        log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
+        log(f"{files.last}: the run is finished ({counted(config.epochs, 'epoch')}), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
     names = splits.train.class_names
     continued = None if state is None else files.last
@@ -133,8 +134,8 @@ def train(
         try:
             trainer.load(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise CheckpointError(f"{files.last}: its state does not fit the run ({reason})") from e
+            reason = f"its state does not fit the run ({first_line(e)})"
+            raise CheckpointError(f"{files.last}: {reason}") from e
         log(f"continuing {files.last} after epoch {trainer.progress.epoch}")
     del state
     loggers = _loggers(files, config, trainer.progress) if ranks.leads else []

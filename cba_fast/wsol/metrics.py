@@ -4,6 +4,7 @@ They keep what each image contributes, by its place in the ground truth. So an i
 deals to two processes counts once, and the counts are those of a single process.
 """
 
+import copy
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
@@ -93,13 +94,17 @@ class _ImageMetric(Metric):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Add a batch and return its own score (images outside of it do not count as missing)."""
-        missing_as_miss, self.missing_as_miss = self.missing_as_miss, False
+        before = {**vars(self), "rows": copy.copy(self.rows), "places": copy.copy(self.places)}
+        self.missing_as_miss = False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CbaWarning)  # a batch lacks most images
-                return super().forward(*args, **kwargs)
-        finally:
-            self.missing_as_miss = missing_as_miss
+                found = super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).update(before)  # torchmetrics has taken out what earlier batches added
+            raise
+        self.missing_as_miss = before["missing_as_miss"]
+        return found
 
 
 class _BoxMetric(_ImageMetric):

@@ -23,6 +23,14 @@ def test_put_points_keeps_the_order_and_the_rows_of_others(here):
     ]
 
 
+def test_put_points_skips_blank_lines_as_reading_does(here):
+    rows = ["family,model_name,erf_path,wsol", "f,a,a.npy,0.5", "f,b,b.npy,1.0"]
+    Path("p.csv").write_text("\n".join([" , ", " ", rows[0], "\t", rows[1]]) + "\n")
+    assert len(read_points("p.csv")) == 1
+    put_points("p.csv", [Point("b", "f", "b.npy", 1.0)], ["b"])
+    assert Path("p.csv").read_text().splitlines() == rows
+
+
 def test_put_points_ends_with_one_row_of_each_name(here):
     append_points("p.csv", [Point("a", "f", "a.npy", 0.5), Point("a", "f", "a.npy", 0.75)])
     put_points("p.csv", [Point("b", "f", "b.npy", 1.0)], ["b", "a"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from cli_runner import run_cli
 from rich.console import Console
 
@@ -217,6 +218,11 @@ def test_bad_options_are_named(capsys, args, message):
     [
         (MemoryError(), "Error: out of memory\n"),
         (MemoryError("Unable to allocate 9 TiB"), "Error: out of memory: Unable to allocate 9 TiB"),
+        (torch.OutOfMemoryError("CUDA, 9 TiB"), "Error: out of memory: CUDA, 9 TiB\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't"),
+            "Error: out of memory: DefaultCPUAllocator: can't",
+        ),
         (OSError(28, "No space left on device", "x.npy"), "Error: x.npy: No space left on device"),
     ],
 )
@@ -229,6 +235,15 @@ def test_errors_of_the_machine_are_one_line(capsys, monkeypatch, tmp_path, error
     assert done.status == 1
     assert done.err.startswith(message)
     assert len(done.err.splitlines()) == 1
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, capsys, tmp_path):
+    def fails(*args, **kwargs):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("cba_fast.runs.scoring.boxes.score_folder", fails)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_cli(capsys, "wsol-eval", "--np_root", tmp_path)
 
 
 def test_hyphens_and_underscores_are_the_same(capsys, tmp_path):

@@ -116,8 +116,11 @@ def test_layers_by_name_and_maps_side_by_side(options):
     out = run("erf-map", **options, num_images=1, compare="random", output="c.npy").output
     assert "replknet_nano, random weights:" in out
     assert Image.open("c.png").size[0] > Image.open("c.png").size[1]
-    run("erf-map", **options, num_images=1, compare="random", output="e.npy")
+    others = f"random,{SMALL_MODELS['replknet']}"  # of the same name as the first one
+    out = run("erf-map", **options, num_images=1, compare=others, output="e.npy").output
     assert np.array_equal(np.load("e_random.npy"), np.load("c_random.npy"))  # they have a seed
+    assert "replknet_nano (3):" in out
+    assert Image.open("e.png").size[0] > Image.open("c.png").size[0]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,8 @@ def test_a_strict_walk_ends_at_the_failed_image():
 def test_all_images_failed_gives_no_size():
     found = erf.measure_erf_sizes(Net(), erf.Walk(Items(), [2, 5]), [0.2, 0.5])
     assert found.sizes.shape == (0, 2)
+    found = erf.measure_erf_sizes(Net(), erf.Walk(Items(), [2, 5]), np.float32(0.2))
+    assert found.sizes.shape == (0,)
     assert found.num_zero == 0
 
 

@@ -1,12 +1,15 @@
 """erf-intervene: networks whose truth is known, the command from images to answer, resumption."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from data_factory import image_folder
 from torch import nn
 
+from cba_fast.data import open_image_set
 from cba_fast.erf import center_gradient, input_gradient, scale_free_area_ratio
 from cba_fast.errors import InputError
 from cba_fast.experiments.intervene import run as intervene
@@ -21,11 +24,11 @@ from cba_fast.experiments.intervene.features import (
 )
 from cba_fast.experiments.intervene.findings import METRICS, Effect, Findings, Row
 from cba_fast.experiments.intervene.masking import large_kernels
-from cba_fast.experiments.intervene.measure import area_of, central_squares
+from cba_fast.experiments.intervene.measure import area_of, central_squares, measure_fields
 from cba_fast.experiments.intervene.plots import plot_interventions
 from cba_fast.experiments.intervene.run import Networks, Setting, merged_copy, settings_of
 from cba_fast.runs.runtime import Runtime
-from cba_fast.runs.settings import InterveneConfig, RunConfig
+from cba_fast.runs.settings import DataConfig, InterveneConfig, RunConfig
 
 SIDE = 33
 
@@ -205,6 +208,23 @@ def test_the_area_is_the_scale_free_ratio_with_an_interpolated_side():
     together = central_squares(maps.mean(0, keepdim=True)).numpy()
     np.testing.assert_allclose(squares.mean(0, keepdims=True), together, rtol=1e-12)
     assert np.isnan(area_of(np.zeros((1, 4)), SIDE)).all()
+
+
+def test_the_area_of_a_wide_map_is_a_share_of_both_sides():
+    peak = torch.zeros(1, 8, 20).double()
+    peak[:, 3:6, 9:12] = 1
+    (percent,) = area_of(central_squares(peak).numpy(), "8x20")
+    assert percent == pytest.approx(100 * (1 + 2 * 3.5 / 8) ** 2 / 160)
+
+
+@pytest.mark.parametrize("size", ["24x16", "16x24"])
+def test_the_fields_of_images_of_two_sides(tmp_path, size):
+    records = open_image_set(image_folder(tmp_path, ["a/1.jpg"])).records
+    data = DataConfig(str(tmp_path), input_size=size)
+    what = SimpleNamespace(records=records, image_ids=["1"], data=data)
+    run = Runtime.of(RunConfig(device="cpu", num_workers=0))
+    found = measure_fields(OneKernel(), what, records, run, InterveneConfig(), "none")
+    assert found["squares"].shape == (1, 9)
 
 
 def test_the_plan_goes_dose_by_dose_and_refuses_what_is_given_twice():

@@ -1,10 +1,12 @@
 """Models that a user's own function makes."""
 
+import hashlib
+
 import pytest
 from torch import nn
 
 from cba_fast.errors import InputError
-from cba_fast.models.factory import model_from_factory
+from cba_fast.models.factory import model_from_factory, source_digest
 
 CODE = """
 from {neighbour} import WIDTH
@@ -43,6 +45,18 @@ def test_files_and_packages(code):
     made = model_from_factory("package_of_mine.models:make")
     assert isinstance(made, nn.Linear)
     assert made.in_features == 7
+
+
+def test_the_digest_is_of_the_file_named(code):
+    digest = hashlib.sha256((code / "mine.py").read_bytes()).hexdigest()
+    copy = code / "copy"
+    copy.mkdir()
+    (copy / "mine.py").write_bytes((code / "mine.py").read_bytes())
+    assert source_digest("package_of_mine.models:make") != digest
+    for folder in code, copy:
+        assert model_from_factory(f"{folder}/mine.py:make").in_features == 5
+        (code / "mine.py").unlink(missing_ok=True)  # the first of two equal files goes
+    assert source_digest(f"{copy}/mine.py:make") == digest
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,19 @@ def test_a_changed_table_changes_the_next_call(folder):
     assert not torch.equal(y, depthwise_conv2d(x, weight, algorithm="fft"))
 
 
+def test_another_number_of_threads_has_a_table_of_its_own(folder):
+    x, weight = torch.randn(1, 32, 12, 12), torch.randn(32, 1, 13, 13)
+    threads = torch.get_num_threads()
+    a_table({CASE: {"torch": 1.0, "fft": 2.0}}, folder, threads=threads + 1)
+    assert torch.equal(depthwise_conv2d(x, weight), depthwise_conv2d(x, weight, algorithm="fft"))
+    torch.set_num_threads(threads + 1)
+    try:
+        y, by_torch = depthwise_conv2d(x, weight), depthwise_conv2d(x, weight, backend="torch")
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(y, by_torch)
+
+
 def test_a_table_is_asked_at_the_first_call_of_a_layout_only(folder, monkeypatch):
     asked = []
     tables = choice_table.tables

@@ -138,7 +138,10 @@ def test_arrays_of_any_kind():
     array = np.random.default_rng(3).random((2, 5, 7))
     frozen = array.copy()
     frozen.flags.writeable = False
-    for a in (array, frozen, array[:, ::-1], array[..., ::2], array.astype(np.float16)):
+    packed = np.zeros(array.shape, "f4,f8")["f1"]  # 12 bytes from one value to the next
+    packed[:] = array
+    others = (array.astype(np.float16), array.astype(">f8"), packed)
+    for a in (array, frozen, array[:, ::-1], array[..., ::2], *others):
         assert np.array_equal(
             ops.quantize(a), official(a.astype(np.float32) if a.itemsize == 2 else a)
         )

@@ -143,9 +143,10 @@ def test_sheets_of_an_earlier_call_are_replaced_and_other_files_stay(root, colle
 
 def test_two_images_never_share_a_file():
     ids = ["a/b__c.jpg", "a__b/c.jpg", "a/b__c.png", "x" * 300 + "/1.jpg", "../up.jpg"]
+    ids += ["鳥" * 80 + "/" + "鳥" * 80 + ".jpg"]
     stems = _stems(ids)
     assert len(set(stems.values())) == len(ids)
-    assert all("/" not in s and len(s) < 200 for s in stems.values())
+    assert all("/" not in s and len(s.encode()) < 200 for s in stems.values())
 
 
 def test_wsol_eval_writes_all_for_maps_of_any_method(root, tmp_path, monkeypatch, capsys):

@@ -369,7 +369,7 @@ def test_constant_maps_are_zeros_with_a_warning(here, weights, capsys, tmp_path)
     args = arguments({"replknet": tmp_path / "zero.pth"})
     done = run_cli(capsys, *args)
     assert done.status == 0
-    assert f"5 constant maps were stored as zeros: {', '.join(NAMES)}\n" in done.err
+    assert f"5 constant maps stored as zeros: {', '.join(NAMES)}\n" in done.err
     assert not np.load(here / "np_heatmap_output" / "a" / "1.npy").any()
 
 

@@ -91,6 +91,21 @@ def test_metrics_of_a_collection_stay_apart(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_batch_leaves_what_others_added(tmp_path, name):
+    metric, ids, maps, expected = setup(name, tmp_path)
+    metric.missing_as_miss = True
+    metric(maps[:4], ids[:4])
+    bad = maps[4:].copy()
+    bad[-1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="1 NaN value"):
+        metric(bad, ids[4:])
+    assert metric.missing_as_miss
+    assert vars(metric)["_to_sync"]
+    metric(maps[4:], ids[4:])
+    assert metric.compute().item() == expected
+
+
 def _score_a_share(rank, root, store, shares, answers):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(

@@ -79,12 +79,14 @@ def command(
     start = time.perf_counter()
     images = open_images(data_config)
     options = {"checkpoint": checkpoint, "overwrite": overwrite}
-    config, found = ErfMapConfig(num_images, size, layer, point), {}
+    config = ErfMapConfig(num_images, size, layer, point)
+    found: dict = {}
     with continuable():
         for name, model_config in named.items():
             added = f"_{name.replace('/', '_')}" if name else ""
             path = output.with_stem(f"{output.stem}{added}")
             title = f"{title_of(model_config)}{', random weights' * (name == 'random')}"
+            title += f" ({len(found) + 1})" * (title in found)
             if len(named) > 1:
                 click.echo(f"{title}:")
             model = load_model(model_config, run_config, size, keep_layers=True)

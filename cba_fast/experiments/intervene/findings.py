@@ -10,7 +10,6 @@ import numpy as np
 
 from ... import files, resume
 from ...runs.scoring.boxes import versions
-from ...shapes import map_shape
 from ...short import Short
 from ...wsol import BoxEvaluator
 from ...wsol.scoring.bootstrap import compare
@@ -197,7 +196,7 @@ class _Comparison:
             for name in ("erf_size", "squares")
         )
         effects[SIZE] = self._effect(self.erf_counts, sizes[0], sizes[1])
-        area = functools.partial(area_of, input_size=map_shape(self.found.what.data.input_size)[0])
+        area = functools.partial(area_of, input_size=self.found.what.data.input_size)
         effects[AREA] = self._effect(self.erf_counts, squares[0], squares[1], area)
         return effects
 

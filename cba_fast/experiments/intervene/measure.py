@@ -1,5 +1,6 @@
 """Measures localization, class, ERF size and ERF area of one network, image by image."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from ...runs.evaluate import ScoredImages, score_images
 from ...runs.inference import report_on
 from ...runs.runtime import Runtime
 from ...runs.settings import InterveneConfig
-from ...shapes import map_shape
+from ...shapes import Size, map_shape
 from ...short import Short
 from ...wsol import BoxEvaluator, correct_classes
 
@@ -149,7 +150,7 @@ def measure_fields(
     first = {
         "index": torch.empty(0, dtype=torch.int64),
         "size": torch.empty(0, dtype=torch.float64),
-        "squares": torch.empty(0, map_shape(size)[0] // 2 + 1, dtype=torch.float64),
+        "squares": torch.empty(0, min(map_shape(size)) // 2 + 1, dtype=torch.float64),
     }
     state = walk.run(step, first)
     report.check_any(len(state["index"]))
@@ -182,7 +183,7 @@ def central_squares(maps: Tensor) -> Tensor:
     return torch.cat([inside[:, : min(h, w) // 2], inside[:, -1:]], 1)
 
 
-def area_of(squares: np.ndarray, input_size: int) -> np.ndarray:
+def area_of(squares: np.ndarray, input_size: Size) -> np.ndarray:
     """Return the ERF area of maps in percent of the input: that of the square with half of a map.
 
     It is the `scale_free_area_ratio` at 50 %, but the side is interpolated linearly between the
@@ -191,7 +192,7 @@ def area_of(squares: np.ndarray, input_size: int) -> np.ndarray:
 
     Args:
         squares: (R, K+1), means or sums from :func:`central_squares`.
-        input_size: side of the maps.
+        input_size: of the maps, a side or (H, W).
 
     Returns:
         (R,) float64; NaN where no square inside the map holds half.
@@ -204,7 +205,7 @@ def area_of(squares: np.ndarray, input_size: int) -> np.ndarray:
     side = np.where(at > 0, 2 * at - 1, 0) + np.where(at > 0, 2, 1) * (HALF - before) / (
         share[rows, at] - before
     )
-    return np.where(beyond.any(axis=1), 100.0 * side**2 / input_size**2, np.nan)
+    return np.where(beyond.any(axis=1), 100.0 * side**2 / math.prod(map_shape(input_size)), np.nan)
 
 
 def probe_images(what: ScoredImages, records: Sequence[ImageRecord], run: Runtime) -> Tensor:

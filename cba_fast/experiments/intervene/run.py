@@ -141,10 +141,8 @@ class Networks:
     @functools.cached_property
     def level(self) -> str:
         """Which activations the gradients of all networks recompute: none, of blocks or stages."""
-        size = self.probes.shape[-1]
-        return checkpoint_level(
-            "auto", self.exact.form_of(self.model, self.keep_layers), size, self.exact
-        )
+        form = self.exact.form_of(self.model, self.keep_layers)
+        return checkpoint_level("auto", form, self.probes.shape[2:], self.exact)
 
     def change(self, form: nn.Module) -> float:
         """Return the relative change of a network's features; `form` is that of the exact run."""

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...shapes import map_shape
 from ...short import Short
 from ..families.layers import Mergeable
 from .graphs import short_error
@@ -179,8 +181,9 @@ def _inputs(model: nn.Module, example: Tensor | tuple | None) -> tuple:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = size[0] if first is None else first.in_channels
     described = getattr(getattr(model, "description", None), "input_size", None)
-    for side in sorted({SMALL_SIDE, 224, size[-1], described or 224}):
-        images = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    shapes = {map_shape(s) for s in (SMALL_SIDE, 224, tuple(size[1:]), described or 224)}
+    for shape in sorted(shapes, key=math.prod):
+        images = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
         args = (images.to(device, torch.float64),)
         try:
             _outputs(model, args)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ... import __version__, process
-from ...errors import CbaError, InputError
+from ...errors import CbaError, InputError, first_line
 from ..settings import ClusterConfig
 
 Log = Callable[[str], None]
@@ -164,8 +164,8 @@ def connected(config: ClusterConfig, log: Log) -> Iterator[Pool]:
         with _own_signals():
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as e:
-        reason = str(e).splitlines()[0]
-        raise InputError(f"`address` {config.address}: no Ray cluster answers: {reason}") from e
+        reason = f"no Ray cluster answers: {first_line(e)}"
+        raise InputError(f"`address` {config.address}: {reason}") from e
     try:
         yield Pool(ray, config, log)
     finally:

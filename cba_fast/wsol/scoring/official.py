@@ -69,7 +69,8 @@ def evaluate_wsol(
     Raises:
         ScoreMapError: an image without a map, or a map of another size or with values that are not
             valid; the message names it.
-        InputError: an unknown data set, bad metadata, or IoU thresholds that do not fit.
+        InputError: no image has a map, an unknown data set, bad metadata, or IoU thresholds that do
+            not fit.
 
     Source:
         Choe et al. 2020; equal to ``evaluate_wsol`` of clovaai/wsolevaluation. The official code

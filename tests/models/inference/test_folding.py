@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cba_fast.models import inference_form
+from cba_fast.models.description import ModelDescription
 from cba_fast.models.inference.branches import merged
 from cba_fast.models.inference.folding import fold
 from cba_fast.nn import DepthwiseConv2d
@@ -291,6 +292,16 @@ class Two(nn.Module):
 
     def forward(self, x, y):
         return {"sum": self.conv(x) + y.view(1, 3, 10, 10)}
+
+
+def test_a_recorded_size_of_two_sides_is_tried():
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(4 * 48 * 96, 2)).eval()
+    model.description = ModelDescription("resnet", "small", input_size="48x96")
+    assert fold(model)[1].folded == ["1"]
+    del model.description
+    model.pretrained_cfg = {"input_size": (3, 48, 96)}
+    assert fold(model)[1].folded == ["1"]
 
 
 def test_a_model_that_cannot_be_run_needs_an_example():
