@@ -93,7 +93,7 @@ def test_a_map_counts_only_when_all_of_it_is_written(tmp_path, error):
         real, calls = writer._maps, []
 
         class Cut:
-            name, seek, close = real.name, real.seek, real.close
+            name, seek, close, fileno = real.name, real.seek, real.close, real.fileno
 
             def write(self, view):
                 calls.append(len(view))
