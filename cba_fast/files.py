@@ -46,7 +46,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", str(path))
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", path)
     return open(path, "rb")
 
 
@@ -56,6 +56,7 @@ def check_replaceable(path: str | os.PathLike) -> None:
     Raises:
         OSError: there is a pipe, socket or device, or a link to an open file of a process.
     """
+    path = os.fspath(path)
     if not os.path.lexists(path):
         return
     folder, link = os.path.dirname(path), os.readlink(path) if os.path.islink(path) else ""

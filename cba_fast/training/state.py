@@ -138,8 +138,8 @@ def run_record(
     for key in (*places, "cache_images", "checkpoint", "num_classes", "tracker"):
         kept.pop(key)
     kept |= {"precision": run.precision, "channels_last": run.channels_last}
-    inputs = {"init_weights": file_fingerprint(config.init_weights), **inputs}
-    return describe(kept, inputs, torch=torch.__version__)
+    weights = {"init_weights": file_fingerprint(config.init_weights)}
+    return describe(kept, weights | inputs, torch=torch.__version__)
 
 
 def load_state(path: Path) -> dict:
