@@ -336,7 +336,7 @@ def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
     best = train_config.best_path(settings.model_of(None), settings.training())
     last = train_config.last_path(settings.model_of(None), settings.training())
     best.parent.mkdir()
-    for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
+    for epoch, text in ((1, "(1 epoch), score"), (2, "score weights")):
         torch.save(state_after(epoch), last)
         best.write_text("w")
         assert text in collect(capsys, three(), "--dry_run").out
