@@ -46,8 +46,25 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", str(path))
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", path)
     return open(path, "rb")
+
+
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Refuse an output that a rename would destroy for others: ``/dev/null`` or ``/dev/stdout``.
+
+    Raises:
+        OSError: there is a pipe, socket or device, or a link to an open file of a process.
+    """
+    path = os.fspath(path)
+    if not os.path.lexists(path):
+        return
+    folder, link = os.path.dirname(path), os.readlink(path) if os.path.islink(path) else ""
+    folders = [folder, os.path.join(folder, os.path.dirname(link))]
+    of_process = any(f"{os.path.realpath(f)}/".startswith("/proc/") for f in folders)
+    plain = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+    if of_process or not plain:
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", str(path))
 
 
 def is_plain_relative(path: str) -> bool:
@@ -73,10 +90,11 @@ def atomic_path(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Pa
     because :func:`remove_leftovers` finds by it what a killed process could not remove.
 
     Raises:
-        OSError: the folder cannot be created or written, or another process took the temporary file
-            for a leftover; the message names `path`.
+        OSError: the folder cannot be created or written, another process took the temporary file
+            for a leftover, or `path` is no regular file; the message names `path`.
     """
     path = Path(path)
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if durable:
         remove_leftovers([path])

@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from .errors import BusyError, CbaWarning
-from .files import fitting_name
+from .files import check_replaceable, fitting_name
+from .process import started
 
 try:
     import fcntl
@@ -61,11 +62,12 @@ def hold(path: str | os.PathLike, what: str | os.PathLike | None = None) -> None
 
     Raises:
         BusyError: another run holds it; the message names its process.
-        OSError: the lock cannot be made.
+        OSError: the lock cannot be made, or the output is a device, for example.
     """
     scope, lock = _scope.get(), lock_path(path)
-    if scope is None or lock in scope.paths or os.environ.get("RANK", "0") != "0":
+    if scope is None or lock in scope.paths or started()[0] > 0:
         return
+    check_replaceable(path)
     scope.enter_context(_held(lock, what or path))
     scope.paths.add(lock)
 
@@ -133,9 +135,13 @@ def _take(lock: Path, what: str | os.PathLike | None) -> int:
         os.close(descriptor)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     told = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, and messages cannot say whose
+    try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, told.encode())
+    except OSError as e:  # a full disk, which would not take the output either
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise OSError(e.errno, e.strerror, os.fspath(what or lock)) from e
     return descriptor
 
 

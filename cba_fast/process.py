@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from .errors import CbaError
+from .errors import CbaError, InputError
 
 # Ctrl-C; `kill`, `timeout` and batch systems; a terminal that closes.
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -60,6 +60,26 @@ def ending() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def started() -> tuple[int, int]:
+    """Return this process's number and the count of those that ``torchrun`` started for one run.
+
+    Raises:
+        InputError: the environment tells of several processes, but not as ``torchrun`` does.
+    """
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count == "1":
+        return 0, 1
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    rank = os.environ.get("RANK", "")
+    if missing or not (count + rank).isdecimal() or int(rank) >= int(count):
+        what = f"{missing[0]} is not set" if missing else f"RANK is {rank!r}"
+        raise InputError(
+            f"the environment has WORLD_SIZE {count!r}, and {what}: several processes are started "
+            "with torchrun; for a single one, unset WORLD_SIZE"
+        )
+    return int(rank), int(count)
 
 
 def end_with_parent() -> None:

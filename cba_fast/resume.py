@@ -72,6 +72,11 @@ def list_fingerprint(items: Iterable[tuple[str, str | os.PathLike]]) -> dict:
     return {"count": count, "sha256": digest.hexdigest()}
 
 
+def values_fingerprint(values: object) -> dict:
+    """Return what identifies values that come from several files, such as labels or boxes."""
+    return {"sha256": hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()}
+
+
 def describe(settings: dict, inputs: dict | None = None, *, torch: str | None = None) -> dict:
     """Return the record of a run, without its files.
 
@@ -118,6 +123,8 @@ def _input_change(name: str, was: dict | None, now: dict | None) -> list[str]:
         return []
     if "path" in now:
         return [f"the {name} {now['path']} are other bytes than those that were used"]
+    if "count" not in now:
+        return [f"the {name} are not those that were used"]
     counts = was.get("count"), now["count"]
     count = "" if counts[0] == counts[1] else f" ({counts[0]}, now {counts[1]})"
     return [f"the {name} are not those that were used, by names, sizes or times{count}"]
@@ -309,7 +316,8 @@ class Outputs:
         if not self._owns_folder and _is_partial(name):
             return True
         own = (self.record.name, self._lock.name)
-        return name in own or PurePosixPath(name).name.startswith(".tmp-")
+        # NFS keeps a file that is removed while it is open under a name that begins with ".nfs".
+        return name in own or PurePosixPath(name).name.startswith((".tmp-", ".nfs"))
 
     def recorded(self) -> dict | None:
         """Return the record that is there, or None; one that is not of cba_fast is refused."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cba_fast import files
+from cba_fast import files, locks
 
 
 @contextlib.contextmanager
@@ -96,6 +96,23 @@ def test_small_files_pass_under_the_limit(tmp_path):
     with file_size_limit():
         files.write_bytes(tmp_path / "x", b"x" * 4096)
     assert (tmp_path / "x").stat().st_size == 4096
+
+
+def test_devices_pipes_and_open_files_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/null", tmp_path / "null")
+    with open(tmp_path / "out.txt", "wb") as out:
+        open_file = f"/proc/{os.getpid()}/fd/{out.fileno()}"
+        os.symlink(open_file, tmp_path / "stdout")
+        before = names(tmp_path)
+        for path in (*(tmp_path / name for name in ("pipe", "null", "stdout")), open_file):
+            for write in (files.write_json, lambda path, value: locks.hold(path)):
+                with locks.released(), pytest.raises(OSError, match="a pipe, socket or device"):
+                    write(path, {})
+    assert names(tmp_path) == before
+    files.write_json(tmp_path / "out.txt", {})
+    os.symlink("nowhere", tmp_path / "dangling")
+    files.write_json(tmp_path / "dangling", {})
 
 
 def test_failing_body_keeps_the_old_file(tmp_path):

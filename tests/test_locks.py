@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_runner import run_cli
 
 from cba_fast import locks, process, resume
 from cba_fast.errors import BusyError, CbaWarning
@@ -44,7 +45,8 @@ def test_a_second_writer_is_told_who_writes(tmp_path):
 
 def test_without_a_call_that_ends_and_in_other_ranks_nothing_is_locked(tmp_path, monkeypatch):
     locks.hold(tmp_path / "x")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in zip(("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"), "21ab"):
+        monkeypatch.setenv(name, value)
     with locks.released():
         locks.hold(tmp_path / "x")
         assert list(tmp_path.iterdir()) == []
@@ -138,21 +140,21 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_no_lock_from_being_taken_and_released(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(locks.os, "write", full)
-    with locks.released():
-        locks.hold(tmp_path / "x")
-        assert len(list(tmp_path.iterdir())) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_lock_that_cannot_be_made_is_told_by_the_outputs_name(tmp_path):
     locks.lock_path(tmp_path / "x").mkdir()
     with locks.released(), pytest.raises(OSError, match="'.*/x'$"):
         locks.hold(tmp_path / "x")
+
+
+def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_no_lock(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, locks.released():
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*sizes\.npy'"):
+            locks.hold(tmp_path / "sizes.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_lock_but_the_longest_name_fits(tmp_path):
@@ -229,6 +231,22 @@ def test_what_fails_while_a_run_ends_is_told(capsys):
     signal.signal(signal.SIGCHLD, of_workers)
     signal.signal(signal.SIGINT, before)
     assert "No space left on device: 'x.npz'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "told"),
+    [("4", None, "RANK is not set"), ("x", "0", "WORLD_SIZE 'x'"), ("2", "2", "RANK is '2'")],
+)
+def test_half_an_environment_of_several_processes_is_told(count, rank, told, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", count)
+    for name in ("MASTER_ADDR", "MASTER_PORT", *(["RANK"] if rank else [])):
+        monkeypatch.setenv(name, rank or "x")
+    done = run_cli(capsys, "erf-compute", "--weights", "w.pth")
+    assert (done.status, len(done.err.splitlines())) == (1, 1)
+    assert done.err.startswith("Error: the environment has WORLD_SIZE")
+    assert told in done.err
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert process.started() == (0, 1)
 
 
 def orphan(pipe):

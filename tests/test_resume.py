@@ -85,7 +85,8 @@ def changed(key, value):
     """Return the differences of a record with one entry changed, as the older one."""
     new = describe(
         {"input_size": 96, "map": {"size": 64}, "weights": "w.pth"},
-        {"weights": {"path": "w.pth", "sha256": "1"}, "images": {"count": 2, "sha256": "2"}},
+        {"weights": {"path": "w.pth", "sha256": "1"}, "images": {"count": 2, "sha256": "2"}}
+        | {"boxes": {"sha256": "3"}},
         torch="2.6",
     )
     old = json.loads(json.dumps(new))
@@ -117,6 +118,7 @@ def changed(key, value):
             *("inputs.images", {"count": 3, "sha256": "3"}),
             "the images are not those that were used, by names, sizes or times (3, now 2)",
         ),
+        ("inputs.boxes.sha256", "4", "the boxes are not those that were used"),
     ],
 )
 def test_differences_are_told_in_words(key, value, text):
@@ -177,6 +179,13 @@ def test_foreign_files_are_refused_and_stay(tmp_path, overwrite, owns):
         folder(tmp_path, owns_folder=owns).prepare(overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert files_of(tmp_path) == ["thesis.txt"]
+
+
+def test_what_nfs_keeps_of_open_files_is_nobodys(tmp_path):
+    folder(tmp_path).prepare()
+    write(tmp_path, "a/.nfs00000000000a1b2c00000001")
+    assert folder(tmp_path).prepare() == set()
+    assert folder(tmp_path).prepare(overwrite=True) == set()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -81,7 +81,7 @@ def plot_side_by_side(runs: Mapping[str, "MapRun"]) -> "Figure":
     Args:
         runs: the maps by the titles of their panels; their sizes may differ.
     """
-    fig = make_figure((3.4 * len(runs) + 0.6, 4.0))
+    fig = make_figure((3.4 * len(runs) + 0.6, 4.3))
     for ax, (title, run) in zip(fig.subplots(1, len(runs), squeeze=False)[0], runs.items()):
         image = ax.imshow(
             decades(run.erf.map), vmin=-DECADES, vmax=0, cmap=COLOR_MAP, interpolation="nearest"

@@ -88,7 +88,7 @@ class LazyGroup(click.Group):
         cmd_name = cmd_name.replace("_", "-")
         if cmd_name not in COMMANDS:
             return None
-        if _processes() > 1 and cmd_name not in SHARED:
+        if process.started()[1] > 1 and cmd_name not in SHARED:
             raise InputError(
                 f"{cmd_name} runs as one process; torchrun can start several of {', '.join(SHARED)}"
             )
@@ -143,15 +143,10 @@ def _show(otherwise: Callable) -> Callable:
     return show
 
 
-def _processes() -> int:
-    """Return how many processes ``torchrun`` started for this run; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextlib.contextmanager
 def _one_voice() -> Iterator[None]:
     """Let only the first of several processes print; errors pass, so that each can say its own."""
-    if _processes() == 1 or os.environ.get("RANK") == "0":
+    if process.started()[0] == 0:
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -167,10 +162,12 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the arguments; None for those of the process.
     """
-    error = "Error" if _processes() == 1 else f"Error (rank {os.environ.get('RANK')})"
+    error = "Error"
     try:
+        rank, count = process.started()
         process.keep_freed_memory()
-        if _processes() > 1:
+        if count > 1:
+            error = f"Error (rank {rank})"
             process.end_with_parent()
         with locks.released(), _one_voice(), warnings.catch_warnings():
             warnings.simplefilter("always", CbaWarning)

@@ -132,6 +132,25 @@ def load_boxes(
     return found
 
 
+def truth_files(
+    *,
+    cub_root: str | os.PathLike | None = None,
+    metadata_root: str | os.PathLike | None = None,
+    dataset_name: str | None = None,
+    split: str | None = None,
+) -> list[Path]:
+    """Return the text files that hold the ground truth; for arguments see :func:`load_boxes`.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if cub_root is not None:
+        return [cub.find_root(cub_root) / name for name in cub.TEXT_FILES]
+    assert metadata_root is not None  # one of the two is given
+    folder = metadata.find_folder(metadata_root, dataset_name, split)
+    return [folder / name for name in metadata.TEXT_FILES]
+
+
 def _from_cub(root: Path, split: str | None, image_ids: Sequence[str] | None) -> Boxes:
     split = DEFAULT_SPLIT if split is None else split
     index = cub.read_index(root)

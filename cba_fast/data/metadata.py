@@ -17,6 +17,7 @@ from .cub import check_same_ids
 from .records import DEFAULT_SPLIT, ImageRecord, ImageSet, check_image_id
 from .textlines import bad_line, check_relative, duplicate, read_lines, read_text, shown, some
 
+TEXT_FILES = ("image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt")
 MAX_NUMBER = 2**31 - 1  # largest side of an image and coordinate of a box
 MAX_LABEL = 10**6 - 1  # bounds the lists of classes, which are as long as the largest label
 

@@ -200,7 +200,10 @@ def _write(archive: Path, member: _Member, folder: Path, target: Path) -> None:
         elif (folder / member.goal).is_file():
             shutil.copyfile(folder / member.goal, target)
         else:
-            raise InputError(f"{archive}: the link {member.name!r} has no file to point to")
+            raise InputError(
+                f"{archive}: the link {member.name!r} points to {member.goal!r}, which is no list"
+                " or image of CUB_200_2011 before it: unpack the archive and give its folder"
+            )
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as e:
         raise InputError(f"{archive}: refused, it holds {member.name!r} twice") from e
 

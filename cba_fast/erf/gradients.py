@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..choices import Score
 from ..errors import ModelError
 from ..models.anatomy.layers import main_tensor
-from ..models.anatomy.parts import logits_of
+from ..models.anatomy.parts import fitting, logits_of
 from ..nn import frozen
 from .lean import lean_convolutions
 from .point import Point, position
@@ -57,6 +57,7 @@ def gradients_of(
     check_images(x)
     used = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(fitting(model, x))
         # The model is frozen first, because only frozen convolutions become lean.
         stack.enter_context(frozen(model))
         stack.enter_context(lean_convolutions(model))

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from ..errors import InputError, ModelError
 from ..models.anatomy.features import FeatureLayout
 from ..models.anatomy.layers import OUTPUT, main_tensor, map_of
-from ..models.anatomy.parts import Call, last_map, logits_of, named_layer, unwrapped, watched
+from ..models.anatomy.parts import (
+    Call,
+    fitting,
+    last_map,
+    logits_of,
+    named_layer,
+    unwrapped,
+    watched,
+)
 from ..nn import eval_mode
 from ..wsol.methods.linear_head import where_maps_end
 from .gradients import gradients_of
@@ -134,7 +142,7 @@ def with_last(model: nn.Module, x: Tensor, layers: Sequence) -> list:
 
 def _last_layer(model: nn.Module, x: Tensor) -> str:
     """Return the layer whose map `cba_fast.wsol.cam` explains, or "output" without logits."""
-    with torch.no_grad(), eval_mode(model):
+    with fitting(model, x), torch.no_grad(), eval_mode(model):
         output = model(x[:1])
     try:
         logits_of(model, output)

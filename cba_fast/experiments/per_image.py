@@ -1,6 +1,5 @@
 """Measure ERF size, localization and quality of the feature maps on the same images."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -105,6 +104,7 @@ def measure(
             could be measured, or, with the setting `strict`, one image could not.
     """
     path = folder / f"{subject.name}.npz"
+    ranks.agree(sample.records, subject.weights)
     outputs = resume.beside(path, _described(subject, sample, score))
     if ranks.from_first(lambda: resume.claim([outputs], overwrite)) is None:
         stored = _run(subject, sample, score, Partial(path, ranks.rank), progress, ranks)
@@ -295,8 +295,7 @@ def _described(subject: Subject, sample: Sample, score: str) -> dict:
     described = describe_run(settings, subject.weights, sample.records)
     labels = [r.label for r in sample.records]
     boxes = [sample.boxes.boxes[image_id].tolist() for image_id in sample.ids]
-    digest = hashlib.sha256(repr((labels, boxes)).encode()).hexdigest()
-    described["inputs"]["boxes"] = {"count": len(boxes), "sha256": digest}
+    described["inputs"]["boxes"] = resume.values_fingerprint((labels, boxes))
     return described
 
 

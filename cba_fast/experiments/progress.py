@@ -11,6 +11,8 @@ import torch
 from .. import resume
 from ..analysis.points import Point, read_points
 from ..data import cub, resolve_test_dataset
+from ..data.boxes import truth_files
+from ..data.textlines import counted
 from ..errors import InputError
 from ..files import read_json
 from ..models.factory import source_digest
@@ -105,11 +107,30 @@ def record_of(plan: Plan, experiment: Experiment, images: dict | None) -> dict:
     inputs = {
         "weights": resume.file_fingerprint(weights_of(settings)),
         "classes": resume.file_fingerprint(settings.classes),
-        "model_factory": {"sha256": factory and source_digest(factory)},
+        "model_factory": {"path": factory, "sha256": factory and source_digest(factory)},
         "images": images or {"sha256": None},
+        "boxes": _truth(settings),
     }
     record = resume.describe(settings.described(), inputs, torch=torch.__version__)
     return {**record, "files": [result_path(plan, name).name, erf_path(plan, name).name]}
+
+
+def _truth(settings: Settings) -> dict:
+    """Return the fingerprint of the ground truth; if there is none, it counts as unchanged."""
+    boxes, root = settings.boxes(), settings.cub_root
+    try:
+        if root is None and boxes.metadata_root is None:
+            root = resolve_test_dataset(settings.test_dataset)  # a CUB folder has its own boxes
+        paths = truth_files(
+            cub_root=root,
+            metadata_root=boxes.metadata_root,
+            dataset_name=boxes.dataset_name,
+            split=boxes.split,
+        )
+        known = [resume.file_fingerprint(path) for path in paths]
+    except (InputError, OSError):
+        return {"sha256": None}
+    return resume.values_fingerprint([each and each["sha256"] for each in known])
 
 
 def _images(data: DataConfig) -> dict | None:
@@ -144,7 +165,7 @@ def describe(steps: Sequence[Step], overwrite: bool) -> Iterator[str]:
             yield f"score the weights that {trained[training]} trains"
         else:
             trained[training] = name
-            yield f"train {training} ({left} epochs), score"
+            yield f"train {training} ({counted(left, 'epoch')}), score"
 
 
 def _epochs_left(settings: Settings) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..errors import ModelError
+
 
 def checked_module(model: object) -> nn.Module:
     """Return `model` if it is a network, as functions that take any network begin.
@@ -35,7 +37,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """
     training = [m for m in model.modules() if m.training]
     try:
-        model.eval()
+        try:
+            model.eval()
+        except NotImplementedError as e:  # what torch.export gives has the mode that it was made in
+            raise ModelError(
+                f"a {type(model).__name__} cannot be put into evaluation mode, because it was"
+                " exported: give the network that it was made of"
+            ) from e
         yield
     finally:
         for m in training:

@@ -196,7 +196,7 @@ def _why_left(module: _ConvNd) -> str | None:
     if isinstance(module, DepthwiseConv2d) or cls.__name__ == IMPLICIT_GEMM:
         return why_not_covered(module)
     if hasattr(module, "parametrizations"):
-        return "it has parametrizations"
+        return "it has parametrizations; a layer may get them after accelerate"
     if "forward" in vars(module):
         return "its forward is set on the instance"
     if not computes_as(module, nn.Conv2d):

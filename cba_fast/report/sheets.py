@@ -109,6 +109,9 @@ def plot_strips(collected: Collected, ids: Sequence[str], pictures: _Pictures) -
         photo = pictures.photos.get(image_id)
         ax = place.axes(n, 0)
         _empty(ax, size, photo)
+        if photo is None:
+            where: dict = {"ha": "center", "va": "center", "transform": ax.transAxes}
+            ax.text(0.5, 0.5, "image not given", fontsize=7, color="#555", **where)
         _rectangles(ax, collected.boxes.scaled(image_id, size), size, size, truth=True)
         ax.set_title(_folded(image_id), fontsize=7)
         for column, run in enumerate(collected.runs, 1):

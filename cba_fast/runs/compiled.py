@@ -36,6 +36,17 @@ def compiled_form(
     Raises:
         InputError: the model lacks one of these methods.
     """
+    form = hiding_form(model)
+    vars(form)["forward_features"] = _FixedBatch(model, batch_size, backend)
+    return form
+
+
+def hiding_form(model: nn.Module) -> nn.Module:
+    """Return a form of `model` that shows no layer inside, as a compiled one, but is not compiled.
+
+    Raises:
+        InputError: the model lacks ``forward_features`` or ``forward_head``.
+    """
     for name in ("forward_features", "forward_head"):
         if not hasattr(model, name):
             raise InputError(
@@ -43,7 +54,6 @@ def compiled_form(
                 " timm's networks have: leave it out"
             )
     form = copy.copy(model)
-    vars(form)["forward_features"] = _FixedBatch(model, batch_size, backend)
     vars(form)["hides_layers"] = True  # hooks do not see what runs inside of compiled code
     return form
 

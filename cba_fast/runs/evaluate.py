@@ -127,6 +127,7 @@ def evaluate(
     what = find_images(resolved, maps, box_config)
     records, data, box_config = what.records, what.data, what.box_config
     evaluator, fixed = what.evaluator(tuned), fixed_evaluator(what.boxes, box_config)
+    ranks.agree(records, model_config.weights)
     run = Runtime.of(run)
     model = load_model(model_config, run, data.input_size, keep_layers=maps.layer is not None)
     takers = [taker for taker in (evaluator, fixed, keeper) if taker is not None]

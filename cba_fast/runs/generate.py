@@ -1,5 +1,6 @@
 """The command ``generate-heatmap``: make and store score maps and overlays of an image set."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .. import files, locks
+from .. import files, locks, resume
 from ..data import ImageRecord, ImageSet, map_names, read_image
 from ..data.reading import cut
 from ..data.score_store import is_store
@@ -100,14 +101,14 @@ def generate_heatmaps(
     names = map_names(images.records, maps.map_names)
     if maps.target == "label":
         images = replace(images, records=tuple(found.labelled(images.records, images)))
+    ranks.agree(images.records, model_config.weights)
     runtime = Runtime.of(run)
     model = load_model(model_config, runtime, data.input_size, keep_layers=maps.layer is not None)
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
-    present = set().union(*[folder.check(overwrite) for folder in outputs.written])
-    for folder in outputs.written:
-        folder.hold()
+    # One process looks, because folders on other machines may be seen later there.
+    present = ranks.from_first(functools.partial(outputs.claim, overwrite))
     batches = cut(range(len(images)), run.batch_size)
     left = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, left))
@@ -120,7 +121,7 @@ def generate_heatmaps(
     first = list(itertools.islice(located, 1))
     ranks.merged(report).check_any(kept + sum(ranks.share(len(first))))
     if ranks.leads:
-        outputs.prepare(overwrite)  # every process has checked, and none has written
+        outputs.prepare(overwrite)
     ranks.share("prepared")
     results = itertools.chain(first, located)
     results = progress(results, len(todo)) if progress else results
@@ -139,7 +140,11 @@ def _described(
     """Return the record of everything that the maps depend on; a continued run must have it too."""
     how = ("batch_size", "precision", "channels_last", "compile")
     kept = settings(model, data, maps) | {name: getattr(run, name) for name in how}
-    return describe_run(kept, model.weights, images.records)
+    described = describe_run(kept, model.weights, images.records)
+    if maps.target == "label":  # of the ground truth, which may have changed
+        labels = [record.label for record in images.records]
+        described["inputs"]["labels"] = resume.values_fingerprint(labels)
+    return described
 
 
 @dataclass
@@ -157,6 +162,13 @@ class _Outputs:
 
     def are_in(self, present: set[str], index: int) -> bool:
         return all(folder.names[index] in present for folder in self.written)
+
+    def claim(self, overwrite: bool) -> set[str]:
+        """Check and lock the folders; return the files of this run that are already there."""
+        present = [folder.check(overwrite) for folder in self.written]
+        for folder in self.written:
+            folder.hold()
+        return set().union(*present)
 
     def prepare(self, overwrite: bool) -> None:
         for folder in self.written:

@@ -13,13 +13,13 @@ from ..data import ImageDataset, ImageRecord, ImageSet, open_image_set, resolve_
 from ..data.reading import Report, cut, normalize_bytes, read_batches, resize_to_bytes
 from ..errors import ImageError, InputError, ModelError
 from ..models.anatomy.parts import named_layer, type_name, unwrapped
-from ..shapes import Size
+from ..shapes import Size, map_shape
 from ..stages import stage
 from ..wsol import Localization
 from ..wsol.device_maps import HostMaps
 from ..wsol.localize import localize_on_device
 from ..wsol.methods import method_named
-from .compiled import compiled_form
+from .compiled import compiled_form, hiding_form
 from .overlap import ahead
 from .runtime import Runtime
 from .settings import DataConfig, MapConfig, ModelConfig, RunConfig
@@ -159,12 +159,29 @@ def iter_host_maps(
     if batches is None:
         batches = cut(range(len(records)), run.config.batch_size)
     if run.config.compile:
-        # Compiled code shows neither the output of a layer inside nor its attention.
-        if maps.layer is not None or "attentions" in method_named(maps.method).needs:
-            what = "`layer`" if maps.layer is not None else f"`method` {maps.method}"
-            raise InputError(f"`compile` cannot be combined with {what}")
+        _check_compiled_serves(model, records[0], data, run, maps)
         model = compiled_form(model, run.config.batch_size)
     return _queued(model, records, data, run, maps, report, batches, scored, decoded)
+
+
+def _check_compiled_serves(
+    model: nn.Module, first: ImageRecord, data: DataConfig, run: Runtime, maps: MapConfig
+) -> None:
+    """Refuse maps that compiled code cannot give, before anything is compiled.
+
+    Raises:
+        InputError: compiled code shows neither the output of a layer inside nor its attention.
+    """
+    if maps.layer is not None or any(
+        need.startswith("attention") for need in method_named(maps.method).needs
+    ):
+        what = "`layer`" if maps.layer is not None else f"`method` {maps.method}"
+        raise InputError(f"`compile` cannot be combined with {what}")
+    form, sides = hiding_form(model), map_shape(data.input_size)
+    x = torch.empty((0, 3, *sides), device=run.device)
+    # A black image tells whether a layer inside would be explained.
+    with _naming(first.image_id), run.autocast():
+        localize_on_device(form, x, method=maps.method)
 
 
 def check_target(model: nn.Module, records: Sequence[ImageRecord], maps: MapConfig) -> None:

@@ -6,20 +6,25 @@ images of a batch, on which the last bits of a map can depend, nor what is writt
 """
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from .. import process
+from ..data import ImageRecord
 from ..data.reading import Report
-from ..errors import CbaError
+from ..errors import CbaError, InputError
+from ..resume import file_fingerprint, values_fingerprint
 
 Value = TypeVar("Value")
 
@@ -92,6 +97,36 @@ class Ranks:
         values: list = self.share(make() if self.leads else None)
         return values[0]
 
+    def agree(self, records: Sequence[ImageRecord], weights: Path | None = None) -> None:
+        """Wait for all processes; refuse a run in which they see other images or weights.
+
+        A folder that is missing or stale on one machine would be cut into other batches there, so
+        that some images would be computed twice and others by nobody.
+
+        Args:
+            records: the images of the run.
+            weights: the file of the weights, if there is one.
+
+        Raises:
+            InputError: the message names the first process that differs, and its machine.
+        """
+        if self.alone:
+            return
+        listed = [(r.image_id, r.label) for r in records]
+        known = file_fingerprint(weights)
+        seen = {
+            f"the {len(listed)} images": values_fingerprint(listed)["sha256"],
+            f"the weights {weights}": known and known["sha256"],
+        }
+        place = f"on {socket.gethostname()}"
+        for number, (where, theirs) in enumerate(self.share((place, seen)), 1):
+            for (here, own), (there, other) in zip(seen.items(), theirs.items(), strict=True):
+                if (here, own) != (there, other):
+                    raise InputError(
+                        f"{there} of process {number} of {self.count} ({where}) are not {here} of "
+                        f"this one ({place}): all must see the same files"
+                    )
+
     def counts(self, own: int) -> list[int]:
         """Wait for all processes; return the numbers that they gave, by rank.
 
@@ -154,8 +189,7 @@ def join(*, gradients: bool = False) -> Ranks:
     Args:
         gradients: let tensors on GPUs travel between these (NCCL), for training.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if process.started()[1] == 1:
         return ALONE
     backend, gpus = "gloo", torch.cuda.device_count()
     if gpus:

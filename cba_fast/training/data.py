@@ -15,7 +15,7 @@ from ..data.reading import cut
 from ..data.textlines import some
 from ..errors import ImageError, InputError
 from ..process import end_worker_with_parent
-from ..resume import list_fingerprint
+from ..resume import list_fingerprint, values_fingerprint
 from ..runs.inference import report_on
 from ..runs.ranks import Ranks
 from ..runs.runtime import Runtime
@@ -35,10 +35,14 @@ class Splits:
     test: ImageSet
 
     @property
-    def fingerprint(self) -> dict:
-        """What identifies the images, wherever their folder is."""
+    def inputs(self) -> dict[str, dict]:
+        """Fingerprints of the images, wherever their folder is, and of labels that files give."""
         records = (*self.train.records, *self.test.records)
-        return list_fingerprint((r.image_id, r.path) for r in records)
+        found = {"images": list_fingerprint((r.image_id, r.path) for r in records)}
+        if self.train.kind == "cub":  # otherwise they are the names of folders
+            labels = [r.label for r in records], self.train.class_names
+            found["labels"] = values_fingerprint(labels)
+        return found
 
 
 def open_splits(

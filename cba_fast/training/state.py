@@ -118,7 +118,7 @@ class RunFiles:
 
 
 def run_record(
-    model_config: ModelConfig, config: TrainConfig, run: RunConfig, images: dict
+    model_config: ModelConfig, config: TrainConfig, run: RunConfig, inputs: dict[str, dict]
 ) -> dict:
     """Return the record of a run, which a continued run must have as well.
 
@@ -127,7 +127,7 @@ def run_record(
 
     Args:
         model_config, config, run: settings.
-        images: the fingerprint of the images, see `Splits.fingerprint`.
+        inputs: fingerprints of the images, see `Splits.inputs`.
     """
     kept = settings(model_config, config)
     kept["drop_path"] = drop_path_rate(model_config, config)
@@ -138,8 +138,8 @@ def run_record(
     for key in (*places, "cache_images", "checkpoint", "num_classes", "tracker"):
         kept.pop(key)
     kept |= {"precision": run.precision, "channels_last": run.channels_last}
-    inputs = {"init_weights": file_fingerprint(config.init_weights), "images": images}
-    return describe(kept, inputs, torch=torch.__version__)
+    weights = {"init_weights": file_fingerprint(config.init_weights)}
+    return describe(kept, weights | inputs, torch=torch.__version__)
 
 
 def load_state(path: Path) -> dict:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import locks
+from ..data.textlines import counted
 from ..erf.memory import free_bytes
 from ..errors import CheckpointError, first_line
 from ..models import save_state_dict_file
@@ -109,11 +110,12 @@ def train(
     runtime = Runtime.of(run)
     free = _free(runtime, ranks)  # before the model takes its share
     splits = open_splits(config.data_root, model_config.num_classes, config.follow_links)
-    record = run_record(model_config, config, run, splits.fingerprint)
+    ranks.agree(splits.train.records + splits.test.records, config.init_weights)
+    record = run_record(model_config, config, run, splits.inputs)
     files = RunFiles(model_config, config, record)
     state = _open(files, overwrite, log, ranks)
     if state is not None and state["progress"]["epoch"] == config.epochs:
-        log(f"{files.last}: the run is finished ({config.epochs} epochs), nothing to do")
+        log(f"{files.last}: the run is finished ({counted(config.epochs, 'epoch')}), nothing to do")
         return _result(files, Progress(**state["progress"]), started, [])
     names = splits.train.class_names
     continued = None if state is None else files.last

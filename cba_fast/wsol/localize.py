@@ -49,7 +49,8 @@ def localize(
         The maps that ``generate-heatmap`` stores and that ``evaluate`` scores.
 
     Raises:
-        ValueError: an unknown method, a target outside the classes, or shapes that do not fit.
+        ValueError: an unknown method, a target outside the classes, or shapes, a device or a dtype
+            that do not fit.
         ModelError: the model lacks what the method needs, such as a linear head; a `TypeError`,
             too.
         TypeError: `x` is no floating tensor, or `target` is not made of integers.

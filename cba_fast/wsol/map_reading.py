@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def open_maps(root: str | os.PathLike) -> MapSource:
     return ScoreStore(root) if is_store(root) else MapFolder(root)
 
 
+def _other_files(root: Path) -> str:
+    """Tell the kinds of the first files of a folder of maps if none of them is a ``.npy`` file."""
+    files = (Path(name) for _, _, names in os.walk(root) for name in sorted(names))
+    kinds = {file.suffix.lower() for file in islice(files, 1000)} - {""}
+    if not kinds or ".npy" in kinds:
+        return ""
+    return (
+        f"; its files end in {', '.join(sorted(kinds)[:5])}, and only .npy is read: save each map"
+        " with numpy.save, or give arrays to `BoxEvaluator.update`"
+    )
+
+
 def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
     """Return the place of each image's map: a path, or a row of a store; no map serves two images.
 
@@ -76,6 +89,7 @@ def find_maps(source: MapSource, image_ids: Sequence[str]) -> Found:
         raise InputError(
             f"{source.root} holds no map of the {len(image_ids)} images of the ground truth "
             f"(for the first one, neither {image_ids[0]}.npy nor {map_name(image_ids[0])})"
+            + _other_files(Path(source.root))
         )
     owner: dict = {}
     for image_id, key in found.items():

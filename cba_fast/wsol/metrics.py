@@ -39,6 +39,7 @@ class _ImageMetric(Metric):
     Attributes:
         rows: what the images contribute; a row has the shape of `_no_rows`.
         places: their positions among the ids of the ground truth, int64.
+        identity: tells this metric from all others.
     """
 
     is_differentiable = False
@@ -46,6 +47,7 @@ class _ImageMetric(Metric):
     full_state_update = False
     rows: list[Tensor]
     places: list[Tensor]
+    identity: Tensor
 
     def __init__(
         self, image_ids: Sequence[str], no_rows: Tensor, missing_as_miss: bool, **kwargs: Any
@@ -56,10 +58,10 @@ class _ImageMetric(Metric):
         self._no_rows = no_rows
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("places", [], dist_reduce_fx="cat")
-        # A MetricCollection takes metrics of equal states after one batch, as MaxBoxAcc and
-        # MaxBoxAccV2 have where each map has one contour, for one; this state tells them apart.
-        own = torch.tensor(list(uuid.uuid4().bytes), dtype=torch.uint8)
-        self.add_state("identity", own, dist_reduce_fx="max")
+        # A `MetricCollection` takes metrics with equal states after the first batch for one, and
+        # both contour modes give equal rows where each map has one contour.
+        identity = torch.tensor(list(uuid.uuid4().bytes))
+        self.add_state("identity", identity, dist_reduce_fx="max")
 
     def _append(self, rows: np.ndarray, image_ids: Sequence[str]) -> None:
         places = [self._place_of[i] for i in image_ids]

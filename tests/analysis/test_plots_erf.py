@@ -6,7 +6,7 @@ import pytest
 from cba_fast.analysis import plots_erf
 from cba_fast.analysis.plots import save_figure
 from cba_fast.erf import ErfMap, area_ratio, erf_shape, scale_free_area_ratio
-from cba_fast.erf.report import MapRun, map_rows, with_figures
+from cba_fast.erf.report import DepthRun, MapRun, map_rows, with_figures
 from cba_fast.experiments.erf_shape import Mixture
 from cba_fast.experiments.plots_mixtures import plot_mixtures
 
@@ -36,6 +36,24 @@ def test_both_pictures_of_a_map_have_their_squares_on_the_pixels(tmp_path):
     assert fig.get_suptitle() == ""
     save_figure(fig, tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 10000
+
+
+def test_labels_are_not_cut_off():
+    layers = DepthRun({f"stages.{i}.blocks.10": run_of(block(half=2 + i)) for i in range(3)}, [])
+    figures = [
+        plots_erf.plot_map(run_of(block()), "a model"),
+        plots_erf.plot_depth({"a model": layers}),
+        *(plots_erf.plot_side_by_side({str(i): run_of(block()) for i in range(n)}) for n in (1, 3)),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
+        for ax in figure.axes:
+            texts = (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels())
+            for text in (t for t in texts if t.get_text()):
+                (x0, y0), (x1, y1) = text.get_window_extent().get_points()
+                assert min(x0, y0) >= 0, text
+                assert x1 <= figure.bbox.x1, text
+                assert y1 <= figure.bbox.y1, text
 
 
 def test_decades_end_at_the_floor_and_at_the_maximum():

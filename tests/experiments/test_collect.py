@@ -19,7 +19,7 @@ from collect_runs import (
     trainings,
     write_given,
 )
-from data_factory import CUB_IMAGES, cub_folder
+from data_factory import CUB_IMAGES, cub_folder, edit_lines
 
 from cba_fast import files, resume
 from cba_fast.analysis.points import Point, append_points, read_points
@@ -208,6 +208,11 @@ def test_other_inputs_and_versions_are_refused(here, calls, capsys, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(resume, "__version__", "99.0")
         assert "given: written by cba_fast 0" in collect(capsys, other).err
+    lists = Path("cub/bounding_boxes.txt")
+    before = lists.read_text()
+    edit_lines(lists, lambda lines: [*lines[:-1], "5 5 5 20 20"])
+    assert "given: the boxes are not those that were used\n" in collect(capsys, other).err
+    lists.write_text(before)
     for image in Path("cub").rglob("*.jpg"):
         os.utime(image)
     assert "given: the images are not those that were used" in collect(capsys, other).err

@@ -77,7 +77,8 @@ def test_the_report_names_every_kind():
         "ours       1 x DepthwiseConv2d 3x3, first '8'",
         "left       1 x Conv2d 7x7, first '5': stride (2, 2) is not 1",
         f"left       1 x parameter 5x5, first '6.kernel': {reason}",
-        "left       1 x ParametrizedConv2d 5x5, first '7': it has parametrizations",
+        "left       1 x ParametrizedConv2d 5x5, first '7': it has parametrizations; a layer may "
+        "get them after accelerate",
         "left       1 x other convolutions: they are not depthwise",
     ]
     assert str(pickle.loads(pickle.dumps(report))) == str(copy.deepcopy(report)) == str(report)

@@ -156,6 +156,11 @@ def test_the_page_fits_the_screen(page, screen):
         box = page.locator(selector).first.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+    for box in page.query_selector_all(".scroll"):  # captions stay in sight, also to the right
+        box.evaluate("e => { e.scrollLeft = 1e4; }")
+        inside, caption = box.bounding_box(), box.query_selector("caption").bounding_box()
+        assert caption["x"] >= inside["x"] - 1
+        assert caption["x"] + caption["width"] <= inside["x"] + inside["width"] + 1
     maps = page.eval_on_selector_all(".maps img", EACH.format("e.offsetTop"))
     assert len(maps) == 2
     assert maps[0] == maps[1]  # side by side on every screen

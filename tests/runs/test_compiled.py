@@ -1,5 +1,7 @@
 """Compiled feature maps: same outputs, one compilation, batches of any size."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -8,10 +10,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 import cba_fast.models  # noqa: F401  (registers our models)
+from cba_fast.data import ImageRecord
 from cba_fast.errors import InputError, ModelError
 from cba_fast.models import inference_form
-from cba_fast.runs.compiled import compiled_form
-from cba_fast.wsol import localize
+from cba_fast.runs.compiled import _FixedBatch, compiled_form
+from cba_fast.runs.inference import iter_host_maps, report_on
+from cba_fast.runs.settings import DataConfig, MapConfig, RunConfig
+from cba_fast.wsol import METHODS, localize, register_method
 
 CLASSES = 5
 
@@ -92,6 +97,36 @@ def test_layers_inside_of_compiled_code_are_refused_and_not_named_as_the_way_out
     with pytest.raises(ModelError, match="for VisionTransformer: leave `compile` out"):
         localize(form, images(2), method="grad-cam")
     assert localize(model, images(2), method="grad-cam").maps.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "maps", "reason"),
+    [
+        ("test_vit", MapConfig(method="grad-cam"), "explains a layer inside"),
+        ("test_vit", MapConfig(method="chefer"), "cannot be combined with `method` chefer"),
+        ("test_vit", MapConfig(method="gradients only"), "cannot be combined with `method`"),
+        ("test_vit", MapConfig(), "no linear head over the mean of the tokens"),
+        ("slak_nano", MapConfig(layer="stages.2"), "cannot be combined with `layer`"),
+        ("slak_nano", MapConfig(method="pc1"), "PC1 needs square"),
+    ],
+)
+def test_what_compiled_code_cannot_serve_is_refused_before_it_is_compiled(
+    name, maps, reason, monkeypatch
+):
+    @register_method("gradients only")
+    def gradients_only(attention_gradients):
+        return attention_gradients[-1].mean(1)
+
+    monkeypatch.setattr(_FixedBatch, "__call__", lambda *args, **options: pytest.fail("compiled"))
+    model = timm.create_model(name, **({"img_size": 64} if "vit" in name else {})).eval()
+    records = [ImageRecord("a.jpg", Path("images"), 0)]
+    data, run = DataConfig("images", input_size=64), RunConfig(compile=True, device="cpu")
+    try:
+        with pytest.raises(InputError, match=reason) as told:
+            iter_host_maps(model, records, data, run, maps, report_on(records, strict=True))
+    finally:
+        del METHODS["gradients only"]
+    assert ("a.jpg" in str(told.value)) == (maps.method == "pc1")  # the others hold for all images
 
 
 def test_the_head_of_a_vit_gets_compiled_features():

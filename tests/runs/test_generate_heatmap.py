@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoint_factory import SMALL_MODELS, make_checkpoint
 from cli_runner import run_cli
-from data_factory import image_folder, write_file
+from data_factory import edit_lines, image_folder, metadata_folder, write_file
 
 from cba_fast import files, resume
 from cba_fast.data.score_store import ScoreStore, StoreWriter
@@ -96,6 +96,14 @@ def test_the_target_changes_the_map(here, weights, capsys):
     assert label["a/1.npy"] == by_index[0]["a/1.npy"]
     assert label["c/9.npy"] == by_index[2]["c/9.npy"]
     assert len({maps["a/1.npy"] for maps in by_index}) > 1
+    metadata_folder(here / "meta", {}, {}, dict.fromkeys(NAMES, 0))
+    write_file(here / "meta/image_ids.txt", "\n".join(NAMES))
+    more = ["--target", "label", "--metadata_root", "meta", "--heatmap_output", "labels"]
+    assert run_cli(capsys, *arguments(weights, "replknet", *more)).status == 0
+    edit_lines(here / "meta/class_labels.txt", lambda lines: [*lines[:-1], f"{NAMES[-1]},1"])
+    done = run_cli(capsys, *arguments(weights, "replknet", *more))
+    assert done.status == 1
+    assert "another run: the labels are not those that were used" in done.err
     done = run_cli(capsys, *arguments(weights, "replknet", "--target", "3"))
     assert done.status == 1
     assert "target 3 is outside the model's 3 classes" in done.err

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import cba_fast.erf.sizes
 import cba_fast.experiments.per_image
 import cba_fast.runs.evaluate
 import cba_fast.runs.generate  # the processes are forked with it
+import cba_fast.runs.inference
 from cba_fast.erf import Partial
 from cba_fast.errors import InputError
 from cba_fast.runs import ranks
@@ -72,6 +75,54 @@ def test_generate_heatmap_writes_the_files_of_one_process(here, common, where):
         assert IDS[2] in err
         assert others == [(0, "", "")] * (count - 1)
         assert files_of(here / "h", here / where) == wanted
+
+
+def in_rank_1(monkeypatch, where, name, stale):
+    """Let a function of a module or class be `stale(function, *args)` in the second process."""
+    found = getattr(where, name)
+
+    def seen(*args, **options):
+        if os.environ["RANK"] == "1":
+            return stale(found, *args, **options)
+        return found(*args, **options)
+
+    monkeypatch.setattr(where, name, seen)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate-heatmap", "erf-compute"])
+def test_processes_that_see_other_images_or_weights_are_refused(here, common, command, monkeypatch):
+    def without_last(found, *args, **options):
+        images = found(*args, **options)
+        return replace(images, records=images.records[:-1])
+
+    args = [command, *common, "--device", "cpu"]
+    args += ["--metadata_root", "meta"] if command == "evaluate" else []
+    args = [a for a in args if command != "erf-compute" or a not in ("--map_size", 48)]
+    with monkeypatch.context() as patch:
+        in_rank_1(patch, cba_fast.runs.inference, "open_image_set", without_last)
+        (status0, _, err0), (status1, _, err1) = run(2, *args)
+    assert (status0, status1) == (1, 1)
+    where = f"on {socket.gethostname()}"
+    assert err0.splitlines()[-1] == (
+        f"Error (rank 0): the 6 images of process 2 of 2 ({where}) are not the 7 images of this "
+        f"one ({where}): all must see the same files"
+    )
+    assert "the 7 images of process 1 of 2" in err1
+    if command == "evaluate":
+        in_rank_1(monkeypatch, ranks, "file_fingerprint", lambda found, path: {"sha256": "0"})
+        assert "the weights r.pth of process 2 of 2" in run(2, *args)[0][2]
+
+
+def test_a_process_that_sees_a_folder_later_makes_no_image_be_left_out(here, common, monkeypatch):
+    def seen_late(check, outputs, overwrite=False):
+        return set(outputs.names[:2])  # of four batches, the first seems to be done
+
+    in_rank_1(monkeypatch, cba_fast.resume.Outputs, "check", seen_late)
+    args = ["generate-heatmap", *common, "--no_overlay", "--heatmap_output", "late"]
+    (status, out, err), _ = run(2, *args)
+    assert status == 0, err
+    assert "Heatmaps     : 6 made" in out
+    assert len(list((here / "np_late").rglob("*.npy"))) == 6
 
 
 def test_a_process_that_ends_early_is_named(here, common):

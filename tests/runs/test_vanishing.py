@@ -1,5 +1,6 @@
 """Images that vanish or turn unreadable while a run reads them are named, and the run goes on."""
 
+import errno
 import os
 
 import numpy as np
@@ -83,3 +84,15 @@ def test_a_strict_run_ends_with_the_first_of_them(here, weights, capsys):
     assert done.status == 1
     assert done.err.strip().endswith(f"images/{GONE}: No such file or directory")
     assert len(list((here / "np_heatmap_output").rglob("*.npy"))) == 4
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_scores(here, weights, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "s.json")
+
+    monkeypatch.setattr("cba_fast.cli.maps.evaluate.write_scores", full)
+    args = ["evaluate", *common(weights), "--metadata_root", "meta", "--num_samples", 0]
+    done = run_cli(capsys, *args, "--json", "s.json")
+    assert done.status == 1
+    assert "Error: s.json: No space left on device" in done.err
+    assert "MaxBoxAcc " in done.out

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoint_factory import make_checkpoint
-from data_factory import image_folder
+from data_factory import cub_folder, edit_lines, image_folder
 from PIL import Image
 from training_runs import (
     MODEL,
@@ -257,6 +257,15 @@ def test_other_images_are_noticed(config, tmp_path):
     quiet(config)
     image_folder(root, ["train/a/3.png"])
     with pytest.raises(InputError, match=r"the images are not those that were used.* \(8, now 9\)"):
+        quiet(config)
+
+
+def test_other_labels_of_the_same_images_are_noticed(config, tmp_path):
+    root = cub_folder(tmp_path / "cub")
+    config = replace(config, data_root=root, epochs=1)
+    quiet(config)
+    edit_lines(root / "image_class_labels.txt", lambda lines: ["1 3", *lines[1:]])
+    with pytest.raises(OtherRunError, match="run: the labels are not those that were used"):
         quiet(config)
 
 

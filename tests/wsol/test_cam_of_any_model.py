@@ -106,6 +106,9 @@ class Returning(nn.Module):
         lambda logits, maps: {"map": maps, "out": logits},
         lambda logits, maps: {"aux": logits * 2, "logits": logits},
         lambda logits, maps: logits[:, :, None, None],
+        lambda logits, maps: logits.softmax(-1),
+        lambda logits, maps: {"logits": logits.log_softmax(1), "map": maps},
+        lambda logits, maps: logits.sigmoid(),
     ],
 )
 def test_logits_are_found_in_what_a_network_returns(make):
@@ -118,6 +121,17 @@ def test_logits_are_found_in_what_a_network_returns(make):
 def test_a_network_without_logits_is_refused(made):
     with pytest.raises(ModelError, match=r"Returning must return \(N, K\) logits, got"):
         cam(Returning(made), images(32, 32))
+
+
+def test_scripted_traced_and_exported_networks_are_told():
+    model, x = Returning(lambda logits, maps: logits).eval(), images(32, 32)
+    traced = torch.jit.trace(model, x)
+    exported = torch.export.export(model, (x,)).module()
+    for method in ("cam", "eigen-cam"):
+        with pytest.raises(ModelError, match="shows no layers, because it was scripted or traced"):
+            heatmap(traced, x, method=method)
+        with pytest.raises(ModelError, match="evaluation mode, because it was exported: give the"):
+            heatmap(exported, x, method=method)
 
 
 class Normalize(nn.Module):

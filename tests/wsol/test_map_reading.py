@@ -169,6 +169,13 @@ def test_two_images_do_not_share_a_map(tmp_path):
         InputError, match=r"of the 1 images .*neither a/nobody.x.jpg.npy nor a/nobody.npy"
     ):
         find_maps(source, ["a/nobody.x.jpg"])
+    (tmp_path / "others" / "a").mkdir(parents=True)
+    for name in ("1.PNG", "1.jpg.npz", "README"):
+        (tmp_path / "others" / "a" / name).touch()
+    with pytest.raises(
+        InputError, match=r"; its files end in \.npz, \.png, and only \.npy is read"
+    ):
+        find_maps(open_maps(tmp_path / "others"), ["a/1.jpg"])
 
 
 def test_progress_sees_every_group(tmp_path):

@@ -116,10 +116,14 @@ def command(
     def save(found) -> None:
         if not processes.leads:
             return
-        _write_predictions(predictions, found)
-        if json_path:
-            write_scores(json_path, found.result, _json(found, used, threshold_from))
-            saved.append(json_path)
+        try:
+            _write_predictions(predictions, found)
+            if json_path:
+                write_scores(json_path, found.result, _json(found, used, threshold_from))
+                saved.append(json_path)
+        except OSError:  # a full disk, for example, which must not cost the scores
+            _print(found, threshold_from)
+            raise
 
     keeping = nullcontext() if kept_by is None else MapKeeper(kept_by)
     try:

@@ -2,6 +2,7 @@
 
 import click
 
+from ...data.textlines import counted
 from ...runs.settings import ModelConfig, RunConfig
 from ...training.config import TrainConfig, log_folder
 from ..options import config_options, overwrite_option
@@ -47,5 +48,5 @@ def command(model_config, config, run_config, overwrite):
     warn(result.notes)
     click.echo(f"Best top-1   : {result.best_top1:.2f}% (epoch {result.best_epoch})")
     click.echo(f"Best weights : {result.best_path}")
-    click.echo(f"Last state   : {result.last_path} ({result.epochs} epochs)")
+    click.echo(f"Last state   : {result.last_path} ({counted(result.epochs, 'epoch')})")
     click.echo(f"Log          : {log_folder(model, config)}")

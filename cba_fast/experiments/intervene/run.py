@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -315,8 +314,7 @@ class _Description:
         self.described = describe_run(used, resolved.model.weights, records)
         boxes = [what.boxes.boxes[i].tolist() for i in what.image_ids]
         labels = [r.label for r in what.records]
-        digest = hashlib.sha256(repr((labels, boxes)).encode()).hexdigest()
-        self.described["inputs"]["boxes"] = {"count": len(boxes), "sha256": digest}
+        self.described["inputs"]["boxes"] = resume.values_fingerprint((labels, boxes))
 
     def __call__(self, setting: Setting) -> dict:
         own = {f.name: getattr(setting, f.name) for f in fields(setting)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...nn import eval_mode
 from .features import FeatureLayout, layout_of
-from .parts import Call, unwrapped, watched, with_tokens
+from .parts import Call, fitting, unwrapped, watched, with_tokens
 
 OUTPUT = "output"  # what the network's own output is called where a layer is named
 
@@ -101,7 +101,7 @@ def layers_of(model: nn.Module, x: Tensor) -> list[str]:
                 if maps[0, 0].numel() > 1:
                     order.append(call.name)
 
-    with torch.no_grad(), eval_mode(model), watched(model, see):
+    with fitting(model, x), torch.no_grad(), eval_mode(model), watched(model, see):
         model(x[:1])
     order = [name for name in order if runs.count(name) == 1]
     if not order:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +34,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside of `DataParallel`, DDP and `torch.compile`, or the model itself.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or one that shows no layers inside.
     """
     model = checked_module(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"a {type_name(model)} shows no layers, because it was scripted or traced: give the"
+            " network that it was made of"
+        )
     while True:
         compiled = model._modules.get("_orig_mod")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -52,6 +58,47 @@ def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
         m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
     )
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def fitting(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Say in words where PyTorch fails because device, dtype or channels of images do not fit.
+
+    Nothing is refused beforehand, because a network may move or convert its images itself.
+
+    Raises:
+        InputError: the images do not fit; other errors stay as they are.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if reason := _misfit(model, x, str(e)):
+            raise InputError(reason) from e
+        raise
+
+
+def _misfit(model: nn.Module, x: Tensor, said: str) -> str | None:
+    """Return what does not fit between the images and the model where PyTorch `said` its error."""
+    name, weights = type_name(model), [p for p in model.parameters() if p.is_floating_point()]
+    devices = list(dict.fromkeys(str(p.device) for p in weights))
+    dtypes = list(dict.fromkeys(p.dtype for p in weights))
+    if devices and str(x.device) not in devices and re.search("device|type|meta", said):
+        return (
+            f"the images are on {x.device}, but the weights of {name} on {', '.join(devices)}: "
+            "move one to the other's device"
+        )
+    if dtypes and x.dtype not in dtypes and "type" in said:
+        return (
+            f"the images are {x.dtype}, but the weights of {name} {', '.join(map(str, dtypes))}: "
+            "convert one to the other's dtype"
+        )
+    channels = re.search(r"expected input\[\d+, (\d+), .*to have (\d+) channels", said)
+    if channels and int(channels[1]) == x.shape[1]:
+        hint = "; x.expand(-1, 3, -1, -1) repeats a grey one" if x.shape[1] == 1 else ""
+        return (
+            f"the images have shape {tuple(x.shape)}, but {name} takes {channels[2]} channels{hint}"
+        )
+    return None
 
 
 @contextlib.contextmanager

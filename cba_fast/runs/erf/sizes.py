@@ -112,6 +112,7 @@ def compute_sizes(
             " depend on the number of processes; leave out torchrun"
         )
     records, run = images.records, Runtime.of(run)
+    ranks.agree(records, model_config.weights)
     indices = sample_indices(len(records), config.num_samples, config.seed)
     used = {"sizes": asdict(config), "with_map": save_map is not None}
     described = run_description(model_config, data, run, [records[i] for i in indices], used)

@@ -263,7 +263,7 @@ def check_tuned(tuned: Tuned, evaluator: BoxEvaluator) -> None:
     for threshold in shared:
         if threshold not in evaluator.thresholds:
             raise InputError(
-                f"{tuned.source}: threshold {threshold!r} is not one of those evaluated here (take "
+                f"{tuned.source}: threshold {threshold:g} is not one of those evaluated here (take "
                 "the `cam_curve_interval` of that run)"
             )
 

@@ -14,6 +14,7 @@ from ...models.anatomy.features import FeatureLayout, check_is_map, layout_of, p
 from ...models.anatomy.parts import (
     Call,
     Layer,
+    fitting,
     known_last_map,
     last_map,
     logits_of,
@@ -143,8 +144,8 @@ def gather(
     Raises:
         ModelError: the model lacks what is asked for: a linear head over the map, a map, attention
             over all positions, or logits that depend on the features.
-        ValueError: `layer` does not exist, its output is not a feature map, or the layout of the
-            map cannot be known.
+        ValueError: `layer` does not exist, its output is not a feature map, the layout of the map
+            cannot be known, or device, dtype or channels of `x` do not fit the model.
 
     Example:
         >>> import timm, torch
@@ -155,7 +156,7 @@ def gather(
         (True, torch.Size([2]))
     """
     model = unwrapped(model)
-    with frozen(model), torch.inference_mode(False), torch.no_grad():
+    with fitting(model, x), frozen(model), torch.inference_mode(False), torch.no_grad():
         x = x.clone() if x.is_inference() else x
         if needs & {"attentions", "attention_gradients"}:
             return _attend(model, x, needs, target, layout)

@@ -1,6 +1,7 @@
 """Finds the linear layer that makes a network's logits of its pooled feature maps."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,10 @@ def where_maps_end(calls: Sequence[Call], logits: Tensor) -> int:
 
 
 def makes_logits(call: Call, logits: Tensor) -> bool:
-    """Say whether a call is a linear layer's whose output is the logits, or pools to them."""
+    """Say whether a call is a linear layer's whose output is the logits, or becomes them.
+
+    It becomes them by pooling, or where the network ends in a softmax or a sigmoid.
+    """
     out = call.result
     if not is_linear(call.module) or not torch.is_tensor(out) or out.ndim < 2:
         return False
@@ -66,8 +70,10 @@ def makes_logits(call: Call, logits: Tensor) -> bool:
     out = out.flatten(1)
     if out.shape != logits.shape:
         return False
-    same = out.to(logits.dtype) == logits  # a cast may come after the layer
-    return bool((same | (out.isnan() & logits.isnan())).all())
+    if bool(((out.to(logits.dtype) == logits) | (out.isnan() & logits.isnan())).all()):
+        return True  # a cast may come after the layer
+    ends = (f(out) for f in (torch.sigmoid, partial(torch.softmax, dim=1)))
+    return any(torch.equal(end.to(logits.dtype), logits) for end in (*ends, out.log_softmax(1)))
 
 
 def close(a: Tensor, b: Tensor) -> bool:

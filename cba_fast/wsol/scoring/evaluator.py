@@ -178,7 +178,10 @@ class BoxEvaluator:
     def _check_known(self, image_ids: Iterable[str]) -> None:
         unknown = next((i for i in image_ids if i not in self.boxes.boxes), None)
         if unknown is not None:
-            raise InputError(f"image id {unknown!r} is not in the ground truth")
+            first = next(iter(self.boxes.boxes), None)
+            raise InputError(
+                f"image id {unknown!r} is not in the ground truth, whose first is {first!r}"
+            )
 
     def __len__(self) -> int:
         return len(self.table)

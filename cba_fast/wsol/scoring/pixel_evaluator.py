@@ -191,7 +191,10 @@ class PixelEvaluator:
     def _check_known(self, image_ids: Sequence[str]) -> None:
         unknown = next((i for i in image_ids if i not in self.masks.paths), None)
         if unknown is not None:
-            raise InputError(f"image id {unknown!r} is not in the ground truth")
+            first = next(iter(self.masks.paths), None)
+            raise InputError(
+                f"image id {unknown!r} is not in the ground truth, whose first is {first!r}"
+            )
 
     def merge(self, other: "PixelEvaluator") -> None:
         """Add the images of `other`, an evaluator with the same settings, e.g. of another process.

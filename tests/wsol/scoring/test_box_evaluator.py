@@ -286,7 +286,7 @@ def test_the_state_survives_a_file_read_without_unpickling(tmp_path):
     assert restored.compute() == evaluator.compute()
     restored.load_state_dict(torch.load(tmp_path / "empty.pt", weights_only=True))
     assert len(restored) == 0
-    with pytest.raises(InputError, match="'nobody' is not in the ground truth"):
+    with pytest.raises(InputError, match="'nobody' is not in the ground truth, whose first is"):
         restored.load_state_dict({**state, "image_ids": ["nobody", *state["image_ids"][1:]]})
     with pytest.raises(InputError, match=r"must be \(2, 2\) uint8, got \(3, 2\)"):
         restored.load_state_dict({**state, "image_ids": state["image_ids"][:2]})
