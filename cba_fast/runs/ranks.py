@@ -9,12 +9,12 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import distributed
@@ -24,13 +24,19 @@ from .. import process
 from ..data import ImageRecord
 from ..data.reading import Report
 from ..errors import CbaError, InputError
-from ..resume import file_fingerprint, values_fingerprint
+from ..resume import OtherRunError, file_fingerprint, values_fingerprint
 
 Value = TypeVar("Value")
 
 # A process may wait for one that has more work; `torchrun` ends all of them when one has died.
 _PATIENCE = timedelta(days=7)
 _LOOK_S = 0.05  # seconds between two looks whether all processes are there
+
+
+class Checked(Protocol):
+    """Outputs of a run, such as `cba_fast.resume.Outputs`, which can be those of another one."""
+
+    def check(self) -> object: ...
 
 
 class RankError(CbaError):
@@ -61,6 +67,15 @@ class Ranks:
     def restarted(self) -> bool:
         """Whether torchrun has started these processes again, after one of them had died."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def anew(self, overwrite: bool, outputs: Iterable[Checked]) -> bool:
+        """Say whether a run starts anew: as asked, but not in what it wrote before a restart."""
+        if overwrite and self.restarted:
+            with suppress(OtherRunError):
+                for each in outputs:
+                    each.check()
+                return False
+        return overwrite
 
     @property
     def here(self) -> int:

@@ -125,6 +125,19 @@ def test_a_process_that_sees_a_folder_later_makes_no_image_be_left_out(here, com
     assert len(list((here / "np_late").rglob("*.npy"))) == 6
 
 
+def test_what_a_run_wrote_before_a_restart_is_kept_though_it_was_to_start_anew(here, common):
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    args = ["generate-heatmap", *common, "--no_overlay", "--heatmap_output", "re"]
+    assert run(1, *args)[0][0] == 0
+    (status, out, err), _ = run(2, *args, "--overwrite", **again)
+    assert (status, "5 were there" in out) == (0, True), err
+    args = [*erf_arguments("re.npy"), "--overwrite"]
+    assert run(1, *args)[0][0] == 0
+    for more, kept in (([], True), (["--batch_size", 1], False)):
+        (status, _, err), _ = run(2, *args, *more, **again)
+        assert (status, "re.npy was there" in err) == (0, kept), err
+
+
 def test_a_process_that_ends_early_is_named(here, common):
     args = ["evaluate", *common, "--metadata_root", "meta", "--strict", "--num_samples", 0]
     (status0, _, err0), (status1, _, err1) = run(2, *args, "--json", "never.json")
