@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from .. import process
+from .. import __version__, process
 from ..data import ImageRecord
 from ..data.reading import Report
 from ..errors import CbaError, InputError
@@ -113,7 +113,7 @@ class Ranks:
         return values[0]
 
     def agree(self, records: Sequence[ImageRecord], weights: Path | None = None) -> None:
-        """Wait for all processes; refuse a run in which they see other images or weights.
+        """Wait for all processes; refuse a run whose images, weights or versions differ in one.
 
         A folder that is missing or stale on one machine would be cut into other batches there, so
         that some images would be computed twice and others by nobody.
@@ -130,6 +130,7 @@ class Ranks:
         listed = [(r.image_id, r.label) for r in records]
         known = file_fingerprint(weights)
         seen = {
+            f"the versions {_versions()}": "",
             f"the {len(listed)} images": values_fingerprint(listed)["sha256"],
             f"the weights {weights}": known and known["sha256"],
         }
@@ -139,7 +140,7 @@ class Ranks:
                 if (here, own) != (there, other):
                     raise InputError(
                         f"{there} of process {number} of {self.count} ({where}) are not {here} of "
-                        f"this one ({place}): all must see the same files"
+                        f"this one ({place}): all must be the same"
                     )
 
     def counts(self, own: int) -> list[int]:
@@ -185,6 +186,10 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _versions() -> str:
+    return f"cba_fast {__version__}, PyTorch {torch.__version__}"
 
 
 @contextmanager

@@ -105,12 +105,14 @@ def test_processes_that_see_other_images_or_weights_are_refused(here, common, co
     where = f"on {socket.gethostname()}"
     assert err0.splitlines()[-1] == (
         f"Error (rank 0): the 6 images of process 2 of 2 ({where}) are not the 7 images of this "
-        f"one ({where}): all must see the same files"
+        f"one ({where}): all must be the same"
     )
     assert "the 7 images of process 1 of 2" in err1
     if command == "evaluate":
         in_rank_1(monkeypatch, ranks, "file_fingerprint", lambda found, path: {"sha256": "0"})
         assert "the weights r.pth of process 2 of 2" in run(2, *args)[0][2]
+        in_rank_1(monkeypatch, ranks, "_versions", lambda found: "cba_fast 9")
+        assert "the versions cba_fast 9 of process 2 of 2" in run(2, *args)[0][2]
 
 
 def test_a_process_that_sees_a_folder_later_makes_no_image_be_left_out(here, common, monkeypatch):
