@@ -107,6 +107,7 @@ def generate_heatmaps(
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
+    overwrite = ranks.from_first(lambda: ranks.anew(overwrite, outputs.written))
     # One process looks, because folders on other machines may be seen later there.
     present = ranks.from_first(functools.partial(outputs.claim, overwrite))
     batches = cut(range(len(images)), run.batch_size)
