@@ -198,6 +198,8 @@ def test_a_layer_is_a_name_a_module_or_a_list_of_one():
     for layer in (model.features[5], [model.features[5]], ["features.5"], ("module.features.5",)):
         assert torch.equal(heatmap(model, x, layer=layer, method="grad-cam"), want)
     inner = nn.Sequential(Normalize(), nn.Sequential(model))
+    with pytest.raises(InputError, match=r"it has .*0, 1, 1\.0, 1\.0\.features, .*1\.0\.avgpool$"):
+        cam(inner, x, layer="nothing")
     assert heatmap(inner, x, layer="conv6", method="hires-cam").any()
     for layer, message in (
         (

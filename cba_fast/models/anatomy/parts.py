@@ -181,7 +181,9 @@ def named_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     if len(found) == 1:
         return found[0], modules[found[0]]
     likely = found or difflib.get_close_matches(layer, modules, n=5)
-    names = list(dict.fromkeys([*likely, *(name for name, _ in model.named_children())]))
+    deep = 0 if len(model._modules) > 3 else 2  # a Sequential of few parts tells little by itself
+    known = sorted((n for n in modules if n and n.count(".") <= deep), key=lambda n: n.count("."))
+    names = list(dict.fromkeys([*likely, *known]))
     more = ", ..." if len(names) > 20 else ""
     raise InputError(
         f"{type_name(model)} has {'several modules' if found else 'no module'} named {layer!r}; "
