@@ -196,6 +196,12 @@ def _open_outputs(
     else:
         maps = StoreFolder(store, names, described, shape)
     drawn = OverlayFolder(heatmap_output / MANIFEST, overlays, described)
+    for folder in (maps.root, drawn.root):
+        if images.kind == "imagefolder" and folder.resolve().is_relative_to(images.root.resolve()):
+            raise InputError(
+                f"{folder} lies in the folder of the images, {images.root}, where it would be "
+                "taken for a class; choose another `heatmap_output` or `store`"
+            )
     return _Outputs(images.records, maps, drawn, overlay)
 
 
