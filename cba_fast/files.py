@@ -67,6 +67,18 @@ def check_replaceable(path: str | os.PathLike) -> None:
         raise OSError(errno.EINVAL, "not a regular file but a pipe, socket or device", str(path))
 
 
+def check_distinct(**outputs: Path | None) -> None:
+    """Refuse two outputs of one run that are the same file, because the second would replace it.
+
+    Raises:
+        InputError: the message names the file and both arguments.
+    """
+    seen: dict[str, str] = {}
+    for name, path in outputs.items():
+        if path is not None and (first := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise InputError(f"{path}: `{first}` and `{name}` name the same file")
+
+
 def is_plain_relative(path: str) -> bool:
     """Say whether a relative path with "/" stays below the folder that it is relative to.
 
@@ -178,8 +190,8 @@ def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to `path` as UTF-8 in one step."""
-    write_bytes(path, text.encode())
+    """Write `text` as UTF-8 in one step; what is not UTF-8 in names of files becomes "?"."""
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -79,6 +79,28 @@ def waiting(path: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exclusive(descriptor: int) -> Iterator[None]:
+    """Let no other process that does the same write an open file during the block.
+
+    NFS reads a file anew when its lock is taken, and sends what was written before it is released.
+    Without, each machine sends whole pages, with old bytes where another one has written meanwhile.
+    """
+    locked = fcntl is not None
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as e:
+        if e.errno not in _UNSUPPORTED:
+            raise
+        locked = False
+    try:
+        yield
+    finally:
+        if locked:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def lock_path(path: str | os.PathLike) -> Path:
     """Return the lock's file of an output: ``.<name>.lock`` beside it."""
     path = Path(path)

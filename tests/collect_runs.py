@@ -74,7 +74,8 @@ def calls(here, monkeypatch):
             modes=box,
             num_images=3,
         )
-        return SimpleNamespace(result=result, classification={"top1": 75.0}, notes=["a note"])
+        more = {"notes": ["a note"], "unreadable": {}}
+        return SimpleNamespace(result=result, classification={"top1": 75.0}, **more)
 
     def compute_sizes(
         model, images, config, data, run, sizes, output, *, progress, overwrite=False

@@ -179,9 +179,12 @@ def main(args: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as e:
         # PyTorch's own: the one of a GPU has a type, which needs its import, the one of a CPU none.
         of_torch = type(e).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(e)
-        if not of_torch and not isinstance(e, MemoryError):
+        reader_died = str(e).startswith("DataLoader worker")
+        if not (of_torch or reader_died or isinstance(e, MemoryError)):
             raise
-        click.echo(f"{error}: out of memory{f': {e}' if str(e) else ''}", err=True)
+        what = "a process that reads images has died, perhaps for lack of memory (fewer "
+        what = f"{what}--num_workers take less)" if reader_died else "out of memory"
+        click.echo(f"{error}: {what}{f': {e}' if str(e) else ''}", err=True)
         sys.exit(1)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import files
+from .. import files, locks
 from ..errors import InputError, ScoreMapError
 from ..npy import NPY_ERRORS, check_npy
 from .records import check_image_id, map_name
@@ -199,7 +199,8 @@ class StoreWriter:
                 f"{u.dtype}"
             )
         with self._lock:
-            _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
+            with locks.exclusive(self._maps.fileno()):
+                _put(self._maps, store._offset + row * u.size, np.ascontiguousarray(u))
             self._uncounted.append(row)
             if time.monotonic() - self._counted_at >= _COUNT_EVERY_S:
                 self._count()
@@ -208,8 +209,9 @@ class StoreWriter:
         """Let the maps that were written count, once they are on the disk."""
         with files.naming(self._maps.name):
             os.fsync(self._maps.fileno())
-        for row in self._uncounted:
-            _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
+        with locks.exclusive(self._present.fileno()):
+            for row in self._uncounted:
+                _put(self._present, self._present_offset + row, np.ones(1, np.uint8))
         self._uncounted, self._counted_at = [], time.monotonic()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from .. import files, resume
 from ..analysis.points import put_points
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..runs.erf.sizes import compute_sizes
 from ..runs.evaluate import EvaluateResult, evaluate
 from ..runs.inference import load_model, open_images
@@ -21,6 +21,7 @@ from ..runs.resolve import resolve
 from ..runs.runtime import Runtime
 from ..runs.scoring.boxes import versions
 from ..short import Short
+from ..training.data import MOST_UNREADABLE
 from ..training.loggers import open_tracker, sending
 from ..training.train import train
 from .plan import Experiment, Plan
@@ -186,6 +187,7 @@ def _run(run: Collecting, experiment: Experiment) -> dict:
         num_samples=0,
         progress=run.bar("evaluating"),
     )
+    _refuse_lost(found)
     evaluated = time.perf_counter()
     erf, notes = _measure(run, experiment, weights)
     seconds = {"evaluate": evaluated - started, "erf": time.perf_counter() - evaluated}
@@ -202,6 +204,21 @@ def _run(run: Collecting, experiment: Experiment) -> dict:
         "notes": found.notes + notes,
         "versions": versions(),
     }
+
+
+def _refuse_lost(found: EvaluateResult) -> None:
+    """Refuse scores without many of the images: a folder that vanished would give a result.
+
+    Raises:
+        ImageError: more of them than a training goes on without could not be used.
+    """
+    lost, count = found.unreadable, len(found.unreadable) + found.result.num_images
+    if len(lost) > MOST_UNREADABLE * count:
+        name, reason = next(iter(lost.items()))
+        raise ImageError(
+            f"{len(lost)} of {count} images could not be used, more than {MOST_UNREADABLE:.0%}; "
+            f"{name}: {reason}"
+        )
 
 
 def _train(run: Collecting, settings: Settings) -> dict | None:

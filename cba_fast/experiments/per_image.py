@@ -106,7 +106,8 @@ def measure(
     path = folder / f"{subject.name}.npz"
     ranks.agree(sample.records, subject.weights)
     outputs = resume.beside(path, _described(subject, sample, score))
-    if ranks.from_first(lambda: resume.claim([outputs], overwrite)) is None:
+    anew = ranks.anew(overwrite, [outputs])
+    if ranks.from_first(lambda: resume.claim([outputs], anew)) is None:
         stored = _run(subject, sample, score, Partial(path, ranks.rank), progress, ranks)
         if ranks.leads:
             write_arrays(path, stored)

@@ -107,6 +107,7 @@ def generate_heatmaps(
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
+    overwrite = ranks.from_first(lambda: ranks.anew(overwrite, outputs.written))
     # One process looks, because folders on other machines may be seen later there.
     present = ranks.from_first(functools.partial(outputs.claim, overwrite))
     batches = cut(range(len(images)), run.batch_size)
@@ -196,6 +197,12 @@ def _open_outputs(
     else:
         maps = StoreFolder(store, names, described, shape)
     drawn = OverlayFolder(heatmap_output / MANIFEST, overlays, described)
+    for folder in (maps.root, drawn.root):
+        if images.kind == "imagefolder" and folder.resolve().is_relative_to(images.root.resolve()):
+            raise InputError(
+                f"{folder} lies in the folder of the images, {images.root}, where it would be "
+                "taken for a class; choose another `heatmap_output` or `store`"
+            )
     return _Outputs(images.records, maps, drawn, overlay)
 
 

@@ -9,28 +9,34 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from .. import process
+from .. import __version__, process
 from ..data import ImageRecord
 from ..data.reading import Report
 from ..errors import CbaError, InputError
-from ..resume import file_fingerprint, values_fingerprint
+from ..resume import OtherRunError, file_fingerprint, values_fingerprint
 
 Value = TypeVar("Value")
 
 # A process may wait for one that has more work; `torchrun` ends all of them when one has died.
 _PATIENCE = timedelta(days=7)
 _LOOK_S = 0.05  # seconds between two looks whether all processes are there
+
+
+class Checked(Protocol):
+    """Outputs of a run, such as `cba_fast.resume.Outputs`, which can be those of another one."""
+
+    def check(self) -> object: ...
 
 
 class RankError(CbaError):
@@ -61,6 +67,15 @@ class Ranks:
     def restarted(self) -> bool:
         """Whether torchrun has started these processes again, after one of them had died."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def anew(self, overwrite: bool, outputs: Iterable[Checked]) -> bool:
+        """Say whether a run starts anew: as asked, but not in what it wrote before a restart."""
+        if overwrite and self.restarted:
+            with suppress(OtherRunError):
+                for each in outputs:
+                    each.check()
+                return False
+        return overwrite
 
     @property
     def here(self) -> int:
@@ -98,7 +113,7 @@ class Ranks:
         return values[0]
 
     def agree(self, records: Sequence[ImageRecord], weights: Path | None = None) -> None:
-        """Wait for all processes; refuse a run in which they see other images or weights.
+        """Wait for all processes; refuse a run whose images, weights or versions differ in one.
 
         A folder that is missing or stale on one machine would be cut into other batches there, so
         that some images would be computed twice and others by nobody.
@@ -115,6 +130,7 @@ class Ranks:
         listed = [(r.image_id, r.label) for r in records]
         known = file_fingerprint(weights)
         seen = {
+            f"the versions {_versions()}": "",
             f"the {len(listed)} images": values_fingerprint(listed)["sha256"],
             f"the weights {weights}": known and known["sha256"],
         }
@@ -124,7 +140,7 @@ class Ranks:
                 if (here, own) != (there, other):
                     raise InputError(
                         f"{there} of process {number} of {self.count} ({where}) are not {here} of "
-                        f"this one ({place}): all must see the same files"
+                        f"this one ({place}): all must be the same"
                     )
 
     def counts(self, own: int) -> list[int]:
@@ -170,6 +186,10 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _versions() -> str:
+    return f"cba_fast {__version__}, PyTorch {torch.__version__}"
 
 
 @contextmanager

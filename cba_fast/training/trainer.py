@@ -77,7 +77,8 @@ class Trainer:
         self.model = model.to(self.device, memory_format=run.memory_format)  # type: ignore[call-overload]
         self.num_classes = len(splits.train.class_names)
         mode, size, cached = config.aug_mode, config.side, config.cache_images
-        self._joined = joined(self.model, size, self.device, ranks)
+        with ranks.together():
+            self._joined = joined(self.model, size, self.device, ranks)
         vary = CropAndJitter(size) if mode == "strong" else None
         first, plain = (resize(size, m, config.preprocessing) for m in (mode, None))
         self._train = PixelReader(splits.train, first, vary, run, cached=cached)
@@ -127,7 +128,8 @@ class Trainer:
                 self._check_losses(losses, epoch)
         self._check_losses(losses, epoch)
         self._train.share(self.ranks)
-        average_norms(self.model, self.ranks)
+        with self.ranks.together():
+            average_norms(self.model, self.ranks)
         sizes = torch.tensor(counts, dtype=torch.float64)
         return EpochFigures(
             loss=(self._sums(losses) @ sizes / sizes.sum()).item(),

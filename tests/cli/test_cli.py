@@ -223,6 +223,10 @@ def test_bad_options_are_named(capsys, args, message):
             RuntimeError("DefaultCPUAllocator: can't"),
             "Error: out of memory: DefaultCPUAllocator: can't",
         ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "Error: a process that reads images has died, perhaps for lack of memory (fewer --num",
+        ),
         (OSError(28, "No space left on device", "x.npy"), "Error: x.npy: No space left on device"),
     ],
 )

@@ -338,7 +338,7 @@ def test_bad_options_are_usage_errors(work, extra, message):
     [
         (["--map", "erf_sizes_replknet.npy"], "same file"),
         (["--save_fig", "a.png"], "is the picture of --save_map, which is not given"),
-        (["--save_map", "a", "--map", "a.npy"], "--save_map and --map name the same file"),
+        (["--save_map", "a", "--map", "a.npy"], "`save_map` and `map` name the same file"),
         (["--map", "a", "--map_fig", "a.xyz"], r"a\.xyz: unknown picture format"),
         (["--precision", "fp16"], "underflow"),
         (["--test_dataset", "fish"], "fish"),

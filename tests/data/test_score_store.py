@@ -1,12 +1,14 @@
 """The compact store: what it holds, how it is filled and continued, what is refused."""
 
+import errno
 import os
+import threading
 
 import numpy as np
 import pytest
 from broken_npy import BROKEN
 
-from cba_fast import files
+from cba_fast import files, locks
 from cba_fast.data import score_store
 from cba_fast.data.score_store import (
     MAPS,
@@ -91,7 +93,7 @@ def test_a_map_counts_only_when_all_of_it_is_written(tmp_path, error):
         real, calls = writer._maps, []
 
         class Cut:
-            name, seek, close = real.name, real.seek, real.close
+            name, seek, close, fileno = real.name, real.seek, real.close, real.fileno
 
             def write(self, view):
                 calls.append(len(view))
@@ -106,6 +108,35 @@ def test_a_map_counts_only_when_all_of_it_is_written(tmp_path, error):
             assert str(tmp_path / MAPS) in str(e.value)
         writer._maps = real
     assert not ScoreStore(tmp_path).present.any()
+
+
+@pytest.mark.parametrize("name", [MAPS, PRESENT])
+def test_writers_of_one_store_write_one_after_the_other(tmp_path, name):
+    """As NFS needs it, which sends whole pages of a file that is not locked."""
+    create_store(tmp_path, IDS, (5, 7))
+    writer = threading.Thread(target=fill_row, args=(tmp_path,))
+    with open(tmp_path / name, "r+b") as other:
+        with locks.exclusive(other.fileno()):
+            writer.start()
+            writer.join(0.2)
+            assert writer.is_alive()
+            assert not ScoreStore(tmp_path).present.any()
+        writer.join(10)
+    assert ScoreStore(tmp_path).present.tolist() == [False, True, False, False]
+
+
+def fill_row(root):
+    with StoreWriter(root) as writer:
+        writer.write(1, make_maps(2)[1])
+
+
+def test_a_store_without_locks_is_written(tmp_path, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    fill(tmp_path, IDS, make_maps(4))
+    assert ScoreStore(tmp_path).present.all()
 
 
 def test_names_are_found_as_files_are(tmp_path):

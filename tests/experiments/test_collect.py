@@ -267,6 +267,24 @@ def test_a_failure_is_recorded_and_does_not_end_the_rest(here, calls, capsys, mo
     assert [r.model_name for r in read_points("erf_wsol_points.csv")] == THREE
 
 
+def test_scores_without_many_of_the_images_are_no_result(here, calls, capsys, monkeypatch):
+    good = study.evaluate
+
+    def vanished(model, *args, **options):
+        found = good(model, *args, **options)
+        found.unreadable = {"a/1.jpg": "cannot read image"}
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "evaluate", vanished)
+        done = collect(capsys, three())
+    assert done.status == 1
+    told = "1 of 4 images could not be used, more than 5%; a/1.jpg: cannot read image"
+    assert told in Path("erf_wsol/given.error.txt").read_text()
+    assert not Path("erf_wsol/given.json").exists()
+    assert collect(capsys, three()).status == 0
+
+
 def test_a_failed_training_fails_once_for_all_that_share_it(here, calls, capsys, monkeypatch):
     def failing(model, config, run, **kwargs):
         calls.append(("train", config.exp_name))
@@ -318,7 +336,7 @@ def test_trainings_are_continued_and_found_weights_used(here, calls, capsys):
     best = train_config.best_path(settings.model_of(None), settings.training())
     last = train_config.last_path(settings.model_of(None), settings.training())
     best.parent.mkdir()
-    for epoch, text in ((1, "(1 epochs), score"), (2, "score weights")):
+    for epoch, text in ((1, "(1 epoch), score"), (2, "score weights")):
         torch.save(state_after(epoch), last)
         best.write_text("w")
         assert text in collect(capsys, three(), "--dry_run").out

@@ -329,6 +329,9 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one(here, weights, cap
     fails("side >= 4", "--localization_method", "pc1", "--input_size", 64)
     image = (root / "c" / "9.jpg").read_bytes()
     write_file(root / "d" / "1.jpg", image)
+    where = "lies in the folder of the images, datasets/tiny, where it would be taken for a class"
+    fails(where, "--heatmap_output", root / "new")
+    fails(where, "--store", root / "new")
     fails("4 class folders and the model 3 classes", "--target", "label")
     (root / "d" / "1.jpg").unlink()
     (root / "d").rmdir()

@@ -105,12 +105,14 @@ def test_processes_that_see_other_images_or_weights_are_refused(here, common, co
     where = f"on {socket.gethostname()}"
     assert err0.splitlines()[-1] == (
         f"Error (rank 0): the 6 images of process 2 of 2 ({where}) are not the 7 images of this "
-        f"one ({where}): all must see the same files"
+        f"one ({where}): all must be the same"
     )
     assert "the 7 images of process 1 of 2" in err1
     if command == "evaluate":
         in_rank_1(monkeypatch, ranks, "file_fingerprint", lambda found, path: {"sha256": "0"})
         assert "the weights r.pth of process 2 of 2" in run(2, *args)[0][2]
+        in_rank_1(monkeypatch, ranks, "_versions", lambda found: "cba_fast 9")
+        assert "the versions cba_fast 9 of process 2 of 2" in run(2, *args)[0][2]
 
 
 def test_a_process_that_sees_a_folder_later_makes_no_image_be_left_out(here, common, monkeypatch):
@@ -123,6 +125,19 @@ def test_a_process_that_sees_a_folder_later_makes_no_image_be_left_out(here, com
     assert status == 0, err
     assert "Heatmaps     : 6 made" in out
     assert len(list((here / "np_late").rglob("*.npy"))) == 6
+
+
+def test_what_a_run_wrote_before_a_restart_is_kept_though_it_was_to_start_anew(here, common):
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    args = ["generate-heatmap", *common, "--no_overlay", "--heatmap_output", "re"]
+    assert run(1, *args)[0][0] == 0
+    (status, out, err), _ = run(2, *args, "--overwrite", **again)
+    assert (status, "5 were there" in out) == (0, True), err
+    args = [*erf_arguments("re.npy"), "--overwrite"]
+    assert run(1, *args)[0][0] == 0
+    for more, kept in (([], True), (["--batch_size", 1], False)):
+        (status, _, err), _ = run(2, *args, *more, **again)
+        assert (status, "re.npy was there" in err) == (0, kept), err
 
 
 def test_a_process_that_ends_early_is_named(here, common):

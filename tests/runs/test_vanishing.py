@@ -96,3 +96,5 @@ def test_a_disk_that_is_full_at_the_end_costs_no_scores(here, weights, capsys, m
     assert done.status == 1
     assert "Error: s.json: No space left on device" in done.err
     assert "MaxBoxAcc " in done.out
+    done = run_cli(capsys, *args, "--json", "s.json", "--predictions", here / "s.json")
+    assert done.err.endswith("s.json: --json and --predictions name the same file\n")

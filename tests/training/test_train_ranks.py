@@ -1,5 +1,6 @@
 """Several processes of torchrun train one model: equal steps, exact top-1, any number of them."""
 
+import contextlib
 import os
 import signal
 
@@ -15,6 +16,7 @@ from training_runs import curves, initial
 
 from cba_fast.data import study_transform
 from cba_fast.models import build_model
+from cba_fast.training import trainer
 from cba_fast.training.data import open_splits
 from cba_fast.training.many import parts_of_step, shares
 from cba_fast.training.state import load_state
@@ -147,6 +149,19 @@ def test_a_killed_process_ends_the_run_and_torchrun_may_start_it_again(trained, 
     told = "continuing weights/x_last.pth after epoch 1"
     again = trained(2, "x", *two, told=told, TORCHELASTIC_RESTART_COUNT="1")
     assert_equal(again, whole)
+
+
+@pytest.mark.parametrize("name", ["joined", "average_norms"])
+def test_a_process_that_dies_beside_a_step_is_told_too(trained, monkeypatch, name):
+    real = getattr(trainer, name)
+
+    def dying(*args):
+        return os.kill(os.getpid(), signal.SIGKILL) if os.environ["RANK"] == "1" else real(*args)
+
+    monkeypatch.setattr(trainer, name, dying)
+    told = "another process of this run has ended early; torchrun tells"
+    with contextlib.suppress(FileNotFoundError):  # no state before the first epoch
+        trained(2, "x", family="replknet", statuses=[1, -signal.SIGKILL], told=told)
 
 
 def test_a_process_that_cannot_read_ends_the_run(trained):

@@ -70,6 +70,7 @@ def command(
     descriptors, also in a JSON file beside it, and a picture (docs/erf.md has the definitions).
     `erf-map` measures the ERF map of RepLKNet's paper.
     """
+    from ...files import check_distinct
     from ...runs import ranks
     from ...runs.erf.shared import check_precision
     from ...runs.inference import load_model, open_images
@@ -81,7 +82,8 @@ def command(
     model_config, data_config = resolved(model_config, data_config)
     output = npy_file(output or Path(f"erf_sizes_{model_config.title}"))
     save_map, map_path = save_map and npy_file(save_map), map_path and npy_file(map_path)
-    _check_files({"output": output, "save_map": save_map, "map": map_path}, save_fig, map_fig)
+    check_distinct(output=output, save_map=save_map, map=map_path)
+    _check_pictures(save_map, save_fig, map_fig)
     check_precision(run_config)
     processes = ranks.join()  # chooses this process's GPU
     if map_path is not None and processes.count > 1:
@@ -129,16 +131,12 @@ def _tell_earlier(map_path, map_images, map_input_size, map_fig) -> None:
         click.echo("Warning: --map_fig is called --save_fig now", err=True)
 
 
-def _check_files(outputs: dict[str, Path | None], save_fig, map_fig) -> None:
+def _check_pictures(save_map, save_fig, map_fig) -> None:
     """Refuse unusable file names before anything runs."""
     from ...analysis.plots import check_picture
     from ...errors import InputError
 
-    seen: dict[Path, str] = {}
-    for name, path in outputs.items():
-        if path is not None and seen.setdefault(path, name) != name:
-            raise InputError(f"{path}: --{seen[path]} and --{name} name the same file")
-    if save_fig is not None and outputs["save_map"] is None:
+    if save_fig is not None and save_map is None:
         raise InputError("--save_fig is the picture of --save_map, which is not given")
     for picture in (save_fig, map_fig):
         if picture is not None:

@@ -88,7 +88,7 @@ def command(
     its boxes; for other images give --cub_root or --metadata_root. With --engine ray the workers of
     a Ray cluster share the images (docs/cluster.md).
     """
-    from ... import locks
+    from ... import files, locks
     from ...report import MapKeeper
     from ...report.render import page_path
     from ...runs import ranks
@@ -111,7 +111,9 @@ def command(
         needs = "--report, --tables and --sheets need one process"
         what = needs if kept_by else "torchrun is another way"
         raise click.UsageError(f"{what}: leave out --engine ray")
-    for path in filter(None, (json_path, predictions, *written)):
+    outputs = {"json": json_path, "predictions": predictions, "report": written[0]}
+    files.check_distinct(**outputs)
+    for path in filter(None, (*outputs.values(), tables, sheets)):
         locks.hold(path)
 
     def save(found) -> None:

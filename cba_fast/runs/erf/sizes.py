@@ -119,7 +119,7 @@ def compute_sizes(
     outputs = [resume.beside(output, described)]
     if save_map is not None:
         outputs.append(map_outputs(save_map, described))
-    ended = ranks.from_first(lambda: claim(outputs, overwrite, run))
+    ended = ranks.from_first(lambda: claim(outputs, ranks.anew(overwrite, outputs), run))
     mapped = None
     if ended is not None:
         found, history = Measured(read_array(output), ended["notes"]), [kept_note(output)]
