@@ -70,8 +70,11 @@ def read_erf(*paths: str | os.PathLike) -> RunErf:
     for path in map(Path, paths):
         try:
             array = read_npy(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
         except (OSError, ValueError) as e:
-            raise InputError(f"{path}: not a .npy file of numbers: {e}") from e
+            reason = getattr(e, "strerror", None) or e
+            raise InputError(f"{path}: not a .npy file of numbers: {reason}") from e
         is_map = array.ndim > 1 and array.dtype == np.float64
         if (found.map if is_map else found.sizes) is not None:
             raise InputError(f"{path}: a second file of ERF {'maps' if is_map else 'sizes'}")

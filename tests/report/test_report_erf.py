@@ -143,7 +143,7 @@ def test_bad_files_are_named(root, tmp_path):
         ("layers", "not one ERF map"),
         ("zero", "zero everywhere"),
         ("text", "not a .npy file"),
-        ("none", "none.npy"),
+        ("none", "none.npy: no such file$"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             read_erf(tmp_path / f"{name}.npy")
