@@ -326,7 +326,7 @@ def load_target(path: str | os.PathLike) -> np.ndarray:
         erf = read_npy(path)
         erf_shape(erf)
     except (OSError, ValueError) as e:
-        raise InputError(f"{path}: no ERF map: {e}") from e
+        raise InputError(f"{path}: no ERF map: {getattr(e, 'strerror', None) or e}") from e
     return erf
 
 

@@ -23,7 +23,8 @@ class ResolvedRun(Short):
 
     Attributes:
         model, data: the settings; `data.input_size` is a side, or text such as "96x128".
-        class_names: of the checkpoint's classes, in the order of their labels, if it records them.
+        class_names: in the order of the labels: those of the file `classes`, or else those that the
+            checkpoint records, if any.
         line: what to tell at the start of a run: each setting, and what was assumed.
         warning: a sentence, if the images are not made as the weights want them; else "".
         known: what another file with these weights can record: nothing that was assumed.
@@ -47,8 +48,8 @@ class ResolvedRun(Short):
         Raises:
             InputError: the labels are not known, or outside of the model's classes.
         """
-        names = read_class_names(self.data.classes) if self.data.classes else self.class_names
-        found = model_labels(images, self.model.num_classes or 1000, names, true_labels)
+        classes = self.model.num_classes or 1000
+        found = model_labels(images, classes, self.class_names, true_labels)
         return [replace(r, label=found.get(r.image_id)) for r in records]
 
 
@@ -108,7 +109,7 @@ def resolve(model: ModelConfig, data: DataConfig, *, swept: bool = False) -> Res
             preprocess=found.preprocessing,
             preprocessing=preprocessing_of(found.preprocessing, found.family, found.model),
         ),
-        found.class_names,
+        found.class_names if data.classes is None else read_class_names(data.classes),
         settings_line(resolved, model.pretrained),
         _pixel_warning(resolved, model.pretrained),
         resolved.known(),

@@ -199,6 +199,13 @@ def test_the_per_image_study_counts_classes_by_their_names(here):
     assert labels == {i: NANO.class_names.index(i.split("/")[0]) for i in IMAGES}
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate-heatmap"])
+def test_a_file_of_classes_that_is_missing_ends_the_run(here, capsys, command):
+    data = COMMON + SCORED if command == "evaluate" else COMMON
+    done = run_cli(capsys, command, "--weights", "replknet.pth", *data, "--classes", "none.txt")
+    assert (done.status, done.err.strip()) == (1, "Error: no file none.txt")
+
+
 def test_labels_outside_of_the_classes_cost_the_top1_alone(here, capsys):
     labels = {i: n for n, i in enumerate(IMAGES)}
     metadata_folder(Path("m"), {i: [BOX] for i in IMAGES}, dict.fromkeys(IMAGES, (32, 24)), labels)

@@ -270,6 +270,8 @@ def test_a_threshold_tuned_elsewhere(here, capsys):
         assert done.status == 1
         assert "bad.json" in done.err
         assert message in done.err
+    done = run_cli(capsys, *args, "--threshold_from", "none.json")
+    assert "none.json: cannot be read as JSON: No such file or directory\n" in done.err
     done = run_cli(
         capsys, *args, "--threshold_from", "val.json", "--cam_curve_interval", 0.3, "--json", "x"
     )

@@ -232,7 +232,7 @@ def read_tuned(path: Path) -> Tuned:
     try:
         found: Any = read_json(path)
     except OSError as e:
-        raise InputError(f"{path}: cannot be read as JSON: {e}") from e
+        raise InputError(f"{path}: cannot be read as JSON: {e.strerror or e}") from e
     try:
         ious = found["iou_thresholds"]
         best = {
