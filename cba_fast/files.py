@@ -190,8 +190,8 @@ def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to `path` as UTF-8 in one step."""
-    write_bytes(path, text.encode())
+    """Write `text` as UTF-8 in one step; what is not UTF-8 in names of files becomes "?"."""
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -1,5 +1,6 @@
 """Short reprs of results: a few lines where a full one would print thousands of values."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields
@@ -57,5 +58,5 @@ def _many(values: Sequence | Set) -> str:
     first = next(iter(values))
     if all(isinstance(v, Real) for v in values):
         return f"<{len(values)} numbers from {min(values):.6g} to {max(values):.6g}>"
-    text = shown(first).splitlines()[0]
+    text = re.sub(r"\s+", " ", shown(first))
     return f"<{len(values)}, such as {text[: LONG // 2]}{'...' * (len(text) > LONG // 2)}>"

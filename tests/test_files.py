@@ -38,11 +38,11 @@ def names(folder):
 
 def test_writers_round_trip(tmp_path):
     files.write_bytes(tmp_path / "new/deep/b.bin", b"\0\1")
-    files.write_text(tmp_path / "t.txt", "häh\n")
+    files.write_text(tmp_path / "t.txt", "häh caf\udce9\n")  # as paths hold what is not UTF-8
     files.write_json(tmp_path / "j.json", {"a": [1, None]})
     files.write_npy(tmp_path / "n.npy", np.arange(6.0).reshape(2, 3))
     assert (tmp_path / "new/deep/b.bin").read_bytes() == b"\0\1"
-    assert (tmp_path / "t.txt").read_bytes() == "häh\n".encode()
+    assert (tmp_path / "t.txt").read_bytes() == "häh caf?\n".encode()
     assert json.loads((tmp_path / "j.json").read_text()) == {"a": [1, None]}
     np.testing.assert_array_equal(np.load(tmp_path / "n.npy"), np.arange(6.0).reshape(2, 3))
     assert names(tmp_path) == ["j.json", "n.npy", "new", "t.txt"]

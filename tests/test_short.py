@@ -87,6 +87,7 @@ def test_results_of_thousands_are_a_few_lines_with_the_figures(evaluator):
         (list(range(13)), "<13 numbers from 0 to 12>"),
         ({"a": 1}, "{'a': 1}"),
         ({n: n for n in range(5)}, "<5 by key>"),
+        ([["x" * 80, "y" * 80]] * 13, f"<13, such as [ '{'x' * 47}...>"),
         (["x" * 300] * 13, f"<13, such as '{'x' * (LONG // 2 - 1)}...>"),
         (np.zeros((2, 3), np.uint8), "<(2, 3) uint8>"),
         (np.float64(2), repr(np.float64(2))),

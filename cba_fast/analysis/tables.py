@@ -1,5 +1,6 @@
 """Tables for papers: the same rows as CSV, Markdown and LaTeX."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -87,13 +88,13 @@ def _are_figures(cells: Sequence[str]) -> bool:
     return bool(figures) and not any(c.isalpha() and c not in "etox" for c in "".join(figures))
 
 
-def write_tables(folder: Path, tables: Sequence[PaperTable]) -> list[Path]:
+def write_tables(folder: str | os.PathLike, tables: Sequence[PaperTable]) -> list[Path]:
     """Write each table as ``<name>.csv``, ``<name>.md`` and ``<name>.tex``; return the paths."""
     paths = []
     for table in tables:
         texts = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
         for suffix, text in texts.items():
-            paths.append(folder / f"{table.name}.{suffix}")
+            paths.append(Path(folder) / f"{table.name}.{suffix}")
             files.write_text(paths[-1], text)
     return paths
 

@@ -77,7 +77,7 @@ class Boxes(Short):
         """
         new = np.array([*size, *size], dtype=np.float64)
         old = np.array([*self.sizes[image_id]] * 2, dtype=np.float64)
-        return (self.boxes[image_id].astype(np.float64) * new / old).astype(np.int64)
+        return (np.asarray(self.boxes[image_id], np.float64) * new / old).astype(np.int64)
 
 
 def load_boxes(

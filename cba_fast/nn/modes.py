@@ -68,7 +68,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
         >>> grad.shape, model.weight.grad
         (torch.Size([1, 3, 8, 8]), None)
     """
-    trainable = [p for p in checked_module(model).parameters() if p.requires_grad]
+    # PyTorch does not let the flags of tensors that were made in inference mode be restored.
+    trainable = [
+        p for p in checked_module(model).parameters() if p.requires_grad and not p.is_inference()
+    ]
     try:
         for p in trainable:
             p.requires_grad_(False)

@@ -1,8 +1,8 @@
 """What a report tells of a run: its scores, their intervals, and every image's box and IoU."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from ..choices import READERS
 from ..data.boxes import Boxes
@@ -81,7 +81,7 @@ class Collected(Short):
 
 
 def collect(
-    score_maps: Mapping[str, Path],
+    score_maps: Mapping[str, str | os.PathLike],
     config: BoxConfig,
     report: ReportConfig,
     num_workers: int = READERS,
@@ -106,7 +106,7 @@ def collect(
         >>> from pathlib import Path
         >>> from cba_fast.report import collect
         >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
-        >>> runs = {"sharp": Path("maps"), "wide": Path("other_maps")}
+        >>> runs = {"sharp": "maps", "wide": "other_maps"}
         >>> collected = collect(runs, BoxConfig(cub_root=Path("CUB_200_2011")), ReportConfig())
         >>> [run.name for run in collected.runs], list(collected.differences)
         (['sharp', 'wide'], ['wide'])

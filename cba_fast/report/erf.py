@@ -1,5 +1,6 @@
 """The effective receptive fields of a report's runs, and what they have to do with the scores."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class RunErf(Short):
     told: dict[str, object] = field(default_factory=dict)
 
 
-def read_erf(*paths: Path) -> RunErf:
+def read_erf(*paths: str | os.PathLike) -> RunErf:
     """Read files of ERF sizes and of an ERF map, as `erf-compute` and `erf-map` write them.
 
     Args:
@@ -58,16 +59,15 @@ def read_erf(*paths: Path) -> RunErf:
 
     Example:
         >>> import numpy as np
-        >>> from pathlib import Path
         >>> from cba_fast.report import read_erf
         >>> np.save("erf_sizes.npy", np.float32([90, 110]))
         >>> np.save("erf_map.npy", np.ones((32, 32)))
-        >>> found = read_erf(Path("erf_sizes.npy"), Path("erf_map.npy"))
+        >>> found = read_erf("erf_sizes.npy", "erf_map.npy")
         >>> found.sizes, found.map.pixels[0.5]
         (Sizes(mean=100.0, std=10.0, count=2), 512)
     """
     found = RunErf()
-    for path in paths:
+    for path in map(Path, paths):
         try:
             array = read_npy(path)
         except (OSError, ValueError) as e:

@@ -1,6 +1,7 @@
 """The gallery of a report: pictures, heatmaps, and the boxes of all thresholds of some images."""
 
 import base64
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..wsol import read_maps
 from .collect import Collected
 
 JPEG_QUALITY = 82
-Images = Path | Mapping[str, Path] | None
+Images = str | os.PathLike | Mapping[str, Path] | None
 ERF_COLORS = "magma"
 COLORMAPS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
@@ -116,9 +117,9 @@ def image_paths(ids: Iterable[str], images: Images) -> Mapping[str, Path]:
     Raises:
         InputError: none of the images lies below the folder `images`.
     """
-    if not isinstance(images, Path):
+    if images is None or isinstance(images, Mapping):
         return images or {}
-    paths = {i: images / i for i in ids}
+    paths = {i: Path(images) / i for i in ids}
     if paths and not any(path.is_file() for path in paths.values()):
         raise InputError(f"{images}: holds none of the images, such as {next(iter(paths))}")
     return paths

@@ -1,5 +1,6 @@
 """Keeps the maps that a run makes, for its report."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,8 @@ class MapKeeper(MapWriter):
 
     Example:
         >>> import torch
-        >>> from pathlib import Path
         >>> from cba_fast.report import MapKeeper
-        >>> with MapKeeper(Path("report.html")) as keeper:
+        >>> with MapKeeper("report.html") as keeper:
         ...     keeper.update(torch.rand(2, 8, 8), ["a/1.jpg", "a/2.jpg"])
         ...     print(sorted(p.name for p in keeper.root.rglob("*.npy")))
         ['1.jpg.npy', '2.jpg.npy']
@@ -44,7 +44,8 @@ class MapKeeper(MapWriter):
         False
     """
 
-    def __init__(self, output: Path):
+    def __init__(self, output: str | os.PathLike):
+        output = Path(output)
         self._maps = output.with_name(f"{output.name}.maps")
 
     def __enter__(self) -> "MapKeeper":

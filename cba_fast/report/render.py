@@ -1,6 +1,7 @@
 """The HTML page of a report: one file that needs no network."""
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources import files as package_files
@@ -33,15 +34,15 @@ from .tables import classes, differences, erf_table, headline, make_tables, writ
 
 
 def write_report(
-    score_maps: Mapping[str, Path],
-    output: Path | None,
+    score_maps: Mapping[str, str | os.PathLike],
+    output: str | os.PathLike | None,
     boxes: BoxConfig,
     report: ReportConfig | None = None,
     *,
     images: Images = None,
     erf: Mapping[str, RunErf] | None = None,
-    tables: Path | None = None,
-    sheets: Path | None = None,
+    tables: str | os.PathLike | None = None,
+    sheets: str | os.PathLike | None = None,
     more_settings: Mapping[str, object] | None = None,
     num_workers: int = READERS,
     progress: Callable[[str], Callable] | None = None,
@@ -75,8 +76,8 @@ def write_report(
         >>> from cba_fast.report import write_report
         >>> from cba_fast.runs.settings import BoxConfig
         >>> made = write_report(
-        ...     {"sharp": Path("maps"), "wide": Path("other_maps")},
-        ...     Path("report.html"),
+        ...     {"sharp": "maps", "wide": "other_maps"},
+        ...     "report.html",
         ...     BoxConfig(cub_root=Path("CUB_200_2011")),
         ... )
         >>> len(made.runs[0].judged), Path("report.html").exists()
@@ -90,14 +91,15 @@ def write_report(
         files.write_text(page_path(output), render(collected, images, more_settings))
     if tables is not None:
         write_tables(tables, make_tables(collected))
-        write_per_image(tables / "per_image.csv", collected)
+        write_per_image(Path(tables) / "per_image.csv", collected)
     if sheets is not None:
         write_sheets(sheets, collected, images)
     return collected
 
 
-def page_path(output: Path) -> Path:
+def page_path(output: str | os.PathLike) -> Path:
     """Return the HTML file of a report: `output` itself, or ``report.html`` in this folder."""
+    output = Path(output)
     return output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
 
 
@@ -113,7 +115,7 @@ def render(
         >>> from cba_fast.report import collect, render
         >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
         >>> config = BoxConfig(cub_root=Path("CUB_200_2011"))
-        >>> page = render(collect({"CAM": Path("maps")}, config, ReportConfig()))
+        >>> page = render(collect({"CAM": "maps"}, config, ReportConfig()))
         >>> page.startswith("<!doctype html>")
         True
     """

@@ -1,5 +1,6 @@
 """Contact sheets: the best, the worst and the most changed images with maps, boxes and scores."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ HEAT = 0.55  # opacity of a map over its image
 _RECORD = ".sheets.json"
 
 
-def write_sheets(folder: Path, collected: Collected, images: Images = None) -> list[Path]:
+def write_sheets(
+    folder: str | os.PathLike, collected: Collected, images: Images = None
+) -> list[Path]:
     """Write a contact sheet of each kind of images, and a strip for each image.
 
     The kinds are worst and best by the IoU of the first run, and changed: where the IoU of the
@@ -53,12 +56,12 @@ def write_sheets(folder: Path, collected: Collected, images: Images = None) -> l
         >>> from cba_fast.report import collect, write_sheets
         >>> from cba_fast.runs.settings import BoxConfig, ReportConfig
         >>> config = BoxConfig(cub_root=Path("CUB_200_2011"))
-        >>> collected = collect({"CAM": Path("maps")}, config, ReportConfig(sheet_images=1))
-        >>> written = write_sheets(Path("sheets"), collected, Path("CUB_200_2011/images"))
+        >>> collected = collect({"CAM": "maps"}, config, ReportConfig(sheet_images=1))
+        >>> written = write_sheets("sheets", collected, "CUB_200_2011/images")
         >>> [path.as_posix() for path in written[:2]]
         ['sheets/worst.png', 'sheets/worst.pdf']
     """
-    count = collected.report.sheet_images
+    folder, count = Path(folder), collected.report.sheet_images
     kinds = {kind: ids[:count] for kind, ids in ranked(collected).items()}
     stems = _stems([i for ids in kinds.values() for i in ids])
     figures = [(kind, kind, ids) for kind, ids in kinds.items()]

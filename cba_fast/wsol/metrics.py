@@ -74,7 +74,7 @@ class _ImageMetric(Metric):
         Raises:
             InputError: no image was added, or one was added twice with other scores.
         """
-        if not len(self.rows):
+        if not any(places.numel() for places in self.places):
             raise InputError("no image was evaluated")
         rows, places = (dim_zero_cat(v).cpu().numpy() for v in (self.rows, self.places))
         once, first, inverse = np.unique(places, return_index=True, return_inverse=True)

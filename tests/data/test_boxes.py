@@ -290,6 +290,8 @@ def test_scaling_is_the_official_expression(size, new, x0, x1):
         for v, n, s in ((x0, new, size), (3, 224, 9), (x1, new, size), (7, 224, 9))
     ]
     assert scaled.tolist() == [want]
+    found.boxes["i"] = [[x0, 3, x1, 7]]  # lists of users do as well
+    assert found.scaled("i", (new, 224)).tolist() == [want]
 
 
 def test_reading_boxes_imports_no_torch(meta):

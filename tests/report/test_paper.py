@@ -41,10 +41,12 @@ def collected(root):
 @pytest.fixture(scope="module")
 def written(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    runs = {n: root / n for n in ("sharp", "<wide>")}
-    made = write_report(
-        runs, None, *config_of(root), images=root / "images", tables=out / "t", sheets=out / "s"
+    runs = {n: f"{root}/{n}" for n in ("sharp", "<wide>")}
+    made = write_report(  # paths may be text
+        *(runs, f"{out}/r", *config_of(root)),
+        **{"images": f"{root}/images", "tables": f"{out}/t", "sheets": f"{out}/s"},
     )
+    assert (out / "r" / "report.html").is_file()
     return out, made
 
 

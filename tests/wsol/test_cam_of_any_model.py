@@ -123,6 +123,31 @@ def test_a_network_without_logits_is_refused(made):
         cam(Returning(made), images(32, 32))
 
 
+def test_a_network_made_in_inference_mode_keeps_its_flags():
+    with torch.inference_mode():
+        model = timm.create_model("test_resnet", num_classes=CLASSES)
+    assert cam(model, images(64, 64)).shape == (2, 64, 64)
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        heatmap(model, images(64, 64), method="grad-cam", layer="layer2")
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_linear_layer_of_another_package_is_named_in_full():
+    class Linear(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.matrix = base.weight
+
+        def forward(self, x):
+            return x @ self.matrix.T
+
+    model = timm.create_model("test_resnet", num_classes=CLASSES)
+    model.fc = Linear(model.fc)
+    with pytest.raises(ModelError, match=r"got test_cam_of_any_model\.test_.*\.Linear; these"):
+        cam(model, images(64, 64))
+
+
 def test_scripted_traced_and_exported_networks_are_told():
     model, x = Returning(lambda logits, maps: logits).eval(), images(32, 32)
     traced = torch.jit.trace(model, x)
@@ -173,6 +198,8 @@ def test_a_layer_is_a_name_a_module_or_a_list_of_one():
     for layer in (model.features[5], [model.features[5]], ["features.5"], ("module.features.5",)):
         assert torch.equal(heatmap(model, x, layer=layer, method="grad-cam"), want)
     inner = nn.Sequential(Normalize(), nn.Sequential(model))
+    with pytest.raises(InputError, match=r"it has .*0, 1, 1\.0, 1\.0\.features, .*1\.0\.avgpool$"):
+        cam(inner, x, layer="nothing")
     assert heatmap(inner, x, layer="conv6", method="hires-cam").any()
     for layer, message in (
         (

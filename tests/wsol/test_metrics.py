@@ -66,6 +66,9 @@ def test_batches_clone_pickle_and_reset(tmp_path, name):
         pytest.raises(InputError, match="no image was evaluated"),
     ):
         metric.compute()
+    metric.update(maps[:0], [])
+    with pytest.raises(InputError, match="no image was evaluated"):
+        metric.compute()
     metric.update(maps, ids)
     assert metric.compute().item() == expected
     metric.update(1 - maps, ids)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ...runs.settings import BoxConfig, DataConfig, SizeConfig, settings
+from ...stages import stage
 from ..options import (
     FILE,
     box_options,
@@ -148,7 +149,8 @@ def command(
             )
             save(found)
             if keeper is not None:
-                _write_report(written, keeper, found, used)
+                with stage("report"):
+                    _write_report(written, keeper, found, used)
     except KeyboardInterrupt:
         left = f"{json_path} holds the box scores without ERF" if saved else "nothing was written"
         click.echo(f"Interrupted: {left}.", err=True)

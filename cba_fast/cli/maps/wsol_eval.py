@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ...stages import stage
 from ..options import (
     box_options,
     images_option,
@@ -89,7 +90,8 @@ def command(
     print_end(result, json_path)
     written = (report_path, tables, sheets)
     if any(path is not None for path in written):
-        _write_report(np_root, box_config, statistics, images, written, num_workers)
+        with stage("report"):
+            _write_report(np_root, box_config, statistics, images, written, num_workers)
         tell_written(*written)
 
 

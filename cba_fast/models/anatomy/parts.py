@@ -62,7 +62,7 @@ def uncompiled(model: nn.Module) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def fitting(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Say in words where PyTorch fails because device, dtype or channels of images do not fit.
+    """Say in words where PyTorch fails because device, dtype or shape of the images do not fit.
 
     Nothing is refused beforehand, because a network may move or convert its images itself.
 
@@ -96,8 +96,11 @@ def _misfit(model: nn.Module, x: Tensor, said: str) -> str | None:
     if channels and int(channels[1]) == x.shape[1]:
         hint = "; x.expand(-1, 3, -1, -1) repeats a grey one" if x.shape[1] == 1 else ""
         return (
-            f"the images have shape {tuple(x.shape)}, but {name} takes {channels[2]} channels{hint}"
+            f"the images have shape {tuple(x.shape)}, but {name} takes"
+            f" (N, {channels[2]}, H, W){hint}"
         )
+    if re.search("too small|can't be greater", said):
+        return f"the images, {tuple(x.shape)}, are too small for {name}: {said.splitlines()[0]}"
     return None
 
 
@@ -178,7 +181,9 @@ def named_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     if len(found) == 1:
         return found[0], modules[found[0]]
     likely = found or difflib.get_close_matches(layer, modules, n=5)
-    names = list(dict.fromkeys([*likely, *(name for name, _ in model.named_children())]))
+    deep = 0 if len(model._modules) > 3 else 2  # a Sequential of few parts tells little by itself
+    known = sorted((n for n in modules if n and n.count(".") <= deep), key=lambda n: n.count("."))
+    names = list(dict.fromkeys([*likely, *known]))
     more = ", ..." if len(names) > 20 else ""
     raise InputError(
         f"{type_name(model)} has {'several modules' if found else 'no module'} named {layer!r}; "

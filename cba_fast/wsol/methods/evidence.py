@@ -145,7 +145,7 @@ def gather(
         ModelError: the model lacks what is asked for: a linear head over the map, a map, attention
             over all positions, or logits that depend on the features.
         ValueError: `layer` does not exist, its output is not a feature map, the layout of the map
-            cannot be known, or device, dtype or channels of `x` do not fit the model.
+            cannot be known, or device, dtype or shape of `x` do not fit the model.
 
     Example:
         >>> import timm, torch

@@ -38,7 +38,7 @@ def classifier_call(model: nn.Module, calls: Sequence[Call], logits: Tensor, whe
     if not found and head is not None and not is_linear(head):
         raise LacksError(
             f"the classifier of {type_name(model)} must be one nn.Linear or 1x1 convolution "
-            f"after pooling, got {type_name(head)}"
+            f"after pooling, got {_full_name(head)}"
         )
     if not found:
         ran = [f"{c.name} ({type_name(c.module)})" for c in calls if _mixes(c.module)]
@@ -48,6 +48,16 @@ def classifier_call(model: nn.Module, calls: Sequence[Call], logits: Tensor, whe
         )
     _refuse_hidden_layers(model, calls, found[-1], where)
     return found[-1]
+
+
+def _full_name(value: object) -> str:
+    """Return the name of a class, with its package if that is another than PyTorch's or Python's.
+
+    Layers of other packages are called Linear, too.
+    """
+    cls = type(value)
+    known = cls.__module__ == "builtins" or cls.__module__.startswith("torch.nn.modules.")
+    return cls.__qualname__ if known else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def where_maps_end(calls: Sequence[Call], logits: Tensor) -> int:

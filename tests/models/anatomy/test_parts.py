@@ -32,12 +32,12 @@ CASES = {
     "grey": (
         lambda model: model,
         X[:, :1],
-        r"the images have shape \([12], 1, 64, 64\), but .* takes 3 channels; x.expand",
+        r"the images have shape \([12], 1, 64, 64\), but .* takes \(N, 3, H, W\); x.expand",
     ),
     "alpha": (
         lambda model: model,
         torch.cat([X, X[:, :1]], 1),
-        r"the images have shape \([12], 4, 64, 64\), but .* takes 3 channels$",
+        r"the images have shape \([12], 4, 64, 64\), but .* takes \(N, 3, H, W\)$",
     ),
 }
 
@@ -64,6 +64,12 @@ def test_what_does_not_fit_is_named(function, case):
     for make in NETWORKS.values():
         with pytest.raises(InputError, match=message):
             FUNCTIONS[function](change(make()), x)
+
+
+def test_images_that_are_too_small_are_told():
+    model = nn.Sequential(nn.MaxPool2d(9), classifier())
+    with pytest.raises(InputError, match=r"the images, \(2, 3, 8, 8\), are too small for Sequent"):
+        cam(model, X[:, :, :8, :8])
 
 
 def test_a_network_that_converts_its_images_and_other_errors_stay_as_they_are():
