@@ -68,16 +68,18 @@ def _about_erf(collected: Collected) -> list[Claim]:
 
 
 def _compared(a: str, b: str, d: Difference) -> Claim:
-    interval = f"{d.estimate:+.2f} points, interval {d.low:+.2f} to {d.high:+.2f}"
     score = title(d.metric, d.contours, d.iou)
     if d.low <= 0 <= d.high:
+        interval = f"{d.estimate:+.2f} points, interval {d.low:+.2f} to {d.high:+.2f}"
         return Claim(
             False,
-            f"Whether {a} or {b} has the higher {score} is open: the difference ({interval}) may "
-            "be 0. That does not show that they are equal.",
+            f"Whether {a} or {b} has the higher {score} is open: the difference {a} \u2212 {b} "
+            f"({interval}) may be 0. That does not show that they are equal.",
         )
     better, worse = (a, b) if d.estimate > 0 else (b, a)
-    return Claim(True, f"{better} has a higher {score} than {worse} on such images ({interval}).")
+    low, high = sorted((abs(d.low), abs(d.high)))
+    by = f"by {abs(d.estimate):.2f} points, interval {low:.2f} to {high:.2f}"
+    return Claim(True, f"{better} has a higher {score} than {worse} on such images, {by}.")
 
 
 def _about(run: ReportRun, collected: Collected) -> list[Claim]:

@@ -415,7 +415,9 @@ class SweepConfig:
 
     steps: Annotated[int, Range(2)] = setting(5, "Mixtures from cross to square, both included.")
     num_images: Positive = setting(
-        4, "Images of each ERF map, the first ones of the set.", option="num_samples"
+        4,
+        "Images of each ERF map, the first ones of the set.",
+        option=("num_images", "num_samples"),
     )
     evaluations: Positive = setting(12, "Most maps that a search adds.")
 

@@ -38,7 +38,7 @@ def arguments(*extra, **options):
         "test_dataset": "birds",
         "input_size": SIZE,
         "num_workers": 0,
-        "num_samples": 2,
+        "num_images": 2,
         "steps": 3,
         **options,
     }

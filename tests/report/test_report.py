@@ -17,7 +17,7 @@ from cba_fast.errors import InputError
 from cba_fast.ops import best_box_iou, box_sweep
 from cba_fast.report import MapKeeper, collect, render
 from cba_fast.report.causes import DEFINITIONS, ELSEWHERE, HIT, MANY, MORE, PART, judge
-from cba_fast.report.claims import find_claims
+from cba_fast.report.claims import _compared, find_claims
 from cba_fast.report.collect import class_names
 from cba_fast.runs.evaluate import evaluate
 from cba_fast.runs.ranks import Ranks
@@ -29,6 +29,7 @@ from cba_fast.runs.settings import (
     ReportConfig,
     RunConfig,
 )
+from cba_fast.wsol.scoring.bootstrap import Difference
 
 N = 12
 
@@ -166,6 +167,29 @@ def test_a_sample_is_stated_and_holds_best_and_worst(root):
     assert "6 images of 12, by the IoU of sharp" in page.text
     assert "--photo" not in str(page.tags)  # no images were given
     assert Page(render(collected_of(root, ("sharp",), gallery=0))).data["cards"] == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "text"),
+    [
+        (
+            -6.5,
+            -10.5,
+            -1.5,
+            "B has a higher MaxBoxAcc than A .*, by 6.50 points, interval 1.50 to 10",
+        ),
+        (6.5, 1.5, 10.5, "A has a higher MaxBoxAcc than B .*, by 6.50 points, interval 1.50 to 10"),
+        (
+            -1.0,
+            -4.0,
+            2.0,
+            r"open: the difference A \u2212 B \(-1.00 points, interval -4.00 to \+2.00\)",
+        ),
+    ],
+)
+def test_a_claim_on_two_runs_names_the_better_one_first(difference, low, high, text):
+    found = Difference("box_acc", "largest", 0.5, difference, low, high, 1.0, 0.0, 60, 60, 0.1)
+    assert re.search(text, _compared("A", "B", found).text)
 
 
 def test_runs_over_other_images_are_not_compared(root, tmp_path):
