@@ -12,6 +12,7 @@ from cba_fast import erf
 from cba_fast.erf import lean, memory, recompute
 from cba_fast.erf.gradients import frozen
 from cba_fast.erf.lean import lean_convolutions
+from cba_fast.errors import InputError
 from cba_fast.models import inference_form
 from cba_fast.nn import MapLinear
 
@@ -162,7 +163,7 @@ def test_lean_convolutions_follow_autocast():
 
 def test_forwards_are_restored_after_an_error():
     model = small("replknet")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="takes .N, 3, H, W."):
         erf.input_gradient(model, torch.ones(1, 5, 64, 64), checkpoint="block")
     assert not any("forward" in vars(m) for m in model.modules())
 

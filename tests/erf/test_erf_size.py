@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cba_fast import erf
 from cba_fast.data import Report
-from cba_fast.errors import ImageError
+from cba_fast.errors import ImageError, InputError
 
 
 class Linear(nn.Module):
@@ -142,7 +142,7 @@ def test_weights_are_frozen_and_everything_is_restored():
 
 def test_flags_are_restored_after_an_error():
     model = Net()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="takes .N, 3, H, W."):
         erf.input_gradient(model, torch.zeros(1, 4, 8, 8))  # 4 channels
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
