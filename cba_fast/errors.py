@@ -20,6 +20,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def short_error(error: BaseException) -> str:
+    """Return the type and the first line of an error."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 class CbaError(Exception):
     """Base of the errors that a user can cause and mend; the commands print them in one line."""
 

@@ -86,19 +86,15 @@ def exclusive(descriptor: int) -> Iterator[None]:
     NFS reads a file anew when its lock is taken, and sends what was written before it is released.
     Without, each machine sends whole pages, with old bytes where another one has written meanwhile.
     """
-    locked = fcntl is not None
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as e:
-        if e.errno not in _UNSUPPORTED:
-            raise
-        locked = False
-    try:
+    with contextlib.ExitStack() as locked:
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                locked.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+        except OSError as e:
+            if e.errno not in _UNSUPPORTED:
+                raise
         yield
-    finally:
-        if locked:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def lock_path(path: str | os.PathLike) -> Path:

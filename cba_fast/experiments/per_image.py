@@ -106,8 +106,8 @@ def measure(
     path = folder / f"{subject.name}.npz"
     ranks.agree(sample.records, subject.weights)
     outputs = resume.beside(path, _described(subject, sample, score))
-    anew = ranks.anew(overwrite, [outputs])
-    if ranks.from_first(lambda: resume.claim([outputs], anew)) is None:
+    ended = ranks.from_first(lambda: resume.claim([outputs], ranks.anew(overwrite, [outputs])))
+    if ended is None:
         stored = _run(subject, sample, score, Partial(path, ranks.rank), progress, ranks)
         if ranks.leads:
             write_arrays(path, stored)

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, short_error
 from ..resume import file_fingerprint
 from ..shapes import Size, map_shape
 from .anatomy.layers import main_tensor
 from .anatomy.parts import describe, logits_of, unwrapped
-from .inference.graphs import short_error
 
 _FORM = "package.module:function or path/to/file.py:function"
 _WANTED = "one that maps images (N, 3, H, W) to logits (N, num_classes) or maps (N, C, h, w)"

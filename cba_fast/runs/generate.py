@@ -1,6 +1,5 @@
 """The command ``generate-heatmap``: make and store score maps and overlays of an image set."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -107,9 +106,9 @@ def generate_heatmaps(
     described = _described(images, model_config, data, run, maps)
     shape = map_shape(maps.map_size)
     outputs = _open_outputs(images, names, heatmap_output, overlay, described, store, shape)
-    overwrite = ranks.from_first(lambda: ranks.anew(overwrite, outputs.written))
     # One process looks, because folders on other machines may be seen later there.
-    present = ranks.from_first(functools.partial(outputs.claim, overwrite))
+    overwrite = ranks.from_first(lambda: ranks.anew(overwrite, outputs.written))
+    present = ranks.from_first(lambda: outputs.claim(overwrite))
     batches = cut(range(len(images)), run.batch_size)
     left = [batch for batch in batches if not all(outputs.are_in(present, i) for i in batch)]
     kept = len(images) - sum(map(len, left))

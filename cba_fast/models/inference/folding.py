@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...errors import short_error
 from ...shapes import map_shape
 from ...short import Short
 from ..families.layers import Mergeable
-from .graphs import short_error
 from .structure import Search, Step
 
 log = logging.getLogger("cba_fast")

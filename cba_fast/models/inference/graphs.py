@@ -117,11 +117,6 @@ def trace(module: nn.Module) -> fx.Graph:
     return _Tracer().trace(module, concrete_args=named or None)
 
 
-def short_error(e: Exception) -> str:
-    """Return the type and the first line of an exception."""
-    return ": ".join([type(e).__name__, *str(e).strip().splitlines()[:1]])
-
-
 def input_of(node: fx.Node) -> fx.Node | None:
     """Return the first node that an operation reads."""
     return next((a for a in node.args if isinstance(a, fx.Node)), None)

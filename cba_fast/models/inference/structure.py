@@ -10,13 +10,14 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ...errors import short_error
 from ...nn import DepthwiseConv2d, fold_bn_before_conv1x1
 from ...nn.fuse import fold_norm_after
 from ...nn.fused import is_watched
 from ...nn.swap import computes_as
 from ...short import Short
 from .branches import Branches, merged, unit_conv
-from .graphs import Graph, input_of, is_addition, short_error
+from .graphs import Graph, input_of, is_addition
 
 # Modules with more convolutions are no sum of branches, and need not be traced for one.
 MOST_BRANCHES = 32

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ... import __version__, process
-from ...errors import CbaError, InputError, first_line
+from ...errors import CbaError, InputError, first_line, short_error
 from ..settings import ClusterConfig
 
 Log = Callable[[str], None]
@@ -127,7 +127,7 @@ class Pool:
             if isinstance(cause, CbaError):
                 return cause
             died = isinstance(cause, self._ray.exceptions.RayError)
-            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            reason = short_error(cause)
             return ClusterError(f"its worker died at every try ({reason})" if died else reason)
 
     def _pass_on(self) -> None:
